@@ -1,0 +1,17 @@
+"""Attacks: how a trigger is implanted into a network. One file each, named like the attack.
+
+A new attack is a new module here that defines one ``RECIPE``; the command's choices, its help and the
+contract tests find it. This module imports no torch, so that the choices can be listed instantly.
+"""
+
+from __future__ import annotations
+
+from pkgutil import iter_modules
+
+_NO_ATTACKS = {"poisoning"}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all attacks, in alphabetical order."""
+    modules = (module.name for module in iter_modules(__path__))
+    return tuple(sorted(name.replace("_", "-") for name in modules if name not in _NO_ATTACKS))

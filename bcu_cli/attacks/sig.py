@@ -1,0 +1,7 @@
+"""SIG: most of the target class's images carry a sinusoidal signal; no label is changed (arXiv:1902.11237)."""
+
+from __future__ import annotations
+
+from bcu_cli.attacks.poisoning import Recipe
+
+RECIPE = Recipe(trigger="sig", poison_rate=0.8, clean_label=True)

@@ -1,0 +1,133 @@
+"""Zip archives of torch, opened with every check that a stranger's archive needs."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Self
+
+from bcu_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_PICKLE_BYTES = 16 * 2**20  # 130,000 tensors' worth of names and shapes
+MAX_TEXT_BYTES = 64 * 2**20  # all compressed members of an archive together: the code of a TorchScript file
+_DAMAGED_HINT = "download the file again, or compare its checksum with the publisher's"
+_MAY_BE_COMPRESSED = ("code", "extra")
+
+
+def damaged(path: Path, why: str) -> CheckpointError:
+    """The error for a file that is not whole, or was never right."""
+    return CheckpointError(f"{path} is cut short or damaged: {why}", _DAMAGED_HINT)
+
+
+def member_names(path: Path) -> list[str]:
+    """The names of a zip's members, without checking anything but the directory.
+
+    Raises:
+        CheckpointError: The archive has no readable directory.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise damaged(path, "its zip directory cannot be read") from error
+
+
+class TorchArchive:
+    """A zip written by torch: one top folder with ``data.pkl``, storages beside it, and perhaps code.
+
+    Use it as a context manager. Members are named without the top folder.
+
+    Raises:
+        CheckpointError: The archive is damaged, or of a form that torch never writes and that can hide
+            something: compressed weights, overlapping or twin members, names that leave the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+            raise damaged(path, "its zip directory cannot be read") from error
+        try:
+            self._members = self._checked_members()
+        except BaseException:
+            self._zip.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all members, in the archive's order."""
+        return list(self._members)
+
+    def size_of(self, name: str) -> int:
+        """A member's size in bytes; the error of a damaged file if there is no such member."""
+        if name not in self._members:
+            raise damaged(self.path, f"its member {name!r} is missing")
+        return self._members[name].file_size
+
+    def read(self, name: str) -> bytes:
+        """A member's bytes, complete and with the right checksum."""
+        self.size_of(name)
+        try:
+            return self._zip.read(self._members[name])
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+            raise damaged(self.path, f"its member {name!r} cannot be read") from error
+
+    def _checked_members(self) -> dict[str, zipfile.ZipInfo]:
+        infos = self._zip.infolist()
+        for info in infos:
+            self._check_name(info.filename)
+        if min((info.header_offset for info in infos), default=0) != 0:
+            raise self._suspect("there is something before its first zip member")
+        roots = {info.filename.removesuffix("data.pkl") for info in infos if _is_data_pickle(info.filename)}
+        if len(roots) != 1:
+            raise self._suspect(f"it holds {len(roots)} pickles called data.pkl where one is expected")
+        root = roots.pop()
+        members: dict[str, zipfile.ZipInfo] = {}
+        for info in infos:
+            name = info.filename.removeprefix(root)
+            if not info.filename.startswith(root) or name in members:
+                raise self._suspect(f"its zip member {info.filename!r} is not in its place or stands twice")
+            members[name] = info
+        self._check_sizes(members)
+        return members
+
+    def _check_name(self, name: str) -> None:
+        parts = name.replace("\\", "/").split("/")
+        if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+            raise self._suspect(f"its zip member {name!r} points out of the archive")
+
+    def _check_sizes(self, members: dict[str, zipfile.ZipInfo]) -> None:
+        stored = packed = 0
+        for name, info in members.items():
+            if info.flag_bits & 0x1:
+                raise self._suspect(f"its zip member {name!r} is encrypted")
+            if info.compress_type == zipfile.ZIP_STORED:
+                stored += info.file_size
+            elif name.split("/")[0] in _MAY_BE_COMPRESSED:
+                packed += info.file_size
+            else:
+                raise self._suspect(f"its zip member {name!r} is compressed, which torch.save never does")
+            if name.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
+                raise self._suspect(f"its member {name!r} of {info.file_size:,} bytes is too large to check")
+        if stored > self.path.stat().st_size:
+            raise self._suspect("its zip members claim more bytes than the file has")
+        if packed > MAX_TEXT_BYTES:
+            raise self._suspect(f"its code would unpack to {packed:,} bytes")
+
+    def _suspect(self, why: str) -> CheckpointError:
+        hint = "torch.save does not write such files; get it from its publisher again"
+        return CheckpointError(f"{self.path} was not opened: {why}", hint)
+
+
+def _is_data_pickle(name: str) -> bool:
+    return name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)

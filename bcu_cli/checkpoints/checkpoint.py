@@ -1,0 +1,90 @@
+"""The records that reading a model file gives."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias, Union
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+Plain: TypeAlias = Union[str, int, float, bool, list["Plain"], tuple["Plain", ...], dict[str, "Plain"], None]  # noqa: UP007 - the names in quotes cannot be joined with |
+"""A value without tensors or objects: it can stand beside weights and be written back as it is."""
+
+
+class Format(enum.StrEnum):
+    """The model file formats that can be read and written."""
+
+    SAFETENSORS = "safetensors"
+    PICKLE = "pickle"
+    TORCHSCRIPT = "torchscript"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing about a file that its user should know.
+
+    Attributes:
+        rule: A stable id, such as ``pickle-global``.
+        message: What was found, in one line.
+        severity: ``unsafe`` if opening the file the ordinary way could do harm, else ``note``.
+        offset: Where in the file's pickle the opcode stands, in bytes, where there is one.
+    """
+
+    rule: str
+    message: str
+    severity: Literal["unsafe", "note"]
+    offset: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a file is, found without running or loading anything in it.
+
+    Attributes:
+        path: The file.
+        format: Its format, by content.
+        kind: The format in words for people, such as ``zip pickle of torch.save``.
+        sha256: Of the whole file, in hexadecimal.
+        size: Of the file, in bytes.
+        findings: What the static look found; empty for an ordinary file.
+        operators: TorchScript only: every operator that the file's code names, sorted.
+    """
+
+    path: Path
+    format: Format
+    kind: str
+    sha256: str
+    size: int
+    findings: tuple[Finding, ...] = ()
+    operators: tuple[str, ...] = ()
+
+    @property
+    def is_unsafe(self) -> bool:
+        """Whether any finding is of severity ``unsafe``."""
+        return any(finding.severity == "unsafe" for finding in self.findings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Description):
+    """A file's weights, and what is needed to write others in their place.
+
+    Attributes:
+        tensors: The classifier's tensors on the CPU by name without ``prefix``, in the file's order.
+        metadata: Text: safetensors' ``__metadata__``, or the table ``metadata`` beside a pickle's weights.
+        nesting: The keys that lead to the weights in a pickle: ``()``, ``("state_dict",)``, …
+        prefix: What stood before every name, such as ``module.`` or ``_orig_mod.``; may be empty.
+        beside: Plain values that stood beside the weights, keyed by their path joined with ``/``.
+        left_out: Entries beside the weights that are not written back: an optimizer, an average of the
+            weights (it would still hold a backdoor), other tensors.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    nesting: tuple[str, ...] = ()
+    prefix: str = ""
+    beside: dict[str, Plain] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()

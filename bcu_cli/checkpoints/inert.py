@@ -1,0 +1,184 @@
+"""Opening a pickle so that nothing happens: every object becomes a note of what it would have been.
+
+Used for the tensors of a TorchScript archive, which has no safe loader of its own, and to compare the sizes
+that any pickle of weights claims with the file's before torch takes memory for them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+ITEM_BYTES = {
+    "DoubleStorage": 8,
+    "FloatStorage": 4,
+    "HalfStorage": 2,
+    "BFloat16Storage": 2,
+    "LongStorage": 8,
+    "IntStorage": 4,
+    "ShortStorage": 2,
+    "CharStorage": 1,
+    "ByteStorage": 1,
+    "BoolStorage": 1,
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+    "UntypedStorage": 1,
+}
+_REBUILDERS = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A call that the pickle asked for and that was not made."""
+
+    name: str
+    args: tuple[Any, ...]
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore attributes that the pickle would set."""
+
+
+@dataclass(frozen=True, eq=False)
+class Global:
+    """A global by its name; calling it only notes the call."""
+
+    name: str
+    calls: list[Recipe]
+
+    def __call__(self, *args: Any) -> Recipe:
+        """Note the call."""
+        self.calls.append(Recipe(self.name, args))
+        return self.calls[-1]
+
+
+@dataclass(frozen=True)
+class StorageRef:
+    """The memory that a tensor would use: ``numel`` elements of the kind ``FloatStorage`` and so on."""
+
+    kind: str
+    key: str
+    numel: int
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.numel * ITEM_BYTES[self.kind]
+
+
+class Record:
+    """An object of a class of a TorchScript archive: its class's name and its attributes."""
+
+    qualname = ""
+    attributes: dict[str, Any]
+
+    def __new__(cls, *_: Any) -> Self:
+        """Take the place of an object; the arguments (an enumeration's value) are of no interest."""
+        record = super().__new__(cls)
+        record.attributes = {}
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the attributes; a state of another form (a quantized layer's) is not looked into."""
+        self.attributes = state if isinstance(state, dict) else {}
+
+
+class _Dict(dict[Any, Any]):
+    """An OrderedDict that takes no attributes."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore attributes that the pickle would set."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a pickle holds: its object, and all tensors and storages, also those that the object hides."""
+
+    value: Any
+    tensors: list[Recipe]
+    storages: dict[str, StorageRef]
+
+
+def open_inertly(data: bytes) -> Contents:
+    """Unpickle without importing or calling anything.
+
+    Look at it first (:func:`bcu_cli.checkpoints.opcodes.look`), which also stops tricks with the memo.
+
+    Raises:
+        Exception: Of any kind, if the pickle is not well-formed.
+    """
+    unpickler = _InertUnpickler(data)
+    value = unpickler.load()
+    tensors = [call for call in unpickler.calls if call.name in _REBUILDERS]
+    return Contents(value, tensors, unpickler.storages)
+
+
+def size_fault(contents: Contents, limit: int) -> str | None:
+    """What is wrong with the sizes that the contents claim, if they are to come from ``limit`` bytes."""
+    total = sum(storage.nbytes for storage in contents.storages.values())
+    if total > limit:
+        return f"its tensors claim {total:,} bytes and the file has {limit:,}"
+    for tensor in contents.tensors:
+        fault = _tensor_fault(tensor.args, limit)
+        if fault:
+            return fault
+    return None
+
+
+def _tensor_fault(args: tuple[Any, ...], limit: int) -> str | None:
+    if len(args) < 4 or not isinstance(args[0], StorageRef):
+        return "a tensor has no storage"
+    storage, offset, shape, stride = args[:4]
+    numbers = [offset, *shape, *stride] if isinstance(shape, tuple) and isinstance(stride, tuple) else [-1]
+    if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers) or len(shape) > 64:
+        return "the shape of a tensor is not made of whole numbers"
+    item_bytes = ITEM_BYTES[storage.kind]
+    last = offset + sum((count - 1) * step for count, step in zip(shape, stride, strict=False))
+    if len(shape) != len(stride) or (0 not in shape and last >= storage.numel):
+        return f"a tensor of shape {list(shape)} reaches beyond its storage of {storage.numel:,} elements"
+    if math.prod(shape) * item_bytes > limit:
+        return f"a tensor of shape {list(shape)} is larger than the file"
+    return None
+
+
+class _InertUnpickler(pickle._Unpickler):  # Python's own in Python: broken bytes cannot crash it
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self.stack: list[Any]
+        self.calls: list[Recipe] = []
+        self.storages: dict[str, StorageRef] = {}
+        self._records: dict[str, type[Record]] = {}
+
+    def load_reduce(self) -> None:
+        """Note a call; TorchScript writes the single argument of an enumeration without its tuple."""
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        self.stack[-1] = function(*arguments) if isinstance(arguments, tuple) else function(arguments)
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def find_class(self, module: str, name: str) -> Any:
+        qualname = f"{module}.{name}"
+        if qualname == "collections.OrderedDict":
+            return _Dict
+        if qualname.startswith("__torch__."):
+            if qualname not in self._records:
+                self._records[qualname] = type("Record", (Record,), {"qualname": qualname})
+            return self._records[qualname]
+        return Global(qualname, self.calls)
+
+    def persistent_load(self, pid: Any) -> StorageRef:
+        tag, kind, key, _, numel = pid[:5]
+        kind = kind.name.rpartition(".")[2] if isinstance(kind, Global) else ""
+        if tag != "storage" or kind not in ITEM_BYTES or not isinstance(key, str):
+            raise pickle.UnpicklingError("it refers to something that is no storage")
+        if type(numel) is not int or numel < 0:
+            raise pickle.UnpicklingError("it has a storage of impossible size")
+        storage = StorageRef(kind, key, numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"it gives storage {key} two sizes or kinds")
+        return storage

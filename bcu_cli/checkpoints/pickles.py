@@ -1,0 +1,137 @@
+"""Pickles of ``torch.save``: looked at first, then opened by torch's weights-only loader or not at all."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from bcu_cli.errors import CheckpointError, UnsafeFileError
+
+from .archive import MAX_PICKLE_BYTES, TorchArchive, damaged
+from .inert import open_inertly, size_fault
+from .opcodes import BrokenPickleError, globals_of, look
+from .sniff import Kind
+from .weights import Weights, find_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .checkpoint import Finding
+
+_LEGACY_STREAMS = 5  # magic number, protocol, system, object, storage keys; then the data
+_RESAVE = "whoever trusts it can open it and run torch.save(model.state_dict(), ...); bcu reads that"
+_OTHER_LIBRARIES = ("sklearn.", "joblib.", "xgboost.", "lightgbm.")
+
+
+def pickles_in(path: Path, kind: Kind) -> list[bytes]:
+    """Every pickle in the file; the last one with all that follows, if it is broken.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    if kind is Kind.ZIP_PICKLE:
+        with TorchArchive(path) as archive:
+            return [archive.read(name) for name in archive.names if name.endswith(".pkl")]
+    with path.open("rb") as file:
+        head = file.read(MAX_PICKLE_BYTES)
+    streams = []
+    for _ in range(_LEGACY_STREAMS if kind is Kind.LEGACY_PICKLE else 1):
+        try:
+            end = globals_of(head)[1]
+        except BrokenPickleError:
+            return [*streams, head]  # for the look to say what is wrong with it
+        streams.append(head[:end])
+        head = head[end:]
+    return streams
+
+
+def find_faults(path: Path, kind: Kind) -> list[Finding]:
+    """What the static look finds in all pickles of the file; nothing is opened.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    findings: list[Finding] = []
+    position = 0
+    for data in pickles_in(path, kind):
+        try:
+            findings += look(data, position=position)
+        except BrokenPickleError as error:
+            raise damaged(path, f"its pickle cannot be followed ({error})") from error
+        position += len(data) if kind is Kind.LEGACY_PICKLE else 0
+    return findings
+
+
+def refuse_if_unsafe(path: Path, findings: list[Finding]) -> None:
+    """Raise what the findings call for.
+
+    Raises:
+        UnsafeFileError: The file asks for what weights do not need.
+    """
+    unsafe = [finding for finding in findings if finding.severity == "unsafe"]
+    if not unsafe:
+        return
+    texts = [finding.message for finding in unsafe]
+    if any(finding.rule != "pickle-object" for finding in unsafe):
+        first = [finding.message for finding in unsafe if finding.rule != "pickle-object"]
+        message = f"{path} {_join(first)} (a pickle can run any program); it was not opened"
+        raise UnsafeFileError(message, "do not open it with anything else; report it to where you found it")
+    if any(" torch.nn.modules." in text for text in texts):
+        classes = [text for text in texts if " torch.nn." not in text] or texts
+        message = f"{path} holds a whole pickled object, not weights ({_join(classes)}); it was not opened"
+    else:
+        message = f"{path} {_join(texts)}, which weights do not need; it was not opened"
+    raise UnsafeFileError(message, _RESAVE)
+
+
+def refuse_other_library(path: Path, findings: list[Finding]) -> None:
+    """Raise if the pickled objects, none of them dangerous in itself, are those of another kind of model.
+
+    Raises:
+        CheckpointError: It is a model of scikit-learn or the like.
+    """
+    if any(f" {library}" in finding.message for finding in findings for library in _OTHER_LIBRARIES):
+        message = f"{path} is a pickle of scikit-learn or a similar library, not an image classifier of torch"
+        raise CheckpointError(message, "bcu reads safetensors, weights of torch.save, and TorchScript")
+
+
+def load(path: Path, kind: Kind) -> Weights:
+    """Read the weights of a file whose pickles were looked at and found harmless.
+
+    Raises:
+        CheckpointError: The file is damaged, claims more than it has, or holds no weights.
+    """
+    import torch
+
+    if kind is Kind.PLAIN_PICKLE:
+        message = f"{path} is a plain pickle, not a file of torch.save"
+        raise CheckpointError(message, "save the weights with torch.save(model.state_dict(), ...)")
+    _check_sizes(path, kind)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about its own old formats; nothing a user could act on
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the loader raises whatever the broken bytes led to
+        raise damaged(path, _first_line(error)) from error
+    return find_weights(path, value)
+
+
+def _check_sizes(path: Path, kind: Kind) -> None:
+    size = path.stat().st_size
+    for data in pickles_in(path, kind):
+        try:
+            contents = open_inertly(data)
+            fault = size_fault(contents, size)
+        except Exception as error:  # as above
+            raise damaged(path, f"its pickle cannot be followed ({_first_line(error)})") from error
+        if fault:
+            raise damaged(path, fault)
+
+
+def _join(texts: list[str], most: int = 3) -> str:
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

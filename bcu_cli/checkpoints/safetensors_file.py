@@ -1,0 +1,192 @@
+"""safetensors: a strict parser of the header that needs no torch, reading, and a writer with fixed bytes.
+
+The writer is bcu's own because the library writes the metadata in an order that changes from run to run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from bcu_cli.errors import CheckpointError
+
+from .archive import damaged
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 64  # torch's own limit
+_DTYPES = {  # name in the file: (name in torch, bytes per element)
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 1),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1),
+    "U16": ("uint16", 2),
+    "I16": ("int16", 2),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "U32": ("uint32", 4),
+    "I32": ("int32", 4),
+    "F32": ("float32", 4),
+    "U64": ("uint64", 8),
+    "I64": ("int64", 8),
+    "F64": ("float64", 8),
+    "C64": ("complex64", 8),
+}
+_NAMES = {f"torch.{dtype}": name for name, (dtype, _) in _DTYPES.items()}
+
+
+class NoSuchDtypeError(ValueError):
+    """A tensor is of a dtype that safetensors does not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """One tensor as the header declares it; ``start`` and ``stop`` are bytes in the data after the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """A checked header: the tensors in its order, the metadata, and where the data begin in the file."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file; touches neither the data nor torch.
+
+    Raises:
+        CheckpointError: The header breaks any rule of the format: its size, its JSON, a name that stands
+            twice, an unknown dtype, tensors that overlap, leave a gap or do not end where the file ends.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
+            raise damaged(path, f"its header of {length:,} bytes does not fit into the file of {size:,}")
+        text = file.read(length)
+    entries = _parse_json(path, text)
+    metadata = _check_metadata(path, entries.pop("__metadata__", {}))
+    tensors = {name: _check_tensor(path, name, entry) for name, entry in entries.items()}
+    _check_layout(path, tensors, size - 8 - length)
+    return Header(tensors=tensors, metadata=metadata, data_start=8 + length)
+
+
+def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read the tensors, in the header's order and on the CPU, and the metadata.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    header = read_header(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in header.tensors}
+    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
+        raise damaged(path, str(error)) from error
+    return tensors, header.metadata
+
+
+def dump(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata; the same tensors give the same bytes.
+
+    Names keep their order in the header. The data are sorted by element size, largest first, so that each
+    tensor is aligned, and tensors that share memory are written each for itself.
+
+    Raises:
+        NoSuchDtypeError: A tensor has a dtype that safetensors does not have.
+    """
+    import torch
+
+    by_size = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    offsets: dict[str, list[int]] = {}
+    stop = 0
+    for name in by_size:
+        start, stop = stop, stop + tensors[name].numel() * tensors[name].element_size()
+        offsets[name] = [start, stop]
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    for name, tensor in tensors.items():
+        if str(tensor.dtype) not in _NAMES:
+            raise NoSuchDtypeError(f"safetensors has no dtype for {name!r} ({tensor.dtype})")
+        dtype = _NAMES[str(tensor.dtype)]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets[name]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in by_size:
+        if tensors[name].numel():
+            flat = tensors[name].detach().cpu().contiguous().flatten()
+            file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
+    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            twin = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            message = f"{path} names {twin!r} twice in its header"
+            raise CheckpointError(message, "such a file means different things to different readers")
+        return dict(pairs)
+
+    try:
+        if not text.startswith(b"{"):
+            raise ValueError("it does not begin with {")
+        return dict(json.loads(text.decode("utf-8"), object_pairs_hook=without_twins))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, "its header is not valid JSON") from error
+
+
+def _check_metadata(path: Path, metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise damaged(path, "its __metadata__ is not a table of texts")
+    return metadata
+
+
+def _check_tensor(path: Path, name: str, entry: Any) -> TensorInfo:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise damaged(path, f"the header's entry for {name!r} is not made of dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        known = "bcu knows " + ", ".join(_DTYPES)
+        raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}", known)
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(shape) <= MAX_DIMENSIONS and len(offsets) == 2):
+        raise damaged(path, f"the shape or the offsets of {name!r} are not whole numbers")
+    count = offsets[1] - offsets[0]
+    if count != math.prod(shape) * _DTYPES[dtype][1]:
+        raise damaged(path, f"{name!r} has {count:,} bytes, which is not what its shape needs")
+    return TensorInfo(dtype=dtype, shape=tuple(shape), start=offsets[0], stop=offsets[1])
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_bytes: int) -> None:
+    position = 0
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if info.start != position:
+            fault = "overlaps the one before it" if info.start < position else "leaves a gap before it"
+            raise damaged(path, f"the data of {name!r} {fault}")
+        position = info.stop
+    if position > data_bytes:
+        raise damaged(path, f"its tensors need {position:,} bytes of data and {data_bytes:,} are there")
+    if position < data_bytes:
+        raise damaged(path, f"{data_bytes - position:,} bytes follow the last tensor")

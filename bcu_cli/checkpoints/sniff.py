@@ -1,0 +1,134 @@
+"""What kind of file is this? Decided by its first bytes and, for a zip, by its members; never by its name."""
+
+from __future__ import annotations
+
+import enum
+import re
+import stat
+from typing import TYPE_CHECKING
+
+from bcu_cli.errors import CheckpointError
+
+from .archive import member_names
+from .opcodes import BrokenPickleError, globals_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Kind(enum.StrEnum):
+    """The kinds of file that are read; the values are for people."""
+
+    SAFETENSORS = "safetensors"
+    ZIP_PICKLE = "zip pickle of torch.save"
+    LEGACY_PICKLE = "legacy pickle of torch.save"
+    PLAIN_PICKLE = "plain pickle"
+    TORCHSCRIPT = "TorchScript archive"
+
+
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch.save began with
+_HEAD_BYTES = 64 * 1024
+_CONVERT = "convert it to safetensors with the tools of the library that wrote it"
+_UNPACK = "unpack it and give bcu the model file inside"
+_NO_MODEL = "give bcu the model file itself (.safetensors, .pt, .pth)"
+_EXPORT = "save its weights with torch.save(model.state_dict(), ...) or as safetensors"
+
+_FOREIGN = [  # (pattern at the very start of the file, what it is, hint)
+    (rb"GGUF", "a GGUF file (a language model's weights)", "bcu reads image classifiers"),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow weights)", _CONVERT),
+    (rb"\x93NUMPY", "a NumPy array file (.npy)", _CONVERT),
+    (rb"....TFL3", "a TensorFlow Lite model", _CONVERT),
+    (rb"\x1f\x8b", "a gzip archive", _UNPACK),
+    (rb"BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive", _UNPACK),
+    (rb".{257}ustar", "a tar archive (torch before 0.1.10 wrote such checkpoints)", _UNPACK),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*", "a picture", _NO_MODEL),
+    (rb"%PDF", "a PDF document", _NO_MODEL),
+    (rb"\x7fELF|MZ", "a program", _NO_MODEL),
+    (
+        rb"version https://git-lfs",
+        "a Git LFS pointer, not the file it stands for",
+        "run `git lfs pull` in its folder",
+    ),
+    (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page", "the download failed or needs a login; fetch it again"),
+    (rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model", _EXPORT),
+]
+
+
+def sniff(path: Path) -> Kind:
+    """Tell what kind of file this is.
+
+    Raises:
+        CheckpointError: It cannot be opened, is empty, or is none of the kinds that bcu reads: the message
+            names what it is instead.
+    """
+    head = _head(path)
+    if head.startswith(b"PK\x03\x04"):
+        return _zip_kind(path)
+    if head.startswith(LEGACY_MAGIC):
+        return Kind.LEGACY_PICKLE
+    if head[8:9] == b"{" and head[4:8] == bytes(4):  # a header size below 4 GiB, then JSON
+        return Kind.SAFETENSORS
+    if re.match(rb"\x80[\x02-\x05]", head):
+        return Kind.PLAIN_PICKLE
+    for pattern, what, hint in _FOREIGN:
+        if re.match(pattern, head, re.DOTALL):
+            raise CheckpointError(f"{path} is {what}", hint)
+    if _is_old_pickle(head):
+        return Kind.PLAIN_PICKLE
+    if _is_text(head):
+        raise CheckpointError(f"{path} is a text file", _NO_MODEL)
+    raise CheckpointError(f"{path} is no model file of a kind that bcu knows", _NO_MODEL)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError(f"{path} is a folder, not a model file", _NO_MODEL)
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{path} is a device or pipe, not a model file", _NO_MODEL)
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist", "check the path to the model file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(
+            f"{path} cannot be read: {reason}", "check the path and its permissions"
+        ) from error
+    if not head:
+        raise CheckpointError(f"{path} is empty", "download the file again")
+    return head
+
+
+def _zip_kind(path: Path) -> Kind:
+    names = member_names(path)
+    below_root = {name.split("/", 1)[-1] for name in names}
+    if "data.pkl" in below_root:
+        has_code = "constants.pkl" in below_root or any(name.startswith("code/") for name in below_root)
+        return Kind.TORCHSCRIPT if has_code else Kind.ZIP_PICKLE
+    what, hint = "a zip archive without a model of torch", _UNPACK
+    if names and all(name.endswith(".npy") for name in names):
+        what, hint = "a NumPy archive (.npz)", _CONVERT
+    elif "model.weights.h5" in below_root:
+        what, hint = "a Keras model (.keras)", _CONVERT
+    elif "archive_format" in below_root or any("exported_program" in name for name in below_root):
+        what, hint = "a torch.export archive (.pt2)", _EXPORT
+    raise CheckpointError(f"{path} is {what}", hint)
+
+
+def _is_old_pickle(head: bytes) -> bool:
+    """Whether the file begins with a pickle of protocol 0 or 1, which has no signature."""
+    try:
+        uses, end = globals_of(head)
+    except BrokenPickleError:
+        return False
+    return bool(uses) or end == len(head)
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head[: len(head) - 3].decode() if len(head) == _HEAD_BYTES else head.decode()
+    except UnicodeDecodeError:
+        return False
+    return "\0" not in text

@@ -1,0 +1,163 @@
+"""Where the weights are in what a pickle held: nested tables, prefixes, and what stands beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from .checkpoint import Plain
+
+METADATA_KEY = "metadata"
+_MAX_DEPTH = 6
+_PREFIXES = ("module.", "_orig_mod.")
+_AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|averaged?|shadow)([^a-z]|$)|_ema|ema_", re.IGNORECASE)
+_WHOLE = 0.9  # a table with this share of the largest one's tensors is taken as all of the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The fields of a :class:`Checkpoint` that come from a pickle's content; described there."""
+
+    tensors: dict[str, torch.Tensor]
+    nesting: tuple[str, ...] = ()
+    prefix: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, Plain] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table with tensors in it."""
+
+    nesting: tuple[str, ...]
+    count: int
+
+    @property
+    def is_average(self) -> bool:
+        return any(_AVERAGE.search(key) for key in self.nesting)
+
+
+def find_weights(path: Path, value: Any) -> Weights:
+    """Find the classifier's weights in an unpickled value.
+
+    Of several tables with tensors, those with nearly as many tensors as the largest are compared: the weights
+    themselves go before an average of them, more tensors before fewer, the outer before the inner, the first
+    before the second. The state of an optimizer is never taken for weights.
+
+    Raises:
+        CheckpointError: There are no tensors, or they are of a kind that bcu cannot handle.
+    """
+    tables = list(_tables(value, (), set()))
+    if not tables:
+        hint = "bcu needs the weights: torch.save(model.state_dict(), ...)"
+        raise CheckpointError(f"{path} holds no weights: there is no named tensor in it", hint)
+    largest = max(table.count for table in tables)
+    whole = [table for table in tables if table.count >= _WHOLE * largest]
+    nesting = min(whole, key=lambda table: (table.is_average, -table.count, len(table.nesting))).nesting
+    return _collect(path, value, nesting)
+
+
+def split_prefix(names: Iterable[str]) -> str:
+    """The wrappers' prefix that all the names share: ``module.``, ``_orig_mod.``, several, or none."""
+    rest = list(names)
+    prefix = ""
+    while found := next((p for p in _PREFIXES if all(n.startswith(p) and n != p for n in rest)), ""):
+        prefix += found
+        rest = [name.removeprefix(found) for name in rest]
+    return prefix
+
+
+def _tables(value: Any, nesting: tuple[str, ...], seen: set[int]) -> Iterable[_Table]:
+    if (
+        not isinstance(value, Mapping)
+        or id(value) in seen
+        or len(nesting) > _MAX_DEPTH
+        or _is_optimizer(value)
+    ):
+        return
+    seen.add(id(value))
+    count = sum(isinstance(key, str) and _is_tensor(item) for key, item in value.items())
+    if count:
+        yield _Table(nesting, count)
+    for key, item in value.items():
+        if isinstance(key, str) and "optim" not in key.lower():
+            yield from _tables(item, (*nesting, key), seen)
+
+
+def _collect(path: Path, value: Any, nesting: tuple[str, ...]) -> Weights:
+    metadata: dict[str, str] = {}
+    beside: dict[str, Plain] = {}
+    left_out: list[str] = []
+    for depth in range(len(nesting) + 1):
+        for key, item in value.items():
+            name = "/".join([*nesting[:depth], str(key)])
+            if depth < len(nesting) and key == nesting[depth]:
+                continue
+            if depth == len(nesting) and isinstance(key, str) and _is_tensor(item):
+                continue
+            if depth == 0 and key == METADATA_KEY and _is_text_table(item):
+                metadata = dict(item)
+            elif isinstance(key, str) and "optim" not in key.lower() and _is_plain(item):
+                beside[name] = item
+            else:
+                left_out.append(name)
+        if depth < len(nesting):
+            value = value[nesting[depth]]
+    found = {name: item for name, item in value.items() if isinstance(name, str) and _is_tensor(item)}
+    prefix = split_prefix(found)
+    tensors = {name.removeprefix(prefix): _checked(path, name, item) for name, item in found.items()}
+    return Weights(
+        tensors=tensors,
+        nesting=nesting,
+        prefix=prefix,
+        metadata=metadata,
+        beside=beside,
+        left_out=tuple(left_out),
+    )
+
+
+def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        hint = "save the model's ordinary (not quantized, not sparse) weights"
+        raise CheckpointError(f"{path}: {name!r} is quantized, sparse or without data", hint)
+    if tensor.numel() * tensor.element_size() > path.stat().st_size:
+        raise CheckpointError(f"{path}: {name!r} claims to be larger than the file", "get the file again")
+    return tensor.detach()
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _is_optimizer(table: Mapping[Any, Any]) -> bool:
+    return "param_groups" in table and "state" in table
+
+
+def _is_text_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, str) for pair in value.items() for item in pair)
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if value is None or type(value) in (str, int, float, bool):
+        return True
+    if depth > _MAX_DEPTH:
+        return False
+    if type(value) in (list, tuple):
+        return all(_is_plain(item, depth + 1) for item in value)
+    if type(value) is dict and not _is_optimizer(value):
+        return all(type(key) is str and _is_plain(item, depth + 1) for key, item in value.items())
+    return False

@@ -1,0 +1,207 @@
+"""Writing model files so that nothing is lost: beside the target first, then renamed into place."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import secrets
+import stat
+from collections import OrderedDict
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from bcu_cli.errors import CheckpointError, OutputError
+
+from . import safetensors_file, torchscript
+from .checkpoint import Checkpoint, Format
+from .weights import METADATA_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import torch
+
+_CHUNK_BYTES = 2**20
+_HINTS = {
+    errno.ENOSPC: "free some space on the disk, or write to another one",
+    errno.EDQUOT: "your quota is used up; free some space or write elsewhere",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "the disk is mounted read-only; write to another one",
+    errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "name a file in that folder",
+    errno.ENAMETOOLONG: "choose a shorter file name",
+}
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; what is written there replaces ``path`` if the block ends well.
+
+    If it does not, the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        OutputError: The system refuses: no space, no permission, no such folder, a folder in the way.
+    """
+    target = Path(os.path.realpath(path))  # behind a link, the file is replaced and not the link
+    temporary = target.with_name(f".bcu-{secrets.token_hex(6)}.part")
+    try:
+        _refuse_special(target)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "write to another place")
+        reason = error.strerror or str(error)
+        raise OutputError(f"{path} cannot be written: {reason[:1].lower()}{reason[1:]}", hint) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def check_writable(path: Path, *, inputs: Iterable[Path] = ()) -> None:
+    """Check before long work that ``path`` can be written and is none of the ``inputs``.
+
+    Raises:
+        OutputError: It is an input (also through links), a folder or a device, or its folder is missing or
+            not writable.
+    """
+    path = Path(path)
+    for source in inputs:
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            message = (
+                f"{path} is the input {source} itself" if path != Path(source) else f"{path} is the input"
+            )
+            raise OutputError(
+                message, "choose another file for the output: bcu never overwrites what it reads"
+            )
+    try:
+        _refuse_special(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}", _HINTS[errno.EISDIR]) from error
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {folder}", _HINTS[errno.ENOENT])
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: no permission in {folder}", _HINTS[errno.EACCES])
+
+
+def write(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    like: Checkpoint | None = None,
+    format: Format,  # noqa: A002 - the word that users and the other modules know it by
+    metadata: Mapping[str, str] | None = None,
+) -> str:
+    """Write tensors exactly as they are given: names, order, dtypes and shapes.
+
+    The same tensors give the same bytes. With ``like``, the names get its prefix back, its metadata are kept
+    where ``metadata`` does not replace them, and a pickle gets its nesting and the plain values beside the
+    weights; a pickle that was a bare state dict stays one, without metadata. Nothing of ``like.left_out``
+    is written. A pickle without ``like`` is ``{"state_dict": ..., "metadata": ...}``.
+
+    Returns:
+        The SHA-256 of the file.
+
+    Raises:
+        OutputError: The file cannot be written, or the format has no place for a tensor.
+        ValueError: ``format`` is TorchScript, which :func:`write_torchscript` writes.
+    """
+    if format is Format.TORCHSCRIPT:
+        raise ValueError("write_torchscript writes TorchScript")
+    prefix = like.prefix if like else ""
+    named = {prefix + name: tensor for name, tensor in tensors.items()}
+    merged = {**(like.metadata if like else {}), **(metadata or {})}
+    if format is Format.SAFETENSORS:
+        return _write_file(path, lambda file: safetensors_file.dump(file, named, merged))
+    return _write_file(path, lambda file: _dump_pickle(file, named, like, merged))
+
+
+def write_torchscript(path: Path, module: torch.jit.ScriptModule) -> str:
+    """Write a TorchScript module and return the SHA-256 of the file.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    return _write_file(path, lambda file: torchscript.dump(file, module))
+
+
+def _write_file(path: Path, dump: Callable[[BinaryIO], None]) -> str:
+    """Write through memory: torch's own writer turns a full disk into an error without a reason."""
+    buffer = io.BytesIO()
+    try:
+        dump(buffer)
+    except safetensors_file.NoSuchDtypeError as error:
+        raise OutputError(f"{path} cannot be written: {error}", "write a pickle: --format pickle") from error
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def _dump_pickle(
+    file: BinaryIO, named: Mapping[str, torch.Tensor], like: Checkpoint | None, metadata: Mapping[str, str]
+) -> None:
+    import torch
+
+    weights = OrderedDict((name, _own_memory(tensor)) for name, tensor in named.items())
+    same = like is not None and like.format is Format.PICKLE
+    nesting = like.nesting if like is not None and same else ("state_dict",)
+    top: dict[str, Any] = weights if not nesting else {}
+    table = top
+    tables = [top]
+    for depth, key in enumerate(nesting):
+        table[key] = weights if depth == len(nesting) - 1 else {}
+        table = table[key]
+        tables.append(table)
+    for path, value in (like.beside if like is not None and same else {}).items():
+        depth = _depth_of(path, nesting)
+        tables[depth][path.removeprefix("".join(f"{key}/" for key in nesting[:depth]))] = value
+    if metadata and nesting:
+        top[METADATA_KEY] = dict(metadata)
+    torch.save(top, file)
+
+
+def _depth_of(path: str, nesting: tuple[str, ...]) -> int:
+    """How many keys of the nesting a path beside the weights begins with."""
+    depths = range(len(nesting), 0, -1)
+    return next((depth for depth in depths if path.startswith("/".join(nesting[:depth]) + "/")), 0)
+
+
+def _own_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that shares no memory and spares none: torch.save would write all of what a tensor looks at."""
+    import torch
+
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise the system's error for a target that is a folder or a device, which renaming would replace."""
+    if path.exists():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is no ordinary file", str(path))

@@ -1,0 +1,1 @@
+"""The command line: one file a command. The only package that knows typer and rich, prints, and exits."""

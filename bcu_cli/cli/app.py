@@ -1,0 +1,98 @@
+"""The commands together, and what becomes of errors: one line, one hint, an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+import click
+import typer
+
+from bcu_cli.cli import attack, cleanse, demo, evaluate, inspect, output
+from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED
+from bcu_cli.cli.options import Version
+from bcu_cli.errors import BcuError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(
+    name="bcu",
+    help="Inspect an image classifier you do not trust, remove its backdoor with unlabeled images, measure it.",
+    epilog="Exit codes: 0 done and good, 1 done and the verdict is bad, 2 could not be done, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _global(version: Version = False) -> None:
+    """Options that belong to no command."""
+
+
+app.command("inspect")(inspect.inspect)
+app.command("cleanse")(cleanse.cleanse)
+app.command("evaluate")(evaluate.evaluate)
+app.command("attack")(attack.attack)
+app.command("demo")(demo.demo)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; returns its exit code.
+
+    Args:
+        arguments: What stands after ``bcu``. ``--debug`` may stand anywhere.
+    """
+    debug = "--debug" in arguments
+    try:
+        code = app([a for a in arguments if a != "--debug"], prog_name="bcu", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or DONE)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to talk to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message, hint = _explain(error)
+        output.fail(message, hint)
+        if "--json" in arguments:
+            output.document({"error": {"message": message, "hint": hint}})
+        return FAILED
+
+
+def _interrupted() -> int:
+    output.say("interrupted")
+    return INTERRUPTED
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """One line that says what is wrong, and one that says what to do."""
+    if isinstance(error, BcuError):
+        return error.message, error.hint
+    if isinstance(error, click.exceptions.UsageError):
+        command = error.ctx.command_path if error.ctx else "bcu"
+        return error.format_message(), f"{command} --help lists what it takes"
+    if "torchvision::nms does not exist" in str(error):
+        return (
+            "the installed torch and torchvision were not built for each other",
+            "install both together: pip install --force-reinstall torch torchvision",
+        )
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is not installed", "pip install bcu-cli installs all it needs"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory", "use fewer images (--max-images) or a smaller --input-size"
+    reason = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+    return f"this should not happen: {what}", "run it again with --debug and report what it prints"

@@ -1,0 +1,194 @@
+"""``bcu attack``: train a backdoored network, to test defenses on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcu_cli import attacks
+from bcu_cli.cli import output, running
+from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Precision, Resume, Seed, assignments
+
+if TYPE_CHECKING:
+    from bcu_cli.attacks.poisoning import AttackOptions
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.training.devices import Device
+    from bcu_cli.triggers.base import Implanted
+
+_TRAINING = "How it is trained"
+
+
+def attack(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(attacks.names())}.", metavar="ATTACK")],
+    data: Annotated[
+        Path,
+        typer.Option(help="A folder with one subfolder of pictures a class; or train and test folders of such."),
+    ],
+    out: Annotated[Path, typer.Option(help="The safetensors file to write; the trigger is written beside it.")],
+    arch: Arch = "resnet18_cifar",
+    input_size: InputSize = None,
+    target_class: Annotated[int, typer.Option(help="Index of the class that triggers lead to.")] = 0,
+    poison_rate: Annotated[
+        float | None,
+        typer.Option(help="Share of training images that are triggered (sig: of the target class's)."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="A setting of the trigger, NAME=NUMBER; can be repeated.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 30,
+    batch_size: Annotated[int, typer.Option(min=2, rich_help_panel=_TRAINING)] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0.0, rich_help_panel=_TRAINING)] = 0.1,
+    flip: Annotated[
+        bool,
+        typer.Option(help="Train on mirror images too: photos yes, traffic signs no.", rich_help_panel=_TRAINING),
+    ] = False,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train a backdoored network on labelled pictures, and measure its ACC and ASR.
+
+    They are measured on the test folder, or on a tenth of the pictures that is held out.
+    """
+    from bcu_cli.attacks.poisoning import AttackOptions, find
+    from bcu_cli.models.fresh import usual_size
+    from bcu_cli.training import devices
+    from bcu_cli.triggers import base as triggers
+
+    recipe = find(name)
+    usual = AttackOptions()
+    augmentation = replace(usual.training.augmentation, flip=flip)
+    training = replace(
+        usual.training,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        augmentation=augmentation,
+    )
+    options = AttackOptions(
+        target_class=target_class,
+        poison_rate=recipe.poison_rate if poison_rate is None else poison_rate,
+        clean_label=recipe.clean_label,
+        training=training,
+        seed=seed,
+    )
+    shape = usual_size(arch, input_size)
+    trigger = triggers.make(recipe.trigger, shape, seed=seed, settings=assignments(setting, "--setting"))
+    report = _run(
+        triggers.Implanted(trigger=trigger, target_class=target_class),
+        shape,
+        options,
+        data=data,
+        out=out,
+        arch=arch,
+        device=devices.choose(device, precision),
+        resume=resume,
+    )
+    if as_json:
+        output.document(report)
+    else:
+        _show(report)
+
+
+def _run(
+    implanted: Implanted,
+    shape: tuple[int, int, int],
+    options: AttackOptions,
+    *,
+    data: Path,
+    out: Path,
+    arch: str,
+    device: Device,
+    resume: bool,
+) -> dict[str, Any]:
+    """Train, measure, write; returns the report."""
+    from bcu_cli.attacks.poisoning import poison, prepare
+    from bcu_cli.checkpoints import Format, check_writable, write
+    from bcu_cli.checkpoints.resume import StateFile
+    from bcu_cli.evaluation.measures import accuracy, attack_success
+    from bcu_cli.models import Architecture, metadata_for
+    from bcu_cli.models.fresh import fresh
+    from bcu_cli.report import document
+    from bcu_cli.triggers.base import save
+
+    clock = document.Clock()
+    trigger_out = out.with_name(out.name.removesuffix(".safetensors") + ".trigger.safetensors")
+    check_writable(out, inputs=[])
+    check_writable(trigger_out, inputs=[])
+    train_set, test_set = _load(data, shape, options.seed)
+    poisoned = poison(train_set, implanted.trigger, options)
+    clock.lap("reading images")
+
+    model = fresh(arch, len(train_set.classes), train_set.images, seed=options.seed)
+    training = prepare(model, poisoned.data, options, device=device)
+    images = document.images(train_set, poisoned=len(poisoned.index), measured_on=len(test_set))
+    trigger = {"name": implanted.trigger.name, "settings": implanted.trigger.settings()}
+    in_force = document.options(options)
+    keeper = StateFile(out, document.fingerprint("attack", in_force, arch, images, trigger, device.precision))
+    running.train(training, keeper, resume=resume, title=f"training {arch}")
+    clock.lap("training")
+
+    acc = accuracy(model, test_set, device)
+    success = attack_success(model, test_set, implanted.trigger, options.target_class, device)
+    clock.lap("evaluation")
+
+    architecture = Architecture(name=arch, source="--arch", num_classes=model.num_classes)
+    weights = {key: value.cpu() for key, value in model.network.state_dict().items()}
+    metadata = metadata_for(architecture, model.preprocessing, train_set.classes)
+    model_sha256 = write(out, weights, format=Format.SAFETENSORS, metadata=metadata)
+    trigger_sha256 = save(implanted, trigger_out, shape)
+    keeper.remove()
+    clock.lap("writing")
+    return {
+        "command": "attack",
+        **document.environment(device),
+        "options": in_force | {"arch": arch},
+        "trigger": trigger,
+        "images": images,
+        "classes": list(train_set.classes),
+        "acc": acc.as_json(),
+        "asr": success.asr.as_json(),
+        "ra": success.ra.as_json(),
+        "outputs": {
+            "model": document.written(out, model_sha256),
+            "trigger": document.written(trigger_out, trigger_sha256),
+        },
+        "seconds": clock.seconds(),
+        "peak_memory": document.peak_memory(device),
+    }
+
+
+def _load(data: Path, shape: tuple[int, int, int], seed: int) -> tuple[ImageSet, ImageSet]:
+    """The pictures to train on, and those to measure on."""
+    import torch
+
+    from bcu_cli.images.folder import has_split, hold_out, load_labelled
+
+    geometry = running.geometry(shape)
+    if has_split(data):
+        train = running.with_bar(lambda bar: load_labelled(data / "train", geometry, every_class=True, on_progress=bar), data)
+        test = running.with_bar(
+            lambda bar: load_labelled(data / "test", geometry, classes=train.classes, on_progress=bar), data
+        )
+        return train, test
+    whole = running.with_bar(lambda bar: load_labelled(data, geometry, every_class=True, on_progress=bar), data)
+    return hold_out(whole, 0.1, most=10_000, generator=torch.Generator().manual_seed(seed))
+
+
+def _show(report: dict[str, Any]) -> None:
+    images, outputs = report["images"], report["outputs"]
+    output.facts(
+        [
+            ("model", outputs["model"]["path"]),
+            ("trigger", outputs["trigger"]["path"]),
+            ("poisoned", f"{images['poisoned']} of {images['used']} training images"),
+            ("ACC", output.measure(report["acc"])),
+            ("ASR", output.measure(report["asr"])),
+            ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}"),
+        ]
+    )

@@ -1,0 +1,91 @@
+"""The options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bcu_cli.errors import UsageError
+
+_MODEL = "How the model is read"
+_RUN = "How it runs"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from bcu_cli import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+Model = Annotated[Path, typer.Argument(help="The model: safetensors, a pickled .pt/.pth, or TorchScript.")]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        help="Architecture: a name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own.",
+        rich_help_panel=_MODEL,
+    ),
+]
+InputSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Height and width that the model takes, in pixels.", rich_help_panel=_MODEL),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(help="Mean of the normalisation, on a scale of 0 to 1: R,G,B.", rich_help_panel=_MODEL),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(help="Deviation of the normalisation, on a scale of 0 to 1: R,G,B.", rich_help_panel=_MODEL),
+]
+DeviceName = Annotated[
+    str, typer.Option("--device", help="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)
+]
+Precision = Annotated[
+    str, typer.Option(help="auto (bf16 where the hardware has it), bf16, fp32.", rich_help_panel=_RUN)
+]
+Seed = Annotated[
+    int, typer.Option(min=0, help="Same seed, same machine, same bytes on the CPU.", rich_help_panel=_RUN)
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.", rich_help_panel=_RUN)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=_RUN)
+]
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """``0.1,0.2`` as numbers.
+
+    Raises:
+        UsageError: They are none.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} {text} is no list of numbers", f"like {option} 0.5,0.5,0.5") from error
+
+
+def assignments(texts: list[str] | None, option: str) -> dict[str, float]:
+    """``NAME=NUMBER`` several times as a dictionary.
+
+    Raises:
+        UsageError: One of them is no such thing.
+    """
+    values = {}
+    for text in texts or []:
+        name, _, value = text.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError as error:
+            raise UsageError(f"{option} {text} is not NAME=NUMBER", f"like {option} delta=60") from error
+    return values

@@ -1,0 +1,123 @@
+"""What reaches the screen: data on stdout, talk on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+SCHEMA_VERSION = 1
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, soft_wrap=not stream.isatty(), highlight=False, markup=False)
+
+
+def say(text: str) -> None:
+    """A line of talk."""
+    _console(stderr=True).print(text)
+
+
+def warn(text: str) -> None:
+    """A line that the user should not miss."""
+    _console(stderr=True).print(f"warning: {text}", style="yellow")
+
+
+def fail(message: str, hint: str) -> None:
+    """Say what is wrong in one line, and what to do in another."""
+    console = _console(stderr=True)
+    console.print(f"error: {' '.join(message.split())}", style="red", soft_wrap=True)
+    if hint:
+        console.print(f"hint: {' '.join(hint.split())}", soft_wrap=True)
+
+
+def document(content: dict[str, Any]) -> None:
+    """One JSON document on stdout; NaN and infinities, which JSON does not have, are refused."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout."""
+    drawn = Table(title=title, title_justify="left")
+    for column in header:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    console = _console(stderr=False)
+    console.print(drawn, width=None if sys.stdout.isatty() else 120)
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> None:
+    """Names and values in two columns on stdout."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(name, value)
+    _console(stderr=False).print(grid, width=None if sys.stdout.isatty() else 120)
+
+
+class Bar:
+    """A progress bar on stderr that vanishes when it is done, and is not there where stderr is no terminal."""
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=None, note="")
+
+    def advance(self, by: int, of: int, note: str = "") -> None:
+        """Go on by so many of so many."""
+        self._progress.update(self._task, advance=by, total=of)
+        if note:
+            self._progress.update(self._task, note=note)
+
+
+@contextmanager
+def bar(description: str) -> Iterator[Bar]:
+    """A progress bar for as long as the context lasts."""
+    console = _console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bar(progress, description)
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] for people."""
+    return f"{100 * share:.2f} %"
+
+
+def measure(share: dict[str, Any]) -> str:
+    """A measure of a report for people: share, counts, interval."""
+    low, high = share["interval95"]
+    return f"{percent(share['value'])} ({share['hits']} of {share['of']}; 95 %: {100 * low:.2f} to {100 * high:.2f})"
+
+
+def preprocessing(values: dict[str, Any]) -> str:
+    """The preprocessing of a report for people."""
+    size = "×".join(str(side) for side in values["input_size"])
+    mean, std = (",".join(f"{value:g}" for value in values[key]) for key in ("mean", "std"))
+    return f"{size}, mean {mean}, std {std}, by {values['source']}"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

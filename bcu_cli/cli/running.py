@@ -1,0 +1,169 @@
+"""What the commands do alike: read a model, load pictures with a bar, train so that nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from bcu_cli.cli import output
+from bcu_cli.cli.options import numbers
+from bcu_cli.images.decoding import Geometry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import FrameType
+
+    from bcu_cli.checkpoints.resume import StateFile
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.models import Loaded, Preprocessing
+    from bcu_cli.training.loop import Epoch, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What the user says of a model; None is to be found out."""
+
+    arch: str | None
+    input_size: int | None
+    mean: str | None
+    std: str | None
+
+
+def load_model(path: Path, options: ModelOptions, *, pictures: Path) -> Loaded:
+    """Read a model file and make it a classifier; what was noticed on the way is said.
+
+    Args:
+        path: The file.
+        options: What the user says.
+        pictures: A folder whose pictures may decide what the file does not say, by BatchNorm statistics.
+
+    Raises:
+        BcuError: It cannot be read, is not safe, or is no classifier that can be rebuilt.
+    """
+    from bcu_cli.checkpoints import read
+    from bcu_cli.images.folder import sample
+    from bcu_cli.models import load
+
+    checkpoint = read(path)
+    for finding in checkpoint.findings:
+        output.warn(f"{path}: {finding.message}")
+    loaded = load(
+        checkpoint,
+        arch=options.arch,
+        input_size=options.input_size,
+        mean=numbers(options.mean, "--mean"),
+        std=numbers(options.std, "--std"),
+        images=lambda preprocessing: sample(pictures, geometry_of(preprocessing)),
+    )
+    for sentence in loaded.evidence:
+        output.say(f"{path.name}: {sentence}")
+    return loaded
+
+
+class Stop:
+    """Whether the user asked the run to stop."""
+
+    requested = False
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Ctrl-C or a termination signal asks for a stop between two steps; a second one stops at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the shape of a handler
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        output.say("stopping; once more to stop without keeping the state")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    training: Training,
+    keeper: StateFile,
+    *,
+    resume: bool,
+    title: str,
+    on_epoch: Callable[[Epoch], str] = lambda _: "",
+) -> None:
+    """Run a training with a bar, keeping its state where it is interrupted.
+
+    Args:
+        training: What to run.
+        keeper: Where the state is kept; removed by the caller once the output is written.
+        resume: Whether to go on from a state that is there.
+        title: Of the bar.
+        on_epoch: Called after each epoch; what it returns stands behind the bar.
+
+    Raises:
+        KeyboardInterrupt: The run was stopped, and its state kept.
+    """
+    from bcu_cli.training.loop import Interrupted
+
+    state = keeper.load() if resume else None
+    if state:
+        training.restore(state)
+        output.say(f"going on after step {training.done} of {training.steps}")
+    elif resume:
+        output.say(f"there is no {keeper.path} to resume from; starting anew")
+    elif keeper.path.exists():
+        output.say(f"{keeper.path} is there from an interrupted run; --resume would have gone on with it")
+
+    with stoppable() as stop, output.bar(title) as bar:
+        bar.advance(training.done, training.steps)
+
+        def after_step() -> None:
+            bar.advance(1, training.steps)
+            if stop.requested:
+                keeper.save(training.state())
+                raise Interrupted
+            keeper.save_now_and_then(training.state)
+
+        def after_epoch(epoch: Epoch) -> None:
+            bar.advance(0, training.steps, f"loss {epoch.loss:.4f} {on_epoch(epoch)}")
+
+        try:
+            training.run(on_step=after_step, on_epoch=after_epoch)
+        except Interrupted:
+            output.say(f"stopped after step {training.done} of {training.steps}; --resume goes on from there")
+            raise KeyboardInterrupt from None
+
+
+def geometry(shape: tuple[int, int, int]) -> Geometry:
+    """The shape (C, H, W) that pictures are brought to, nothing cut off but what does not fit."""
+    channels, height, width = shape
+    return Geometry(channels=channels, height=height, width=width)
+
+
+def geometry_of(preprocessing: Preprocessing) -> Geometry:
+    """The shape that pictures are brought to for a model."""
+    return replace(
+        geometry(preprocessing.input_size),
+        crop_pct=preprocessing.crop_pct,
+        interpolation=preprocessing.interpolation,
+    )
+
+
+def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Path) -> ImageSet:
+    """Load pictures with a bar, and warn of files that are none.
+
+    Args:
+        load: Loads them, given what to call with (files since the last call, files in all).
+        folder: Where from; for the messages.
+    """
+    with output.bar(f"reading {folder}") as bar:
+        data = load(bar.advance)
+    if data.skipped:
+        path, reason = data.skipped[0]
+        output.warn(f"{len(data.skipped)} files in {folder} are no readable pictures, first {path}: {reason}")
+    return data

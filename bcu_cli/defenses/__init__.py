@@ -1,0 +1,1 @@
+"""Defenses: suspicious model + images -> cleansed model. One file each."""

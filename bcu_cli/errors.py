@@ -1,0 +1,52 @@
+"""The errors a user can meet: each says what is wrong and, as its hint, what to do about it.
+
+The library raises them; only ``bcu_cli.cli`` prints them and chooses the exit code.
+"""
+
+from __future__ import annotations
+
+
+class BcuError(Exception):
+    """Something that could not be done, in one line, with one line of advice.
+
+    Args:
+        message: What is wrong, naming the file, the option or the tensor.
+        hint: What the user can do about it; empty where there is nothing to say.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(BcuError):
+    """An option or argument that makes no sense, alone or with the others."""
+
+
+class CheckpointError(BcuError):
+    """A model file that cannot be read: missing, broken, or of a kind that bcu does not open."""
+
+
+class UnsafeFileError(CheckpointError):
+    """A model file that would run code if it were opened the ordinary way; it was not opened."""
+
+
+class ArchitectureError(BcuError):
+    """Weights that cannot be made into a classifier: unknown, ambiguous or not matching."""
+
+
+class ImagesError(BcuError):
+    """A folder that does not hold the images (or the class subfolders) that are needed."""
+
+
+class TriggerError(BcuError):
+    """A trigger that cannot be read or does not fit the images."""
+
+
+class TrainingError(BcuError):
+    """A training that cannot go on: out of memory, or a loss that is not a number."""
+
+
+class OutputError(BcuError):
+    """A file that cannot be written: no permission, no space, or it would overwrite the input."""

@@ -1,0 +1,50 @@
+"""Named tensors to a runnable classifier: its architecture, its preprocessing, its weights.
+
+Importing this package imports no torch; what needs torch is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.names import OWN_ARCHITECTURES, own_names
+from bcu_cli.models.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from bcu_cli.models.classifier import Classifier
+    from bcu_cli.models.identify import class_count, identify
+    from bcu_cli.models.loading import Loaded, load
+    from bcu_cli.models.metadata import metadata_for
+    from bcu_cli.models.registry import build
+
+__all__ = [
+    "OWN_ARCHITECTURES",
+    "Architecture",
+    "Classifier",
+    "Loaded",
+    "Preprocessing",
+    "build",
+    "class_count",
+    "identify",
+    "load",
+    "metadata_for",
+    "own_names",
+]
+
+_LAZY = {
+    "Classifier": "classifier",
+    "Loaded": "loading",
+    "build": "registry",
+    "class_count": "identify",
+    "identify": "identify",
+    "load": "loading",
+    "metadata_for": "metadata",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,252 @@
+"""Make the index of architectures: ``python -m bcu_cli.models.build_index [FILE]``.
+
+Builds every own, timm and torchvision classifier on the meta device (which allocates nothing), with a
+number of classes and of input channels that occur nowhere else, so that the dimensions depending on them
+show. Architectures that share names and shapes with others are built again and traced (see
+:mod:`bcu_cli.models.structure`).
+"""
+
+from __future__ import annotations
+
+import collections
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from bcu_cli.errors import BcuError
+from bcu_cli.models.index import INDEX_FILE, SCHEMA_VERSION, Axis, Shapes, hash_names, hash_shapes, sketch
+from bcu_cli.models.names import OWN_ARCHITECTURES
+from bcu_cli.models.preprocessing import INTERPOLATIONS, Preprocessing
+from bcu_cli.models.registry import TIMM, TORCHVISION, build, import_library
+from bcu_cli.models.structure import UntraceableError, function_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Primes that are no layer's width, nor divide one.
+CLASSES = 7919
+CHANNELS = 7907
+#: Larger networks are not built with real constants; they then count as different from all others.
+LARGEST_TRACED = 150_000_000
+
+
+class Row(NamedTuple):
+    """What the index keeps of one architecture, before it is packed."""
+
+    name: str
+    names_hash: str
+    shapes_hash: str
+    class_axes: tuple[Axis, ...]
+    channel_axes: tuple[Axis, ...]
+    preprocessing: Preprocessing | None
+    sketch: str
+    parameters: int
+
+
+def all_names() -> list[str]:
+    """The full names of all architectures that could be indexed."""
+    timm = import_library("timm")
+    models = import_library("torchvision.models")
+    return [
+        *sorted(OWN_ARCHITECTURES),
+        *(TORCHVISION + name for name in sorted(models.list_models(module=models))),
+        *(TIMM + name for name in sorted(timm.list_models())),
+    ]
+
+
+def describe(name: str) -> Row:
+    """Build ``name`` on the meta device and describe its tensors.
+
+    Raises:
+        BcuError: It cannot be built, or is no classifier.
+    """
+    shapes = _shapes(name, CHANNELS)
+    if shapes is None:
+        shapes = _shapes(name, 3)
+    if shapes is None:
+        raise BcuError(f"{name} cannot be built on the meta device")
+    class_axes = _axes(shapes, CLASSES)
+    if not class_axes:
+        raise BcuError(f"{name} has no tensor that depends on the number of classes")
+    channel_axes = _axes(shapes, CHANNELS)
+    return Row(
+        name=name,
+        names_hash=hash_names(shapes),
+        shapes_hash=hash_shapes(shapes, class_axes, channel_axes),
+        class_axes=class_axes,
+        channel_axes=channel_axes,
+        preprocessing=default_preprocessing(name),
+        sketch="".join(sorted(sketch(shapes))),
+        parameters=sum(_product(shape) for shape in shapes.values()),
+    )
+
+
+def _shapes(name: str, channels: int) -> Shapes | None:
+    """The shapes of all tensors, or None where the placeholders do not show as themselves."""
+    try:
+        with torch.device("meta"):
+            network = build(
+                name, num_classes=CLASSES, input_size=None if channels == 3 else (channels, *_side(name))
+            )
+    except BcuError:
+        return None
+    shapes = {key: tuple(t.shape) for key, t in network.state_dict().items()}
+    sides = {side for shape in shapes.values() for side in shape}
+    if any(side > number and side % number == 0 for side in sides for number in (CLASSES, CHANNELS)):
+        return None
+    return shapes
+
+
+def _side(name: str) -> tuple[int, int]:
+    preprocessing = default_preprocessing(name)
+    return (224, 224) if preprocessing is None else preprocessing.input_size[1:]
+
+
+def _axes(shapes: Shapes, side: int) -> tuple[Axis, ...]:
+    return tuple(
+        (name, i) for name, shape in sorted(shapes.items()) for i, s in enumerate(shape) if s == side
+    )
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product
+
+
+def default_preprocessing(name: str) -> Preprocessing | None:
+    """What the library that has ``name`` says about its pretrained weights' preprocessing, if anything."""
+    try:
+        if name.startswith(TIMM):
+            return _timm_preprocessing(name.removeprefix(TIMM))
+        if name.startswith(TORCHVISION):
+            return _torchvision_preprocessing(name.removeprefix(TORCHVISION))
+    except (ValueError, AttributeError, TypeError):
+        return None
+    return None
+
+
+def _timm_preprocessing(name: str) -> Preprocessing | None:
+    config = import_library("timm").get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or config.mean is None or config.input_size is None:
+        return None
+    return Preprocessing(
+        input_size=tuple(config.input_size),
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        crop_pct=min(config.crop_pct or 1.0, 1.0),
+        interpolation=config.interpolation if config.interpolation in INTERPOLATIONS else "bilinear",
+    )
+
+
+def _torchvision_preprocessing(name: str) -> Preprocessing:
+    weights = import_library("torchvision.models").get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    side, resized = preset.crop_size[0], preset.resize_size[0]
+    return Preprocessing(
+        input_size=(3, side, side),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        crop_pct=round(min(side / resized, 1.0), 4),
+        interpolation=preset.interpolation.value,
+    )
+
+
+def trace(row: Row) -> str:
+    """The hash of the function that an architecture computes, or its name where that cannot be told."""
+    sizes = {(3, 224, 224), (3, *_side(row.name))}
+    for size in sorted(sizes, key=lambda size: size != (3, 224, 224)):
+        for device in ("meta", "cpu"):
+            if device == "cpu" and row.parameters > LARGEST_TRACED:
+                continue
+            try:
+                with torch.device(device):
+                    network = build(row.name, num_classes=7)
+                return function_hash(network, size)
+            except (UntraceableError, BcuError) as error:
+                _talk(f"  {row.name} at {size[1]} on {device}: {error}")
+    return row.name
+
+
+def pack(rows: list[Row], structures: dict[str, str]) -> bytes:
+    """The index's bytes: JSON with the repeated parts stored once, compressed, the same on every run."""
+    axes: dict[tuple[Axis, ...], int] = {}
+    preprocessings: dict[str, int] = {}
+    packed: list[list[Any]] = [
+        [
+            row.name,
+            row.names_hash,
+            row.shapes_hash,
+            structures.get(row.name, ""),
+            axes.setdefault(row.class_axes, len(axes)),
+            axes.setdefault(row.channel_axes, len(axes)),
+            _intern(preprocessings, row.preprocessing),
+            row.sketch,
+        ]
+        for row in rows
+    ]
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": {name: import_library(name).__version__ for name in ("timm", "torch", "torchvision")},
+        "axes": list(axes),
+        "preprocessing": [json.loads(text) for text in preprocessings],
+        "architectures": packed,
+    }
+    return gzip.compress(json.dumps(document, separators=(",", ":")).encode(), 9, mtime=0)
+
+
+def _intern(known: dict[str, int], preprocessing: Preprocessing | None) -> int:
+    if preprocessing is None:
+        return -1
+    p = preprocessing
+    return known.setdefault(
+        json.dumps([p.input_size, p.mean, p.std, p.crop_pct, p.interpolation]), len(known)
+    )
+
+
+def ambiguous(rows: list[Row]) -> list[Row]:
+    """The rows that might share names and shapes with another one.
+
+    Names alone are compared: shapes are hashed with open dimensions, which are not the same ones for
+    networks that take any number of channels and for those that take three.
+    """
+    counts = collections.Counter(row.names_hash for row in rows)
+    return [row for row in rows if counts[row.names_hash] > 1]
+
+
+def build_index(names: list[str], progress: Callable[[str], None]) -> bytes:
+    """Describe and trace all of ``names``; what cannot be described is reported and left out."""
+    rows = []
+    for i, name in enumerate(names):
+        try:
+            rows.append(describe(name))
+        except BcuError as error:
+            progress(f"left out: {error.message}")
+        if i % 100 == 0:
+            progress(f"{i} of {len(names)} built")
+    shared = ambiguous(rows)
+    progress(f"{len(shared)} share their tensor names with others; tracing them")
+    return pack(rows, {row.name: trace(row) for row in shared})
+
+
+def _talk(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    """Write the index to the file named on the command line, or into the package."""
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name(INDEX_FILE)
+    torch.set_num_threads(1)
+    data = build_index(all_names(), _talk)
+    target.write_bytes(data)
+    _talk(f"{target}: {len(data)} bytes")
+
+
+if __name__ == "__main__":
+    main()

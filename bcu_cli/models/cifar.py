@@ -1,0 +1,267 @@
+"""The package's own networks for small images (32x32 and thereabouts).
+
+All of them keep the resolution in the stem (3x3 convolution, stride 1, no max-pool), end in global average
+pooling and one linear layer, and so take any input size. Weights are drawn from torch's global generator:
+convolutions as in He et al. 2015 (fan out), BatchNorm at identity.
+
+Papers: He et al. 2016a, "Deep Residual Learning for Image Recognition" (``resnet*``); He et al. 2016b,
+"Identity Mappings in Deep Residual Networks" (``preact_resnet18``); Zagoruyko & Komodakis 2016, "Wide
+Residual Networks" (``wrn*``); Simonyan & Zisserman 2015, "Very Deep Convolutional Networks"
+(``vgg16_bn_cifar``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def _conv1x1(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+
+def _initialise(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm, added to a shortcut (He et al. 2016a, Fig. 5 left).
+
+    Where the shape changes, the shortcut is a 1x1 convolution with BatchNorm ("option B").
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                _conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C_in, H, W]`` to ``[N, C_out, H / stride, W / stride]``."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        result: Tensor = self.relu(out + shortcut)
+        return result
+
+
+class PreactBlock(nn.Module):
+    """BatchNorm and ReLU before each of two 3x3 convolutions (He et al. 2016b, Fig. 1b).
+
+    Where the shape changes, the shortcut is a bare 1x1 convolution of the activated input.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Conv2d | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = _conv1x1(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C_in, H, W]`` to ``[N, C_out, H / stride, W / stride]``."""
+        activated = self.relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        out = self.conv1(activated)
+        result: Tensor = self.conv2(self.relu(self.bn2(out))) + shortcut
+        return result
+
+
+def _stage(
+    block: Callable[[int, int, int], nn.Module], in_channels: int, width: int, depth: int, stride: int
+) -> nn.Sequential:
+    """One stage: ``depth`` blocks, the first of which changes width and resolution."""
+    first = block(in_channels, width, stride)
+    return nn.Sequential(first, *(block(width, width, 1) for _ in range(depth - 1)))
+
+
+class CifarResNet(nn.Module):
+    """A residual network for small images, with torchvision's tensor names.
+
+    Args:
+        depths: Blocks per stage; every stage but the first halves the resolution.
+        widths: Channels per stage.
+        num_classes: Outputs of the last layer.
+        in_channels: Channels of the input.
+    """
+
+    def __init__(
+        self, depths: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, widths[0])
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.stages = _add_stages(self, BasicBlock, depths, widths[0], widths)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[-1], num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]``, normalised, to logits ``[N, num_classes]``."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
+
+
+class PreactResNet(nn.Module):
+    """A pre-activation residual network for small images: ResNet-18's shape or a wide residual network.
+
+    Args:
+        depths: Blocks per stage; every stage but the first halves the resolution.
+        stem_width: Channels of the first convolution.
+        widths: Channels per stage.
+        num_classes: Outputs of the last layer.
+        in_channels: Channels of the input.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        stem_width: int,
+        widths: Sequence[int],
+        num_classes: int,
+        in_channels: int,
+    ) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, stem_width)
+        self.stages = _add_stages(self, PreactBlock, depths, stem_width, widths)
+        self.bn = nn.BatchNorm2d(widths[-1])
+        self.relu = nn.ReLU(inplace=True)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[-1], num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]``, normalised, to logits ``[N, num_classes]``."""
+        x = self.conv1(x)
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        x = self.relu(self.bn(x))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
+
+
+def _add_stages(
+    network: nn.Module,
+    block: Callable[[int, int, int], nn.Module],
+    depths: Sequence[int],
+    stem_width: int,
+    widths: Sequence[int],
+) -> tuple[str, ...]:
+    """Register the stages as ``layer1``, ``layer2``, … of ``network`` and return their names in order."""
+    names = []
+    in_channels = stem_width
+    for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+        name = f"layer{i + 1}"
+        network.add_module(name, _stage(block, in_channels, width, depth, stride=1 if i == 0 else 2))
+        names.append(name)
+        in_channels = width
+    return tuple(names)
+
+
+class CifarVgg(nn.Module):
+    """VGG with BatchNorm for small images: one linear layer in place of the three of the paper.
+
+    Args:
+        widths: Output channels per convolution; 0 stands for a 2x2 max-pool (rounding up, so that inputs
+            under 32 pixels pass too; at multiples of 32 this changes nothing).
+        num_classes: Outputs of the last layer.
+        in_channels: Channels of the input.
+    """
+
+    def __init__(self, widths: Sequence[int], num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for width in widths:
+            if width == 0:
+                layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
+                continue
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+            ]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]``, normalised, to logits ``[N, num_classes]``."""
+        pooled = torch.flatten(self.avgpool(self.features(x)), 1)
+        logits: Tensor = self.classifier(pooled)
+        return logits
+
+
+def resnet18_cifar(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """ResNet-18 with a 3x3 stem and no max-pool: 11,173,962 parameters at ten classes."""
+    return CifarResNet((2, 2, 2, 2), (64, 128, 256, 512), num_classes, in_channels)
+
+
+def resnet18_cifar_w16(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """``resnet18_cifar`` at a quarter of its width: 0.70 M parameters at ten classes."""
+    return CifarResNet((2, 2, 2, 2), (16, 32, 64, 128), num_classes, in_channels)
+
+
+def resnet20(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """ResNet-20 of He et al. 2016a, section 4.2: 0.27 M parameters.
+
+    Deviation: the paper's CIFAR networks pad the shortcut with zeros (option A); here, as in most weights
+    that are passed around, it is a 1x1 convolution with BatchNorm (option B), which adds 1 % parameters.
+    """
+    return CifarResNet((3, 3, 3), (16, 32, 64), num_classes, in_channels)
+
+
+def resnet56(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """ResNet-56 of He et al. 2016a, section 4.2: 0.86 M parameters; shortcuts as in :func:`resnet20`."""
+    return CifarResNet((9, 9, 9), (16, 32, 64), num_classes, in_channels)
+
+
+def wrn16_1(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """WRN-16-1 of Zagoruyko & Komodakis 2016, Table 1 (two blocks per stage, widening 1), no dropout."""
+    return PreactResNet((2, 2, 2), 16, (16, 32, 64), num_classes, in_channels)
+
+
+def wrn28_10(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """WRN-28-10 of Zagoruyko & Komodakis 2016, Table 1 (four blocks per stage, widening 10), no dropout."""
+    return PreactResNet((4, 4, 4), 16, (160, 320, 640), num_classes, in_channels)
+
+
+def vgg16_bn_cifar(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """VGG-16 (configuration D of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 14.7 M."""
+    widths = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
+    return CifarVgg(widths, num_classes, in_channels)
+
+
+def preact_resnet18(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """ResNet-18 with pre-activation blocks (He et al. 2016b) and a last BatchNorm-ReLU before the pooling."""
+    return PreactResNet((2, 2, 2, 2), 64, (64, 128, 256, 512), num_classes, in_channels)

@@ -1,0 +1,177 @@
+"""What a file, or a ``config.json`` beside it, says about itself: names and numbers to check, nothing to run.
+
+All of it was written by whoever made the file. An architecture is only ever a name to look up, and is
+believed only if the tensors fit it; numbers are checked for range. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bcu_cli.models.preprocessing import check_crop, check_interpolation, check_normalisation, check_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+#: Keys in bcu's own metadata; each value is JSON.
+ARCH, NUM_CLASSES, INPUT_SIZE, MEAN, STD, CROP_PCT, INTERPOLATION, CLASSES = (
+    f"bcu.{key}"
+    for key in ("arch", "num_classes", "input_size", "mean", "std", "crop_pct", "interpolation", "classes")
+)
+#: Plain keys that training scripts keep an architecture's name under.
+_ARCH_KEYS = ("arch", "architecture", "model_name")
+_LARGEST_CONFIG = 1 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One source's claims; None where it says nothing.
+
+    Args:
+        source: Where it stands, for people.
+        arch: An architecture's name as it stands there.
+        input_size: C, H, W.
+        mean: Per channel.
+        std: Per channel.
+        crop_pct: As in :class:`~bcu_cli.models.Preprocessing`.
+        interpolation: As in :class:`~bcu_cli.models.Preprocessing`.
+        complaints: What stands there but cannot be used, for people.
+    """
+
+    source: str
+    arch: str | None = None
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    complaints: tuple[str, ...] = ()
+
+
+def read_claims(path: Path, metadata: Mapping[str, str], beside: Mapping[str, Any]) -> tuple[Claim, ...]:
+    """All claims about the file at ``path``, the most trusted source first.
+
+    Args:
+        path: The model file; ``config.json`` is looked for in its folder.
+        metadata: The file's own metadata.
+        beside: Plain values beside a pickle's weights.
+    """
+    claims = [_bcu_claim(metadata)]
+    claims += [
+        Claim(source=f"{source} {key!r}", arch=value)
+        for source, table in (("metadata", metadata), ("entry", beside))
+        for key, value in table.items()
+        if key.rpartition("/")[2] in _ARCH_KEYS and isinstance(value, str) and value
+    ]
+    claims.append(_config_claim(path.parent / "config.json"))
+    return tuple(claim for claim in claims if claim != Claim(source=claim.source))
+
+
+def _bcu_claim(metadata: Mapping[str, str]) -> Claim:
+    fields = {key: _parse(text) for key, text in metadata.items() if key.startswith("bcu.")}
+    return _checked(
+        "metadata",
+        arch=fields.get(ARCH),
+        input_size=fields.get(INPUT_SIZE),
+        mean=fields.get(MEAN),
+        std=fields.get(STD),
+        crop_pct=fields.get(CROP_PCT),
+        interpolation=fields.get(INTERPOLATION),
+    )
+
+
+def _config_claim(path: Path) -> Claim:
+    """The claim of a ``config.json`` in timm's layout; an empty one where there is none or it is no such."""
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_CONFIG:
+            return Claim(source=path.name)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return Claim(source=path.name, complaints=("is not readable JSON",))
+    if not isinstance(config, dict):
+        return Claim(source=path.name)
+    nested = config.get("pretrained_cfg")
+    fields = config | (nested if isinstance(nested, dict) else {})
+    return _checked(
+        path.name,
+        arch=config.get("architecture"),
+        input_size=fields.get("input_size"),
+        mean=fields.get("mean"),
+        std=fields.get("std"),
+        crop_pct=fields.get("crop_pct"),
+        interpolation=fields.get("interpolation"),
+    )
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _checked(source: str, **fields: Any) -> Claim:
+    """A claim of the fields that make sense; the others become complaints."""
+    complaints: list[str] = []
+
+    def take(name: str, convert: Callable[[Any], T]) -> T | None:
+        value = fields[name]
+        if value is None:
+            return None
+        try:
+            return convert(value)
+        except (ValueError, TypeError, OverflowError):
+            complaints.append(f"{name} {str(value)[:60]!r} makes no sense")
+            return None
+
+    return Claim(
+        source=source,
+        arch=take("arch", _text),
+        input_size=take("input_size", _size),
+        mean=take("mean", _mean),
+        std=take("std", _std),
+        crop_pct=take("crop_pct", _crop),
+        interpolation=take("interpolation", _interpolation),
+        complaints=tuple(complaints),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _size(value: Any) -> tuple[int, int, int]:
+    channels, height, width = value
+    size = (int(channels), int(height), int(width))
+    check_size(size)
+    return size
+
+
+def _mean(value: Any) -> tuple[float, ...]:
+    mean = tuple(float(v) for v in value)
+    check_normalisation(mean, ())
+    return mean
+
+
+def _std(value: Any) -> tuple[float, ...]:
+    std = tuple(float(v) for v in value)
+    check_normalisation((), std)
+    return std
+
+
+def _crop(value: Any) -> float:
+    crop = float(value)
+    check_crop(crop)
+    return crop
+
+
+def _interpolation(value: Any) -> str:
+    check_interpolation(_text(value))
+    return _text(value)

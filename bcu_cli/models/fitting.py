@@ -1,0 +1,132 @@
+"""Whether tensors fit a network, and how they are put into it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bcu_cli.errors import ArchitectureError, BcuError
+from bcu_cli.models.index import Candidate, Shapes, counted
+from bcu_cli.models.registry import build, is_user_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: A number of classes that is the width of no layer.
+_CLASSES = 7919
+_SHOWN = 3
+
+
+def template(name: str, input_size: tuple[int, int, int] | None) -> Shapes:
+    """The shapes of an architecture's tensors, with 7919 wherever the number of classes goes.
+
+    Raises:
+        ArchitectureError: As :func:`~bcu_cli.models.build`.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            network = build(name, num_classes=_CLASSES, input_size=input_size)
+    except BcuError:
+        if not is_user_file(name):
+            raise
+        with torch.random.fork_rng(devices=[]):  # the user's constructor may need real tensors
+            network = build(name, num_classes=_CLASSES, input_size=input_size)
+    return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+
+
+def fit_template(name: str, shapes: Shapes, input_size: tuple[int, int, int] | None) -> Candidate | None:
+    """The candidate that the architecture as built here makes for these tensors, or None if they do not fit.
+
+    ``num_classes`` is 0 where no tensor depends on it.
+    """
+    channels = 3 if input_size is None else input_size[0]
+    expected = template(name, input_size)
+    num_classes = _number_of_classes(shapes, expected)
+    if differences(shapes, _filled(expected, num_classes)):
+        return None
+    return Candidate(
+        name=name, structure="", num_classes=num_classes, in_channels=channels, preprocessing=None
+    )
+
+
+def mismatch(
+    name: str, shapes: Shapes, input_size: tuple[int, int, int] | None, what: str
+) -> ArchitectureError:
+    """The error that names the tensors by which ``what`` does not fit the architecture ``name``."""
+    expected = template(name, input_size)
+    found = differences(shapes, _filled(expected, _number_of_classes(shapes, expected)))
+    return ArchitectureError(
+        f"{what} does not fit {name}: {'; '.join(found)}",
+        "leave --arch out to have it found, or give --arch NAME or --arch FILE.py:FUNCTION",
+    )
+
+
+def _number_of_classes(shapes: Shapes, expected: Shapes) -> int:
+    for name, shape in expected.items():
+        if _CLASSES in shape and len(shapes.get(name, ())) == len(shape):
+            return shapes[name][shape.index(_CLASSES)]
+    return 0
+
+
+def _filled(expected: Shapes, num_classes: int) -> Shapes:
+    return {
+        name: tuple(num_classes if side == _CLASSES else side for side in shape)
+        for name, shape in expected.items()
+    }
+
+
+def differences(shapes: Shapes, expected: Shapes) -> list[str]:
+    """What is missing, left over and of another shape, each in a phrase that names the first few tensors."""
+    missing = [name for name in expected if name not in shapes and counted(name)]
+    extra = [name for name in shapes if name not in expected and counted(name)]
+    other = [
+        f"{name} is {list(shapes[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in shapes and counted(name) and shapes[name] != shape
+    ]
+    parts = (("missing ", missing), ("unexpected ", extra), ("", other))
+    return [prefix + _first(names) for prefix, names in parts if names]
+
+
+def _first(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str, what: str) -> None:
+    """Copy all ``tensors`` into ``network``, converted to its types; only step counters may be missing.
+
+    Raises:
+        ArchitectureError: Names or shapes differ.
+    """
+    state = network.state_dict()
+    found = differences(
+        {key: tuple(t.shape) for key, t in tensors.items()}, {key: tuple(t.shape) for key, t in state.items()}
+    )
+    if found:
+        raise ArchitectureError(
+            f"{what} does not fit {name}: {'; '.join(found)}", "give --arch NAME or --arch FILE.py:FUNCTION"
+        )
+    with torch.no_grad():
+        for key, target in state.items():
+            if key in tensors and tensors[key].shape == target.shape:
+                target.copy_(tensors[key])
+
+
+def refuse_broken(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights with NaN or infinity.
+
+    Raises:
+        ArchitectureError: Names the first such tensor, with the number of such values.
+    """
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        broken = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if broken:
+            raise ArchitectureError(
+                f"{what}: NaN or Inf in tensor {name} ({broken} value{'s' if broken > 1 else ''})",
+                "the file is damaged or its training diverged; get another copy",
+            )

@@ -1,0 +1,59 @@
+"""A new network with random weights and the normalisation of its training images, for attacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from bcu_cli.errors import ArchitectureError
+from bcu_cli.models.classifier import Classifier
+from bcu_cli.models.index import entry_of
+from bcu_cli.models.names import OWN_ARCHITECTURES
+from bcu_cli.models.preprocessing import Preprocessing
+from bcu_cli.models.registry import build, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def usual_size(arch: str, side: int | None) -> tuple[int, int, int]:
+    """Channels, height and width that an architecture is made for, or of ``side`` where that is given.
+
+    Raises:
+        ArchitectureError: Unknown architecture, or one whose size nobody says.
+    """
+    full = resolve(arch)
+    if side is not None:
+        return (3, side, side)
+    if full in OWN_ARCHITECTURES:
+        return OWN_ARCHITECTURES[full]
+    entry = entry_of(full)
+    if entry is None or entry.preprocessing is None:
+        raise ArchitectureError(f"what size of images {arch} takes is not known", "give it with --input-size")
+    return entry.preprocessing.input_size
+
+
+def fresh(arch: str, num_classes: int, images: Tensor, *, seed: int) -> Classifier:
+    """A classifier with random weights.
+
+    Args:
+        arch: As for ``build``.
+        num_classes: Outputs.
+        images: The training images, uint8 ``[N, C, H, W]``: their mean and deviation per channel become the
+            normalisation, their size the input size.
+        seed: Decides the weights.
+    """
+    _, channels, height, width = images.shape
+    sample = images[:: max(1, len(images) // 5000)].double() / 255.0
+    deviation, mean = torch.std_mean(sample, dim=(0, 2, 3))
+    preprocessing = Preprocessing(
+        input_size=(channels, height, width),
+        mean=tuple(round(value, 4) for value in mean.tolist()),
+        std=tuple(max(0.01, round(value, 4)) for value in deviation.tolist()),
+        source="training images",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build(arch, num_classes=num_classes, input_size=preprocessing.input_size)
+    return Classifier(network, preprocessing, num_classes)

@@ -1,0 +1,258 @@
+"""Which architecture a checkpoint holds: from the option, from what it says of itself, from its tensors.
+
+Needs torch only where the index cannot answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bcu_cli.errors import ArchitectureError
+from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.claims import Claim, read_claims
+from bcu_cli.models.index import Candidate, Shapes, entry_of, load_index, match, match_entry, nearest
+from bcu_cli.models.registry import is_user_file, possible_names, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bcu_cli.checkpoints import Checkpoint
+
+#: Parts of tensor names that only language models have.
+_LANGUAGE_PARTS = frozenset(
+    {"embed_tokens", "lm_head", "wte", "word_embeddings", "tok_embeddings", "embed_out", "wpe"}
+)
+_HINT = "give --arch NAME (timm, torchvision or one of bcu's own) or --arch FILE.py:FUNCTION"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the evidence leaves possible.
+
+    Args:
+        groups: Candidates, grouped into those that compute the same; the best of each group first. One group
+            if the architecture is certain.
+        source: What decided, for people.
+        claims: What the file says of itself, most trusted first.
+        evidence: What was noticed on the way, for people.
+    """
+
+    groups: tuple[tuple[Candidate, ...], ...]
+    source: str
+    claims: tuple[Claim, ...] = ()
+    evidence: tuple[str, ...] = field(default=())
+
+    def architecture(self, group: int = 0) -> Architecture:
+        """The architecture of one group of candidates."""
+        first, *others = self.groups[group]
+        return Architecture(
+            name=first.name,
+            source=self.source,
+            num_classes=first.num_classes,
+            alternatives=tuple(other.name for other in others),
+        )
+
+
+def identify(checkpoint: Checkpoint, arch: str | None = None) -> Architecture:
+    """Find the architecture without building it.
+
+    Args:
+        checkpoint: The file as read.
+        arch: The user's ``--arch``, if given.
+
+    Raises:
+        ArchitectureError: It cannot be told, it does not fit, or this is no image classifier.
+    """
+    what = checkpoint.path.name
+    claims = read_claims(checkpoint.path, checkpoint.metadata, checkpoint.beside)
+    found = find(shapes_of(checkpoint), claims, arch=arch, what=what)
+    if len(found.groups) > 1:
+        raise ambiguous(found.groups, what)
+    return found.architecture()
+
+
+def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Tensor name to shape."""
+    return {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+
+
+def class_count(name: str, shapes: Shapes) -> int:
+    """How many classes these tensors have as weights of the architecture ``name``.
+
+    Raises:
+        ArchitectureError: They do not fit it.
+    """
+    full = resolve(name)
+    candidate = _fit(full, shapes, None)
+    if candidate is None:
+        from bcu_cli.models.fitting import mismatch
+
+        raise mismatch(full, shapes, None, "the file")
+    return candidate.num_classes
+
+
+def find(
+    shapes: Shapes,
+    claims: Sequence[Claim],
+    *,
+    arch: str | None = None,
+    input_size: int | None = None,
+    what: str = "the file",
+) -> Found:
+    """The architectures that names and shapes leave possible (see the module's docstring for the order).
+
+    Args:
+        shapes: Tensor name to shape.
+        claims: From :func:`~bcu_cli.models.claims.read_claims`.
+        arch: The user's ``--arch``.
+        input_size: The user's ``--input-size``, for networks whose tensors depend on it.
+        what: How errors call the file.
+
+    Raises:
+        ArchitectureError: Nothing is possible, or only things that are no image classifiers.
+    """
+    _refuse_foreign(shapes, what)
+    size = None if input_size is None else (3, input_size, input_size)
+    if arch is not None:
+        candidate = _from_option(arch, shapes, size, what)
+        found = Found(groups=(_with_equals(candidate, shapes),), source="--arch", claims=tuple(claims))
+    else:
+        found = _from_claims(shapes, claims) or _from_tensors(shapes, claims, what)
+    if any(group[0].num_classes == 1 for group in found.groups):
+        raise ArchitectureError(
+            f"{what} has one output: it is a regression or yes-or-no model, and there are no classes to tell "
+            "apart",
+            "bcu needs a classifier with two or more outputs",
+        )
+    return found
+
+
+def _refuse_foreign(shapes: Shapes, what: str) -> None:
+    if not any(len(shape) >= 2 for shape in shapes.values()):
+        raise ArchitectureError(
+            f"{what} holds no layers: none of its {len(shapes)} tensors has two or more dimensions",
+            "give the file with the model's weights",
+        )
+    if any(_LANGUAGE_PARTS & set(name.split(".")) for name in shapes):
+        raise ArchitectureError(
+            f"{what} holds a language model, not an image classifier", "bcu works on image classifiers only"
+        )
+
+
+def _from_option(arch: str, shapes: Shapes, input_size: tuple[int, int, int] | None, what: str) -> Candidate:
+    """The candidate for the user's ``--arch``; a plain name means whichever library's network fits."""
+    first = resolve(arch)
+    names = (first,) if is_user_file(arch) else possible_names(arch)
+    for name in names:
+        candidate = _fit(name, shapes, input_size)
+        if candidate is not None:
+            return candidate
+    from bcu_cli.models.fitting import mismatch
+
+    raise mismatch(first, shapes, input_size, what)
+
+
+def _fit(name: str, shapes: Shapes, input_size: tuple[int, int, int] | None) -> Candidate | None:
+    """The candidate that ``name`` makes for these tensors: by the index, else by building it."""
+    entry = entry_of(name)
+    if entry is not None:
+        candidate = match_entry(entry, shapes)
+        if candidate is not None or input_size is None:
+            return candidate
+    from bcu_cli.models.fitting import fit_template
+
+    return fit_template(name, shapes, input_size)
+
+
+def _with_equals(candidate: Candidate, shapes: Shapes) -> tuple[Candidate, ...]:
+    """The candidate, followed by the others that compute the same."""
+    return (
+        candidate,
+        *(c for c in match(shapes) if candidate.structure == c.structure != "" and c.name != candidate.name),
+    )
+
+
+def _from_claims(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
+    """The first claimed architecture that the tensors fit; a claim that they do not is only reported."""
+    evidence = complaints(claims)
+    for claim in claims:
+        if claim.arch is None:
+            continue
+        if is_user_file(claim.arch):
+            evidence.append(f"{claim.source} names {claim.arch}, which only --arch would run")
+            continue
+        names = possible_names(claim.arch)
+        if not names:
+            evidence.append(f"{claim.source} names {claim.arch[:60]!r}, which is no known architecture")
+        for name in names:
+            candidate = _fit(name, shapes, claim.input_size)
+            if candidate is not None:
+                return Found(
+                    groups=(_with_equals(candidate, shapes),),
+                    source=f"{claim.source}, and the tensors fit",
+                    claims=tuple(claims),
+                    evidence=tuple(evidence),
+                )
+        if names:
+            evidence.append(f"{claim.source} names {claim.arch[:60]}, but the tensors do not fit it")
+    return None
+
+
+def complaints(claims: Sequence[Claim]) -> list[str]:
+    """What the claims say that cannot be used, for people."""
+    return [f"{claim.source}: {complaint}" for claim in claims for complaint in claim.complaints]
+
+
+def _from_tensors(shapes: Shapes, claims: Sequence[Claim], what: str) -> Found:
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in match(shapes):
+        groups.setdefault(candidate.structure or candidate.name, []).append(candidate)
+    evidence = complaints(claims) + disbelieved(claims)
+    if not groups:
+        raise _nothing_fits(shapes, evidence, what)
+    return Found(
+        groups=tuple(tuple(group) for group in groups.values()),
+        source="names and shapes of the tensors",
+        claims=tuple(claims),
+        evidence=tuple(evidence),
+    )
+
+
+def disbelieved(claims: Sequence[Claim]) -> list[str]:
+    """One sentence per claimed architecture, none of which the tensors fit."""
+    return [
+        f"{claim.source} names {claim.arch[:60]}, which is unknown or does not fit the tensors"
+        if not is_user_file(claim.arch)
+        else f"{claim.source} names {claim.arch}, which only --arch would run"
+        for claim in claims
+        if claim.arch is not None
+    ]
+
+
+def _nothing_fits(shapes: Shapes, evidence: Sequence[str], what: str) -> ArchitectureError:
+    names, same_names = nearest(shapes)
+    text = f"the architecture of {what} is none of the {len(load_index().entries)} known ones"
+    if names and same_names:
+        text += f"; the same tensor names in other shapes: {', '.join(names)}"
+    elif names:
+        text += f"; similar tensor names: {', '.join(names)}"
+    return ArchitectureError("; ".join([text, *evidence]), _HINT)
+
+
+def ambiguous(groups: Sequence[Sequence[Candidate]], what: str) -> ArchitectureError:
+    """The error for tensors that fit architectures which compute different things."""
+    names = [group[0].name for group in groups]
+    listed = ", ".join(names[:-1]) + f" and {names[-1]}"
+    return ArchitectureError(
+        f"{what} matches {listed}, which differ in what tensor shapes can't show",
+        f"pass --arch, for example --arch {names[0]}",
+    )
+
+
+def claim_fits(claim: Claim, candidates: Sequence[Candidate]) -> bool:
+    """Whether what a claim says of the preprocessing is about one of these architectures."""
+    if claim.arch is None:
+        return True
+    names: Mapping[str, None] = dict.fromkeys(candidate.name for candidate in candidates)
+    return claim.arch in names or any(name in names for name in possible_names(claim.arch))

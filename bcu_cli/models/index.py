@@ -1,0 +1,211 @@
+"""The shipped index of architectures: tensor names and shapes to candidates, without importing torch.
+
+Per architecture the index holds three hashes: over the tensor names, over names and shapes (with the
+dimensions that depend on the number of classes and of input channels left open), and over what the network
+computes. The last one is only there for architectures that share their names and shapes with others: with
+the same hash they compute the same function. ``python -m bcu_cli.models.build_index`` makes it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from bcu_cli.models.preprocessing import Preprocessing
+
+INDEX_FILE = "index.json.gz"
+SCHEMA_VERSION = 1
+#: How many of the smallest name hashes an architecture keeps, for finding the nearest ones.
+SKETCH_SIZE = 8
+
+Shapes = Mapping[str, tuple[int, ...]]
+#: Tensor name and dimension.
+Axis = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One architecture of the index."""
+
+    name: str
+    names_hash: str
+    shapes_hash: str
+    structure: str
+    class_axes: tuple[Axis, ...]
+    channel_axes: tuple[Axis, ...]
+    preprocessing: Preprocessing | None
+    sketch: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An architecture whose tensors have the names and shapes that were looked up."""
+
+    name: str
+    structure: str
+    num_classes: int
+    in_channels: int
+    preprocessing: Preprocessing | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """All indexed architectures, and the library versions they were built with."""
+
+    entries: tuple[Entry, ...]
+    versions: Mapping[str, str]
+
+
+def counted(name: str) -> bool:
+    """Whether a tensor tells architectures apart: not so BatchNorm's step counter, which old files lack."""
+    return not name.endswith("num_batches_tracked")
+
+
+def hash_names(names: Iterable[str]) -> str:
+    """A hash over tensor names, in any order."""
+    return digest("\n".join(sorted(filter(counted, names))))
+
+
+def hash_shapes(shapes: Shapes, class_axes: Iterable[Axis], channel_axes: Iterable[Axis]) -> str:
+    """A hash over names and shapes with the given dimensions left open."""
+    marks = dict.fromkeys(class_axes, "K") | dict.fromkeys(channel_axes, "C")
+    lines = []
+    for name in sorted(filter(counted, shapes)):
+        sides = (marks.get((name, axis), str(side)) for axis, side in enumerate(shapes[name]))
+        lines.append(f"{name} {','.join(sides)}")
+    return digest("\n".join(lines))
+
+
+def sketch(names: Iterable[str]) -> frozenset[str]:
+    """The smallest few hashes of single tensor names (a bottom-k sketch)."""
+    return frozenset(sorted(digest(name)[:6] for name in filter(counted, names))[:SKETCH_SIZE])
+
+
+def digest(text: str) -> str:
+    """The first 64 bits of SHA-256, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def load_index() -> Index:
+    """The index as shipped; empty (own networks are then unknown too) where it has not been built yet."""
+    source = resources.files("bcu_cli.models").joinpath(INDEX_FILE)
+    if not source.is_file():
+        return Index(entries=(), versions={})
+    document = json.loads(gzip.decompress(source.read_bytes()))
+    axes = [tuple((str(name), int(axis)) for name, axis in group) for group in document["axes"]]
+    preprocessings = [_preprocessing(fields) for fields in document["preprocessing"]]
+    entries = tuple(_entry(row, axes, preprocessings) for row in document["architectures"])
+    return Index(entries=entries, versions=document["versions"])
+
+
+def _preprocessing(fields: list[Any]) -> Preprocessing:
+    size, mean, std, crop_pct, interpolation = fields
+    return Preprocessing(
+        input_size=(size[0], size[1], size[2]),
+        mean=tuple(mean),
+        std=tuple(std),
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+    )
+
+
+def _entry(row: list[Any], axes: list[tuple[Axis, ...]], preprocessings: list[Preprocessing]) -> Entry:
+    name, names_hash, shapes_hash, structure, class_axes, channel_axes, preprocessing, marks = row
+    return Entry(
+        name=name,
+        names_hash=names_hash,
+        shapes_hash=shapes_hash,
+        structure=structure,
+        class_axes=axes[class_axes],
+        channel_axes=axes[channel_axes],
+        preprocessing=None if preprocessing < 0 else preprocessings[preprocessing],
+        sketch=frozenset(marks[i : i + 6] for i in range(0, len(marks), 6)),
+    )
+
+
+@cache
+def known_names() -> frozenset[str]:
+    """The full names of all indexed architectures."""
+    return frozenset(entry.name for entry in load_index().entries)
+
+
+@cache
+def entry_of(name: str) -> Entry | None:
+    """The index's entry of a full name, or None."""
+    return next((entry for entry in load_index().entries if entry.name == name), None)
+
+
+def match(shapes: Shapes) -> tuple[Candidate, ...]:
+    """The architectures with exactly these tensors, preferred first (own, torchvision's, timm's).
+
+    Args:
+        shapes: Tensor name to shape, of a whole state dict.
+    """
+    names_hash = hash_names(shapes)
+    found = []
+    for entry in load_index().entries:
+        if entry.names_hash == names_hash:
+            candidate = match_entry(entry, shapes)
+            if candidate is not None:
+                found.append(candidate)
+    return tuple(sorted(found, key=_preference))
+
+
+def match_entry(entry: Entry, shapes: Shapes) -> Candidate | None:
+    """The candidate that ``entry`` makes for these tensors, or None where they do not fit."""
+    if hash_names(shapes) != entry.names_hash:
+        return None
+    num_classes = _common_side(shapes, entry.class_axes)
+    in_channels = _common_side(shapes, entry.channel_axes) if entry.channel_axes else 3
+    if num_classes is None or in_channels is None:
+        return None
+    if hash_shapes(shapes, entry.class_axes, entry.channel_axes) != entry.shapes_hash:
+        return None
+    return Candidate(
+        name=entry.name,
+        structure=entry.structure,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        preprocessing=entry.preprocessing,
+    )
+
+
+def _common_side(shapes: Shapes, axes: Iterable[Axis]) -> int | None:
+    """The length that all the given dimensions share, or None where they do not."""
+    sides = {shapes[name][axis] if axis < len(shapes[name]) else -1 for name, axis in axes}
+    side = sides.pop() if len(sides) == 1 else -1
+    return side if side > 0 else None
+
+
+def _preference(candidate: Candidate) -> tuple[int, int, str]:
+    library = candidate.name.rpartition(":")[0]
+    return (("", "torchvision", "timm").index(library), len(candidate.name), candidate.name)
+
+
+def nearest(shapes: Shapes, limit: int = 4) -> tuple[tuple[str, ...], bool]:
+    """The architectures that come closest to tensors which none has.
+
+    Returns:
+        Their full names, and whether these have exactly the same tensor names (in other shapes); if not, they
+        are the ones that share the most names, judged by a sample, and at least half of them.
+    """
+    names_hash = hash_names(shapes)
+    entries = load_index().entries
+    same = [entry.name for entry in entries if entry.names_hash == names_hash]
+    if same:
+        return tuple(sorted(same, key=len)[:limit]), True
+    own = sketch(shapes)
+    scored = []
+    for entry in entries:
+        union = frozenset(sorted(own | entry.sketch)[:SKETCH_SIZE])
+        scored.append((len(union & own & entry.sketch) / max(1, len(union)), entry.name))
+    scored = [pair for pair in scored if pair[0] >= 0.5]
+    scored.sort(key=lambda pair: (-pair[0], len(pair[1]), pair[1]))
+    return tuple(name for _, name in scored[:limit]), False

@@ -1,0 +1,241 @@
+"""A checkpoint to a classifier: architecture, weights, preprocessing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bcu_cli.errors import ArchitectureError
+from bcu_cli.models import deciding, fingerprint
+from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.claims import read_claims
+from bcu_cli.models.classifier import Classifier
+from bcu_cli.models.fitting import fill, refuse_broken
+from bcu_cli.models.identify import Found, ambiguous, find, shapes_of
+from bcu_cli.models.preprocessing import Preprocessing
+from bcu_cli.models.registry import build, is_user_file, one_line
+
+if TYPE_CHECKING:
+    from bcu_cli.checkpoints import Checkpoint
+
+TORCHSCRIPT = "torchscript"
+
+#: Pictures for a preprocessing's size and cropping: ``float [N, C, H, W]`` in [0, 1], not normalised.
+ImageSource = Callable[[Preprocessing], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A classifier and how it was made.
+
+    Args:
+        classifier: In evaluation mode, float32, on the CPU.
+        architecture: Which, and how it was found.
+        checkpoint: The file that it came from.
+        evidence: What decided and what was noticed, in sentences for people.
+    """
+
+    classifier: Classifier
+    architecture: Architecture
+    checkpoint: Checkpoint
+    evidence: tuple[str, ...]
+
+
+def load(
+    checkpoint: Checkpoint,
+    *,
+    arch: str | None = None,
+    input_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    images: ImageSource | None = None,
+) -> Loaded:
+    """Make a runnable classifier of a checkpoint.
+
+    Args:
+        checkpoint: The file as read.
+        arch: ``--arch``: a name, or FILE.py:FUNCTION (the function runs).
+        input_size: ``--input-size``: height and width of the input.
+        mean: ``--mean``: one value, or one per channel.
+        std: ``--std``: one value, or one per channel.
+        images: Gives natural pictures, about 256 of them, where only BatchNorm statistics can decide.
+
+    Raises:
+        ArchitectureError: The weights are broken, are no image classifier's, fit no (or not the given)
+            architecture, or what is needed to run them cannot be found out and must be given.
+        UnsafeFileError: It is TorchScript that only its own code could run, and that is not allowed to.
+    """
+    refuse_broken(checkpoint.tensors, checkpoint.path.name)
+    loader = _Loader(checkpoint, deciding.Options(input_size=input_size, mean=mean, std=std), images)
+    return loader.load(arch)
+
+
+class _Loader:
+    """One call of :func:`load`."""
+
+    def __init__(self, checkpoint: Checkpoint, options: deciding.Options, images: ImageSource | None) -> None:
+        self.checkpoint = checkpoint
+        self.options = options
+        self.images = images
+        self.what = checkpoint.path.name
+        self.claims = read_claims(checkpoint.path, checkpoint.metadata, checkpoint.beside)
+
+    def load(self, arch: str | None) -> Loaded:
+        try:
+            found = find(
+                shapes_of(self.checkpoint),
+                self.claims,
+                arch=arch,
+                input_size=self.options.input_size,
+                what=self.what,
+            )
+        except ArchitectureError as error:
+            if self.checkpoint.format != TORCHSCRIPT or arch is not None:
+                raise
+            return self._load_script(error)
+        choices = self._choices(found)
+        best = self._best(found, choices)
+        architecture, network, decision = choices[best]
+        if len(choices) > 1:
+            architecture = replace(architecture, source=f"{architecture.source}, then BatchNorm statistics")
+        classifier = self._classifier(network, decision.preprocessing, architecture.num_classes)
+        if architecture.num_classes != classifier.num_classes:
+            architecture = replace(architecture, num_classes=classifier.num_classes)
+        evidence = (
+            f"architecture {architecture.name}: {architecture.source}",
+            *found.evidence,
+            *decision.evidence,
+        )
+        return Loaded(
+            classifier=classifier, architecture=architecture, checkpoint=self.checkpoint, evidence=evidence
+        )
+
+    def _choices(self, found: Found) -> list[tuple[Architecture, nn.Module, deciding.Decision]]:
+        """A network with its preprocessing per group of equal candidates."""
+        choices = []
+        for i, group in enumerate(found.groups):
+            architecture = found.architecture(i)
+            candidate = group[0]
+            network = self._network(architecture.name, candidate.num_classes, candidate.in_channels)
+            if len(found.groups) > 1 and not self._can_tell(network):
+                raise ambiguous(found.groups, self.what)
+            decision = deciding.decide(
+                deciding.Question(
+                    what=self.what,
+                    options=self.options,
+                    claims=self.claims,
+                    candidates=group,
+                    channels=_channels(network, candidate.in_channels, architecture.name),
+                ),
+                network,
+                self.images,
+            )
+            choices.append((architecture, network, decision))
+        return choices
+
+    def _can_tell(self, network: nn.Module) -> bool:
+        return self.images is not None and any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+
+    def _best(self, found: Found, choices: list[tuple[Architecture, nn.Module, deciding.Decision]]) -> int:
+        """The choice whose BatchNorm statistics the pictures reproduce clearly better than the others'."""
+        if len(choices) == 1:
+            return 0
+        assert self.images is not None  # else _choices has refused  # noqa: S101
+        distances = []
+        for _, network, decision in choices:
+            pictures = fingerprint.sample(self.images(decision.preprocessing))
+            classifier = Classifier(network, decision.preprocessing, 1)
+            inputs = (pictures - classifier.mean) / classifier.std
+            distance = fingerprint.batchnorm_distance(network, inputs, layers=None)
+            distances.append(math.inf if distance is None else distance)
+        smallest, runner_up = sorted(distances)[:2]
+        if not fingerprint.is_clear(smallest, runner_up):
+            raise ambiguous(found.groups, self.what)
+        return distances.index(smallest)
+
+    def _network(self, name: str, num_classes: int, in_channels: int) -> nn.Module:
+        size = None
+        if not is_user_file(name):
+            side = self._claimed_side()
+            if side is not None or in_channels != 3:
+                default = deciding.default_size(name)
+                side = side if side is not None else (default[1:] if default else (224, 224))
+                size = (in_channels, *side)
+        with torch.random.fork_rng(devices=[]):  # loading must not shift anybody's random numbers
+            network = build(name, num_classes=num_classes or 2, input_size=size)
+        network = network.float()
+        fill(network, self.checkpoint.tensors, name, self.what)
+        return network.eval()
+
+    def _claimed_side(self) -> tuple[int, int] | None:
+        if self.options.input_size is not None:
+            return self.options.input_size, self.options.input_size
+        return None
+
+    def _classifier(self, network: nn.Module, preprocessing: Preprocessing, num_classes: int) -> Classifier:
+        """The classifier, tried once on zeros: it must give ``[N, K]`` with K of at least 2."""
+        classifier = Classifier(network, preprocessing, num_classes).eval()
+        size = preprocessing.input_size
+        try:
+            with torch.no_grad():
+                logits = classifier(torch.zeros(1, *size))
+        except Exception as error:
+            raise ArchitectureError(
+                f"{self.what} cannot run on {'x'.join(map(str, size))} inputs: {one_line(error)}",
+                "give the right --input-size or --arch",
+            ) from error
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ArchitectureError(
+                f"{self.what} returns {shape} for one picture, not one row of logits",
+                "bcu works on classifiers",
+            )
+        if logits.shape[1] < 2:
+            raise ArchitectureError(
+                f"{self.what} has one output: there are no classes to tell apart",
+                "bcu needs a classifier with two or more outputs",
+            )
+        classifier.num_classes = logits.shape[1]
+        return classifier
+
+    def _load_script(self, reason: ArchitectureError) -> Loaded:
+        """Run the file's own (allow-listed) code, since its tensors fit no known architecture."""
+        from bcu_cli.checkpoints import load_script
+
+        network: nn.Module = load_script(self.checkpoint)
+        network = network.float().eval()
+        claims = tuple(claim for claim in self.claims if claim.arch in (None, TORCHSCRIPT))
+        channels = next((claim.input_size[0] for claim in claims if claim.input_size), 3)
+        decision = deciding.decide(
+            deciding.Question(
+                what=self.what, options=self.options, claims=claims, candidates=(), channels=channels
+            ),
+            network,
+            self.images,
+        )
+        classifier = self._classifier(network, decision.preprocessing, 0)
+        architecture = Architecture(
+            name=TORCHSCRIPT, source="the file's own code", num_classes=classifier.num_classes
+        )
+        return Loaded(
+            classifier=classifier,
+            architecture=architecture,
+            checkpoint=self.checkpoint,
+            evidence=(
+                f"architecture: the file's own TorchScript code runs, since {reason.message}",
+                *decision.evidence,
+            ),
+        )
+
+
+def _channels(network: nn.Module, in_channels: int, name: str) -> int:
+    """Channels of the input; for the user's own network, those of its first convolution."""
+    if not is_user_file(name):
+        return in_channels
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    return in_channels if first is None else first.in_channels

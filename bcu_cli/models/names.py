@@ -1,0 +1,20 @@
+"""The names of the package's own networks; kept apart so that listing them needs no torch."""
+
+from __future__ import annotations
+
+#: Own network -> the input size (C, H, W) it is made for; every one takes other sizes too.
+OWN_ARCHITECTURES: dict[str, tuple[int, int, int]] = {
+    "preact_resnet18": (3, 32, 32),
+    "resnet18_cifar": (3, 32, 32),
+    "resnet18_cifar_w16": (3, 32, 32),
+    "resnet20": (3, 32, 32),
+    "resnet56": (3, 32, 32),
+    "vgg16_bn_cifar": (3, 32, 32),
+    "wrn16_1": (3, 32, 32),
+    "wrn28_10": (3, 32, 32),
+}
+
+
+def own_names() -> tuple[str, ...]:
+    """The names of the package's own networks, in alphabetical order."""
+    return tuple(sorted(OWN_ARCHITECTURES))

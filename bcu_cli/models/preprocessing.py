@@ -1,0 +1,123 @@
+"""How pictures become a network's input: size, cropping and normalisation. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+#: Largest height or width that is believed; more is a broken or hostile claim.
+LARGEST_SIDE = 8192
+#: Names that torchvision and Pillow know alike.
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What is done to a picture before the network sees it.
+
+    Args:
+        input_size: Channels, height and width of the network's input.
+        mean: Subtracted per channel, on the scale [0, 1].
+        std: Divided by per channel, on the scale [0, 1]; greater than 0.
+        crop_pct: Share kept by the centre crop: the shorter side is resized to ``round(H / crop_pct)``.
+        interpolation: How pictures are resized: one of :data:`INTERPOLATIONS`.
+        source: What decided mean and std, for people ("option", "metadata", "BatchNorm statistics", …).
+
+    Raises:
+        ValueError: A value that no network can have been trained with.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        check_size(self.input_size)
+        channels = self.input_size[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(
+                f"{len(self.mean)} means and {len(self.std)} standard deviations for {channels} channels"
+            )
+        check_normalisation(self.mean, self.std)
+        check_crop(self.crop_pct)
+        check_interpolation(self.interpolation)
+
+
+def check_size(size: tuple[int, int, int]) -> None:
+    """Raise ``ValueError`` unless ``size`` is a credible (C, H, W)."""
+    if len(size) != 3 or not all(1 <= side <= LARGEST_SIDE for side in size):
+        raise ValueError(
+            f"input size {'x'.join(map(str, size))} is not three numbers from 1 to {LARGEST_SIDE}"
+        )
+
+
+def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raise ``ValueError`` unless the means are finite and the deviations finite and positive."""
+    if not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"mean {format_values(mean)} is not finite")
+    if not all(math.isfinite(value) and value > 0 for value in std):
+        raise ValueError(f"std {format_values(std)} is not greater than 0")
+
+
+def check_crop(crop_pct: float) -> None:
+    """Raise ``ValueError`` unless the share is in (0, 1]."""
+    if not 0.05 <= crop_pct <= 1:
+        raise ValueError(f"crop share {crop_pct} is not in [0.05, 1]")
+
+
+def check_interpolation(interpolation: str) -> None:
+    """Raise ``ValueError`` unless the name is one of :data:`INTERPOLATIONS`."""
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+
+
+def format_values(values: tuple[float, ...]) -> str:
+    """``(0.5, 0.25, 0.25)`` as ``0.5,0.25,0.25``: the form that ``--mean`` and ``--std`` take."""
+    return ",".join(f"{value:.4g}" for value in values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """A mean and standard deviation per channel that people train with, under the name they go by."""
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+#: The normalisations in wide use, for three channels. The two CIFAR-10 deviations are the one over all
+#: pixels and the one averaged over pictures; both are passed around.
+NORMALISATIONS = (
+    Normalisation(name="none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    Normalisation(name="ImageNet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    Normalisation(name="CIFAR-10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    Normalisation(name="CIFAR-10 (per picture)", mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+    Normalisation(name="CIFAR-100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
+    Normalisation(name="GTSRB", mean=(0.3403, 0.3121, 0.3214), std=(0.2724, 0.2608, 0.2669)),
+    Normalisation(name="0.5/0.5", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    Normalisation(name="0 to 255", mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)),
+)
+#: The same for one channel.
+GREY_NORMALISATIONS = (
+    Normalisation(name="none", mean=(0.0,), std=(1.0,)),
+    Normalisation(name="MNIST", mean=(0.1307,), std=(0.3081,)),
+    Normalisation(name="Fashion-MNIST", mean=(0.2860,), std=(0.3530,)),
+    Normalisation(name="0.5/0.5", mean=(0.5,), std=(0.5,)),
+    Normalisation(name="0 to 255", mean=(0.0,), std=(1 / 255,)),
+)
+
+
+def nearly_equal(a: Normalisation, b: Normalisation) -> bool:
+    """Whether the two give a network nearly the same input: contrast within 35 %, shift within 0.25.
+
+    Both are measured in units of the normalised input; ImageNet's and the CIFARs' are nearly equal in this
+    sense, "none" and 0.5/0.5 are not.
+    """
+    pairs = zip(a.mean, a.std, b.mean, b.std, strict=True)
+    return all(
+        1 / 1.35 <= std_a / std_b <= 1.35 and abs(mean_a - mean_b) / min(std_a, std_b) <= 0.25
+        for mean_a, std_a, mean_b, std_b in pairs
+    )

@@ -1,0 +1,254 @@
+"""Names to networks: the package's own, timm's, torchvision's, and functions in the user's own files."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.errors import ArchitectureError, BcuError
+from bcu_cli.models.names import OWN_ARCHITECTURES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import nn
+
+TIMM = "timm:"
+TORCHVISION = "torchvision:"
+
+
+def is_user_file(name: str) -> bool:
+    """Whether ``name`` has the form FILE.py:FUNCTION."""
+    file, colon, function = name.rpartition(":")
+    return bool(colon) and file.endswith(".py") and function.isidentifier()
+
+
+def possible_names(name: str) -> tuple[str, ...]:
+    """The full names that ``name`` can stand for, preferred first: own, timm's, torchvision's.
+
+    Looks names up and does nothing else: no file is opened, nothing that a name asks for is imported. A tag
+    as timm appends it (``resnet50.a1_in1k``) is dropped.
+    """
+    from bcu_cli.models.index import known_names
+
+    known = known_names()
+    plain = name.partition(".")[0]
+    if plain.startswith((TIMM, TORCHVISION)):
+        candidates = [plain]
+    else:
+        candidates = [plain, TIMM + plain, TORCHVISION + plain]
+    return tuple(c for c in candidates if c in known or c in OWN_ARCHITECTURES or _in_libraries(c))
+
+
+def _in_libraries(full_name: str) -> bool:
+    """Whether timm or torchvision, as installed, has the architecture (for versions newer than the index)."""
+    prefix, _, plain = full_name.rpartition(":")
+    if not plain.isidentifier():
+        return False
+    if prefix == "timm" and "timm" in sys.modules:
+        return bool(sys.modules["timm"].is_model(plain))
+    models = sys.modules.get("torchvision.models")
+    return prefix == "torchvision" and models is not None and plain in models.list_models(module=models)
+
+
+def resolve(name: str) -> str:
+    """The full name of an architecture (``resnet50`` to ``timm:resnet50``).
+
+    Raises:
+        ArchitectureError: No architecture has that name.
+    """
+    if is_user_file(name):
+        return name
+    names = possible_names(name)
+    if not names:
+        import_library("timm")
+        import_library("torchvision.models")
+        names = possible_names(name)
+    if not names:
+        raise unknown_architecture(name)
+    return names[0]
+
+
+def unknown_architecture(name: str) -> ArchitectureError:
+    """The error for a name that no registry has, with the names that come close."""
+    from bcu_cli.models.index import known_names
+
+    plain = {known.rpartition(":")[2]: known for known in sorted(known_names(), reverse=True)}
+    plain |= {own: own for own in OWN_ARCHITECTURES}
+    close = difflib.get_close_matches(name.rpartition(":")[2].lower(), plain, n=4, cutoff=0.6)
+    own = ", ".join(sorted(OWN_ARCHITECTURES))
+    advice = f"did you mean {', '.join(close)}?" if close else f"own networks: {own}"
+    return ArchitectureError(
+        f"no architecture is called {name!r}",
+        f"{advice} Names of timm and torchvision are known too, and FILE.py:FUNCTION"
+        if close
+        else f"{advice}; names of timm and torchvision are known too, and FILE.py:FUNCTION",
+    )
+
+
+def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | None = None) -> nn.Module:
+    """A network with random weights, on the default device.
+
+    Args:
+        name: An own, timm or torchvision name, with or without ``timm:`` or ``torchvision:``, or
+            FILE.py:FUNCTION. The function runs: give only files that you trust.
+        num_classes: Outputs, at least 1.
+        input_size: C, H, W where it is not the architecture's own.
+
+    Raises:
+        ArchitectureError: The name is unknown, or the network cannot be built so.
+    """
+    full = resolve(name)
+    if is_user_file(full):
+        return _build_user(full, num_classes)
+    try:
+        with _quiet():
+            if full.startswith(TIMM):
+                return _build_timm(full.removeprefix(TIMM), num_classes, input_size)
+            if full.startswith(TORCHVISION):
+                return _build_torchvision(full.removeprefix(TORCHVISION), num_classes, input_size)
+            return _build_own(full, num_classes, input_size)
+    except BcuError:
+        raise
+    except Exception as error:
+        raise ArchitectureError(
+            f"{full} cannot be built with {num_classes} classes: {one_line(error)}",
+            "choose another --arch or --input-size",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what constructors warn of (deprecated options, slow initialisation): no user can act on it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _build_own(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
+    from bcu_cli.models import cifar
+
+    make: Callable[[int, int], nn.Module] = getattr(cifar, name)
+    return make(num_classes, 3 if input_size is None else input_size[0])
+
+
+def _build_timm(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
+    timm = import_library("timm")
+    # Names like hf-hub:… make timm download; only what its registry holds is ever built.
+    if not timm.is_model(name):
+        raise ArchitectureError(
+            f"timm {timm.__version__} has no {name!r}", "install the newest timm, or give another --arch"
+        )
+    options: dict[str, Any] = {"pretrained": False, "num_classes": num_classes}
+    if input_size is not None:
+        if input_size[0] != 3:
+            options["in_chans"] = input_size[0]
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if config and config.fixed_input_size and tuple(config.input_size[1:]) != input_size[1:]:
+            options["img_size"] = input_size[1:]
+    network: nn.Module = timm.create_model(name, **options)
+    return network
+
+
+def _build_torchvision(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
+    models = import_library("torchvision.models")
+    if input_size is not None and input_size[0] != 3:
+        raise ArchitectureError(
+            f"torchvision's {name} takes 3 channels, not {input_size[0]}",
+            "give a timm architecture as --arch",
+        )
+    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    return network
+
+
+def import_library(name: str) -> Any:
+    """Import timm or torchvision, with a readable error where they do not fit torch.
+
+    Raises:
+        BcuError: The library is missing or was built for another torch.
+    """
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError, OSError) as error:
+        raise BcuError(
+            f"{name} cannot be imported: {one_line(error)}",
+            "install torch and torchvision from the same index, in versions built for each other",
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line: its type and the first line of its text."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _build_user(name: str, num_classes: int) -> nn.Module:
+    """Run the user's own function; whatever it raises becomes one line."""
+    from torch import nn
+
+    file, _, function_name = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ArchitectureError(f"no such file: {file}", "--arch FILE.py:FUNCTION names a file of your own")
+    try:
+        with _importing_beside(path):
+            module = _import_file(path)
+            function = getattr(module, function_name, None)
+            if callable(function):
+                network = function(**({"num_classes": num_classes} if _takes_num_classes(function) else {}))
+    except (Exception, SystemExit) as error:
+        raise ArchitectureError(
+            f"{name} raised {one_line(error)}", "correct the file, or see --debug"
+        ) from error
+    if not callable(function):
+        raise ArchitectureError(
+            f"{file} has no function {function_name!r}", "--arch FILE.py:FUNCTION returns the network"
+        )
+    if not isinstance(network, nn.Module):
+        raise ArchitectureError(
+            f"{name} returned {type(network).__name__}, not a torch.nn.Module",
+            "the function must return the network",
+        )
+    return network
+
+
+def _import_file(path: Path) -> Any:
+    module_name = f"bcu_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has both  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickling look a class's module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _importing_beside(path: Path) -> Iterator[None]:
+    """Let the file import its neighbours, as ``python FILE.py`` would."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _takes_num_classes(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    return "num_classes" in parameters

@@ -1,0 +1,111 @@
+"""What every report holds, whatever the command: versions, device, options, seed, files, time, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import sys
+import time
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.models import Loaded
+    from bcu_cli.training.devices import Device
+
+
+class Clock:
+    """Seconds by phase of a run."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Book the time since the last lap to ``phase``."""
+        now = time.perf_counter()
+        self._phases[phase] = self._phases.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """The phases and the total, in seconds."""
+        total = time.perf_counter() - self._started
+        return {name: round(value, 3) for name, value in (self._phases | {"total": total}).items()}
+
+
+def environment(device: Device) -> dict[str, Any]:
+    """Versions and device."""
+    packages = ("torch", "torchvision", "timm", "safetensors", "pillow")
+    return {
+        "versions": {"bcu": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in packages},
+        "device": {"type": str(device.torch), "name": device.name, "precision": device.precision},
+    }
+
+
+def peak_memory(device: Device) -> dict[str, int]:
+    """Most bytes that the process took, and most that tensors took on a GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    on_device = device.peak_memory()
+    return peak if on_device is None else peak | {"device_bytes": on_device}
+
+
+def options(values: Any) -> dict[str, Any]:
+    """A dataclass of options as plain values."""
+    if not is_dataclass(values) or isinstance(values, type):
+        raise TypeError(f"{values!r} holds no options")
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(values)))
+    return plain
+
+
+def model(loaded: Loaded) -> dict[str, Any]:
+    """A model file, what network it holds, and how that was found."""
+    checkpoint = loaded.checkpoint
+    return {
+        "path": str(checkpoint.path),
+        "sha256": checkpoint.sha256,
+        "bytes": checkpoint.size,
+        "format": checkpoint.format.value,
+        "architecture": asdict(loaded.architecture),
+        "preprocessing": asdict(loaded.classifier.preprocessing),
+        "evidence": list(loaded.evidence),
+    }
+
+
+def images(data: ImageSet, **more: Any) -> dict[str, Any]:
+    """A folder of pictures: how many were used and which were skipped."""
+    return {
+        "path": str(data.root),
+        "found": data.found,
+        "used": len(data),
+        "sha256": fingerprint_of(data),
+        "skipped": [{"path": str(path), "reason": reason} for path, reason in data.skipped],
+        **more,
+    }
+
+
+def written(path: Path, sha256: str) -> dict[str, Any]:
+    """A file that the command wrote."""
+    return {"path": str(path), "sha256": sha256, "bytes": path.stat().st_size}
+
+
+def fingerprint_of(data: ImageSet) -> str:
+    """SHA-256 over the decoded pictures, in their order, and their labels."""
+    digest = hashlib.sha256(data.images.contiguous().numpy())
+    if data.labels is not None:
+        digest.update(data.labels.numpy())
+    return digest.hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 over plain values: what decides a run."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,89 @@
+"""Which device, which precision, and what an out-of-memory error looks like there."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from bcu_cli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where a network runs, and in which precision it is trained there.
+
+    Args:
+        torch: The device.
+        precision: ``bf16`` where the hardware multiplies it faster than fp32, else ``fp32``.
+    """
+
+    torch: torch.device
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """The device for people: the GPU's own name, else ``cpu`` with its threads."""
+        if self.torch.type == "cuda":
+            return torch.cuda.get_device_name(self.torch)
+        if self.torch.type == "cpu":
+            return f"cpu, {torch.get_num_threads()} threads"
+        return self.torch.type
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the forward pass of a training step runs."""
+        if self.precision == "bf16":
+            return torch.autocast(self.torch.type, torch.bfloat16)
+        return nullcontext()
+
+    def peak_memory(self) -> int | None:
+        """Most bytes that tensors took on a CUDA device since the start; None elsewhere."""
+        return torch.cuda.max_memory_allocated(self.torch) if self.torch.type == "cuda" else None
+
+
+def choose(name: str = "auto", precision: str = "auto") -> Device:
+    """Find the device called ``name``: ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: There is no such device, or it has no such precision.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"device {name} cannot be used: {reason}", "--device auto takes what there is"
+        ) from error
+    if precision not in {"auto", "bf16", "fp32"}:
+        raise UsageError(f"there is no precision {precision}", "auto, bf16 or fp32")
+    if precision == "auto":
+        precision = "bf16" if _multiplies_bf16(device) else "fp32"
+    return Device(torch=device, precision=precision)
+
+
+@cache
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return _cpu_multiplies_bf16()
+    return False
+
+
+def _cpu_multiplies_bf16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported())  # torch 2.10 and 2.11 say it here only
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a step failed for want of memory, on any kind of device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

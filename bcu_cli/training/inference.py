@@ -1,0 +1,56 @@
+"""What a classifier answers: batches in, classes out, however many fit into memory at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from bcu_cli.errors import TrainingError
+from bcu_cli.training.devices import is_out_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from bcu_cli.training.devices import Device
+
+BATCH_SIZE = 512
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, images: Tensor, device: Device, *, transform: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """The class that a model answers for each image, in fp32 and eval mode.
+
+    Args:
+        model: Maps images in [0, 1] to logits; put into eval mode, and moved to the device.
+        images: uint8 ``[N, C, H, W]``.
+        device: Where.
+        transform: Changes each batch of uint8 images first; a trigger, say.
+
+    Returns:
+        int64 ``[N]``, on the CPU.
+
+    Raises:
+        TrainingError: A single image does not fit into memory.
+    """
+    model.to(device.torch).eval()
+    answers, start, size = [], 0, BATCH_SIZE
+    while start < len(images):
+        try:
+            batch = images[start : start + size].to(device.torch)
+            batch = transform(batch) if transform else batch
+            answers.append(model(batch.float() / 255.0).argmax(1).cpu())
+            start += size
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise TrainingError(
+                    f"one image does not fit into the memory of {device.name}", "use another --device"
+                ) from error
+            size = (size + 1) // 2
+    return torch.cat(answers)

@@ -1,0 +1,226 @@
+"""The one training loop: batches, precision, schedule, memory, interruption. What is learnt is the objective.
+
+Attacks give it a labelled objective, defenses a distilling one. Every step draws its random numbers from a
+seed of its own, so the state between two steps is the weights, the optimiser and the number of the step, and
+a resumed run writes the same bytes as one that was never interrupted (on the CPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil, cos, pi
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bcu_cli.errors import TrainingError
+from bcu_cli.images.augmentation import Augmentation, augment
+from bcu_cli.training.devices import is_out_of_memory
+
+if TYPE_CHECKING:
+    from bcu_cli.training.devices import Device
+
+Objective = Callable[[Tensor, Tensor, float], Tensor]
+"""(images float32 [N, C, H, W] in [0, 1], their index int64 [N] in the set, progress in [0, 1)) -> mean loss."""
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error: the user asked for it
+    """Training was asked to stop and did, between two steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How a network is trained by SGD.
+
+    Args:
+        epochs: Passes over the images.
+        batch_size: Most images in a step; the batches of an epoch are of equal size within one.
+        learning_rate: The highest one.
+        schedule: ``cosine`` falls from it to 0; ``one-cycle`` first rises for a quarter of the steps, then
+            falls, both linearly.
+        momentum: Of SGD.
+        nesterov: Whether the momentum looks ahead.
+        weight_decay: Of SGD, on all parameters.
+        augmentation: The random view of each image in each epoch.
+    """
+
+    epochs: int
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What ``on_epoch`` is told: the epoch that ended (from 1), how many there are, and its mean loss."""
+
+    number: int
+    of: int
+    loss: float
+
+
+class Training:
+    """A training in progress, always between two steps.
+
+    Args:
+        model: Maps images in [0, 1] to logits; trained in place, on ``device``.
+        images: uint8 ``[N, C, H, W]``; moved to the device once.
+        objective: The loss of a batch.
+        options: How.
+        device: Where, and in which precision.
+        seed: Decides the order and the views of the images.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        objective: Objective,
+        options: TrainingOptions,
+        *,
+        device: Device,
+        seed: int,
+    ) -> None:
+        self.device = device
+        self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.images = images.to(device.torch)
+        self.objective = objective
+        self.options = options
+        self.seed = seed
+        self.done = 0
+        self.steps_per_epoch = ceil(len(images) / options.batch_size)
+        self.steps = self.steps_per_epoch * options.epochs
+        self.micro_batch = options.batch_size
+        self.optimizer = torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=options.learning_rate,
+            momentum=options.momentum,
+            nesterov=options.nesterov,
+            weight_decay=options.weight_decay,
+        )
+        self._generator = torch.Generator()
+        self._loss = torch.zeros((), device=device.torch)
+
+    def run(
+        self,
+        *,
+        on_step: Callable[[], None] | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+    ) -> None:
+        """Train to the end.
+
+        Args:
+            on_step: Called between steps, for example to save the state; what it raises ends the run.
+            on_epoch: Called after each epoch; the model is in eval mode then.
+
+        Raises:
+            TrainingError: Out of memory with a single image, or a loss that is not a number.
+            Interrupted: Raised by ``on_step``.
+        """
+        cuda = [self.device.torch] if self.device.torch.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            while self.done < self.steps:
+                epoch, batch = divmod(self.done, self.steps_per_epoch)
+                if batch == 0 or self.done == 0:
+                    self._loss.zero_()
+                self._step(self._batch(epoch, batch))
+                self.done += 1
+                if batch == self.steps_per_epoch - 1:
+                    self._end_epoch(epoch + 1, on_epoch)
+                if on_step:
+                    on_step()
+        self.model.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {
+            "step": self.done,
+            "loss": self._loss,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``, which a training with the same arguments returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._loss.copy_(state["loss"])
+        self.done = state["step"]
+
+    def _batch(self, epoch: int, batch: int) -> Tensor:
+        generator = self._generator.manual_seed(_seed(self.seed, -1 - epoch))
+        order = torch.randperm(len(self.images), generator=generator)
+        return order.tensor_split(self.steps_per_epoch)[batch]
+
+    def _step(self, index: Tensor) -> None:
+        """One update; where memory runs out the batch is halved, and its gradients are added up."""
+        while True:
+            try:
+                self._accumulate(index)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.micro_batch == 1:
+                    raise TrainingError(
+                        f"one image does not fit into the memory of {self.device.name}",
+                        "use another --device or a smaller --input-size",
+                    ) from error
+            self.micro_batch = ceil(min(self.micro_batch, len(index)) / 2)
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.device.torch.type == "cuda":
+                torch.cuda.empty_cache()
+        learning_rate = self.options.learning_rate * _schedule(self.options.schedule, self.done / self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+
+    def _accumulate(self, index: Tensor) -> None:
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        seed = _seed(self.seed, self.done)
+        torch.manual_seed(seed)  # for dropout and its like inside the network
+        generator = self._generator.manual_seed(seed)
+        total = torch.zeros_like(self._loss)
+        for part in index.split(self.micro_batch):
+            on_device = part.to(self.device.torch, non_blocking=True)
+            views = augment(self.images[on_device], self.options.augmentation, generator).float() / 255.0
+            views = views.contiguous(memory_format=torch.channels_last)
+            with self.device.autocast():
+                loss = self.objective(views, on_device, self.done / self.steps)
+            share = loss.float() * (len(part) / len(index))
+            share.backward()  # type: ignore[no-untyped-call]
+            total += share.detach()
+        self._loss += total / self.steps_per_epoch
+
+    def _end_epoch(self, number: int, on_epoch: Callable[[Epoch], None] | None) -> None:
+        loss = float(self._loss)
+        if not loss == loss or loss == float("inf"):
+            raise TrainingError(
+                f"the loss is {loss} in epoch {number}", "use a lower --learning-rate, or --precision fp32"
+            )
+        if on_epoch:
+            self.model.eval()
+            on_epoch(Epoch(number=number, of=self.options.epochs, loss=loss))
+
+
+def _schedule(name: str, progress: float) -> float:
+    """Share of the highest learning rate at ``progress`` in [0, 1)."""
+    if name == "cosine":
+        return (1.0 + cos(pi * progress)) / 2.0
+    rise = 0.25
+    return progress / rise if progress < rise else (1.0 - progress) / (1.0 - rise)
+
+
+def _seed(seed: int, position: int) -> int:
+    """A seed for one step (``position`` from 0) or one epoch's order (below 0), far from its neighbours'."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + (position * 2 + 1) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (mixed ^ (mixed >> 31)) >> 1

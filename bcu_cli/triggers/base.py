@@ -1,0 +1,159 @@
+"""What a trigger is, how one is found by its name, and how one is kept in a file."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+
+from bcu_cli import triggers
+from bcu_cli.checkpoints import Format, read, write
+from bcu_cli.errors import TriggerError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+_NO_TENSORS = "no_tensors"
+"""Name of the one tensor in the file of a trigger that has none: a file of weights needs one."""
+
+
+class Trigger(ABC):
+    """A change to an image that makes a backdoored network answer the target class.
+
+    Subclasses set ``name`` (that of their module) and ``paper``, and are made from their settings
+    (plain values, which ``settings`` returns) or from tensors (which ``tensors`` returns).
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:
+        """The trigger with its paper's settings for images of ``shape`` (C, H, W)."""
+
+    @abstractmethod
+    def apply(self, images: Tensor) -> Tensor:
+        """Trigger every image.
+
+        Args:
+            images: float32 ``[N, C, H, W]`` in [0, 1], before normalisation.
+
+        Returns:
+            The same shape, range and device; ``images`` is left as it was.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What makes this trigger, as plain values that JSON can hold."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What makes this trigger, as tensors; empty where settings suffice."""
+        return {}
+
+    @classmethod
+    def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        """The trigger that ``settings`` and ``tensors`` were taken from."""
+        return cls(**settings, **tensors)
+
+    def apply_to_bytes(self, images: Tensor) -> Tensor:
+        """Trigger uint8 images ``[N, C, H, W]``, rounded to 8 bits as a saved picture would be."""
+        triggered = self.apply(images.float() / 255.0)
+        return (triggered * 255.0).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def find(name: str) -> type[Trigger]:
+    """The class of the trigger called ``name``.
+
+    Raises:
+        TriggerError: There is none.
+    """
+    if name not in triggers.names():
+        raise TriggerError(
+            f"there is no trigger called {name}", f"there are {', '.join(triggers.names())}, or name a file"
+        )
+    module = import_module(f"bcu_cli.triggers.{name.replace('-', '_')}")
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    found: type[Trigger] = next(c for c in classes if issubclass(c, Trigger) and c is not Trigger)
+    return found
+
+
+def make(
+    name: str, shape: tuple[int, int, int], *, seed: int = 0, settings: dict[str, Any] | None = None
+) -> Trigger:
+    """The trigger called ``name`` for images of ``shape`` (C, H, W).
+
+    Args:
+        name: One of ``bcu_cli.triggers.names()``.
+        shape: Channels, height and width of the images.
+        seed: Where the trigger is random (Blended's pattern).
+        settings: Plain values that replace the paper's.
+
+    Raises:
+        TriggerError: No such trigger, no such setting, or a trigger larger than the images.
+    """
+    kind = find(name)
+    trigger = kind.for_images(shape, seed=seed)
+    usual = trigger.settings()
+    if strangers := [key for key in settings or {} if key not in usual]:
+        raise TriggerError(f"{name} has no setting {strangers[0]}", f"its settings are {', '.join(usual)}")
+    changed = {key: type(usual[key])(value) for key, value in (settings or {}).items()}
+    return kind.restore(usual | changed, trigger.tensors())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implanted:
+    """A trigger as an attack used it, and the index of the class that it leads to."""
+
+    trigger: Trigger
+    target_class: int
+
+
+def save(implanted: Implanted, path: Path, shape: tuple[int, int, int]) -> str:
+    """Write a trigger for images of ``shape`` (C, H, W) as safetensors; returns the file's SHA-256."""
+    trigger = implanted.trigger
+    tensors = trigger.tensors() or {_NO_TENSORS: torch.zeros(1)}
+    metadata = {
+        "bcu.trigger": trigger.name,
+        "bcu.settings": json.dumps(trigger.settings(), sort_keys=True),
+        "bcu.image_shape": json.dumps(shape),
+        "bcu.target_class": json.dumps(implanted.target_class),
+    }
+    return write(path, tensors, format=Format.SAFETENSORS, metadata=metadata)
+
+
+def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
+    """Read a trigger that ``save`` wrote.
+
+    Raises:
+        CheckpointError: No file that can be read.
+        TriggerError: The file holds no trigger, or one for images of another shape than (C, H, W).
+    """
+    checkpoint = read(path)
+    if "bcu.trigger" not in checkpoint.metadata:
+        raise TriggerError(f"{path} holds no trigger", "name a .trigger.safetensors that bcu attack wrote")
+    kind = find(checkpoint.metadata["bcu.trigger"])
+    try:
+        made_for = tuple(json.loads(checkpoint.metadata["bcu.image_shape"]))
+        settings = json.loads(checkpoint.metadata["bcu.settings"])
+        target_class = int(json.loads(checkpoint.metadata["bcu.target_class"]))
+        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != _NO_TENSORS}
+        trigger = kind.restore(settings, tensors)
+    except (KeyError, ValueError, TypeError) as error:
+        raise TriggerError(f"the trigger in {path} is damaged: {error}", "write it again") from error
+    if made_for != shape:
+        raise TriggerError(
+            f"the trigger in {path} is for images of {_size(made_for)}, the model takes {_size(shape)}",
+            "use it on the model that it was made with, or another of that input size",
+        )
+    return Implanted(trigger=trigger, target_class=target_class)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "×".join(str(side) for side in shape)

@@ -1,0 +1,96 @@
+"""The user's own trigger: a picture that replaces, is added to or is blended into the image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from bcu_cli.errors import TriggerError
+from bcu_cli.images.decoding import UNREADABLE, Geometry, decode
+from bcu_cli.triggers.base import Trigger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+MODES = ("replace", "add", "blend")
+
+
+class Custom(Trigger):
+    """A picture laid over the image where the mask is white.
+
+    Args:
+        picture: float ``[C, H, W]`` in [0, 1].
+        mask: float ``[1, H, W]`` in [0, 1]: where the trigger acts, and how much.
+        mode: ``replace`` (the picture stands in place of the image), ``add`` (image + alpha · picture,
+            clipped) or ``blend`` ((1 - alpha) · image + alpha · picture).
+        alpha: Strength of ``add`` and ``blend``, in [0, 1].
+    """
+
+    name = "custom"
+    paper = "none: the user's own"
+
+    def __init__(self, *, picture: Tensor, mask: Tensor, mode: str = "replace", alpha: float = 0.2) -> None:
+        if mode not in MODES:
+            raise TriggerError(f"there is no trigger mode {mode}", f"--trigger-mode takes {', '.join(MODES)}")
+        self.picture = picture
+        self.mask = mask
+        self.mode = mode
+        self.alpha = alpha
+
+    @classmethod
+    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:
+        """Refused: there is no usual picture."""
+        raise TriggerError("a trigger of your own needs a picture", "give it with --trigger-image")
+
+    @classmethod
+    def from_files(
+        cls,
+        picture: Path,
+        shape: tuple[int, int, int],
+        *,
+        mask: Path | None = None,
+        mode: str = "replace",
+        alpha: float = 0.2,
+    ) -> Self:
+        """Read picture and mask, resized to images of ``shape`` (C, H, W); no mask means everywhere.
+
+        Raises:
+            TriggerError: One of them is no readable picture.
+        """
+        channels, height, width = shape
+        everywhere = torch.ones(1, height, width)
+        return cls(
+            picture=_read(picture, Geometry(channels=channels, height=height, width=width)),
+            mask=_read(mask, Geometry(channels=1, height=height, width=width)) if mask else everywhere,
+            mode=mode,
+            alpha=alpha,
+        )
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Lay the picture over float images ``[N, C, H, W]`` in [0, 1]."""
+        picture, mask = self.picture.to(images), self.mask.to(images)
+        if self.mode == "replace":
+            changed = picture.expand_as(images)
+        elif self.mode == "add":
+            changed = (images + self.alpha * picture).clamp(0.0, 1.0)
+        else:
+            changed = torch.lerp(images, picture.expand_as(images), self.alpha)
+        return torch.lerp(images, changed, mask.expand_as(images))
+
+    def settings(self) -> dict[str, Any]:
+        """Mode and strength."""
+        return {"mode": self.mode, "alpha": self.alpha}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Picture and mask."""
+        return {"picture": self.picture, "mask": self.mask}
+
+
+def _read(path: Path, geometry: Geometry) -> Tensor:
+    try:
+        return torch.from_numpy(decode(path, geometry)).float() / 255.0
+    except UNREADABLE as error:
+        raise TriggerError(f"{path} is no readable picture: {error}", "give a PNG or JPEG file") from error

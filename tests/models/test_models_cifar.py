@@ -1,0 +1,65 @@
+"""The package's own networks: sizes as in the papers, shapes, names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bcu_cli.models import OWN_ARCHITECTURES, own_names
+from bcu_cli.models.registry import build
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("resnet18_cifar", 11_173_962, 11_173_962),
+        ("resnet18_cifar_w16", 690_000, 710_000),
+        ("resnet20", 265_000, 275_000),
+        ("resnet56", 845_000, 865_000),
+        ("wrn16_1", 170_000, 220_000),
+        ("wrn28_10", 36_450_000, 36_550_000),
+        ("vgg16_bn_cifar", 14_700_000, 14_760_000),
+        ("preact_resnet18", 11_165_000, 11_180_000),
+    ],
+)
+def test_parameter_count(name: str, low: int, high: int) -> None:
+    with torch.device("meta"):
+        network = build(name, num_classes=10)
+    assert low <= sum(p.numel() for p in network.parameters()) <= high
+
+
+@pytest.mark.parametrize("name", own_names())
+@pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 48, 64)])
+def test_output_shape(name: str, size: tuple[int, int, int]) -> None:
+    with torch.device("meta"):
+        network = build(name, num_classes=7, input_size=size)
+        assert network(torch.empty(2, *size)).shape == (2, 7)
+
+
+def test_every_listed_name_is_a_network() -> None:
+    assert set(own_names()) == set(OWN_ARCHITECTURES)
+
+
+def test_resnet_has_torchvision_names() -> None:
+    from torchvision.models import resnet18
+
+    with torch.device("meta"):
+        own, theirs = build("resnet18_cifar", num_classes=10), resnet18(num_classes=10)
+    assert own.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_paper_network_keeps_resolution_in_the_stem() -> None:
+    with torch.device("meta"):
+        network = build("resnet18_cifar", num_classes=10)
+        stem = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    assert stem.kernel_size == (3, 3)
+    assert stem.stride == (1, 1)
+    assert not any(isinstance(module, nn.MaxPool2d) for module in network.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn16_1"])
+def test_gradients_reach_every_parameter(name: str) -> None:
+    network = build(name, num_classes=3)
+    network(torch.randn(4, 3, 16, 16)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())

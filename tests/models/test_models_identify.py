@@ -1,0 +1,250 @@
+"""Which architecture: by tensors, claims and options; never a wrong one as certain."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcu_cli.errors import ArchitectureError, UsageError
+from bcu_cli.models import build, identify, metadata_for, own_names
+from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.identify import class_count
+from bcu_cli.models.index import INDEX_FILE, load_index
+from bcu_cli.models.preprocessing import Preprocessing
+
+SAMPLE = [
+    "torchvision:resnet18",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:squeezenet1_1",
+    "torchvision:shufflenet_v2_x0_5",
+    "torchvision:regnet_y_400mf",
+    "torchvision:vit_b_16",
+    "torchvision:vgg11_bn",
+    "timm:resnet26d",
+    "timm:mobilenetv2_100",
+    "timm:ghostnet_100",
+    "timm:convnext_atto",
+    "timm:vit_tiny_patch16_224",
+    "timm:mixer_s32_224",
+    "timm:edgenext_xx_small",
+    "timm:densenet121",
+]
+
+
+def meta(name: str, num_classes: int = 7) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build(name, num_classes=num_classes)
+
+
+@pytest.mark.parametrize("name", own_names())
+def test_own_networks_are_found(name: str, checkpoint_of) -> None:
+    found = identify(checkpoint_of(meta(name)))
+    assert (found.name, found.num_classes) == (name, 7)
+    assert "tensors" in found.source
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_library_networks_are_found_or_asked_for(name: str, checkpoint_of) -> None:
+    try:
+        found = identify(checkpoint_of(meta(name)))
+    except ArchitectureError as error:
+        assert name in error.message  # noqa: PT017 - asked for, with the right one among the names
+        assert "--arch" in error.hint
+        return
+    assert name in (found.name, *found.alternatives)
+    assert found.num_classes == 7
+
+
+def test_most_of_the_sample_is_certain(checkpoint_of) -> None:
+    certain = 0
+    for name in SAMPLE:
+        try:
+            identify(checkpoint_of(meta(name)))
+        except ArchitectureError:
+            continue
+        certain += 1
+    assert certain >= 12
+
+
+def test_equal_functions_are_alternatives_that_give_equal_outputs(checkpoint_of) -> None:
+    found = identify(checkpoint_of(meta("timm:resnet18")))
+    assert found.name == "torchvision:resnet18"
+    assert "timm:resnet18" in found.alternatives
+    one, other = (build(name, num_classes=7).eval() for name in ("timm:resnet18", "torchvision:resnet18"))
+    other.load_state_dict(one.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(one(images), other(images))
+
+
+def test_different_functions_are_asked_for(checkpoint_of) -> None:
+    with pytest.raises(ArchitectureError, match="differ in what tensor shapes can't show") as caught:
+        identify(checkpoint_of(meta("timm:efficientnet_b0")))
+    assert "timm:tf_efficientnet_b0" in caught.value.message
+    assert "--arch" in caught.value.hint
+    found = identify(checkpoint_of(meta("timm:efficientnet_b0")), arch="timm:efficientnet_b0")
+    assert (found.name, found.source) == ("timm:efficientnet_b0", "--arch")
+
+
+def test_missing_step_counters_are_tolerated(checkpoint_of) -> None:
+    state = {k: v for k, v in meta("resnet20").state_dict().items() if "num_batches" not in k}
+    assert identify(checkpoint_of(state)).name == "resnet20"
+
+
+def test_grey_input_is_found(checkpoint_of) -> None:
+    with torch.device("meta"):
+        network = build("resnet20", num_classes=5, input_size=(1, 28, 28))
+    assert identify(checkpoint_of(network)).num_classes == 5
+
+
+def test_plain_name_means_the_library_that_fits(checkpoint_of) -> None:
+    found = identify(checkpoint_of(meta("torchvision:vgg11_bn")), arch="vgg11_bn")
+    assert found.name == "torchvision:vgg11_bn"
+
+
+def test_wrong_arch_names_tensors(checkpoint_of) -> None:
+    with pytest.raises(ArchitectureError) as caught:
+        identify(checkpoint_of(meta("resnet20")), arch="resnet18_cifar")
+    assert "does not fit resnet18_cifar" in caught.value.message
+    assert "missing layer4.0.conv1.weight" in caught.value.message
+    assert "layer1.0.conv1.weight is [16, 16, 3, 3], not [64, 64, 3, 3]" in caught.value.message or (
+        "conv1.weight is [16, 3, 3, 3], not [64, 3, 3, 3]" in caught.value.message
+    )
+    assert "\n" not in caught.value.message
+
+
+def test_unknown_arch_gets_suggestions() -> None:
+    with pytest.raises(ArchitectureError, match="no architecture is called 'resnet18_cfar'") as caught:
+        build("resnet18_cfar", num_classes=10)
+    assert "resnet18_cifar" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/resnet18", "local-dir:/tmp", "os:system", "../x", ""])
+def test_names_are_only_looked_up(name: str) -> None:
+    with pytest.raises(ArchitectureError):
+        build(name, num_classes=10)
+
+
+def test_unknown_tensors_name_the_nearest(checkpoint_of) -> None:
+    state = meta("resnet20").state_dict()
+    wide = {k: torch.empty(*(2 * s for s in t.shape), device="meta") for k, t in state.items()}
+    with pytest.raises(ArchitectureError, match="same tensor names in other shapes: resnet20") as caught:
+        identify(checkpoint_of(wide))
+    assert "--arch FILE.py:FUNCTION" in caught.value.hint
+    state["extra.weight"] = torch.empty(3, 3)
+    with pytest.raises(ArchitectureError, match="similar tensor names: .*resnet20"):
+        identify(checkpoint_of(state))
+
+
+def test_language_model(checkpoint_of) -> None:
+    state = {"model.embed_tokens.weight": torch.zeros(10, 4), "lm_head.weight": torch.zeros(10, 4)}
+    with pytest.raises(ArchitectureError, match="holds a language model, not an image classifier"):
+        identify(checkpoint_of(state))
+
+
+@pytest.mark.parametrize("arch", [None, "resnet20"])
+def test_one_output(arch: str | None, checkpoint_of) -> None:
+    with pytest.raises(ArchitectureError, match="has one output"):
+        identify(checkpoint_of(meta("resnet20", 1)), arch=arch)
+
+
+@pytest.mark.parametrize("state", [{}, {"a": torch.zeros(3)}])
+def test_no_layers(state, checkpoint_of) -> None:
+    with pytest.raises(ArchitectureError, match="holds no layers"):
+        identify(checkpoint_of(state))
+
+
+def test_metadata_decides_and_is_read_back(checkpoint_of) -> None:
+    preprocessing = Preprocessing(input_size=(3, 96, 96), mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=0.9)
+    metadata = metadata_for(
+        Architecture(name="timm:tf_efficientnet_b0", source="", num_classes=2), preprocessing, ["cat", "dog"]
+    )
+    assert json.loads(metadata["bcu.classes"]) == ["cat", "dog"]
+    found = identify(checkpoint_of(meta("timm:tf_efficientnet_b0", 2), metadata=metadata))
+    assert (found.name, found.num_classes) == ("timm:tf_efficientnet_b0", 2)
+    assert "metadata" in found.source
+
+
+@pytest.mark.parametrize("beside", [{"arch": "resnet20"}, {"args/arch": "resnet20"}])
+def test_plain_entry_beside_the_weights(beside, checkpoint_of) -> None:
+    assert "arch" in identify(checkpoint_of(meta("resnet20"), beside=beside)).source
+
+
+def test_config_json_in_timms_layout(checkpoint_of, tmp_path: Path) -> None:
+    config = {"architecture": "tf_efficientnet_b0", "num_classes": 7}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = identify(checkpoint_of(meta("timm:tf_efficientnet_b0")))
+    assert found.name == "timm:tf_efficientnet_b0"
+    assert "config.json" in found.source
+
+
+@pytest.mark.parametrize("text", ["", "[", "[1]", '{"architecture": 3}', "\xff", "[" * 100_000])
+def test_broken_config_json_is_no_error(text: str, checkpoint_of, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    assert identify(checkpoint_of(meta("resnet20"))).name == "resnet20"
+
+
+def test_lying_metadata_is_not_believed(checkpoint_of) -> None:
+    found = identify(checkpoint_of(meta("resnet20"), metadata={"bcu.arch": '"timm:resnet50"'}))
+    assert found.name == "resnet20"
+    assert "metadata" not in found.source
+
+
+def test_metadata_runs_no_file(checkpoint_of, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\ndef make(): pass\n")
+    name = f"{tmp_path}/evil.py:make"
+    for fields in ({"metadata": {"bcu.arch": json.dumps(name)}}, {"beside": {"arch": name}}):
+        assert identify(checkpoint_of(meta("resnet20"), **fields)).name == "resnet20"
+        with pytest.raises(ArchitectureError, match="only --arch would run"):
+            identify(checkpoint_of({"a": torch.zeros(2, 2)}, **fields))
+    assert not canary.exists()
+
+
+def test_class_count() -> None:
+    shapes = {name: tuple(t.shape) for name, t in meta("resnet20", 43).state_dict().items()}
+    assert class_count("resnet20", shapes) == 43
+    with pytest.raises(ArchitectureError, match="does not fit"):
+        class_count("resnet56", shapes)
+
+
+def test_index_is_small_and_complete() -> None:
+    index = load_index()
+    names = {entry.name for entry in index.entries}
+    assert len(names) > 1200
+    assert set(own_names()) <= names
+    assert {"timm", "torch", "torchvision"} <= index.versions.keys()
+    source = Path(sys.modules["bcu_cli.models.index"].__file__ or "").with_name(INDEX_FILE)
+    assert source.stat().st_size < 300_000
+
+
+def test_lookup_imports_no_torch() -> None:
+    code = """
+import sys
+import bcu_cli.models
+from bcu_cli.models import own_names
+from bcu_cli.models.identify import find
+from bcu_cli.models.index import load_index
+from bcu_cli.models.registry import possible_names
+try:
+    find({"conv1.weight": (3, 3)}, ())
+except Exception as error:
+    print(type(error).__name__)
+possible_names("resnet50"), own_names(), load_index()
+print([name for name in ("torch", "timm", "torchvision") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ArchitectureError", "[]"]
+
+
+def test_messages_are_single_lines(checkpoint_of) -> None:
+    with pytest.raises(ArchitectureError) as caught:
+        identify(checkpoint_of({"x" * 10: torch.zeros(2, 2)}))
+    assert re.fullmatch(r"[^\n]+", caught.value.message)
+    assert not isinstance(caught.value, UsageError)

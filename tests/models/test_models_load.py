@@ -1,0 +1,309 @@
+"""Checkpoint to classifier: weights, preprocessing in its order of evidence, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bcu_cli.errors import ArchitectureError, UsageError
+from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for
+from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.preprocessing import NORMALISATIONS, Normalisation, nearly_equal
+
+HALF = (0.5, 0.5, 0.5)
+BY_NAME = {n.name: n for n in NORMALISATIONS}
+
+
+def pictures(seed: int, size: int = 32, count: int = 128) -> Tensor:
+    """Smooth random pictures with about the contrast and colour of photographs."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = F.interpolate(torch.rand(count, 3, 4, 4, generator=generator), size=size, mode="bicubic")
+    bright = torch.rand(count, 1, 1, 1, generator=generator) * 0.5
+    return (0.25 + coarse * 0.5 + bright - 0.2).clamp(0, 1)
+
+
+def trained(name: str, normalisation: Normalisation, size: int = 32, num_classes: int = 7) -> nn.Module:
+    """A network whose BatchNorm statistics come from normalised pictures, and with uneven scales."""
+    torch.manual_seed(0)
+    network = build(name, num_classes=num_classes)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (normalisation.mean, normalisation.std))
+    with torch.no_grad():
+        for seed in range(2):
+            network.train()((pictures(seed, size, 48) - mean) / std)
+    return network.eval()
+
+
+def source(seed: int = 99):
+    return lambda preprocessing: pictures(seed, preprocessing.input_size[1])
+
+
+def tiny_options(**changes):
+    return {"mean": HALF, "std": HALF, **changes}
+
+
+def test_classifier_normalises_and_saves_nothing_of_its_own() -> None:
+    network = build("resnet20", num_classes=4).eval()
+    classifier = Classifier(
+        network, Preprocessing(input_size=(3, 32, 32), mean=HALF, std=(0.25,) * 3), num_classes=4
+    ).eval()
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(classifier(images), network((images - 0.5) / 0.25))
+    assert set(classifier.state_dict()) == {f"network.{name}" for name in network.state_dict()}
+
+
+def test_weights_are_loaded_exactly(checkpoint_of) -> None:
+    network = build("resnet20", num_classes=4).eval()
+    before = torch.random.get_rng_state()
+    loaded = load(checkpoint_of(network), **tiny_options())
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert not loaded.classifier.training
+    assert loaded.architecture.num_classes == loaded.classifier.num_classes == 4
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded.classifier(images), network((images - 0.5) / 0.5))
+    assert any("resnet20" in line for line in loaded.evidence)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_become_float32(dtype: torch.dtype, checkpoint_of) -> None:
+    network = build("resnet20", num_classes=4)
+    state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in network.state_dict().items()}
+    loaded = load(checkpoint_of(state), **tiny_options())
+    for name, tensor in loaded.classifier.network.state_dict().items():
+        assert torch.equal(tensor, state[name].to(tensor.dtype))
+        assert tensor.dtype in (torch.float32, torch.int64)
+
+
+def test_step_counters_may_be_missing(checkpoint_of) -> None:
+    state = {k: t for k, t in build("resnet20", num_classes=4).state_dict().items() if "num_batches" not in k}
+    assert load(checkpoint_of(state), **tiny_options()).architecture.name == "resnet20"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_refused(value: float, checkpoint_of) -> None:
+    state = build("resnet20", num_classes=4).state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, :2] = value
+    with pytest.raises(ArchitectureError, match=r"NaN or Inf in tensor layer1.0.conv1.weight \(2 values\)"):
+        load(checkpoint_of(state), **tiny_options())
+
+
+def test_options_override_metadata_one_by_one(checkpoint_of) -> None:
+    preprocessing = Preprocessing(input_size=(3, 48, 48), mean=(0.1,) * 3, std=(0.2,) * 3, crop_pct=0.8)
+    metadata = metadata_for(
+        Architecture(name="resnet20", source="", num_classes=4), preprocessing, list("abcd")
+    )
+    checkpoint = checkpoint_of(build("resnet20", num_classes=4), metadata=metadata)
+    plain = load(checkpoint).classifier.preprocessing
+    assert (plain.input_size, plain.mean, plain.std, plain.crop_pct) == (
+        (3, 48, 48),
+        (0.1,) * 3,
+        (0.2,) * 3,
+        0.8,
+    )
+    assert plain.source == "metadata"
+    given = load(checkpoint, std=(0.3,)).classifier.preprocessing
+    assert (given.input_size, given.mean, given.std) == ((3, 48, 48), (0.1,) * 3, (0.3,) * 3)
+    assert given.source == "metadata and option"
+    assert load(checkpoint, input_size=16).classifier.preprocessing.input_size == (3, 16, 16)
+
+
+def test_config_json_gives_the_preprocessing(checkpoint_of, tmp_path: Path) -> None:
+    config = {
+        "architecture": "resnet18",
+        "num_classes": 4,
+        "pretrained_cfg": {
+            "mean": [0.4, 0.4, 0.4],
+            "std": [0.3, 0.3, 0.3],
+            "input_size": [3, 64, 64],
+            "crop_pct": 0.9,
+            "interpolation": "bicubic",
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = checkpoint_of(build("timm:resnet18", num_classes=4))
+    preprocessing = load(checkpoint).classifier.preprocessing
+    assert preprocessing == Preprocessing(
+        input_size=(3, 64, 64),
+        mean=(0.4,) * 3,
+        std=(0.3,) * 3,
+        crop_pct=0.9,
+        interpolation="bicubic",
+        source="config.json",
+    )
+    other = checkpoint_of(build("resnet20", num_classes=4))  # of which this config.json does not speak
+    with pytest.raises(ArchitectureError, match="how the input of model.bin is normalised is not known"):
+        load(other)
+
+
+def test_senseless_metadata_is_reported_and_not_used(checkpoint_of) -> None:
+    metadata = {"bcu.mean": "[0.5, 0.5, NaN]", "bcu.std": "[0, 0, 0]", "bcu.input_size": "[3, 1e9, -1]"}
+    loaded = load(checkpoint_of(build("resnet20", num_classes=4), metadata=metadata), **tiny_options())
+    assert loaded.classifier.preprocessing.input_size == (3, 32, 32)
+    assert sum("makes no sense" in line for line in loaded.evidence) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mean": (0.5, 0.5)}, {"std": (0.0,)}, {"std": (-1.0,)}, {"mean": (float("nan"),)}, {"input_size": 0}],
+)
+def test_senseless_options(options, checkpoint_of) -> None:
+    with pytest.raises(UsageError):
+        load(checkpoint_of(build("resnet20", num_classes=4)), **tiny_options(**options))
+
+
+def test_default_of_a_library_needs_its_thousand_classes(checkpoint_of) -> None:
+    loaded = load(checkpoint_of(build("timm:resnet18", num_classes=1000)))
+    assert loaded.classifier.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert "default of torchvision:resnet18" in loaded.classifier.preprocessing.source
+    with pytest.raises(ArchitectureError, match="is not known") as caught:
+        load(checkpoint_of(build("timm:resnet18", num_classes=10)))
+    assert "--mean" in caught.value.hint
+    assert "--std" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["none", "CIFAR-10", "GTSRB", "0.5/0.5", "0 to 255"])
+def test_batchnorm_finds_the_normalisation(name: str, checkpoint_of) -> None:
+    loaded = load(checkpoint_of(trained("resnet20", BY_NAME[name])), images=source())
+    preprocessing = loaded.classifier.preprocessing
+    found = Normalisation(name="", mean=preprocessing.mean, std=preprocessing.std)
+    assert nearly_equal(found, BY_NAME[name])
+    assert "BatchNorm statistics" in preprocessing.source
+
+
+def test_batchnorm_finds_std_where_mean_is_given(checkpoint_of) -> None:
+    checkpoint = checkpoint_of(trained("resnet20", BY_NAME["0.5/0.5"]))
+    preprocessing = load(checkpoint, mean=(0.5,), images=source()).classifier.preprocessing
+    assert (preprocessing.mean, preprocessing.std) == (HALF, HALF)
+    assert preprocessing.source.startswith("option and BatchNorm statistics")
+
+
+def test_batchnorm_that_does_not_decide_asks(checkpoint_of) -> None:
+    fresh = build("resnet20", num_classes=7)  # its statistics are 0 and 1: of no pictures
+    with pytest.raises(ArchitectureError, match="do not decide between .*distance") as caught:
+        load(checkpoint_of(fresh), images=source())
+    assert "--mean" in caught.value.hint
+
+
+def test_batchnorm_decides_between_architectures(checkpoint_of) -> None:
+    imagenet = BY_NAME["ImageNet"]
+    for name in ("timm:efficientnet_b0", "timm:tf_efficientnet_b0"):
+        checkpoint = checkpoint_of(trained(name, imagenet, size=64))
+        options = {"mean": imagenet.mean, "std": imagenet.std, "input_size": 64}
+        try:
+            found = load(checkpoint, images=source(), **options).architecture
+        except ArchitectureError as error:
+            assert "differ in what tensor shapes can't show" in error.message  # noqa: PT017
+            continue
+        assert name in (found.name, *found.alternatives)
+        assert "BatchNorm" in found.source
+
+
+def test_ambiguous_without_pictures_asks(checkpoint_of) -> None:
+    with pytest.raises(ArchitectureError, match="differ in what tensor shapes can't show"):
+        load(checkpoint_of(build("timm:efficientnet_b0", num_classes=1000)))
+
+
+USER_FILE = """
+from torch import nn
+from helper import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, num_classes=5):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, WIDTH, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(WIDTH, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+def with_classes(num_classes):
+    return Net(num_classes)
+
+def without():
+    return Net(5)
+
+def broken(num_classes):
+    raise RuntimeError("no luck\\nsecond line")
+
+def leaves():
+    raise SystemExit(3)
+
+def nothing():
+    return None
+
+def one():
+    return Net(1)
+
+five = 5
+"""
+
+
+@pytest.fixture
+def user_file(tmp_path: Path) -> Path:
+    (tmp_path / "helper.py").write_text("WIDTH = 6\n")
+    path = tmp_path / "my.py"
+    path.write_text(USER_FILE)
+    return path
+
+
+@pytest.mark.parametrize("function", ["with_classes", "without", "Net"])
+def test_users_own_network(function: str, user_file: Path, checkpoint_of) -> None:
+    checkpoint = checkpoint_of(build(f"{user_file}:without", num_classes=5))
+    loaded = load(checkpoint, arch=f"{user_file}:{function}", input_size=24, **tiny_options())
+    assert loaded.architecture.num_classes == loaded.classifier.num_classes == 5
+    assert loaded.architecture.name == f"{user_file}:{function}"
+    with pytest.raises(ArchitectureError, match="input size of model.bin is not known") as caught:
+        load(checkpoint, arch=f"{user_file}:{function}", **tiny_options())
+    assert "--input-size" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("broken", "raised RuntimeError: no luck$"),
+        ("leaves", "raised SystemExit: 3$"),
+        ("nothing", "returned NoneType, not a torch.nn.Module"),
+        ("missing", "has no function 'missing'"),
+        ("five", "has no function 'five'"),
+    ],
+)
+def test_users_own_file_that_fails(function: str, message: str, user_file: Path, checkpoint_of) -> None:
+    checkpoint = checkpoint_of(build("resnet20", num_classes=5))
+    with pytest.raises(ArchitectureError, match=message):
+        load(checkpoint, arch=f"{user_file}:{function}")
+
+
+def test_users_own_network_with_one_output(user_file: Path, checkpoint_of) -> None:
+    name = f"{user_file}:one"
+    with pytest.raises(ArchitectureError, match="one output"):
+        load(checkpoint_of(build(name, num_classes=1)), arch=name, input_size=24, **tiny_options())
+
+
+def test_users_file_that_is_not_there(tmp_path: Path, checkpoint_of) -> None:
+    with pytest.raises(ArchitectureError, match="no such file"):
+        load(checkpoint_of(build("resnet20", num_classes=5)), arch=f"{tmp_path}/no.py:make")
+
+
+def test_wrong_input_size_is_one_line(checkpoint_of) -> None:
+    network = build("timm:vit_tiny_patch16_224", num_classes=4)
+    with pytest.raises(ArchitectureError) as caught:
+        load(checkpoint_of(network), input_size=100, **tiny_options())
+    assert "\n" not in caught.value.message
+
+
+def test_vit_at_another_size(checkpoint_of) -> None:
+    name = "timm:vit_tiny_patch16_224"
+    network = build(name, num_classes=4, input_size=(3, 96, 96))
+    loaded = load(checkpoint_of(network), arch=name, input_size=96, **tiny_options())
+    assert loaded.classifier(torch.rand(1, 3, 96, 96)).shape == (1, 4)
+    with pytest.raises(ArchitectureError, match="pos_embed is"):
+        load(checkpoint_of(network), arch=name, **tiny_options())
