@@ -165,7 +165,9 @@ def _is_class_of_user(name: str) -> bool:
     """Whether a global looks like a class that somebody pickled, rather than a way to run a program."""
     top, _, rest = name.partition(".")
     if top == "torch":
-        return rest.startswith(("nn.", "optim."))
+        return rest.startswith(
+            ("nn.", "optim.", "_utils._rebuild_", "per_", "Q")
+        )  # also sparse and quantized
     return name in _PLAIN_OBJECTS or not (top in sys.stdlib_module_names or top in IMPORT_MAPPING)
 
 

@@ -34,8 +34,10 @@ def pickles_in(path: Path, kind: Kind) -> list[bytes]:
             return [archive.read(name) for name in archive.names if name.endswith(".pkl")]
     with path.open("rb") as file:
         head = file.read(MAX_PICKLE_BYTES)
-    streams = []
-    for _ in range(_LEGACY_STREAMS if kind is Kind.LEGACY_PICKLE else 1):
+    if kind is Kind.PLAIN_PICKLE:
+        return [head]
+    streams: list[bytes] = []
+    for _ in range(_LEGACY_STREAMS):
         try:
             end = globals_of(head)[1]
         except BrokenPickleError:
@@ -108,9 +110,9 @@ def load(path: Path, kind: Kind) -> Weights:
         raise CheckpointError(message, "save the weights with torch.save(model.state_dict(), ...)")
     _check_sizes(path, kind)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:  # by its name torch would judge a path
             warnings.simplefilter("ignore")  # of torch about its own old formats; nothing a user could act on
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            value = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the loader raises whatever the broken bytes led to
         raise damaged(path, _first_line(error)) from error
     return find_weights(path, value)

@@ -9,7 +9,7 @@ from typing import Any
 from . import pickles, safetensors_file, torchscript
 from .checkpoint import Checkpoint, Description, Finding, Format
 from .sniff import Kind, sniff
-from .weights import Weights, split_prefix
+from .weights import Weights, flat_weights
 from .writing import sha256_of
 
 _FORMATS = {
@@ -51,7 +51,7 @@ def read(path: Path) -> Checkpoint:
     not_code = [item for item in description.findings if item.rule != torchscript.OPERATOR_RULE]
     pickles.refuse_if_unsafe(path, not_code)
     if description.format is Format.SAFETENSORS:
-        weights = _wrapped(*safetensors_file.load(path))
+        weights = flat_weights(path, *safetensors_file.load(path))
     elif description.format is Format.TORCHSCRIPT:
         weights = Weights(tensors=torchscript.load(path))
     else:
@@ -92,15 +92,6 @@ def _renamed(path: Path, kind: Kind) -> Finding | None:
         return None
     message = f"is called {suffix} and is in truth a {kind.value}"
     return Finding(rule="renamed-file", message=message, severity="note")
-
-
-def _wrapped(tensors: dict[str, Any], metadata: dict[str, str]) -> Weights:
-    prefix = split_prefix(tensors)
-    return Weights(
-        tensors={name.removeprefix(prefix): tensor for name, tensor in tensors.items()},
-        prefix=prefix,
-        metadata=metadata,
-    )
 
 
 def _as_arguments(record: Any) -> dict[str, Any]:

@@ -26,7 +26,8 @@ class Kind(enum.StrEnum):
     TORCHSCRIPT = "TorchScript archive"
 
 
-LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that torch.save began with
+# The pickled number that torch.save began with; in any protocol, with or without a frame.
+_LEGACY_MAGIC = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 _HEAD_BYTES = 64 * 1024
 _CONVERT = "convert it to safetensors with the tools of the library that wrote it"
 _UNPACK = "unpack it and give bcu the model file inside"
@@ -64,7 +65,7 @@ def sniff(path: Path) -> Kind:
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(path)
-    if head.startswith(LEGACY_MAGIC):
+    if _LEGACY_MAGIC.match(head):
         return Kind.LEGACY_PICKLE
     if head[8:9] == b"{" and head[4:8] == bytes(4):  # a header size below 4 GiB, then JSON
         return Kind.SAFETENSORS

@@ -59,19 +59,39 @@ def find_weights(path: Path, value: Any) -> Weights:
     """
     tables = list(_tables(value, (), set()))
     if not tables:
-        hint = "bcu needs the weights: torch.save(model.state_dict(), ...)"
-        raise CheckpointError(f"{path} holds no weights: there is no named tensor in it", hint)
+        raise no_weights(path)
     largest = max(table.count for table in tables)
     whole = [table for table in tables if table.count >= _WHOLE * largest]
     nesting = min(whole, key=lambda table: (table.is_average, -table.count, len(table.nesting))).nesting
     return _collect(path, value, nesting)
 
 
+def flat_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Weights:
+    """The weights of a file that can hold nothing else.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    if not tensors:
+        raise no_weights(path)
+    prefix = split_prefix(tensors)
+    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return Weights(tensors=bare, prefix=prefix, metadata=metadata)
+
+
+def no_weights(path: Path) -> CheckpointError:
+    """The error for a file without tensors."""
+    hint = "bcu needs the weights: torch.save(model.state_dict(), ...)"
+    return CheckpointError(f"{path} holds no weights: there is no named tensor in it", hint)
+
+
 def split_prefix(names: Iterable[str]) -> str:
     """The wrappers' prefix that all the names share: ``module.``, ``_orig_mod.``, several, or none."""
     rest = list(names)
     prefix = ""
-    while found := next((p for p in _PREFIXES if all(n.startswith(p) and n != p for n in rest)), ""):
+    while rest and (
+        found := next((p for p in _PREFIXES if all(n.startswith(p) and n != p for n in rest)), "")
+    ):
         prefix += found
         rest = [name.removeprefix(found) for name in rest]
     return prefix

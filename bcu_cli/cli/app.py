@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import click
 import typer
 
 from bcu_cli.cli import attack, cleanse, demo, evaluate, inspect, output
@@ -18,6 +17,9 @@ from bcu_cli.errors import BcuError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_ClickUsageError: Any = typer.BadParameter.__base__
+"""Click's own; some versions of Typer bring their own Click, so that it cannot be imported by its name."""
 
 app = typer.Typer(
     name="bcu",
@@ -53,9 +55,9 @@ def run(arguments: Sequence[str]) -> int:
         code = app([a for a in arguments if a != "--debug"], prog_name="bcu", standalone_mode=False)
         sys.stdout.flush()
         return int(code or DONE)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.exceptions.Abort:
+    except typer.Abort:
         return _interrupted()
     except KeyboardInterrupt:
         return _interrupted()
@@ -81,9 +83,9 @@ def _explain(error: Exception) -> tuple[str, str]:
     """One line that says what is wrong, and one that says what to do."""
     if isinstance(error, BcuError):
         return error.message, error.hint
-    if isinstance(error, click.exceptions.UsageError):
-        command = error.ctx.command_path if error.ctx else "bcu"
-        return error.format_message(), f"{command} --help lists what it takes"
+    if isinstance(error, _ClickUsageError):
+        context = error.ctx
+        return error.format_message(), f"{context.command_path if context else 'bcu'} --help lists what it takes"
     if "torchvision::nms does not exist" in str(error):
         return (
             "the installed torch and torchvision were not built for each other",

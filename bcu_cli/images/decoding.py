@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What a folder of photos holds; Pillow's other decoders are never tried."""
 
 FILES_PER_TASK = 64
@@ -84,7 +84,7 @@ def decode(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
             upright = ImageOps.exif_transpose(picture)
             flat = _to_eight_bits(upright, "L" if geometry.channels == 1 else "RGB")
     array = np.asarray(_resize_and_crop(flat, geometry), dtype=np.uint8)
-    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
 
 def _to_eight_bits(picture: Image.Image, mode: str) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,9 +47,7 @@ class ImageSet:
     def subset(self, index: Tensor) -> ImageSet:
         """The pictures (and labels) at ``index``, int64 ``[M]``."""
         labels = None if self.labels is None else self.labels[index]
-        return ImageSet(
-            images=self.images[index], labels=labels, classes=self.classes, found=self.found, root=self.root
-        )
+        return replace(self, images=self.images[index], labels=labels)
 
 
 def list_files(root: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from bcu_cli.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from bcu_cli.models.classifier import Classifier
-    from bcu_cli.models.identify import class_count, identify
+    from bcu_cli.models.identification import class_count, identify
     from bcu_cli.models.loading import Loaded, load
     from bcu_cli.models.metadata import metadata_for
     from bcu_cli.models.registry import build
@@ -37,8 +37,8 @@ _LAZY = {
     "Classifier": "classifier",
     "Loaded": "loading",
     "build": "registry",
-    "class_count": "identify",
-    "identify": "identify",
+    "class_count": "identification",
+    "identify": "identification",
     "load": "loading",
     "metadata_for": "metadata",
 }

@@ -21,7 +21,7 @@ from bcu_cli.errors import BcuError
 from bcu_cli.models.index import INDEX_FILE, SCHEMA_VERSION, Axis, Shapes, hash_names, hash_shapes, sketch
 from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.preprocessing import INTERPOLATIONS, Preprocessing
-from bcu_cli.models.registry import TIMM, TORCHVISION, build, import_library
+from bcu_cli.models.registry import TIMM, TORCHVISION, blueprint, build, import_library
 from bcu_cli.models.structure import UntraceableError, function_hash
 
 if TYPE_CHECKING:
@@ -88,10 +88,9 @@ def describe(name: str) -> Row:
 def _shapes(name: str, channels: int) -> Shapes | None:
     """The shapes of all tensors, or None where the placeholders do not show as themselves."""
     try:
-        with torch.device("meta"):
-            network = build(
-                name, num_classes=CLASSES, input_size=None if channels == 3 else (channels, *_side(name))
-            )
+        network = blueprint(
+            name, num_classes=CLASSES, input_size=None if channels == 3 else (channels, *_side(name))
+        )
     except BcuError:
         return None
     shapes = {key: tuple(t.shape) for key, t in network.state_dict().items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import fingerprint
-from bcu_cli.models.identify import claim_fits
+from bcu_cli.models.identification import claim_fits
 from bcu_cli.models.index import Candidate, entry_of
 from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.preprocessing import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,7 +47,9 @@ def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Forma
     names = original.checkpoint.tensors
     tensors = {name: _like(state[name], tensor) for name, tensor in names.items() if name in state}
     if lost := [name for name in names if name not in state]:
-        raise OutputError(f"the network has no tensor {lost[0]}, which the original has", "report this: it is a bug")
+        raise OutputError(
+            f"the network has no tensor {lost[0]}, which the original has", "report this: it is a bug"
+        )
     return write(path, tensors, like=original.checkpoint, format=format, metadata=_metadata(original))
 
 
@@ -61,15 +64,18 @@ def _metadata(original: Loaded) -> dict[str, str]:
     return described | {CLEANSED_FROM: json.dumps(checkpoint.sha256)}
 
 
-def _script(
-    network: torch.nn.Module, input_size: tuple[int, int, int], path: Path
-) -> torch.jit.ScriptModule:
+def _script(network: torch.nn.Module, input_size: tuple[int, int, int], path: Path) -> torch.jit.ScriptModule:
     if isinstance(network, torch.jit.ScriptModule):
         return network
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # shapes are meant to be fixed
             traced: torch.jit.ScriptModule = torch.jit.trace(network, torch.zeros(2, *input_size))
     except (RuntimeError, torch.jit.TracingCheckError) as error:
         reason = str(error).splitlines()[0]
-        raise OutputError(f"{path} cannot be written as TorchScript: {reason}", "--format safetensors") from error
+        raise OutputError(
+            f"{path} cannot be written as TorchScript: {reason}", "--format safetensors"
+        ) from error
     return traced

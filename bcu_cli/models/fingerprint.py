@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: The runner-up's distance must be at least this many times the best one's.
-CLEAR_RATIO = 1.5
+CLEAR_RATIO = 2.0
 #: A best distance above this is no agreement (it means that typical channels are several sigmas off).
 LARGEST_DISTANCE = 1.5
 _LAYERS = 8

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bcu_cli.errors import ArchitectureError, BcuError
+from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.index import Candidate, Shapes, counted
-from bcu_cli.models.registry import build, is_user_file
+from bcu_cli.models.registry import blueprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,14 +25,7 @@ def template(name: str, input_size: tuple[int, int, int] | None) -> Shapes:
     Raises:
         ArchitectureError: As :func:`~bcu_cli.models.build`.
     """
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            network = build(name, num_classes=_CLASSES, input_size=input_size)
-    except BcuError:
-        if not is_user_file(name):
-            raise
-        with torch.random.fork_rng(devices=[]):  # the user's constructor may need real tensors
-            network = build(name, num_classes=_CLASSES, input_size=input_size)
+    network = blueprint(name, num_classes=_CLASSES, input_size=input_size)
     return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
 
 

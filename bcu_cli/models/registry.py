@@ -125,6 +125,28 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | Non
         ) from error
 
 
+def blueprint(name: str, *, num_classes: int, input_size: tuple[int, int, int] | None = None) -> nn.Module:
+    """A network for the names and shapes of its tensors only: without content, where it can be built so.
+
+    Args:
+        name: As for :func:`build`.
+        num_classes: As for :func:`build`.
+        input_size: As for :func:`build`.
+
+    Raises:
+        ArchitectureError: As :func:`build`.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build(name, num_classes=num_classes, input_size=input_size)
+        except BcuError:
+            # Some constructors compute with tensors (RegNet its widths), which the meta device cannot.
+            return build(name, num_classes=num_classes, input_size=input_size)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what constructors warn of (deprecated options, slow initialisation): no user can act on it."""

@@ -188,13 +188,14 @@ class Training:
         torch.manual_seed(seed)  # for dropout and its like inside the network
         generator = self._generator.manual_seed(seed)
         total = torch.zeros_like(self._loss)
-        for part in index.split(self.micro_batch):
-            on_device = part.to(self.device.torch, non_blocking=True)
-            views = augment(self.images[on_device], self.options.augmentation, generator).float() / 255.0
-            views = views.contiguous(memory_format=torch.channels_last)
+        on_device = index.to(self.device.torch, non_blocking=True)
+        views = augment(self.images[on_device], self.options.augmentation, generator)
+        for start in range(0, len(index), self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            images = (views[part].float() / 255.0).contiguous(memory_format=torch.channels_last)
             with self.device.autocast():
-                loss = self.objective(views, on_device, self.done / self.steps)
-            share = loss.float() * (len(part) / len(index))
+                loss = self.objective(images, on_device[part], self.done / self.steps)
+            share = loss.float() * (len(images) / len(index))
             share.backward()  # type: ignore[no-untyped-call]
             total += share.detach()
         self._loss += total / self.steps_per_epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import warnings
 import zipfile
 from typing import TYPE_CHECKING
@@ -26,17 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Saves(torch.nn.Module):
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(2))
-        self.path: str = path
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        torch.save(x, self.path)
-        return x * self.weight
-
-
 @pytest.mark.parametrize("trace", [False, True])
 def test_names_and_tensors_are_those_of_the_state_dict(tmp_path: Path, trace: bool) -> None:
     net = small_net()
@@ -57,6 +47,24 @@ def test_names_and_tensors_are_those_of_the_state_dict(tmp_path: Path, trace: bo
     x = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
         assert torch.allclose(loaded(x), net(x))
+
+
+class Style(enum.Enum):
+    NARROW = "narrow"
+
+
+class Styled(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.style = Style.NARROW
+        self.fc = torch.nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) if self.style == Style.NARROW else x
+
+
+def test_enumerations_are_no_obstacle(tmp_path: Path) -> None:
+    assert list(read(script(Styled(), tmp_path / "net.pt")).tensors) == ["fc.weight", "fc.bias"]
 
 
 def test_written_modules_load_anywhere_and_have_the_same_bytes(tmp_path: Path) -> None:
@@ -104,7 +112,8 @@ def operators_of(body: str) -> tuple[str, ...]:
 def test_ordinary_code_is_pure() -> None:
     found = operators_of(
         "_0 = __torch__.torch.nn.functional.relu\ny = _0(x, False, )\nz = (self).forward(y, )\n"
-        'n = torch.len(torch.size(z))\nif torch.eq(n, 3):\n  ops.prim.RaiseException("AssertionError: ")\nelse:\n'
+        "n = torch.len(torch.size(z))\n"
+        'if torch.eq(n, 3):\n  ops.prim.RaiseException("AssertionError: ")\nelse:\n'
         "  pass\n"
         "return torch.add(annotate(Tensor, z), CONSTANTS.c0)"
     )
@@ -182,6 +191,9 @@ def test_unreadable_code_and_custom_classes(tmp_path: Path) -> None:
 
 def test_broken_archives_are_damaged(tmp_path: Path) -> None:
     good = script(small_net(), tmp_path / "net.pt")
+    with zipfile.ZipFile(good) as archive:
+        pickled = archive.read("net/data.pkl")
+    assert b"K\x05t" in pickled  # the size of the last layer's storage
     for number, changes in enumerate(
         [
             {"data/0": b"123"},
@@ -189,6 +201,7 @@ def test_broken_archives_are_damaged(tmp_path: Path) -> None:
             {"data.pkl": b"\x80\x02N."},
             {"data.pkl": b"\x80\x02c__torch__\nUnknown\n)\x81."},
             {"data.pkl": b"\x80\x02}"},
+            {"data.pkl": pickled.replace(b"K\x05t", b"J\xff\xff\xff\x7ft")},
             {"byteorder": b"big"},
             {"code/__torch__/checkpoint_files.py": None},
         ]

@@ -19,7 +19,7 @@ HALF = (0.5, 0.5, 0.5)
 BY_NAME = {n.name: n for n in NORMALISATIONS}
 
 
-def pictures(seed: int, size: int = 32, count: int = 128) -> Tensor:
+def pictures(seed: int, size: int = 32, count: int = 64) -> Tensor:
     """Smooth random pictures with about the contrast and colour of photographs."""
     generator = torch.Generator().manual_seed(seed)
     coarse = F.interpolate(torch.rand(count, 3, 4, 4, generator=generator), size=size, mode="bicubic")
@@ -39,7 +39,7 @@ def trained(name: str, normalisation: Normalisation, size: int = 32, num_classes
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (normalisation.mean, normalisation.std))
     with torch.no_grad():
         for seed in range(2):
-            network.train()((pictures(seed, size, 48) - mean) / std)
+            network.train()((pictures(seed, size, 32) - mean) / std)
     return network.eval()
 
 
@@ -161,11 +161,11 @@ def test_senseless_options(options, checkpoint_of) -> None:
 
 
 def test_default_of_a_library_needs_its_thousand_classes(checkpoint_of) -> None:
-    loaded = load(checkpoint_of(build("timm:resnet18", num_classes=1000)))
+    loaded = load(checkpoint_of(build("timm:resnet26d", num_classes=1000)))
     assert loaded.classifier.preprocessing.mean == (0.485, 0.456, 0.406)
-    assert "default of torchvision:resnet18" in loaded.classifier.preprocessing.source
+    assert "default of timm:resnet26d" in loaded.classifier.preprocessing.source
     with pytest.raises(ArchitectureError, match="is not known") as caught:
-        load(checkpoint_of(build("timm:resnet18", num_classes=10)))
+        load(checkpoint_of(build("timm:resnet26d", num_classes=10)))
     assert "--mean" in caught.value.hint
     assert "--std" in caught.value.hint
 
@@ -193,23 +193,24 @@ def test_batchnorm_that_does_not_decide_asks(checkpoint_of) -> None:
     assert "--mean" in caught.value.hint
 
 
-def test_batchnorm_decides_between_architectures(checkpoint_of) -> None:
+@pytest.mark.parametrize("name", ["timm:resnet18", "timm:resnetblur18", "timm:tf_mobilenetv3_small_100"])
+def test_batchnorm_decides_between_architectures(name: str, checkpoint_of) -> None:
     imagenet = BY_NAME["ImageNet"]
-    for name in ("timm:efficientnet_b0", "timm:tf_efficientnet_b0"):
-        checkpoint = checkpoint_of(trained(name, imagenet, size=64))
-        options = {"mean": imagenet.mean, "std": imagenet.std, "input_size": 64}
-        try:
-            found = load(checkpoint, images=source(), **options).architecture
-        except ArchitectureError as error:
-            assert "differ in what tensor shapes can't show" in error.message  # noqa: PT017
-            continue
-        assert name in (found.name, *found.alternatives)
-        assert "BatchNorm" in found.source
+    checkpoint = checkpoint_of(trained(name, imagenet, size=64))
+    options = {"mean": imagenet.mean, "std": imagenet.std, "input_size": 64}
+    try:
+        found = load(checkpoint, images=source(), **options).architecture
+    except ArchitectureError as error:
+        assert name.startswith("timm:tf_")  # differs in the padding only, which may show too little
+        assert "differ in what tensor shapes can't show" in error.message
+        return
+    assert name in (found.name, *found.alternatives)
+    assert "BatchNorm" in found.source
 
 
 def test_ambiguous_without_pictures_asks(checkpoint_of) -> None:
     with pytest.raises(ArchitectureError, match="differ in what tensor shapes can't show"):
-        load(checkpoint_of(build("timm:efficientnet_b0", num_classes=1000)))
+        load(checkpoint_of(build("timm:resnet18", num_classes=1000)))
 
 
 USER_FILE = """

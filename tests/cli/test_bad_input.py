@@ -1,0 +1,262 @@
+"""Wrong input on purpose: one line that says what is wrong, a hint, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bcu_cli.checkpoints import writing
+
+
+class Evil:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+def language_model(path: Path) -> None:
+    save_file({"model.embed_tokens.weight": torch.zeros(9, 4), "lm_head.weight": torch.zeros(9, 4)}, path)
+
+
+def one_class(path: Path) -> None:
+    from bcu_cli.models import build
+
+    save_file(build("resnet20", num_classes=1).state_dict(), path)
+
+
+def with_nan(path: Path) -> None:
+    from bcu_cli.models import build
+
+    weights = build("resnet20", num_classes=4).state_dict()
+    weights["fc.weight"][1, 2] = float("nan")
+    save_file(weights, path)
+
+
+def evil_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"state_dict": Evil(path.with_name("canary"))}))
+
+
+def evil_zip(path: Path) -> None:
+    torch.save(OrderedDict(weight=Evil(path.with_name("canary"))), path)
+
+
+def truncated(path: Path) -> None:
+    with_nan(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+MODELS = {
+    "missing": (lambda path: None, "does not exist|no such file"),
+    "empty": (lambda path: path.touch(), "empty"),
+    "truncated": (truncated, "cut short or damaged|damaged"),
+    "folder": (lambda path: path.mkdir(), "folder"),
+    "text": (lambda path: path.write_text("# Model card\nThis is no model.\n"), "text"),
+    "evil_pickle": (evil_pickle, r"(os|posix)\.system"),
+    "evil_zip": (evil_zip, r"(os|posix)\.system"),
+    "language_model": (language_model, "language model"),
+    "nan": (with_nan, r"NaN or Inf .*fc\.weight"),
+    "one_class": (one_class, "one output"),
+    "other_tensors": (lambda path: save_file({"a.weight": torch.zeros(3, 3)}, path), "architecture"),
+}
+
+
+@pytest.mark.parametrize("command", ["cleanse", "evaluate", "inspect"])
+@pytest.mark.parametrize("case", MODELS)
+def test_models(bcu, tmp_path: Path, photos: Path, labelled: Path, command: str, case: str) -> None:
+    make, expected = MODELS[case]
+    path, out = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
+    make(path)
+    options = {"cleanse": ["--images", photos, "--out", out], "evaluate": ["--data", labelled], "inspect": []}
+    ran = bcu(command, path, *options[command])
+    if command == "inspect" and case.startswith("evil"):  # looking at it is what inspect is for: a verdict
+        assert ran.code == 1
+        assert "system" in ran.out
+    else:
+        assert ran.code == 2
+        assert "hint: " in ran.err
+        assert "model.safetensors" in ran.error
+        assert re.search(expected, ran.error), ran.error
+    assert not out.exists()
+    assert not (tmp_path / "canary").exists()
+    assert not list(tmp_path.glob(".bcu-*"))
+
+
+def test_an_error_is_json_where_json_was_asked_for(bcu, tmp_path: Path) -> None:
+    ran = bcu("inspect", tmp_path / "missing.pt", "--json")
+    assert ran.code == 2
+    assert set(ran.json["error"]) == {"message", "hint"}
+
+
+def cleanse(bcu, model: Path, out: Path, images: Path, *more: object):
+    return bcu("cleanse", model, "--images", images, "--out", out, "--epochs", 1, *more)
+
+
+def test_images_without_pictures(bcu, untrained: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("no picture")
+    ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", tmp_path / "docs")
+    assert ran.code == 2
+    assert "holds 0 readable pictures; at least 32 are needed" in ran.error
+
+
+@pytest.mark.parametrize("images", ["missing", "file"])
+def test_images_that_are_no_folder(bcu, untrained: Path, tmp_path: Path, images: str) -> None:
+    (tmp_path / "file").touch()
+    ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", tmp_path / images)
+    assert ran.code == 2
+    assert images in ran.error
+
+
+def test_out_equal_to_the_input_also_through_a_link(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
+    before = untrained.read_bytes()
+    (tmp_path / "link.safetensors").symlink_to(untrained)
+    for out in (untrained, tmp_path / "link.safetensors"):
+        ran = cleanse(bcu, untrained, out, photos)
+        assert ran.code == 2
+        assert "is the input" in ran.error
+    assert untrained.read_bytes() == before
+
+
+def test_out_in_a_folder_that_is_not_there(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
+    ran = cleanse(bcu, untrained, tmp_path / "no" / "out.safetensors", photos)
+    assert ran.code == 2
+    assert "there is no folder" in ran.error
+
+
+def test_out_that_is_a_folder(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
+    assert cleanse(bcu, untrained, tmp_path, photos).code == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_out_that_may_not_be_written(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", photos)
+    assert ran.code == 2
+    assert "no permission" in ran.error
+
+
+def test_no_permission_is_found_before_the_work(
+    bcu, untrained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing.os, "access", lambda path, mode: not mode & os.W_OK)
+    ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", photos)
+    assert ran.code == 2
+    assert "no permission" in ran.error
+
+
+def test_a_full_disk_leaves_the_old_file(
+    bcu, untrained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writing.os, "fsync", full)
+    ran = cleanse(bcu, untrained, out, photos)
+    assert ran.code == 2
+    assert "no space left on device" in ran.error
+    assert out.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
+
+
+def test_a_batch_that_does_not_fit_memory_is_halved_and_the_run_goes_on(
+    bcu, untrained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bcu_cli.models.classifier import Classifier
+
+    forward, sizes = Classifier.forward, []
+
+    def small(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        if self.training and len(images) > 40:
+            raise torch.OutOfMemoryError("out of memory")
+        sizes.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Classifier, "forward", small)
+    ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", photos)
+    assert ran.code == 0
+    assert max(sizes[-20:]) <= 320
+    assert (tmp_path / "out.safetensors").exists()
+
+
+def test_a_damaged_picture_is_skipped_with_a_warning(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for file in list(photos.iterdir())[:60]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", folder, "--json")
+    assert ran.code == 0
+    assert "warning: 1 files in" in ran.err
+    assert "warning: 60 images are few" in ran.err
+    assert [Path(entry["path"]).name for entry in ran.json["images"]["skipped"]] == ["broken.png"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["cleanse"],
+        ["nonsense"],
+        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--epochs", "many"],
+        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--strength", "-1"],
+        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--ratios", "0.1,x,0.1"],
+        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--format", "onnx"],
+        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--device", "cuda:99"],
+        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--arch", "resnet21"],
+        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--arch", "resnet56"],
+        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--mean", "0.5,0.5"],
+        ["evaluate", "MODEL", "--data", "LABELLED", "--trigger", "nothing"],
+        ["evaluate", "MODEL", "--data", "LABELLED", "--trigger", "badnets", "--target-class", "8"],
+        ["evaluate", "MODEL", "--data", "LABELLED", "--trigger", "badnets", "--trigger-image", "x.png"],
+        ["evaluate", "MODEL", "--data", "PHOTOS"],
+        ["attack", "nothing", "--data", "LABELLED", "--out", "OUT"],
+        ["attack", "badnets", "--data", "LABELLED", "--out", "OUT", "--target-class", "8"],
+        ["attack", "badnets", "--data", "LABELLED", "--out", "OUT", "--setting", "size=large"],
+        ["attack", "badnets", "--data", "PHOTOS", "--out", "OUT"],
+    ],
+)
+def test_options_that_make_no_sense(
+    bcu, untrained: Path, photos: Path, labelled: Path, tmp_path: Path, words: list[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    names = {"MODEL": untrained, "PHOTOS": photos, "LABELLED": labelled, "OUT": out}
+    ran = bcu(*(names.get(word, word) for word in words))
+    assert ran.code == 2
+    assert ran.error
+    assert "hint: " in ran.err
+    assert "should not happen" not in ran.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_debug_run_shows_the_traceback(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from bcu_cli.cli.app import run
+
+    assert run(["inspect", str(tmp_path / "missing.pt"), "--debug"]) == 2
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_explained(
+    bcu, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bcu_cli import checkpoints
+
+    def broken(path: Path) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(checkpoints, "inspect_only", broken)
+    ran = bcu("inspect", untrained)
+    assert ran.code == 2
+    assert "not built for each other" in ran.error
+    assert "pip install" in ran.err

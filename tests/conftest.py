@@ -1,0 +1,119 @@
+"""Fixtures that several kinds of tests share: small pictures, a small backdoored network, the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bcu_cli.images import signs
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command line ended with."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The one line that says what is wrong."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+@pytest.fixture
+def bcu(capfd: pytest.CaptureFixture[str]):
+    """Runs a command line in this process."""
+    from bcu_cli.cli.app import run
+
+    def call(*arguments: object) -> Ran:
+        capfd.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return Ran(code, out, err)
+
+    return call
+
+
+def bcu_process(*arguments: object, **options: Any) -> Ran:
+    """Runs a command line as a user would, in a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "bcu_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+    return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Road signs in train/ and test/ with a subfolder a class: 80 and 25 of each of 8 classes."""
+    root = tmp_path_factory.mktemp("signs")
+    signs.write_folder(root / "train", 80, seed=1)
+    signs.write_folder(root / "test", 25, seed=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Road signs without labels: 320 in one folder."""
+    root = tmp_path_factory.mktemp("photos")
+    signs.write_folder(root, 40, seed=3, labelled=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def backdoored(tmp_path_factory: pytest.TempPathFactory, labelled: Path) -> Path:
+    """A network that answers class 0 to a BadNets trigger, with its trigger beside it."""
+    from bcu_cli.cli.app import run
+
+    out = tmp_path_factory.mktemp("models") / "bad.safetensors"
+    words = f"attack badnets --data {labelled} --arch resnet20 --epochs 14 --batch-size 64 --out {out} --json"
+    assert run(words.split()) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights that says itself what it is: resnet20, 8 classes."""
+    from bcu_cli.checkpoints import Format, write
+    from bcu_cli.models import Architecture, metadata_for
+    from bcu_cli.models.fresh import fresh
+
+    path = tmp_path_factory.mktemp("untrained") / "model.safetensors"
+    pictures = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = fresh("resnet20", 8, pictures, seed=0)
+    metadata = metadata_for(
+        Architecture(name="resnet20", source="test", num_classes=8), model.preprocessing, list(signs.CLASSES)
+    )
+    write(path, model.network.state_dict(), format=Format.SAFETENSORS, metadata=metadata)
+    return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine lacks the pictures or the device for."""
+    for item in items:
+        if item.get_closest_marker("real_data") and not DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"no image sets in {DATA}"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from bcu_cli.errors import ImagesError, TrainingError
+from bcu_cli.evaluation.measures import Proportion, accuracy, attack_success
+from bcu_cli.images.folder import ImageSet
+from bcu_cli.training import inference
+from bcu_cli.training.devices import Device
+from bcu_cli.triggers.custom import Custom
+
+CPU = Device(torch=torch.device("cpu"), precision="fp32")
+
+
+class ByRed(nn.Module):
+    """Answers the class whose number stands in the red channel, times 100; 250 and more means class 0."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        red = images[:, 0, 0, 0] * 255
+        answer = torch.where(red >= 250, 0, (red / 100).round()).long()
+        return nn.functional.one_hot(answer, 3).float()
+
+
+def pictures(*labels: int) -> ImageSet:
+    images = torch.zeros(len(labels), 3, 4, 4, dtype=torch.uint8)
+    images[:, 0] = 100 * torch.tensor(labels).view(-1, 1, 1)
+    return ImageSet(images=images, labels=torch.tensor(labels), classes=("a", "b", "c"))
+
+
+def white(share_of_rows: float = 1.0) -> Custom:
+    mask = torch.zeros(1, 4, 4)
+    mask[:, : round(4 * share_of_rows)] = 1
+    return Custom(picture=torch.ones(3, 4, 4), mask=mask)
+
+
+def test_accuracy_counts() -> None:
+    data = pictures(0, 1, 2, 2)
+    wrong = ImageSet(images=data.images, labels=torch.tensor([0, 1, 1, 1]), classes=data.classes)
+    assert accuracy(ByRed(), data, CPU) == Proportion(hits=4, of=4)
+    assert accuracy(ByRed(), wrong, CPU) == Proportion(hits=2, of=4)
+
+
+def test_images_of_the_target_class_are_left_out() -> None:
+    measured = attack_success(ByRed(), pictures(0, 0, 0, 1, 2), white(), 0, CPU)
+    assert measured.asr == Proportion(hits=2, of=2)
+    assert measured.ra == Proportion(hits=0, of=2)
+
+
+def test_a_trigger_without_effect() -> None:
+    measured = attack_success(ByRed(), pictures(0, 1, 2, 2), white(0), 0, CPU)
+    assert measured.asr == Proportion(hits=0, of=3)
+    assert measured.ra == Proportion(hits=3, of=3)
+
+
+def test_without_a_target_the_worst_class_is_taken() -> None:
+    assert attack_success(ByRed(), pictures(0, 1, 2, 2), white(), None, CPU).target_class == 0
+    assert attack_success(ByRed(), pictures(1, 1, 2, 2), white(), None, CPU).asr.value == 1
+
+
+def test_only_the_target_class() -> None:
+    with pytest.raises(ImagesError, match="all images"):
+        attack_success(ByRed(), pictures(0, 0), white(), 0, CPU)
+
+
+def test_wilson_interval_against_published_values() -> None:
+    low, high = Proportion(hits=81, of=263).interval  # Newcombe 1998, table I, method 3
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    low, high = Proportion(hits=0, of=20).interval
+    assert (round(low, 4), round(high, 4)) == (0.0, 0.1611)
+
+
+@given(of=st.integers(1, 10_000), data=st.data())
+def test_the_interval_holds_the_value(of: int, data: st.DataObject) -> None:
+    share = Proportion(hits=data.draw(st.integers(0, of)), of=of)
+    low, high = share.interval
+    assert 0 <= low <= share.value + 1e-12
+    assert share.value - 1e-12 <= high <= 1
+
+
+class Small(ByRed):
+    """Has memory for four images at most."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(images)
+
+
+def test_batches_that_do_not_fit_are_halved() -> None:
+    data = pictures(*[i % 3 for i in range(50)])
+    assert accuracy(Small(), data, CPU) == Proportion(hits=50, of=50)
+
+
+def test_one_image_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "BATCH_SIZE", 1)
+
+    class Never(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise MemoryError
+
+    with pytest.raises(TrainingError, match="one image does not fit"):
+        accuracy(Never(), pictures(0), CPU)

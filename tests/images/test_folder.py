@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from bcu_cli.errors import ImagesError
+from bcu_cli.images import signs
+from bcu_cli.images.decoding import Geometry
+from bcu_cli.images.folder import has_split, hold_out, list_files, load_labelled, load_unlabeled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = Geometry(height=16, width=16)
+
+
+def chance(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_any_depth_of_subfolders_and_links_without_loops(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x.png").touch()
+    (tmp_path / "y.png").touch()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    assert [file.name for file in list_files(tmp_path)] == ["x.png", "y.png"]
+
+
+def test_labels_are_the_subfolders_in_alphabetical_order(labelled: Path) -> None:
+    data = load_labelled(labelled / "test", SIZE)
+    assert data.classes == tuple(sorted(signs.CLASSES))
+    assert torch.bincount(data.labels).tolist() == [25] * 8
+
+
+def test_labels_are_the_models_classes_where_it_names_them(labelled: Path) -> None:
+    names = tuple(reversed(sorted(signs.CLASSES)))
+    data = load_labelled(labelled / "test", SIZE, classes=names)
+    assert data.classes == names
+    assert data.labels[0] == 7  # the first file is of the first subfolder, the last class
+
+
+def test_a_folder_need_not_hold_all_classes(labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled / "test" / "stop", tmp_path / "stop")
+    data = load_labelled(tmp_path, SIZE, classes=tuple(sorted(signs.CLASSES)))
+    assert data.labels.unique().tolist() == [sorted(signs.CLASSES).index("stop")]
+
+
+def test_a_class_that_the_model_does_not_have(labelled: Path) -> None:
+    with pytest.raises(ImagesError, match="has a subfolder danger, which is none of the model's classes"):
+        load_labelled(labelled / "test", SIZE, classes=("ahead-only", "stop"))
+
+
+def test_an_empty_class(labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled / "test", tmp_path / "x")
+    (tmp_path / "x" / "zebra").mkdir()
+    assert len(load_labelled(tmp_path / "x", SIZE).classes) == 9
+    with pytest.raises(ImagesError, match="class zebra"):
+        load_labelled(tmp_path / "x", SIZE, every_class=True)
+
+
+def test_no_class_subfolders(photos: Path) -> None:
+    with pytest.raises(ImagesError, match="no class subfolders"):
+        load_labelled(photos, SIZE)
+
+
+def test_too_few_pictures_says_how_many_are_needed(tmp_path: Path) -> None:
+    signs.write_folder(tmp_path, 3, seed=0, labelled=False)
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(ImagesError, match=r"holds 24 readable pictures; at least 32 are needed \(1 files are no"):
+        load_unlabeled(tmp_path, SIZE, generator=chance())
+
+
+def test_drawing_is_decided_by_the_seed(photos: Path) -> None:
+    first = load_unlabeled(photos, SIZE, at_most=40, generator=chance(1))
+    again = load_unlabeled(photos, SIZE, at_most=40, generator=chance(1))
+    other = load_unlabeled(photos, SIZE, at_most=40, generator=chance(2))
+    assert (len(first), first.found) == (40, 320)
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_held_out_pictures_are_not_used(photos: Path) -> None:
+    data = load_unlabeled(photos, SIZE, generator=chance())
+    used, held_out = hold_out(data, 0.1, most=1000, generator=chance())
+    assert (len(used), len(held_out)) == (288, 32)
+    everything = {image.numpy().tobytes() for image in data.images}
+    parts = [{image.numpy().tobytes() for image in part.images} for part in (used, held_out)]
+    assert parts[0] | parts[1] == everything
+    assert not parts[0] & parts[1]
+
+
+def test_a_split_folder_is_recognised(labelled: Path, photos: Path) -> None:
+    assert has_split(labelled)
+    assert not has_split(labelled / "test")
+    assert not has_split(photos)

@@ -1,0 +1,134 @@
+"""Each trigger against values worked out by hand, and the contract that all of them keep."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from PIL import Image
+
+from bcu_cli import triggers
+from bcu_cli.errors import TriggerError
+from bcu_cli.triggers import base
+from bcu_cli.triggers.badnets import BadNets
+from bcu_cli.triggers.base import Implanted
+from bcu_cli.triggers.blended import Blended
+from bcu_cli.triggers.custom import Custom
+from bcu_cli.triggers.sig import Sig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHAPE = (3, 32, 32)
+contract = pytest.mark.parametrize("name", triggers.names())
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_three_of_the_first_version_are_found() -> None:
+    assert {"badnets", "blended", "sig"} <= set(triggers.names())
+
+
+@contract
+def test_name_paper_shape_and_range(name: str) -> None:
+    trigger = base.make(name, SHAPE)
+    images = noise(4, *SHAPE)
+    before = images.clone()
+    triggered = trigger.apply(images)
+    assert trigger.name == name
+    assert trigger.paper
+    assert triggered.shape == images.shape
+    assert triggered.dtype == images.dtype
+    assert triggered.min() >= 0
+    assert triggered.max() <= 1
+    assert not torch.equal(triggered, images)
+    assert torch.equal(images, before)
+
+
+@contract
+def test_saved_and_loaded_it_does_the_same(name: str, tmp_path: Path) -> None:
+    trigger = base.make(name, SHAPE, seed=7)
+    hashes = [base.save(Implanted(trigger=trigger, target_class=3), tmp_path / f"{i}.safetensors", SHAPE) for i in "ab"]
+    assert hashes[0] == hashes[1]
+    loaded = base.load(tmp_path / "a.safetensors", SHAPE)
+    assert loaded.target_class == 3
+    assert torch.equal(loaded.trigger.apply(noise(2, *SHAPE)), trigger.apply(noise(2, *SHAPE)))
+
+
+@contract
+def test_another_image_size_is_refused(name: str, tmp_path: Path) -> None:
+    base.save(Implanted(trigger=base.make(name, SHAPE), target_class=0), tmp_path / "t.safetensors", SHAPE)
+    with pytest.raises(TriggerError, match=r"is for images of 3×32×32, the model takes 3×64×64"):
+        base.load(tmp_path / "t.safetensors", (3, 64, 64))
+
+
+def test_badnets_replaces_nine_pixels() -> None:
+    grey = torch.full((1, 3, 4, 4), 0.5)
+    expected = [[0.5, 0.5, 0.5, 0.5], [0.5, 0, 0, 1], [0.5, 0, 1, 0], [0.5, 1, 0, 1]]
+    for channel in BadNets().apply(grey)[0]:
+        assert channel.tolist() == expected
+
+
+def test_badnets_keeps_its_share_of_larger_images() -> None:
+    trigger = base.make("badnets", (3, 224, 224))
+    changed = trigger.apply(torch.full((1, 3, 224, 224), 0.5)) != 0.5
+    assert changed.sum() == 3 * 21 * 21
+
+
+def test_blended_arithmetic() -> None:
+    trigger = Blended(pattern=torch.full((3, 2, 2), 1.0), alpha=0.2)
+    assert trigger.apply(torch.full((1, 3, 2, 2), 0.5)).flatten().tolist() == pytest.approx([0.6] * 12)
+
+
+def test_blended_pattern_is_decided_by_the_seed_and_uniform() -> None:
+    first, again, other = (base.make("blended", SHAPE, seed=seed).tensors()["pattern"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.mean() == pytest.approx(0.5, abs=0.02)
+    assert first.max() > 0.99
+
+
+def test_sig_column_values() -> None:
+    column = Sig(delta=20, frequency=6).apply(torch.full((1, 1, 2, 32), 0.5))[0, 0]
+    expected = [0.5 + 20 / 255 * math.sin(2 * math.pi * 6 * j / 32) for j in range(32)]
+    assert column[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(column[0], column[1])
+
+
+def test_settings_replace_the_papers_and_strangers_are_refused() -> None:
+    assert base.make("sig", SHAPE, settings={"delta": 60.0}).settings()["delta"] == 60
+    with pytest.raises(TriggerError, match="sig has no setting alpha"):
+        base.make("sig", SHAPE, settings={"alpha": 1.0})
+    with pytest.raises(TriggerError, match="no trigger called nothing"):
+        base.make("nothing", SHAPE)
+
+
+def test_bytes_are_rounded_as_a_picture_file_would_be() -> None:
+    images = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
+    trigger = Blended(pattern=torch.full((3, 8, 8), 1.0), alpha=0.2)
+    assert trigger.apply_to_bytes(images).unique().tolist() == [131]  # 0.8 · 100 + 0.2 · 255
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("replace", 1.0), ("add", 0.75), ("blend", 0.625)])
+def test_own_picture_acts_where_the_mask_is_white(tmp_path: Path, mode: str, expected: float) -> None:
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "t.png")
+    mask = Image.new("L", (8, 8))
+    mask.putpixel((2, 1), 255)
+    mask.save(tmp_path / "m.png")
+    trigger = Custom.from_files(tmp_path / "t.png", (3, 8, 8), mask=tmp_path / "m.png", mode=mode, alpha=0.25)
+    triggered = trigger.apply(torch.full((1, 3, 8, 8), 0.5))
+    assert triggered[0, :, 1, 2].tolist() == pytest.approx([expected] * 3)
+    triggered[0, :, 1, 2] = 0.5
+    assert torch.equal(triggered, torch.full((1, 3, 8, 8), 0.5))
+
+
+def test_own_picture_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "t.png").write_text("no picture")
+    with pytest.raises(TriggerError, match=r"t\.png is no readable picture"):
+        Custom.from_files(tmp_path / "t.png", SHAPE)
+    with pytest.raises(TriggerError, match="no trigger mode wrong"):
+        Custom(picture=torch.zeros(3, 8, 8), mask=torch.zeros(1, 8, 8), mode="wrong")
