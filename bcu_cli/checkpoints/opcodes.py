@@ -30,6 +30,9 @@ class GlobalUse:
     offset: int
 
 
+OBJECT_WORDS = "holds an object of "  # how the message of a "pickle-object" begins
+
+
 class BrokenPickleError(Exception):
     """The bytes are not a complete pickle; ``uses`` is what it asks for before it breaks."""
 
@@ -153,7 +156,7 @@ def _judge(uses: Iterable[GlobalUse], script: bool, position: int) -> list[Findi
         if use.name is None:
             rule, message = "pickle-hidden-global", f"hides what it asks for ({use.opcode})"
         elif _is_class_of_user(use.name):
-            rule, message = "pickle-object", f"holds an object of {use.name}"
+            rule, message = "pickle-object", OBJECT_WORDS + use.name
         else:
             rule, message = "pickle-global", f"asks for {use.name} when opened"
         offset = position + use.offset

@@ -9,7 +9,7 @@ from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 from .archive import MAX_PICKLE_BYTES, TorchArchive, damaged
 from .inert import open_inertly, size_fault
-from .opcodes import BrokenPickleError, globals_of, look
+from .opcodes import OBJECT_WORDS, BrokenPickleError, globals_of, look
 from .sniff import Kind
 from .weights import Weights, find_weights
 
@@ -78,11 +78,12 @@ def refuse_if_unsafe(path: Path, findings: list[Finding]) -> None:
         first = [finding.message for finding in unsafe if finding.rule != "pickle-object"]
         message = f"{path} {_join(first)} (a pickle can run any program); it was not opened"
         raise UnsafeFileError(message, "do not open it with anything else; report it to where you found it")
-    if any(" torch.nn.modules." in text for text in texts):
-        classes = [text for text in texts if " torch.nn." not in text] or texts
+    names = [text.removeprefix(OBJECT_WORDS) for text in texts]
+    if any(name.startswith("torch.nn.modules.") for name in names):
+        classes = [name for name in names if not name.startswith("torch.nn.")] or names
         message = f"{path} holds a whole pickled object, not weights ({_join(classes)}); it was not opened"
     else:
-        message = f"{path} {_join(texts)}, which weights do not need; it was not opened"
+        message = f"{path} {OBJECT_WORDS}{_join(names)}, which weights do not need; it was not opened"
     raise UnsafeFileError(message, _RESAVE)
 
 
@@ -92,7 +93,7 @@ def refuse_other_library(path: Path, findings: list[Finding]) -> None:
     Raises:
         CheckpointError: It is a model of scikit-learn or the like.
     """
-    if any(f" {library}" in finding.message for finding in findings for library in _OTHER_LIBRARIES):
+    if any(finding.message.removeprefix(OBJECT_WORDS).startswith(_OTHER_LIBRARIES) for finding in findings):
         message = f"{path} is a pickle of scikit-learn or a similar library, not an image classifier of torch"
         raise CheckpointError(message, "bcu reads safetensors, weights of torch.save, and TorchScript")
 

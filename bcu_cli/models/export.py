@@ -71,7 +71,9 @@ def _script(network: torch.nn.Module, input_size: tuple[int, int, int], path: Pa
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # shapes are meant to be fixed
+            warnings.filterwarnings(
+                "ignore", category=torch.jit.TracerWarning
+            )  # shapes are meant to be fixed
             traced: torch.jit.ScriptModule = torch.jit.trace(network, torch.zeros(2, *input_size))
     except (RuntimeError, torch.jit.TracingCheckError) as error:
         reason = str(error).splitlines()[0]

@@ -22,6 +22,7 @@ from bcu_cli.models.registry import build, is_user_file, one_line
 
 if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
+    from bcu_cli.models.index import Candidate
 
 TORCHSCRIPT = "torchscript"
 
@@ -117,26 +118,39 @@ class _Loader:
 
     def _choices(self, found: Found) -> list[tuple[Architecture, nn.Module, deciding.Decision]]:
         """A network with its preprocessing per group of equal candidates."""
-        choices = []
-        for i, group in enumerate(found.groups):
-            architecture = found.architecture(i)
-            candidate = group[0]
-            network = self._network(architecture.name, candidate.num_classes, candidate.in_channels)
-            if len(found.groups) > 1 and not self._can_tell(network):
-                raise ambiguous(found.groups, self.what)
-            decision = deciding.decide(
-                deciding.Question(
-                    what=self.what,
-                    options=self.options,
-                    claims=self.claims,
-                    candidates=group,
-                    channels=_channels(network, candidate.in_channels, architecture.name),
-                ),
+        networks = [
+            self._network(group[0].name, group[0].num_classes, group[0].in_channels) for group in found.groups
+        ]
+        if len(networks) > 1 and not all(map(self._can_tell, networks)):
+            raise ambiguous(found.groups, self.what)
+        decisions: list[deciding.Decision | ArchitectureError] = []
+        for group, network in zip(found.groups, networks, strict=True):
+            try:
+                decisions.append(self._decide(group, network))
+            except ArchitectureError as error:
+                decisions.append(error)
+        settled = [decision for decision in decisions if isinstance(decision, deciding.Decision)]
+        if not settled:
+            raise next(decision for decision in decisions if isinstance(decision, ArchitectureError))
+        # Of a wrong architecture the preprocessing may not be told; it competes with that of another one.
+        return [
+            (
+                found.architecture(i),
                 network,
-                self.images,
+                decision if isinstance(decision, deciding.Decision) else settled[0],
             )
-            choices.append((architecture, network, decision))
-        return choices
+            for i, (network, decision) in enumerate(zip(networks, decisions, strict=True))
+        ]
+
+    def _decide(self, group: tuple[Candidate, ...], network: nn.Module) -> deciding.Decision:
+        question = deciding.Question(
+            what=self.what,
+            options=self.options,
+            claims=self.claims,
+            candidates=group,
+            channels=_channels(network, group[0].in_channels, group[0].name),
+        )
+        return deciding.decide(question, network, self.images)
 
     def _can_tell(self, network: nn.Module) -> bool:
         return self.images is not None and any(isinstance(m, nn.BatchNorm2d) for m in network.modules())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from bcu_cli.checkpoints import Checkpoint, Format
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MakeCheckpoint = Callable[..., Checkpoint]
 

@@ -54,7 +54,7 @@ def test_library_networks_are_found_or_asked_for(name: str, checkpoint_of) -> No
     try:
         found = identify(checkpoint_of(meta(name)))
     except ArchitectureError as error:
-        assert name in error.message  # noqa: PT017 - asked for, with the right one among the names
+        assert name in error.message  # asked for, with the right one among the names
         assert "--arch" in error.hint
         return
     assert name in (found.name, *found.alternatives)
@@ -133,12 +133,12 @@ def test_names_are_only_looked_up(name: str) -> None:
 
 def test_unknown_tensors_name_the_nearest(checkpoint_of) -> None:
     state = meta("resnet20").state_dict()
-    wide = {k: torch.empty(*(2 * s for s in t.shape), device="meta") for k, t in state.items()}
+    wide = {k: torch.empty([2 * s for s in t.shape], device="meta") for k, t in state.items()}
     with pytest.raises(ArchitectureError, match="same tensor names in other shapes: resnet20") as caught:
         identify(checkpoint_of(wide))
     assert "--arch FILE.py:FUNCTION" in caught.value.hint
     state["extra.weight"] = torch.empty(3, 3)
-    with pytest.raises(ArchitectureError, match="similar tensor names: .*resnet20"):
+    with pytest.raises(ArchitectureError, match=r"similar tensor names: .*resnet20"):
         identify(checkpoint_of(state))
 
 

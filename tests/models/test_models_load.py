@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +14,9 @@ from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.preprocessing import NORMALISATIONS, Normalisation, nearly_equal
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HALF = (0.5, 0.5, 0.5)
 BY_NAME = {n.name: n for n in NORMALISATIONS}
@@ -140,7 +143,7 @@ def test_config_json_gives_the_preprocessing(checkpoint_of, tmp_path: Path) -> N
         source="config.json",
     )
     other = checkpoint_of(build("resnet20", num_classes=4))  # of which this config.json does not speak
-    with pytest.raises(ArchitectureError, match="how the input of model.bin is normalised is not known"):
+    with pytest.raises(ArchitectureError, match=r"how the input of model.bin is normalised is not known"):
         load(other)
 
 
@@ -172,7 +175,7 @@ def test_default_of_a_library_needs_its_thousand_classes(checkpoint_of) -> None:
 
 @pytest.mark.parametrize("name", ["none", "CIFAR-10", "GTSRB", "0.5/0.5", "0 to 255"])
 def test_batchnorm_finds_the_normalisation(name: str, checkpoint_of) -> None:
-    loaded = load(checkpoint_of(trained("resnet20", BY_NAME[name])), images=source())
+    loaded = load(checkpoint_of(trained("resnet20", BY_NAME[name], 16)), images=source(), input_size=16)
     preprocessing = loaded.classifier.preprocessing
     found = Normalisation(name="", mean=preprocessing.mean, std=preprocessing.std)
     assert nearly_equal(found, BY_NAME[name])
@@ -180,16 +183,16 @@ def test_batchnorm_finds_the_normalisation(name: str, checkpoint_of) -> None:
 
 
 def test_batchnorm_finds_std_where_mean_is_given(checkpoint_of) -> None:
-    checkpoint = checkpoint_of(trained("resnet20", BY_NAME["0.5/0.5"]))
-    preprocessing = load(checkpoint, mean=(0.5,), images=source()).classifier.preprocessing
+    checkpoint = checkpoint_of(trained("resnet20", BY_NAME["0.5/0.5"], 16))
+    preprocessing = load(checkpoint, mean=(0.5,), input_size=16, images=source()).classifier.preprocessing
     assert (preprocessing.mean, preprocessing.std) == (HALF, HALF)
     assert preprocessing.source.startswith("option and BatchNorm statistics")
 
 
 def test_batchnorm_that_does_not_decide_asks(checkpoint_of) -> None:
     fresh = build("resnet20", num_classes=7)  # its statistics are 0 and 1: of no pictures
-    with pytest.raises(ArchitectureError, match="do not decide between .*distance") as caught:
-        load(checkpoint_of(fresh), images=source())
+    with pytest.raises(ArchitectureError, match=r"do not decide between .*distance") as caught:
+        load(checkpoint_of(fresh), input_size=16, images=source())
     assert "--mean" in caught.value.hint
 
 
@@ -262,7 +265,7 @@ def test_users_own_network(function: str, user_file: Path, checkpoint_of) -> Non
     loaded = load(checkpoint, arch=f"{user_file}:{function}", input_size=24, **tiny_options())
     assert loaded.architecture.num_classes == loaded.classifier.num_classes == 5
     assert loaded.architecture.name == f"{user_file}:{function}"
-    with pytest.raises(ArchitectureError, match="input size of model.bin is not known") as caught:
+    with pytest.raises(ArchitectureError, match=r"input size of model.bin is not known") as caught:
         load(checkpoint, arch=f"{user_file}:{function}", **tiny_options())
     assert "--input-size" in caught.value.hint
 

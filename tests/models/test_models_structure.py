@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from bcu_cli.models.structure import UntraceableError, function_hash
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Net(nn.Module):
-    def __init__(self, function: Callable[["Net", Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Net, Tensor], Tensor]) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
         self.bn = nn.BatchNorm2d(3)

@@ -1,0 +1,50 @@
+"""TorchScript: rebuilt where its tensors are known, run by its own code only where they are not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from bcu_cli.checkpoints import read
+from bcu_cli.errors import ArchitectureError
+from bcu_cli.models import build, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HALF = (0.5,)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning"
+)
+
+
+def saved(network: nn.Module, path: Path) -> Path:
+    torch.jit.trace(network.eval(), torch.zeros(1, 3, 16, 16)).save(str(path))
+    return path
+
+
+def test_known_tensors_are_rebuilt(tmp_path: Path) -> None:
+    checkpoint = read(saved(build("resnet20", num_classes=4), tmp_path / "model.pt"))
+    loaded = load(checkpoint, mean=HALF, std=HALF)
+    assert loaded.architecture.name == "resnet20"
+    assert not isinstance(loaded.classifier.network, torch.jit.ScriptModule)
+
+
+def test_unknown_tensors_run_the_files_own_code(tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    checkpoint = read(saved(network, tmp_path / "model.pt"))
+    with pytest.raises(ArchitectureError, match="input size") as caught:
+        load(checkpoint, mean=HALF, std=HALF)
+    assert "--input-size" in caught.value.hint
+    loaded = load(checkpoint, input_size=16, mean=HALF, std=HALF)
+    assert (loaded.architecture.name, loaded.architecture.num_classes) == ("torchscript", 3)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.classifier(images), network((images - 0.5) / 0.5))
+    assert any("own TorchScript code" in line for line in loaded.evidence)
