@@ -1,4 +1,4 @@
-"""Fixtures that several kinds of tests share: small pictures, a small backdoored network, the command line."""
+"""Fixtures that several kinds of tests share: small pictures, a backdoored network, the command line."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bcu_cli.models.fresh import fresh
 
     path = tmp_path_factory.mktemp("untrained") / "model.safetensors"
-    pictures = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = torch.randint(
+        0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     model = fresh("resnet20", 8, pictures, seed=0)
     metadata = metadata_for(
         Architecture(name="resnet20", source="test", num_classes=8), model.preprocessing, list(signs.CLASSES)

@@ -110,7 +110,9 @@ def poison(data: ImageSet, trigger: Trigger, options: AttackOptions) -> Poisoned
             f"--target-class takes 0 to {len(data.classes) - 1}",
         )
     rate = options.poison_rate
-    pool = (labels == options.target_class).nonzero()[:, 0] if options.clean_label else torch.arange(len(data))
+    pool = (
+        (labels == options.target_class).nonzero()[:, 0] if options.clean_label else torch.arange(len(data))
+    )
     count = round(rate * len(pool))
     if not 0 < rate <= 1 or count == 0:
         raise UsageError(f"a poison rate of {rate} of {len(pool)} images poisons none", "--poison-rate 0.1")

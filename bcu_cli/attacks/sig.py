@@ -1,4 +1,4 @@
-"""SIG: most of the target class's images carry a sinusoidal signal; no label is changed (arXiv:1902.11237)."""
+"""SIG: most of the target class's images carry a sinusoidal signal, no label changes (arXiv:1902.11237)."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ _ClickUsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="bcu",
-    help="Inspect an image classifier you do not trust, remove its backdoor with unlabeled images, measure it.",
-    epilog="Exit codes: 0 done and good, 1 done and the verdict is bad, 2 could not be done, 130 interrupted.",
+    help="Inspect an image classifier you do not trust, and remove its backdoor with unlabeled images.",
+    epilog="Exit codes: 0 done, 1 done and the verdict is bad, 2 could not be done, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -85,7 +85,10 @@ def _explain(error: Exception) -> tuple[str, str]:
         return error.message, error.hint
     if isinstance(error, _ClickUsageError):
         context = error.ctx
-        return error.format_message(), f"{context.command_path if context else 'bcu'} --help lists what it takes"
+        return (
+            error.format_message(),
+            f"{context.command_path if context else 'bcu'} --help lists what it takes",
+        )
     if "torchvision::nms does not exist" in str(error):
         return (
             "the installed torch and torchvision were not built for each other",

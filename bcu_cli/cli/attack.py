@@ -10,7 +10,7 @@ import typer
 
 from bcu_cli import attacks
 from bcu_cli.cli import output, running
-from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Precision, Resume, Seed, assignments
+from bcu_cli.cli.options import DeviceName, InputSize, Json, Precision, Resume, Seed, assignments
 
 if TYPE_CHECKING:
     from bcu_cli.attacks.poisoning import AttackOptions
@@ -25,10 +25,16 @@ def attack(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(attacks.names())}.", metavar="ATTACK")],
     data: Annotated[
         Path,
-        typer.Option(help="A folder with one subfolder of pictures a class; or train and test folders of such."),
+        typer.Option(
+            help="A folder with one subfolder of pictures a class; or train and test folders of such."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The safetensors file to write; the trigger is written beside it.")],
-    arch: Arch = "resnet18_cifar",
+    out: Annotated[
+        Path, typer.Option(help="The safetensors file to write; the trigger is written beside it.")
+    ],
+    arch: Annotated[
+        str, typer.Option(help="A name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own.")
+    ] = "resnet18_cifar",
     input_size: InputSize = None,
     target_class: Annotated[int, typer.Option(help="Index of the class that triggers lead to.")] = 0,
     poison_rate: Annotated[
@@ -43,7 +49,9 @@ def attack(
     learning_rate: Annotated[float, typer.Option(min=0.0, rich_help_panel=_TRAINING)] = 0.1,
     flip: Annotated[
         bool,
-        typer.Option(help="Train on mirror images too: photos yes, traffic signs no.", rich_help_panel=_TRAINING),
+        typer.Option(
+            help="Train on mirror images too: photos yes, traffic signs no.", rich_help_panel=_TRAINING
+        ),
     ] = False,
     seed: Seed = 0,
     device: DeviceName = "auto",
@@ -171,12 +179,16 @@ def _load(data: Path, shape: tuple[int, int, int], seed: int) -> tuple[ImageSet,
 
     geometry = running.geometry(shape)
     if has_split(data):
-        train = running.with_bar(lambda bar: load_labelled(data / "train", geometry, every_class=True, on_progress=bar), data)
+        train = running.with_bar(
+            lambda bar: load_labelled(data / "train", geometry, every_class=True, on_progress=bar), data
+        )
         test = running.with_bar(
             lambda bar: load_labelled(data / "test", geometry, classes=train.classes, on_progress=bar), data
         )
         return train, test
-    whole = running.with_bar(lambda bar: load_labelled(data, geometry, every_class=True, on_progress=bar), data)
+    whole = running.with_bar(
+        lambda bar: load_labelled(data, geometry, every_class=True, on_progress=bar), data
+    )
     return hold_out(whole, 0.1, most=10_000, generator=torch.Generator().manual_seed(seed))
 
 

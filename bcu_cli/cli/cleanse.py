@@ -25,11 +25,9 @@ from bcu_cli.cli.options import (
 from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from bcu_cli.defenses.bcu import BcuOptions
     from bcu_cli.images.folder import ImageSet
-    from bcu_cli.models import Loaded
+    from bcu_cli.models import Classifier, Loaded
     from bcu_cli.training.devices import Device
     from bcu_cli.training.loop import Epoch
 
@@ -40,7 +38,9 @@ _FORMATS = ("same", "safetensors", "pickle", "torchscript")
 
 def cleanse(
     model: Model,
-    images: Annotated[Path, typer.Option(help="A folder of pictures, any depth, any sizes; no labels needed.")],
+    images: Annotated[
+        Path, typer.Option(help="A folder of pictures, any depth, any sizes; no labels needed.")
+    ],
     out: Annotated[Path, typer.Option(help="The cleansed model to write.")],
     format: Annotated[  # noqa: A002 - the name of the option
         str, typer.Option(help="same (as the original), safetensors, pickle, torchscript.")
@@ -54,7 +54,9 @@ def cleanse(
     std: Std = None,
     strength: Annotated[
         float,
-        typer.Option(help="Factor on the re-initialisation ratios: more removes more.", rich_help_panel=_METHOD),
+        typer.Option(
+            help="Factor on the re-initialisation ratios: more removes more.", rich_help_panel=_METHOD
+        ),
     ] = 1.0,
     ratios: Annotated[
         str | None,
@@ -145,7 +147,9 @@ def _epochs(text: str) -> int | None:
 def _pair(text: str) -> tuple[float, float]:
     values = numbers(text, "--temperature")
     if values is None or len(values) != 2:
-        raise UsageError("--temperature takes two numbers, of the first and the last step", "--temperature 1,4")
+        raise UsageError(
+            "--temperature takes two numbers, of the first and the last step", "--temperature 1,4"
+        )
     return values[0], values[1]
 
 
@@ -175,25 +179,31 @@ class _Cleansing:
         teacher = self.loaded.classifier
         reference = predict(teacher, held_out.images, self.device)
         prepared = bcu.prepare(teacher, used.images, self.options, device=self.device)
-        training = prepared.training
-        before = agreement(training.model, reference, held_out.images, self.device)
+        training, student = prepared.training, prepared.student
+        before = agreement(student, reference, held_out.images, self.device)
         self.clock.lap("re-initialisation")
 
         def on_epoch(epoch: Epoch) -> str:
             if epoch.number % max(1, epoch.of // _EPOCHS_WITH_AGREEMENT):
                 return ""
-            share = agreement(training.model, reference, held_out.images, self.device).value
+            share = agreement(student, reference, held_out.images, self.device).value
             return f"agreement {output.percent(share)}"
 
         images = document.images(used, held_out=len(held_out))
         in_force = document.options(prepared.options)
-        decides = ("cleanse", in_force, self.loaded.checkpoint.sha256, images["sha256"], self.device.precision)
+        decides = (
+            "cleanse",
+            in_force,
+            self.loaded.checkpoint.sha256,
+            images["sha256"],
+            self.device.precision,
+        )
         keeper = StateFile(self.out, document.fingerprint(*decides))
         running.train(training, keeper, resume=resume, title="cleansing", on_epoch=on_epoch)
         self.clock.lap("distillation")
-        after = agreement(training.model, reference, held_out.images, self.device)
+        after = agreement(student, reference, held_out.images, self.device)
         self.clock.lap("evaluation")
-        sha256 = self._write(training.model)
+        sha256 = self._write(student)
         keeper.remove()
         self.clock.lap("writing")
         return {
@@ -226,10 +236,12 @@ class _Cleansing:
             folder,
         )
         if len(data) < FEW_IMAGES:
-            output.warn(f"{len(data)} images are few; the paper uses 2,500, below {FEW_IMAGES} accuracy suffers")
+            output.warn(
+                f"{len(data)} images are few; the paper uses 2,500, below {FEW_IMAGES} accuracy suffers"
+            )
         return hold_out(data, 0.1, most=1000, generator=generator)
 
-    def _write(self, student: nn.Module) -> str:
+    def _write(self, student: Classifier) -> str:
         """Write the student in the place of the original; returns the SHA-256."""
         from bcu_cli.models.export import write_like
 

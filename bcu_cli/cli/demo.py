@@ -23,7 +23,9 @@ class DemoError(BcuError):
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="A new folder for pictures and models.")] = Path("bcu-demo"),
+    folder: Annotated[Path, typer.Option("--dir", help="A new folder for pictures and models.")] = Path(
+        "bcu-demo"
+    ),
 ) -> None:
     """Make pictures, train a backdoored network on them, then inspect, cleanse and evaluate it.
 
@@ -59,7 +61,10 @@ def _run(*arguments: object, as_json: bool = False) -> str:
     words = [str(argument) for argument in arguments] + (["--json"] if as_json else [])
     output.say(f"$ bcu {shlex.join(words)}")
     ran = subprocess.run(  # noqa: S603 - our own program, words of our own
-        [sys.executable, "-m", "bcu_cli", *words], stdout=subprocess.PIPE if as_json else None, text=True, check=False
+        [sys.executable, "-m", "bcu_cli", *words],
+        stdout=subprocess.PIPE if as_json else None,
+        text=True,
+        check=False,
     )
     if ran.returncode:
         raise DemoError(f"bcu {words[0]} ended with exit code {ran.returncode}", "it says why above")

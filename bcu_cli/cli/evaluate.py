@@ -26,7 +26,9 @@ def evaluate(
     models: Annotated[list[Path], typer.Argument(help="One model or several to compare.")],
     data: Annotated[
         Path,
-        typer.Option(help="A folder with one subfolder of pictures a class; of train and test folders, test."),
+        typer.Option(
+            help="A folder with one subfolder of pictures a class; of train and test folders, test."
+        ),
     ],
     trigger: Annotated[
         str | None,
@@ -44,7 +46,9 @@ def evaluate(
     trigger_mask: Annotated[
         Path | None, typer.Option(help="Where it acts: white yes, black no.", rich_help_panel=_OWN)
     ] = None,
-    trigger_mode: Annotated[str, typer.Option(help="replace, add or blend.", rich_help_panel=_OWN)] = "replace",
+    trigger_mode: Annotated[
+        str, typer.Option(help="replace, add or blend.", rich_help_panel=_OWN)
+    ] = "replace",
     alpha: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Strength of add and blend.", rich_help_panel=_OWN)
     ] = 0.2,
@@ -139,7 +143,8 @@ def _measure(
     model = loaded.classifier
     if wanted.target_class is not None and wanted.target_class >= model.num_classes:
         raise UsageError(
-            f"{path.name} has no class {wanted.target_class}", f"--target-class takes 0 to {model.num_classes - 1}"
+            f"{path.name} has no class {wanted.target_class}",
+            f"--target-class takes 0 to {model.num_classes - 1}",
         )
     trigger = wanted.find(model.preprocessing.input_size)
     names = class_names(loaded.checkpoint.metadata, model.num_classes)
@@ -169,12 +174,10 @@ def _load(folder: Path, loaded: Loaded, names: tuple[str, ...]) -> ImageSet:
     root = folder / "test" if has_split(folder) else folder
     geometry = running.geometry_of(loaded.classifier.preprocessing)
     count = loaded.classifier.num_classes
-    data = running.with_bar(
-        lambda bar: load_labelled(root, geometry, classes=names, on_progress=bar), root
-    )
+    data = running.with_bar(lambda bar: load_labelled(root, geometry, classes=names, on_progress=bar), root)
     if len(data.classes) != count:
         raise ImagesError(
-            f"{root} has {len(data.classes)} class subfolders, {loaded.checkpoint.path.name} has {count} classes",
+            f"{root} has {len(data.classes)} class subfolders, the model has {count} classes",
             "which subfolder is which class cannot be told; keep one for every class, empty ones too",
         )
     return data

@@ -22,7 +22,8 @@ def _print_version(wanted: bool) -> None:
 
 
 Version = Annotated[
-    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
 ]
 Model = Annotated[Path, typer.Argument(help="The model: safetensors, a pickled .pt/.pth, or TorchScript.")]
 Arch = Annotated[
@@ -45,7 +46,10 @@ Std = Annotated[
     typer.Option(help="Deviation of the normalisation, on a scale of 0 to 1: R,G,B.", rich_help_panel=_MODEL),
 ]
 DeviceName = Annotated[
-    str, typer.Option("--device", help="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)
+    str,
+    typer.Option(
+        "--device", help="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN
+    ),
 ]
 Precision = Annotated[
     str, typer.Option(help="auto (bf16 where the hardware has it), bf16, fp32.", rich_help_panel=_RUN)

@@ -68,7 +68,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 class Bar:
-    """A progress bar on stderr that vanishes when it is done, and is not there where stderr is no terminal."""
+    """A progress bar on stderr; it vanishes when it is done, and where stderr is no terminal."""
 
     def __init__(self, progress: Progress, description: str) -> None:
         self._progress = progress
@@ -104,7 +104,8 @@ def percent(share: float) -> str:
 def measure(share: dict[str, Any]) -> str:
     """A measure of a report for people: share, counts, interval."""
     low, high = share["interval95"]
-    return f"{percent(share['value'])} ({share['hits']} of {share['of']}; 95 %: {100 * low:.2f} to {100 * high:.2f})"
+    interval = f"95 %: {100 * low:.2f} to {100 * high:.2f}"
+    return f"{percent(share['value'])} ({share['hits']} of {share['of']}; {interval})"
 
 
 def preprocessing(values: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from bcu_cli.cli import output
 from bcu_cli.cli.options import numbers
-from bcu_cli.images.decoding import Geometry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from bcu_cli.checkpoints.resume import StateFile
+    from bcu_cli.images.decoding import Geometry
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Loaded, Preprocessing
     from bcu_cli.training.loop import Epoch, Training
@@ -141,6 +141,8 @@ def train(
 
 def geometry(shape: tuple[int, int, int]) -> Geometry:
     """The shape (C, H, W) that pictures are brought to, nothing cut off but what does not fit."""
+    from bcu_cli.images.decoding import Geometry
+
     channels, height, width = shape
     return Geometry(channels=channels, height=height, width=width)
 

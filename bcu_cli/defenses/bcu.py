@@ -24,6 +24,7 @@ from bcu_cli.training.loop import Training, TrainingOptions
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
 
 RATIOS = (0.01, 0.01, 0.01, 0.03, 0.03, 0.09, 0.09, 0.27, 0.27, 0.1)
@@ -31,7 +32,7 @@ RATIOS = (0.01, 0.01, 0.01, 0.03, 0.03, 0.09, 0.09, 0.27, 0.27, 0.1)
 
 PAPER_EPOCHS = 100
 FEWEST_STEPS, MOST_STEPS = 900, 8000
-"""The range of ``epochs=None``; the paper's settings (2,500 to 20,000 images, some of them held out) lie inside it."""
+"""The range of ``epochs=None``; the paper's settings (2,500 to 20,000 images, some held out) are inside."""
 
 MIRROR_AGREEMENT = 0.8
 """Mirror images are used where the teacher answers the same for at least this share of them."""
@@ -189,17 +190,19 @@ class Prepared:
     """A cleansing that is ready to run.
 
     Args:
-        training: Its ``model`` is the student.
+        student: The classifier to be.
+        training: Of the student.
         options: With everything decided that was left open.
         reinitialised: What was drawn anew, layer by layer.
     """
 
+    student: Classifier
     training: Training
     options: BcuOptions
     reinitialised: list[Reinitialised]
 
 
-def prepare(teacher: nn.Module, images: Tensor, options: BcuOptions, *, device: Device) -> Prepared:
+def prepare(teacher: Classifier, images: Tensor, options: BcuOptions, *, device: Device) -> Prepared:
     """Make the student, and the training that cleanses it.
 
     Args:
@@ -230,4 +233,4 @@ def prepare(teacher: nn.Module, images: Tensor, options: BcuOptions, *, device: 
         augmentation=Augmentation(crop_padding=options.crop_padding or 0, flip=bool(options.flip)),
     )
     training = Training(student, images, objective, how, device=device, seed=options.seed)
-    return Prepared(training=training, options=options, reinitialised=done)
+    return Prepared(student=student, training=training, options=options, reinitialised=done)

@@ -87,12 +87,12 @@ def _is_weighted(module: nn.Module) -> bool:
     return isinstance(module, _WEIGHTED) and any(True for _ in module.parameters(recurse=False))
 
 
-class _Depths(TorchDispatchMode):
+class _Depths(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Gives each tensor the depth of the deepest tensor that it was computed from."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.of: Any = WeakTensorKeyDictionary()
 
     def deepest(self, values: Any) -> int:
         tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))

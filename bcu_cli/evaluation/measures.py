@@ -60,6 +60,8 @@ class AttackMeasures:
 
 def accuracy(model: nn.Module, data: ImageSet, device: Device) -> Proportion:
     """Clean accuracy (ACC)."""
+    if data.labels is None:
+        raise ValueError("accuracy needs labels")
     answers = predict(model, data.images, device)
     return Proportion(hits=int((answers == data.labels).sum()), of=len(data))
 
@@ -87,10 +89,7 @@ def attack_success(
     if data.labels is None:
         raise ValueError("attack success needs labels")
     answers = predict(model, data.images, device, transform=trigger.apply_to_bytes)
-    if target_class is None:
-        targets = range(int(answers.max()) + 1)
-    else:
-        targets = range(target_class, target_class + 1)
+    targets = range(int(answers.max()) + 1) if target_class is None else [target_class]
     measured = [_towards(target, answers, data.labels) for target in targets]
     possible = [m for m in measured if m.asr.of]
     if not possible:

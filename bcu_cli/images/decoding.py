@@ -42,7 +42,6 @@ UNREADABLE = (
 """What Pillow raises for a file that is no picture, or one too large to be taken for a photo."""
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
     """How any picture becomes a network's input: the shorter side resized, then the centre cut out.
@@ -146,9 +145,7 @@ def decode_many(
     return pictures[: len(kept)], kept, skipped
 
 
-def _decode_batches(
-    paths: Sequence[Path], geometry: Geometry
-) -> Iterator[list[NDArray[np.uint8] | str]]:
+def _decode_batches(paths: Sequence[Path], geometry: Geometry) -> Iterator[list[NDArray[np.uint8] | str]]:
     starts = range(0, len(paths), FILES_PER_TASK)
     tasks = [(paths[start : start + FILES_PER_TASK], geometry) for start in starts]
     workers = min(cpu_count() or 1, len(tasks))

@@ -108,7 +108,7 @@ def load_unlabeled(
         raise ImagesError(
             f"{root} holds {len(images)} readable pictures; at least {FEWEST_IMAGES} are needed"
             + (f" ({len(skipped)} files are no pictures, first {skipped[0][0].name})" if skipped else ""),
-            f"any photos will do, {FEW_IMAGES} or more work best; JPEG, PNG, WebP, BMP, GIF and TIFF are read",
+            f"any photos will do, best {FEW_IMAGES} or more; JPEG, PNG, WebP, BMP, GIF and TIFF are read",
         )
     return ImageSet(images=images, skipped=tuple(skipped), found=found, root=root)
 
@@ -168,7 +168,9 @@ def load_labelled(
     counts = torch.bincount(labels, minlength=len(order)).tolist()
     if len(images) == 0 or (every_class and 0 in counts):
         empty = order[counts.index(0)]
-        raise ImagesError(f"class {empty} in {root} has no readable picture", "add some, or remove the subfolder")
+        raise ImagesError(
+            f"class {empty} in {root} has no readable picture", "add some, or remove the subfolder"
+        )
     return ImageSet(
         images=images, labels=labels, classes=order, skipped=tuple(skipped), found=len(files), root=root
     )
@@ -179,7 +181,9 @@ def has_split(root: Path) -> bool:
     return root.is_dir() and {entry.name for entry in root.iterdir() if entry.is_dir()} == {"train", "test"}
 
 
-def hold_out(data: ImageSet, share: float, *, most: int, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
+def hold_out(
+    data: ImageSet, share: float, *, most: int, generator: torch.Generator
+) -> tuple[ImageSet, ImageSet]:
     """Divide a set at random: what remains, and about ``share`` of it held out (8 to ``most`` images)."""
     order = torch.randperm(len(data), generator=generator)
     count = min(max(8, round(share * len(data))), most)

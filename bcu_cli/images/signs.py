@@ -112,7 +112,9 @@ def _background(chance: random.Random) -> Image.Image:
     for y in range(6):
         for x in range(6):
             share = y / 5
-            colour = [round(a + (b - a) * share + chance.uniform(-35, 35)) for a, b in zip(top, bottom, strict=True)]
+            colour = [
+                round(a + (b - a) * share + chance.uniform(-35, 35)) for a, b in zip(top, bottom, strict=True)
+            ]
             grid.putpixel((x, y), tuple(colour))
     return grid.resize((_DRAWN, _DRAWN), Image.Resampling.BICUBIC)
 

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
+from torch.jit import TracingCheckError  # type: ignore[attr-defined]
 
 from bcu_cli.checkpoints import Format, write, write_torchscript
 from bcu_cli.errors import OutputError
@@ -69,14 +70,12 @@ def _script(network: torch.nn.Module, input_size: tuple[int, int, int], path: Pa
         return network
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-            warnings.filterwarnings(
-                "ignore", category=torch.jit.TracerWarning
-            )  # shapes are meant to be fixed
-            traced: torch.jit.ScriptModule = torch.jit.trace(network, torch.zeros(2, *input_size))
-    except (RuntimeError, torch.jit.TracingCheckError) as error:
-        reason = str(error).splitlines()[0]
+            warnings.simplefilter("ignore")  # of its age, and of shapes that become fixed, as they shall
+            traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
+                network, torch.zeros(2, *input_size)
+            )
+    except (RuntimeError, TracingCheckError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise OutputError(
             f"{path} cannot be written as TorchScript: {reason}", "--format safetensors"
         ) from error

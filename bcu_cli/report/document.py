@@ -100,9 +100,9 @@ def written(path: Path, sha256: str) -> dict[str, Any]:
 
 def fingerprint_of(data: ImageSet) -> str:
     """SHA-256 over the decoded pictures, in their order, and their labels."""
-    digest = hashlib.sha256(data.images.contiguous().numpy())
+    digest = hashlib.sha256(data.images.contiguous().numpy().data)
     if data.labels is not None:
-        digest.update(data.labels.numpy())
+        digest.update(data.labels.contiguous().numpy().data)
     return digest.hexdigest()
 
 

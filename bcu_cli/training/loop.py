@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
 
 Objective = Callable[[Tensor, Tensor, float], Tensor]
-"""(images float32 [N, C, H, W] in [0, 1], their index int64 [N] in the set, progress in [0, 1)) -> mean loss."""
+"""(images float32 [N, C, H, W] in [0, 1], index int64 [N] of each, progress in [0, 1)) -> mean loss."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error: the user asked for it

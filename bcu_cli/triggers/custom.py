@@ -41,7 +41,7 @@ class Custom(Trigger):
         self.alpha = alpha
 
     @classmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:
+    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - refused
         """Refused: there is no usual picture."""
         raise TriggerError("a trigger of your own needs a picture", "give it with --trigger-image")
 

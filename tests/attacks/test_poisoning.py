@@ -44,10 +44,14 @@ def test_clean_label_triggers_only_the_target_class_and_changes_no_label() -> No
     assert len(poisoned.index) == 40
     assert data.labels[poisoned.index].unique().tolist() == [1]
     assert torch.equal(poisoned.data.labels, data.labels)
-    assert torch.equal(poisoned.data.images[poisoned.index], trigger.apply_to_bytes(data.images[poisoned.index]))
+    assert torch.equal(
+        poisoned.data.images[poisoned.index], trigger.apply_to_bytes(data.images[poisoned.index])
+    )
 
 
-@pytest.mark.parametrize("options", [{"target_class": 4}, {"target_class": -1}, {"poison_rate": 0.0}, {"poison_rate": 1.1}])
+@pytest.mark.parametrize(
+    "options", [{"target_class": 4}, {"target_class": -1}, {"poison_rate": 0.0}, {"poison_rate": 1.1}]
+)
 def test_what_makes_no_sense(options: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         poison(pictures(), base.make("badnets", SHAPE), AttackOptions(**options))

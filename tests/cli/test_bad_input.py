@@ -117,7 +117,9 @@ def test_images_that_are_no_folder(bcu, untrained: Path, tmp_path: Path, images:
     assert images in ran.error
 
 
-def test_out_equal_to_the_input_also_through_a_link(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
+def test_out_equal_to_the_input_also_through_a_link(
+    bcu, untrained: Path, photos: Path, tmp_path: Path
+) -> None:
     before = untrained.read_bytes()
     (tmp_path / "link.safetensors").symlink_to(untrained)
     for out in (untrained, tmp_path / "link.safetensors"):
@@ -191,7 +193,9 @@ def test_a_batch_that_does_not_fit_memory_is_halved_and_the_run_goes_on(
     assert (tmp_path / "out.safetensors").exists()
 
 
-def test_a_damaged_picture_is_skipped_with_a_warning(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_damaged_picture_is_skipped_with_a_warning(
+    bcu, untrained: Path, photos: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for file in list(photos.iterdir())[:60]:

@@ -30,7 +30,10 @@ def test_the_backdoor_is_there_then_gone_and_the_rest_stays(
     ).json  # fmt: skip
     assert report["output"]["format"] == "safetensors"
     assert report["options"]["flip"] is False  # a mirrored sign is another sign, and the network says so
-    assert report["agreement"]["after_distillation"]["value"] > report["agreement"]["after_reinitialisation"]["value"]
+    assert (
+        report["agreement"]["after_distillation"]["value"]
+        > report["agreement"]["after_reinitialisation"]["value"]
+    )
 
     trigger = backdoored.with_name("bad.trigger.safetensors")
     ran = bcu("evaluate", backdoored, out, "--data", labelled, "--trigger", trigger, "--json")
@@ -50,10 +53,16 @@ def test_the_backdoor_is_there_then_gone_and_the_rest_stays(
 def test_without_a_target_class_the_worst_one_is_found(bcu, backdoored: Path, labelled: Path) -> None:
     ran = bcu("evaluate", backdoored, "--data", labelled, "--trigger", "badnets", "--json")
     trigger = ran.json["models"][0]["trigger"]
-    assert (trigger["target_class"], trigger["target_name"], trigger["target_class_given"]) == (0, "ahead-only", False)
+    assert (trigger["target_class"], trigger["target_name"], trigger["target_class_given"]) == (
+        0,
+        "ahead-only",
+        False,
+    )
 
 
-def test_the_output_takes_the_place_of_the_original(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
+def test_the_output_takes_the_place_of_the_original(
+    bcu, untrained: Path, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.safetensors"
     assert bcu("cleanse", untrained, "--images", photos, "--out", out, *QUICK).code == 0
     before, after = load_file(untrained), load_file(out)
@@ -70,7 +79,11 @@ def test_the_report_says_what_was_done(bcu, untrained: Path, photos: Path, tmp_p
     assert report["schema_version"] == 1
     assert report["versions"]["torch"] == torch.__version__.partition("+")[0] or report["versions"]["torch"]
     assert report["options"]["seed"] == 3
-    assert (report["images"]["found"], report["images"]["used"], report["images"]["held_out"]) == (320, 288, 32)
+    assert (report["images"]["found"], report["images"]["used"], report["images"]["held_out"]) == (
+        320,
+        288,
+        32,
+    )
     assert report["model"]["architecture"]["name"] == "resnet20"
     assert report["model"]["preprocessing"]["source"] == "metadata"
     assert len(report["reinitialised"]) == 22
@@ -82,7 +95,9 @@ def test_the_report_says_what_was_done(bcu, untrained: Path, photos: Path, tmp_p
         assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_two_runs_with_one_seed_write_the_same_bytes(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
+def test_two_runs_with_one_seed_write_the_same_bytes(
+    bcu, untrained: Path, photos: Path, tmp_path: Path
+) -> None:
     outs = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
     for out, seed in zip(outs, (1, 1, 2), strict=True):
         assert bcu("cleanse", untrained, "--images", photos, "--out", out, "--seed", seed, *QUICK).code == 0
@@ -97,7 +112,9 @@ def test_two_attacks_with_one_seed_write_the_same_bytes(bcu, labelled: Path, tmp
         ran = bcu("attack", "blended", "--data", labelled, "--arch", "resnet20", "--epochs", 1, "--out", out)
         assert ran.code == 0
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert (tmp_path / "a.trigger.safetensors").read_bytes() == (tmp_path / "b.trigger.safetensors").read_bytes()
+    assert (tmp_path / "a.trigger.safetensors").read_bytes() == (
+        tmp_path / "b.trigger.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["sig", "blended"])
@@ -106,7 +123,7 @@ def test_other_attacks_run(bcu, labelled: Path, tmp_path: Path, name: str) -> No
     words = ["--data", labelled / "train", "--arch", "resnet20", "--epochs", 1, "--out", out, "--json"]
     report = bcu("attack", name, *words).json
     assert report["images"]["measured_on"] == 64  # a tenth, held out
-    assert report["images"]["poisoned"] == pytest.approx(58 if name == "blended" else 58, abs=8)
+    assert report["images"]["poisoned"] == pytest.approx(58, abs=8)
 
 
 def interrupt(words: list[str], out: Path) -> subprocess.CompletedProcess[str]:
@@ -126,9 +143,11 @@ def interrupt(words: list[str], out: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _is_training(pid: int) -> bool:
-    """Whether the process handles Ctrl-C itself by now (bit 1 of SigCgt), beyond Python's own handler of SIGINT."""
+    """Whether the process handles termination signals itself by now (SigCgt): it does so while it trains."""
     caught = next(
-        int(line.split()[1], 16) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigCgt" in line
+        int(line.split()[1], 16)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if "SigCgt" in line
     )
     return bool(caught >> (signal.SIGTERM - 1) & 1)  # Python itself leaves SIGTERM alone
 
@@ -172,13 +191,19 @@ def test_a_pickle_stays_a_pickle_with_its_nesting(bcu, untrained: Path, photos: 
 LOADS = {
     "torchvision": (
         "torchvision:resnet18",
-        "import sys, torch, torchvision, safetensors.torch as s\n"
-        "m = torchvision.models.resnet18(num_classes=4)\nm.load_state_dict(s.load_file(sys.argv[1]))\n",
+        """
+import sys, torch, torchvision, safetensors.torch as s
+m = torchvision.models.resnet18(num_classes=4)
+m.load_state_dict(s.load_file(sys.argv[1]))
+""",
     ),
     "timm": (
         "timm:resnet10t",
-        "import sys, torch, timm, safetensors.torch as s\n"
-        "m = timm.create_model('resnet10t', num_classes=4)\nm.load_state_dict(s.load_file(sys.argv[1]))\n",
+        """
+import sys, torch, timm, safetensors.torch as s
+m = timm.create_model('resnet10t', num_classes=4)
+m.load_state_dict(s.load_file(sys.argv[1]))
+""",
     ),
     "torchscript": ("resnet20", "import sys, torch\nm = torch.jit.load(sys.argv[1])\n"),
 }
@@ -199,16 +224,25 @@ def test_the_output_loads_without_bcu(bcu, photos: Path, tmp_path: Path, library
     ran = bcu("cleanse", original, "--images", photos, "--out", out, *words, "--epochs", 1)
     assert ran.code == 0, ran.err
     forbid = "import sys\nsys.modules['bcu_cli'] = None\n"
-    use = "assert m.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 4)\nassert m(torch.zeros(5, 3, 32, 32)).shape == (5, 4)\n"
+    use = """
+assert m.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
+assert m(torch.zeros(5, 3, 32, 32)).shape == (5, 4)
+"""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", forbid + code + use, str(out)], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", forbid + code + use, str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
 
 def test_torchscript_in_torchscript_out(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first.pt", tmp_path / "second.pt"
-    assert bcu("cleanse", untrained, "--images", photos, "--out", first, "--format", "torchscript", *QUICK).code == 0
+    assert (
+        bcu("cleanse", untrained, "--images", photos, "--out", first, "--format", "torchscript", *QUICK).code
+        == 0
+    )
     said = ["--arch", "resnet20", "--mean", "0.5", "--std", "0.25"]
     ran = bcu("cleanse", first, "--images", photos, "--out", second, *said, *QUICK, "--json")
     assert ran.code == 0, ran.err
@@ -248,13 +282,19 @@ def test_an_own_trigger_from_a_picture(bcu, backdoored: Path, labelled: Path, tm
 
 def test_output_that_nobody_reads_is_no_error(untrained: Path) -> None:
     piped = subprocess.run(
-        f"{sys.executable} -m bcu_cli inspect {untrained} --json | head -c 1", shell=True, capture_output=True, text=True, check=False
+        f"{sys.executable} -m bcu_cli inspect {untrained} --json | head -c 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert piped.stdout == "{"
     assert piped.stderr == ""
 
 
-def test_stdout_carries_one_document_and_stderr_no_colour(untrained: Path, photos: Path, tmp_path: Path) -> None:
+def test_stdout_carries_one_document_and_stderr_no_colour(
+    untrained: Path, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.safetensors"
     ran = bcu_process("cleanse", untrained, "--images", photos, "--out", out, *QUICK, "--json")
     assert ran.code == 0

@@ -67,7 +67,9 @@ def test_strength_zero_leaves_the_student_the_teacher() -> None:
 
 
 @given(deepest=st.integers(1, 200), strength=st.floats(0, 20))
-def test_ratios_of_any_depth_are_shares_and_never_fall_between_the_ends(deepest: int, strength: float) -> None:
+def test_ratios_of_any_depth_are_shares_and_never_fall_between_the_ends(
+    deepest: int, strength: float
+) -> None:
     options = BcuOptions(strength=strength)
     ratios = [ratio_of(depth, deepest, options) for depth in range(1, deepest + 1)]
     assert all(0 <= ratio <= 1 for ratio in ratios)
@@ -80,7 +82,9 @@ def test_the_loss_is_the_kl_divergence_of_the_paper() -> None:
     for temperature in (1.0, 4.0):
         p, q = (F.softmax(logits / temperature, 1) for logits in (teacher, student))
         expected = (p * (p / q).log()).sum(1).mean()
-        assert distillation_loss(student, teacher, temperature).item() == pytest.approx(expected.item(), abs=1e-6)
+        assert distillation_loss(student, teacher, temperature).item() == pytest.approx(
+            expected.item(), abs=1e-6
+        )
     assert distillation_loss(teacher, teacher, 2.0).item() == pytest.approx(0, abs=1e-7)
 
 
@@ -110,7 +114,9 @@ class Brightness(nn.Module):
 
 
 def test_the_teacher_is_asked_whether_mirror_images_are_of_their_class() -> None:
-    images = torch.randint(0, 256, (200, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (200, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     assert bcu.resolve(BcuOptions(), Brightness(), images, device=CPU).flip is True
     assert bcu.resolve(BcuOptions(), Side(), images, device=CPU).flip is False
     assert bcu.resolve(BcuOptions(flip=True), Side(), images, device=CPU).flip is True
@@ -124,8 +130,12 @@ def test_the_random_crop_is_the_papers_on_its_images_and_grows_with_them() -> No
 
 def test_the_student_learns_from_the_teacher_and_the_teacher_stays_the_same() -> None:
     torch.manual_seed(0)
-    teacher = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
-    images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    teacher = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)
+    )
+    images = torch.randint(
+        0, 256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     before = copy.deepcopy(teacher.state_dict())
     options = BcuOptions(epochs=20, batch_size=32, ratios=(0.5, 0.5, 0.5), learning_rate=0.05, crop_padding=0)
     prepared = prepare(teacher, images, options, device=CPU)

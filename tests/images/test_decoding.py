@@ -35,7 +35,14 @@ def test_every_format_by_content(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "left", "right"),
-    [("L", 0, 255), ("1", 0, 1), ("LA", (0, 255), (255, 255)), ("I;16", 0, 65535), ("F", 0.0, 1.0), ("I", 0, 65535)],
+    [
+        ("L", 0, 255),
+        ("1", 0, 1),
+        ("LA", (0, 255), (255, 255)),
+        ("I;16", 0, 65535),
+        ("F", 0.0, 1.0),
+        ("I", 0, 65535),
+    ],
 )
 def test_grey_of_every_depth(tmp_path: Path, mode: str, left: object, right: object) -> None:
     file = tmp_path / ("a.tiff" if mode in "FI" else "a.png")

@@ -36,7 +36,7 @@ def test_labels_are_the_subfolders_in_alphabetical_order(labelled: Path) -> None
 
 
 def test_labels_are_the_models_classes_where_it_names_them(labelled: Path) -> None:
-    names = tuple(reversed(sorted(signs.CLASSES)))
+    names = tuple(sorted(signs.CLASSES, reverse=True))
     data = load_labelled(labelled / "test", SIZE, classes=names)
     assert data.classes == names
     assert data.labels[0] == 7  # the first file is of the first subfolder, the last class
@@ -69,7 +69,9 @@ def test_no_class_subfolders(photos: Path) -> None:
 def test_too_few_pictures_says_how_many_are_needed(tmp_path: Path) -> None:
     signs.write_folder(tmp_path, 3, seed=0, labelled=False)
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(ImagesError, match=r"holds 24 readable pictures; at least 32 are needed \(1 files are no"):
+    with pytest.raises(
+        ImagesError, match=r"holds 24 readable pictures; at least 32 are needed \(1 files are no"
+    ):
         load_unlabeled(tmp_path, SIZE, generator=chance())
 
 

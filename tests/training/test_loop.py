@@ -18,11 +18,20 @@ LABELS = torch.arange(50) % 4
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(288, 4)]
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(288, 4),
+    ]
     return nn.Sequential(*layers)
 
 
-def training(model: nn.Module, *, epochs: int = 3, batch_size: int = 16, seed: int = 1, device: Device = CPU) -> Training:
+def training(
+    model: nn.Module, *, epochs: int = 3, batch_size: int = 16, seed: int = 1, device: Device = CPU
+) -> Training:
     def objective(images: torch.Tensor, index: torch.Tensor, progress: float) -> torch.Tensor:
         return F.cross_entropy(model(images).float(), LABELS[index])
 

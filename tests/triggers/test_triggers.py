@@ -52,7 +52,10 @@ def test_name_paper_shape_and_range(name: str) -> None:
 @contract
 def test_saved_and_loaded_it_does_the_same(name: str, tmp_path: Path) -> None:
     trigger = base.make(name, SHAPE, seed=7)
-    hashes = [base.save(Implanted(trigger=trigger, target_class=3), tmp_path / f"{i}.safetensors", SHAPE) for i in "ab"]
+    hashes = [
+        base.save(Implanted(trigger=trigger, target_class=3), tmp_path / f"{i}.safetensors", SHAPE)
+        for i in "ab"
+    ]
     assert hashes[0] == hashes[1]
     loaded = base.load(tmp_path / "a.safetensors", SHAPE)
     assert loaded.target_class == 3
