@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from rich.progress import Progress
 
 SCHEMA_VERSION = 1
 
@@ -84,6 +85,8 @@ class Bar:
 @contextmanager
 def bar(description: str) -> Iterator[Bar]:
     """A progress bar for as long as the context lasts."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = _console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -168,7 +168,7 @@ class _Loader:
             distance = fingerprint.batchnorm_distance(network, inputs, layers=None)
             distances.append(math.inf if distance is None else distance)
         smallest, runner_up = sorted(distances)[:2]
-        if not fingerprint.is_clear(smallest, runner_up):
+        if not fingerprint.is_clear(smallest, runner_up, fingerprint.CLEAR_RATIO_OF_ARCHITECTURES):
             raise ambiguous(found.groups, self.what)
         return distances.index(smallest)
 

@@ -116,8 +116,10 @@ def nearly_equal(a: Normalisation, b: Normalisation) -> bool:
     Both are measured in units of the normalised input; ImageNet's and the CIFARs' are nearly equal in this
     sense, "none" and 0.5/0.5 are not.
     """
-    pairs = zip(a.mean, a.std, b.mean, b.std, strict=True)
-    return all(
-        1 / 1.35 <= std_a / std_b <= 1.35 and abs(mean_a - mean_b) / min(std_a, std_b) <= 0.25
-        for mean_a, std_a, mean_b, std_b in pairs
-    )
+    shifts = (abs(m - n) / min(s, t) for m, s, n, t in zip(a.mean, a.std, b.mean, b.std, strict=True))
+    return same_contrast(a, b) and max(shifts) <= 0.25
+
+
+def same_contrast(a: Normalisation, b: Normalisation) -> bool:
+    """Whether the deviations of the two are within 35 % of each other in every channel."""
+    return all(1 / 1.35 <= s / t <= 1.35 for s, t in zip(a.std, b.std, strict=True))

@@ -1,0 +1,52 @@
+"""On real traffic signs: a backdoor implanted, and removed with unlabeled pictures. Small, to fit into CI."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import DATA
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CLASSES = ("01", "02", "12", "13", "38")
+
+pytestmark = [pytest.mark.real_data, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five classes of GTSRB: 300 pictures each to train on, 120 to measure on, 900 others without labels."""
+    whole = tmp_path_factory.mktemp("unpacked")
+    subprocess.run([sys.executable, str(DATA / "unpack"), str(whole), "gtsrb"], check=True, stdout=subprocess.DEVNULL)
+    root = tmp_path_factory.mktemp("gtsrb")
+    (root / "photos").mkdir()
+    for name in CLASSES:
+        files = sorted((whole / "gtsrb" / "train" / name).iterdir())
+        for split, chosen in (("train", files[::4][:300]), ("test", files[2::4][:120])):
+            (root / "labelled" / split / name).mkdir(parents=True)
+            for file in chosen:
+                shutil.copy(file, root / "labelled" / split / name)
+        for file in files[1::4][:180]:
+            shutil.copy(file, root / "photos" / f"{name}-{file.name}")
+    shutil.rmtree(whole)
+    return root
+
+
+def test_a_backdoor_in_real_pictures_is_removed(bcu, signs: Path, tmp_path: Path) -> None:
+    bad, clean = tmp_path / "bad.safetensors", tmp_path / "clean.safetensors"
+    data = signs / "labelled"
+    attack = ["attack", "badnets", "--data", data, "--arch", "resnet20", "--epochs", 12, "--out", bad, "--json"]
+    report = bcu(*attack).json
+    assert report["acc"]["value"] > 0.95
+    assert report["asr"]["value"] > 0.95
+    cleanse = ["cleanse", bad, "--images", signs / "photos", "--out", clean, "--strength", 2, "--epochs", 60]
+    assert bcu(*cleanse).code == 0
+    trigger = tmp_path / "bad.trigger.safetensors"
+    after = bcu("evaluate", clean, "--data", data, "--trigger", trigger, "--json").json["models"][0]
+    assert after["asr"]["value"] < 0.1
+    assert after["acc"]["value"] > report["acc"]["value"] - 0.05
