@@ -88,8 +88,8 @@ def backdoored(tmp_path_factory: pytest.TempPathFactory, labelled: Path) -> Path
     from bcu_cli.cli.app import run
 
     out = tmp_path_factory.mktemp("models") / "bad.safetensors"
-    words = f"attack badnets --data {labelled} --arch resnet20 --epochs 14 --batch-size 64 --out {out} --json"
-    assert run(words.split()) == 0
+    words = f"attack badnets --data {labelled} --arch resnet20 --epochs 16 --batch-size 64 --setting cell=2"
+    assert run([*words.split(), "--out", str(out)]) == 0
     return out
 
 

@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands exist as written, its links lead somewhere, CI runs the two commands."""
+"""The README keeps its word: commands exist as written, links lead somewhere, CI runs the two commands."""
 
 from __future__ import annotations
 

@@ -53,6 +53,9 @@ def attack(
             help="Train on mirror images too: photos yes, traffic signs no.", rich_help_panel=_TRAINING
         ),
     ] = False,
+    crop_padding: Annotated[
+        int, typer.Option(min=0, help="Pixels of the random crop.", rich_help_panel=_TRAINING)
+    ] = 4,
     seed: Seed = 0,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -64,13 +67,14 @@ def attack(
     They are measured on the test folder, or on a tenth of the pictures that is held out.
     """
     from bcu_cli.attacks.poisoning import AttackOptions, find
+    from bcu_cli.images.augmentation import Augmentation
     from bcu_cli.models.fresh import usual_size
     from bcu_cli.training import devices
     from bcu_cli.triggers import base as triggers
 
     recipe = find(name)
     usual = AttackOptions()
-    augmentation = replace(usual.training.augmentation, flip=flip)
+    augmentation = Augmentation(crop_padding=crop_padding, flip=flip)
     training = replace(
         usual.training,
         epochs=epochs,
