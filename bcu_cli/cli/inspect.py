@@ -12,6 +12,7 @@ import typer
 from bcu_cli.cli import output
 from bcu_cli.cli.exit_codes import BAD, FAILED
 from bcu_cli.cli.options import Arch, Json, Model
+from bcu_cli.errors import UnsafeFileError
 
 if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint, Description
@@ -27,13 +28,21 @@ def inspect(model: Model, arch: Arch = None, as_json: Json = False) -> None:
     """
     from bcu_cli.checkpoints import inspect_only
 
-    description = inspect_only(model)
-    report = _describe(description) if description.is_unsafe else _read(model, arch)
+    try:
+        description = inspect_only(model)
+        report = _describe(description) if description.is_unsafe else _read(model, arch)
+    except UnsafeFileError as error:  # it hides what it does, so that there is nothing to list: a verdict too
+        output.fail(error.message, error.hint)
+        if as_json:
+            output.document(
+                {"command": "inspect", "path": str(model), "safe": False, "reason": error.message}
+            )
+        raise typer.Exit(BAD) from error
     if as_json:
         output.document(report)
     else:
         _show(report)
-    if description.is_unsafe:
+    if not report["safe"]:
         raise typer.Exit(BAD)
     if problem := _problem(report):
         output.fail(*problem)

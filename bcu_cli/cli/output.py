@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 SCHEMA_VERSION = 1
+_WIDTH = 120
+"""Columns of tables that go into a file or a pipe."""
 
 
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, soft_wrap=not stream.isatty(), highlight=False, markup=False)
+    width = None if stream.isatty() else _WIDTH
+    return Console(stderr=stderr, width=width, soft_wrap=not stream.isatty(), highlight=False, markup=False)
 
 
 def say(text: str) -> None:
@@ -54,8 +57,7 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> N
         drawn.add_column(column, overflow="fold")
     for row in rows:
         drawn.add_row(*row)
-    console = _console(stderr=False)
-    console.print(drawn, width=None if sys.stdout.isatty() else 120)
+    _console(stderr=False).print(drawn)
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> None:
@@ -65,7 +67,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in pairs:
         grid.add_row(name, value)
-    _console(stderr=False).print(grid, width=None if sys.stdout.isatty() else 120)
+    _console(stderr=False).print(grid)
 
 
 class Bar:

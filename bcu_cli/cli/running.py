@@ -58,8 +58,7 @@ def load_model(path: Path, options: ModelOptions, *, pictures: Path) -> Loaded:
         std=numbers(options.std, "--std"),
         images=lambda preprocessing: sample(pictures, geometry_of(preprocessing)),
     )
-    for sentence in loaded.evidence:
-        output.say(f"{path.name}: {sentence}")
+    output.say(f"{path.name}: {'; '.join(loaded.evidence)}")
     return loaded
 
 

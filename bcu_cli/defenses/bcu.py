@@ -214,7 +214,7 @@ def prepare(teacher: Classifier, images: Tensor, options: BcuOptions, *, device:
     """
     options = resolve(options, teacher, images, device=device)
     student = copy.deepcopy(teacher).cpu().eval()
-    done = reinitialise(student, images[:2].float() / 255.0, options)
+    done = reinitialise(student.network, images[:2].float() / 255.0, options)
     teacher = teacher.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher.eval().requires_grad_(False)
     start, end = options.temperature

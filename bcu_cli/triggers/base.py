@@ -104,7 +104,9 @@ def make(
     if strangers := [key for key in settings or {} if key not in usual]:
         raise TriggerError(f"{name} has no setting {strangers[0]}", f"its settings are {', '.join(usual)}")
     changed = {key: type(usual[key])(value) for key, value in (settings or {}).items()}
-    return kind.restore(usual | changed, trigger.tensors())
+    trigger = kind.restore(usual | changed, trigger.tensors())
+    _refuse_misfit(trigger, shape)
+    return trigger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,19 @@ def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
             f"the trigger in {path} is for images of {_size(made_for)}, the model takes {_size(shape)}",
             "use it on the model that it was made with, or another of that input size",
         )
+    _refuse_misfit(trigger, shape)
     return Implanted(trigger=trigger, target_class=target_class)
+
+
+def _refuse_misfit(trigger: Trigger, shape: tuple[int, int, int]) -> None:
+    """Raise unless the trigger can be put on an image of ``shape``."""
+    try:
+        trigger.apply(torch.zeros(1, *shape))
+    except (RuntimeError, MemoryError, IndexError) as error:
+        raise TriggerError(
+            f"the trigger {trigger.name} does not fit images of {_size(shape)}",
+            "choose a smaller one, or other settings",
+        ) from error
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bcu_cli.defenses import bcu
 from bcu_cli.defenses.bcu import RATIOS, BcuOptions, distillation_loss, prepare, ratio_of, reinitialise
 from bcu_cli.errors import UsageError
-from bcu_cli.models import build
+from bcu_cli.models import Classifier, Preprocessing, build
 from bcu_cli.training.devices import Device
 
 CPU = Device(torch=torch.device("cpu"), precision="fp32")
@@ -130,9 +130,9 @@ def test_the_random_crop_is_the_papers_on_its_images_and_grows_with_them() -> No
 
 def test_the_student_learns_from_the_teacher_and_the_teacher_stays_the_same() -> None:
     torch.manual_seed(0)
-    teacher = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)
-    )
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)]
+    as_they_are = Preprocessing(input_size=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+    teacher = Classifier(nn.Sequential(*layers), as_they_are, 4)
     images = torch.randint(
         0, 256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

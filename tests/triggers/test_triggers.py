@@ -110,6 +110,11 @@ def test_settings_replace_the_papers_and_strangers_are_refused() -> None:
         base.make("nothing", SHAPE)
 
 
+def test_a_trigger_larger_than_the_image() -> None:
+    with pytest.raises(TriggerError, match="badnets does not fit images of 3×32×32"):
+        base.make("badnets", SHAPE, settings={"cell": 11})
+
+
 def test_bytes_are_rounded_as_a_picture_file_would_be() -> None:
     images = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
     trigger = Blended(pattern=torch.full((3, 8, 8), 1.0), alpha=0.2)
