@@ -24,10 +24,8 @@ def test_the_backdoor_is_there_then_gone_and_the_rest_stays(
     bcu, backdoored: Path, photos: Path, labelled: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "clean.safetensors"
-    report = bcu(
-        "cleanse", backdoored, "--images", photos, "--out", out, "--strength", 2, "--batch-size", 64,
-        "--epochs", 60, "--json",
-    ).json  # fmt: skip
+    method = ["--strength", 3, "--learning-rate", 0.05, "--batch-size", 32, "--epochs", 40]
+    report = bcu("cleanse", backdoored, "--images", photos, "--out", out, *method, "--json").json
     assert report["output"]["format"] == "safetensors"
     assert (
         report["agreement"]["after_distillation"]["value"]
