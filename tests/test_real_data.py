@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import DATA
+from helpers import DATA
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from conftest import bcu_process
+from helpers import bcu_process
 
 HEAVY = ("torch", "torchvision", "timm", "numpy", "PIL", "safetensors")
 

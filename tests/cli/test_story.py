@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bcu_process
+from helpers import bcu_process
 from safetensors import safe_open
 from safetensors.torch import load_file
 
