@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from helpers import DATA, Ran
 
 from bcu_cli.images import signs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
