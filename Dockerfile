@@ -7,6 +7,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     PATH=/venv/bin:$PATH
 
+# hadolint ignore=DL3008  # Ubuntu serves only the newest version of a package: a pin would break the build
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv \
     && rm -rf /var/lib/apt/lists/* \
@@ -25,7 +26,7 @@ RUN pip install --no-cache-dir --no-deps .
 # Models and pictures are mounted read-only at /models and /images; /out is the one place to write.
 RUN useradd --create-home --uid 10001 bcu \
     && install --directory --owner=bcu --group=bcu /out
-USER bcu
+USER 10001
 WORKDIR /out
 VOLUME ["/out"]
 ENTRYPOINT ["bcu"]

@@ -52,8 +52,8 @@ def backdoored(tmp_path_factory: pytest.TempPathFactory, labelled: Path) -> Path
     from bcu_cli.cli.app import run
 
     out = tmp_path_factory.mktemp("models") / "bad.safetensors"
-    words = f"attack badnets --data {labelled} --arch resnet20 --epochs 16 --batch-size 64 --setting cell=2"
-    assert run([*words.split(), "--out", str(out)]) == 0
+    words = f"attack badnets --data {labelled} --arch resnet20 --epochs 16 --batch-size 32 --setting cell=2"
+    assert run([*words.split(), "--poison-rate", "0.3", "--out", str(out)]) == 0
     return out
 
 
