@@ -24,7 +24,7 @@ def test_the_backdoor_is_there_then_gone_and_the_rest_stays(
     bcu, backdoored: Path, photos: Path, labelled: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "clean.safetensors"
-    method = ["--strength", 3, "--learning-rate", 0.05, "--batch-size", 32, "--epochs", 40]
+    method = ["--strength", 5, "--learning-rate", 0.1, "--batch-size", 32, "--epochs", 40]
     report = bcu("cleanse", backdoored, "--images", photos, "--out", out, *method, "--json").json
     assert report["output"]["format"] == "safetensors"
     assert (
