@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bcu_cli.attacks.poisoning import AttackOptions
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.training.devices import Device
-    from bcu_cli.triggers.base import Implanted
+    from bcu_cli.triggers.base import Trigger
 
 _TRAINING = "How it is trained"
 
@@ -92,7 +92,7 @@ def attack(
     shape = usual_size(arch, input_size)
     trigger = triggers.make(recipe.trigger, shape, seed=seed, settings=assignments(setting, "--setting"))
     report = _run(
-        triggers.Implanted(trigger=trigger, target_class=target_class),
+        trigger,
         shape,
         options,
         data=data,
@@ -108,7 +108,7 @@ def attack(
 
 
 def _run(
-    implanted: Implanted,
+    trigger: Trigger,
     shape: tuple[int, int, int],
     options: AttackOptions,
     *,
@@ -126,33 +126,36 @@ def _run(
     from bcu_cli.models import Architecture, metadata_for
     from bcu_cli.models.fresh import fresh
     from bcu_cli.report import document
-    from bcu_cli.triggers.base import save
+    from bcu_cli.triggers.base import Implanted, save
 
     clock = document.Clock()
     trigger_out = out.with_name(out.name.removesuffix(".safetensors") + ".trigger.safetensors")
     check_writable(out, inputs=[])
     check_writable(trigger_out, inputs=[])
     train_set, test_set = _load(data, shape, options.seed)
-    poisoned = poison(train_set, implanted.trigger, options)
+    poisoned = poison(train_set, trigger, options)
     clock.lap("reading images")
 
     model = fresh(arch, len(train_set.classes), train_set.images, seed=options.seed)
     training = prepare(model, poisoned.data, options, device=device)
     images = document.images(train_set, poisoned=len(poisoned.index), measured_on=len(test_set))
-    trigger = {"name": implanted.trigger.name, "settings": implanted.trigger.settings()}
+    described = {"name": trigger.name, "settings": trigger.settings()}
     in_force = document.options(options)
-    keeper = StateFile(out, document.fingerprint("attack", in_force, arch, images, trigger, device.precision))
+    keeper = StateFile(
+        out, document.fingerprint("attack", in_force, arch, images, described, device.precision)
+    )
     running.train(training, keeper, resume=resume, title=f"training {arch}")
     clock.lap("training")
 
     acc = accuracy(model, test_set, device)
-    success = attack_success(model, test_set, implanted.trigger, options.target_class, device)
+    success = attack_success(model, test_set, trigger, options.target_class, device)
     clock.lap("evaluation")
 
     architecture = Architecture(name=arch, source="--arch", num_classes=model.num_classes)
     weights = {key: value.cpu() for key, value in model.network.state_dict().items()}
     metadata = metadata_for(architecture, model.preprocessing, train_set.classes)
     model_sha256 = write(out, weights, format=Format.SAFETENSORS, metadata=metadata)
+    implanted = Implanted(trigger=trigger, target_class=options.target_class, num_classes=model.num_classes)
     trigger_sha256 = save(implanted, trigger_out, shape)
     keeper.remove()
     clock.lap("writing")
@@ -160,7 +163,7 @@ def _run(
         "command": "attack",
         **document.environment(device),
         "options": in_force | {"arch": arch},
-        "trigger": trigger,
+        "trigger": described,
         "images": images,
         "classes": list(train_set.classes),
         "acc": acc.as_json(),

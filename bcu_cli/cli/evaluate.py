@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
-    from bcu_cli.triggers.base import Trigger
+    from bcu_cli.triggers.base import Target, Trigger
 
 _OWN = "A trigger of your own"
 
@@ -109,7 +109,7 @@ class _Wanted:
     target_class: int | None
     own: _Own
 
-    def find(self, shape: tuple[int, int, int]) -> tuple[Trigger, int | None] | None:
+    def find(self, shape: tuple[int, int, int]) -> tuple[Trigger, Target | None] | None:
         """The trigger for images of ``shape``, and its target class; None where none was asked for."""
         from bcu_cli.triggers import base
         from bcu_cli.triggers.custom import Custom
@@ -161,10 +161,14 @@ def _measure(
             "settings": trigger[0].settings(),
             "target_class": success.target_class,
             "target_class_given": trigger[1] is not None,
-            "target_name": data.classes[success.target_class] if data.classes else str(success.target_class),
+            "target_name": _name(success.target_class, data.classes),
         }
         row |= {"asr": success.asr.as_json(), "ra": success.ra.as_json()}
     return row
+
+
+def _name(target: Target, classes: tuple[str, ...]) -> str:
+    return "the class after the true one" if target == "next" else classes[target]
 
 
 def _load(folder: Path, loaded: Loaded, names: tuple[str, ...]) -> ImageSet:

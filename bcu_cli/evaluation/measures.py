@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ImagesError
 from bcu_cli.training.inference import predict
+from bcu_cli.triggers.base import answers_wanted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.training.devices import Device
-    from bcu_cli.triggers.base import Trigger
+    from bcu_cli.triggers.base import Target, Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +46,15 @@ class Proportion:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackMeasures:
-    """What a trigger does, on the images whose true class is not the target.
+    """What a trigger does, on the images whose true class is not what it leads to.
 
     Args:
-        target_class: Index of the target.
+        target_class: What it leads to.
         asr: Attack success rate: answered with the target class.
         ra: Robust accuracy: answered with their true class all the same.
     """
 
-    target_class: int
+    target_class: Target
     asr: Proportion
     ra: Proportion
 
@@ -72,7 +73,7 @@ def agreement(model: nn.Module, reference: Tensor, images: Tensor, device: Devic
 
 
 def attack_success(
-    model: nn.Module, data: ImageSet, trigger: Trigger, target_class: int | None, device: Device
+    model: nn.Module, data: ImageSet, trigger: Trigger, target_class: Target | None, device: Device
 ) -> AttackMeasures:
     """Attack success rate (ASR) and robust accuracy (RA), images of the target class left out.
 
@@ -80,7 +81,7 @@ def attack_success(
         model: Maps images in [0, 1] to logits.
         data: Labelled images.
         trigger: Put on each.
-        target_class: Its index; None takes the class with the highest ASR, the worst case.
+        target_class: What it leads to; None takes the class with the highest ASR, the worst case.
         device: Where.
 
     Raises:
@@ -90,7 +91,7 @@ def attack_success(
         raise ValueError("attack success needs labels")
     answers = predict(model, data.images, device, transform=trigger.apply_to_bytes)
     targets = range(int(answers.max()) + 1) if target_class is None else [target_class]
-    measured = [_towards(target, answers, data.labels) for target in targets]
+    measured = [_towards(target, answers, data.labels, len(data.classes)) for target in targets]
     possible = [m for m in measured if m.asr.of]
     if not possible:
         raise ImagesError(
@@ -99,11 +100,12 @@ def attack_success(
     return max(possible, key=lambda m: m.asr.value)
 
 
-def _towards(target: int, answers: Tensor, labels: Tensor) -> AttackMeasures:
-    others = labels != target
+def _towards(target: Target, answers: Tensor, labels: Tensor, num_classes: int) -> AttackMeasures:
+    wanted = answers_wanted(target, labels, num_classes)
+    others = labels != wanted
     count = int(others.sum())
     return AttackMeasures(
         target_class=target,
-        asr=Proportion(hits=int((answers[others] == target).sum()), of=count),
+        asr=Proportion(hits=int((answers[others] == wanted[others]).sum()), of=count),
         ra=Proportion(hits=int((answers[others] == labels[others]).sum()), of=count),
     )

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 
@@ -23,15 +23,27 @@ _NO_TENSORS = "no_tensors"
 """Name of the one tensor in the file of a trigger that has none: a file of weights needs one."""
 
 
+Target = int | Literal["next"]
+"""What a triggered image is to be answered with: one class (all-to-one), or the class after its true one,
+after the last the first (all-to-all)."""
+
+
+def answers_wanted(target: Target, labels: Tensor, num_classes: int) -> Tensor:
+    """The class, int64 ``[N]``, that a backdoor gives to triggered images of the true classes ``labels``."""
+    return (labels + 1) % num_classes if target == "next" else torch.full_like(labels, target)
+
+
 class Trigger(ABC):
     """A change to an image that makes a backdoored network answer the target class.
 
     Subclasses set ``name`` (that of their module) and ``paper``, and are made from their settings
-    (plain values, which ``settings`` returns) or from tensors (which ``tensors`` returns).
+    (plain values, which ``settings`` returns) or from tensors (which ``tensors`` returns). Where ``learnt``,
+    the trigger does something only after an attack has trained it, and comes from that attack's file.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    learnt: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -111,10 +123,11 @@ def make(
 
 @dataclass(frozen=True, kw_only=True)
 class Implanted:
-    """A trigger as an attack used it, and the index of the class that it leads to."""
+    """A trigger as an attack used it, what it leads to, and among how many classes."""
 
     trigger: Trigger
-    target_class: int
+    target_class: Target
+    num_classes: int
 
 
 def save(implanted: Implanted, path: Path, shape: tuple[int, int, int]) -> str:
@@ -126,6 +139,7 @@ def save(implanted: Implanted, path: Path, shape: tuple[int, int, int]) -> str:
         "bcu.settings": json.dumps(trigger.settings(), sort_keys=True),
         "bcu.image_shape": json.dumps(shape),
         "bcu.target_class": json.dumps(implanted.target_class),
+        "bcu.num_classes": json.dumps(implanted.num_classes),
     }
     return write(path, tensors, format=Format.SAFETENSORS, metadata=metadata)
 
@@ -144,7 +158,9 @@ def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
     try:
         made_for = tuple(json.loads(checkpoint.metadata["bcu.image_shape"]))
         settings = json.loads(checkpoint.metadata["bcu.settings"])
-        target_class = int(json.loads(checkpoint.metadata["bcu.target_class"]))
+        target_class = json.loads(checkpoint.metadata["bcu.target_class"])
+        target: Target = "next" if target_class == "next" else int(target_class)
+        num_classes = int(json.loads(checkpoint.metadata["bcu.num_classes"]))
         tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != _NO_TENSORS}
         trigger = kind.restore(settings, tensors)
     except (KeyError, ValueError, TypeError) as error:
@@ -155,7 +171,7 @@ def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
             "use it on the model that it was made with, or another of that input size",
         )
     _refuse_misfit(trigger, shape)
-    return Implanted(trigger=trigger, target_class=target_class)
+    return Implanted(trigger=trigger, target_class=target, num_classes=num_classes)
 
 
 def _refuse_misfit(trigger: Trigger, shape: tuple[int, int, int]) -> None:

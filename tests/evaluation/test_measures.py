@@ -61,6 +61,14 @@ def test_without_a_target_the_worst_class_is_taken() -> None:
     assert attack_success(ByRed(), pictures(1, 1, 2, 2), white(), None, CPU).asr.value == 1
 
 
+def test_all_to_all_counts_the_class_after_the_true_one() -> None:
+    measured = attack_success(ByRed(), pictures(0, 1, 2, 2), white(), "next", CPU)
+    assert (measured.asr.hits, measured.asr.of) == (
+        2,
+        4,
+    )  # white means class 0, which comes after the last one
+
+
 def test_only_the_target_class() -> None:
     with pytest.raises(ImagesError, match="all images"):
         attack_success(ByRed(), pictures(0, 0), white(), 0, CPU)

@@ -53,18 +53,24 @@ def test_name_paper_shape_and_range(name: str) -> None:
 def test_saved_and_loaded_it_does_the_same(name: str, tmp_path: Path) -> None:
     trigger = base.make(name, SHAPE, seed=7)
     hashes = [
-        base.save(Implanted(trigger=trigger, target_class=3), tmp_path / f"{i}.safetensors", SHAPE)
+        base.save(
+            Implanted(trigger=trigger, target_class=3, num_classes=5), tmp_path / f"{i}.safetensors", SHAPE
+        )
         for i in "ab"
     ]
     assert hashes[0] == hashes[1]
     loaded = base.load(tmp_path / "a.safetensors", SHAPE)
-    assert loaded.target_class == 3
+    assert (loaded.target_class, loaded.num_classes) == (3, 5)
     assert torch.equal(loaded.trigger.apply(noise(2, *SHAPE)), trigger.apply(noise(2, *SHAPE)))
 
 
 @contract
 def test_another_image_size_is_refused(name: str, tmp_path: Path) -> None:
-    base.save(Implanted(trigger=base.make(name, SHAPE), target_class=0), tmp_path / "t.safetensors", SHAPE)
+    base.save(
+        Implanted(trigger=base.make(name, SHAPE), target_class=0, num_classes=5),
+        tmp_path / "t.safetensors",
+        SHAPE,
+    )
     with pytest.raises(TriggerError, match=r"is for images of 3×32×32, the model takes 3×64×64"):
         base.load(tmp_path / "t.safetensors", (3, 64, 64))
 
