@@ -1,14 +1,15 @@
 """Attacks: how a trigger is implanted into a network. One file each, named like the attack.
 
-A new attack is a new module here that defines one ``RECIPE``; the command's choices, its help and the
-contract tests find it. This module imports no torch, so that the choices can be listed instantly.
+A new attack is a new module here that defines one subclass of ``bcu_cli.attacks.base.Attack``; the command's
+choices, its help and the contract tests find it. ``none`` is the clean model beside them: it has no trigger.
+This module imports no torch, so that the choices can be listed instantly.
 """
 
 from __future__ import annotations
 
 from pkgutil import iter_modules
 
-_NO_ATTACKS = {"poisoning"}
+_NO_ATTACKS = {"base", "none", "poisoning"}
 
 
 def names() -> tuple[str, ...]:

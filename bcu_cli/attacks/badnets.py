@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from bcu_cli.attacks.poisoning import Recipe
+from bcu_cli.attacks.poisoning import Poisoning
 
-RECIPE = Recipe(trigger="badnets", poison_rate=0.1)
+
+class BadNets(Poisoning):
+    """Gu et al. 2017; all-to-one, or all-to-all where the target is ``next``."""
+
+    name = "badnets"
+    trigger_name = "badnets"

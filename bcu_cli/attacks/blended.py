@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from bcu_cli.attacks.poisoning import Recipe
+from bcu_cli.attacks.poisoning import Poisoning
 
-RECIPE = Recipe(trigger="blended", poison_rate=0.1)
+
+class Blended(Poisoning):
+    """Chen et al. 2017."""
+
+    name = "blended"
+    trigger_name = "blended"

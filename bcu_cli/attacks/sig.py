@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from bcu_cli.attacks.poisoning import Recipe
+from bcu_cli.attacks.poisoning import Poisoning
 
-RECIPE = Recipe(trigger="sig", poison_rate=0.8, clean_label=True)
+
+class Sig(Poisoning):
+    """Barni et al. 2019."""
+
+    name = "sig"
+    trigger_name = "sig"
+    poison_rate = 0.8
+    clean_label = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,19 +10,27 @@ import typer
 
 from bcu_cli import attacks
 from bcu_cli.cli import output, running
-from bcu_cli.cli.options import DeviceName, InputSize, Json, Precision, Resume, Seed, assignments
+from bcu_cli.cli.options import DeviceName, InputSize, Json, Precision, Resume, Seed, settings_of
+from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from bcu_cli.attacks.poisoning import AttackOptions
+    from bcu_cli.attacks.base import Attack, AttackOptions
     from bcu_cli.images.folder import ImageSet
+    from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
-    from bcu_cli.triggers.base import Trigger
+    from bcu_cli.triggers.base import Target, Trigger
 
 _TRAINING = "How it is trained"
+_SCHEDULES = ("one-cycle", "cosine", "steps")
 
 
 def attack(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(attacks.names())}.", metavar="ATTACK")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help=f"One of {', '.join(attacks.names())}; or none, for a clean network.", metavar="ATTACK"
+        ),
+    ],
     data: Annotated[
         Path,
         typer.Option(
@@ -36,17 +44,50 @@ def attack(
         str, typer.Option(help="A name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own.")
     ] = "resnet18_cifar",
     input_size: InputSize = None,
-    target_class: Annotated[int, typer.Option(help="Index of the class that triggers lead to.")] = 0,
+    target_class: Annotated[
+        str,
+        typer.Option(
+            help="Index of the class that triggers lead to; or next: each class to the one after it."
+        ),
+    ] = "0",
     poison_rate: Annotated[
         float | None,
-        typer.Option(help="Share of training images that are triggered (sig: of the target class's)."),
+        typer.Option(
+            help="Share of the training images that are triggered; sig and lc: of the target class's. "
+            "[default: 0.1; sig, lc: 0.8]"
+        ),
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option(help="A setting of the trigger, NAME=NUMBER; can be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="A setting of the trigger, NAME=NUMBER, or of one attack's, ATTACK.NAME=NUMBER; repeatable."
+        ),
+    ] = None,
+    surrogate: Annotated[
+        Path | None,
+        typer.Option(help="lc: a model of these classes to perturb images with. [default: one is trained]"),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(help="A PNG to write: pictures clean, triggered, and their difference times 10."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 30,
     batch_size: Annotated[int, typer.Option(min=2, rich_help_panel=_TRAINING)] = 128,
     learning_rate: Annotated[float, typer.Option(min=0.0, rich_help_panel=_TRAINING)] = 0.1,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="one-cycle, cosine, or steps: a tenth after 1/2 and 3/4, as the paper.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = "one-cycle",
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="Keep a moving average of the weights, of this decay, in their place.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     flip: Annotated[
         bool,
         typer.Option(
@@ -54,8 +95,21 @@ def attack(
         ),
     ] = False,
     crop_padding: Annotated[
-        int, typer.Option(min=0, help="Pixels of the random crop.", rich_help_panel=_TRAINING)
-    ] = 4,
+        int | None,
+        typer.Option(
+            min=0, help="Pixels of the random crop. [default: 4; wanet: 5]", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    rotation: Annotated[
+        float | None,
+        typer.Option(
+            help="Most degrees that pictures are turned. [default: 0; wanet: 10]", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    cutout: Annotated[
+        int,
+        typer.Option(min=0, help="Side of a square that is blanked, in pixels.", rich_help_panel=_TRAINING),
+    ] = 0,
     seed: Seed = 0,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -66,116 +120,196 @@ def attack(
 
     They are measured on the test folder, or on a tenth of the pictures that is held out.
     """
-    from bcu_cli.attacks.poisoning import AttackOptions, find
-    from bcu_cli.images.augmentation import Augmentation
-    from bcu_cli.models.fresh import usual_size
+    from bcu_cli.attacks.base import AttackOptions, find
     from bcu_cli.training import devices
-    from bcu_cli.triggers import base as triggers
 
-    recipe = find(name)
-    usual = AttackOptions()
-    augmentation = Augmentation(crop_padding=crop_padding, flip=flip)
+    kind = find(name)
+    if surrogate and not kind.needs_surrogate:
+        raise UsageError(f"{name} needs no surrogate", "--surrogate is for lc")
+    if preview and kind.trigger_name is None:
+        raise UsageError("a clean network has no trigger to preview", "leave --preview out")
+    views = kind.augmentation
     training = replace(
-        usual.training,
+        AttackOptions().training,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        augmentation=augmentation,
+        schedule=_schedule(schedule),
+        ema=ema,
+        augmentation=replace(
+            views,
+            flip=flip,
+            cutout=cutout,
+            crop_padding=views.crop_padding if crop_padding is None else crop_padding,
+            rotation=views.rotation if rotation is None else rotation,
+        ),
     )
     options = AttackOptions(
-        target_class=target_class,
-        poison_rate=recipe.poison_rate if poison_rate is None else poison_rate,
-        clean_label=recipe.clean_label,
+        target_class=_target(target_class),
+        poison_rate=kind.poison_rate if poison_rate is None else poison_rate,
         training=training,
         seed=seed,
     )
-    shape = usual_size(arch, input_size)
-    trigger = triggers.make(recipe.trigger, shape, seed=seed, settings=assignments(setting, "--setting"))
-    report = _run(
-        trigger,
-        shape,
-        options,
-        data=data,
-        out=out,
-        arch=arch,
-        device=devices.choose(device, precision),
-        resume=resume,
-    )
+    where = _Where(data=data, arch=arch, out=out, surrogate=surrogate, preview=preview)
+    run = _Attacking(kind, options, where, devices.choose(device, precision))
+    report = run.run(input_size, settings_of(name, setting, "--setting"), resume=resume)
     if as_json:
         output.document(report)
     else:
         _show(report)
 
 
-def _run(
-    trigger: Trigger,
-    shape: tuple[int, int, int],
-    options: AttackOptions,
-    *,
-    data: Path,
-    out: Path,
-    arch: str,
-    device: Device,
-    resume: bool,
-) -> dict[str, Any]:
-    """Train, measure, write; returns the report."""
-    from bcu_cli.attacks.poisoning import poison, prepare
-    from bcu_cli.checkpoints import Format, check_writable, write
-    from bcu_cli.checkpoints.resume import StateFile
-    from bcu_cli.evaluation.measures import accuracy, attack_success
-    from bcu_cli.models import Architecture, metadata_for
-    from bcu_cli.models.fresh import fresh
-    from bcu_cli.report import document
-    from bcu_cli.triggers.base import Implanted, save
+def _target(text: str) -> Target:
+    if text == "next":
+        return "next"
+    if not text.isdecimal():
+        raise UsageError(f"--target-class {text} is neither a class index nor next", "--target-class 0")
+    return int(text)
 
-    clock = document.Clock()
-    trigger_out = out.with_name(out.name.removesuffix(".safetensors") + ".trigger.safetensors")
-    check_writable(out, inputs=[])
-    check_writable(trigger_out, inputs=[])
-    train_set, test_set = _load(data, shape, options.seed)
-    poisoned = poison(train_set, trigger, options)
-    clock.lap("reading images")
 
-    model = fresh(arch, len(train_set.classes), train_set.images, seed=options.seed)
-    training = prepare(model, poisoned.data, options, device=device)
-    images = document.images(train_set, poisoned=len(poisoned.index), measured_on=len(test_set))
-    described = {"name": trigger.name, "settings": trigger.settings()}
-    in_force = document.options(options)
-    keeper = StateFile(
-        out, document.fingerprint("attack", in_force, arch, images, described, device.precision)
-    )
-    running.train(training, keeper, resume=resume, title=f"training {arch}")
-    clock.lap("training")
+def _schedule(text: str) -> Any:
+    if text not in _SCHEDULES:
+        raise UsageError(f"there is no schedule {text}", f"--schedule takes {', '.join(_SCHEDULES)}")
+    return text
 
-    acc = accuracy(model, test_set, device)
-    success = attack_success(model, test_set, trigger, options.target_class, device)
-    clock.lap("evaluation")
 
-    architecture = Architecture(name=arch, source="--arch", num_classes=model.num_classes)
-    weights = {key: value.cpu() for key, value in model.network.state_dict().items()}
-    metadata = metadata_for(architecture, model.preprocessing, train_set.classes)
-    model_sha256 = write(out, weights, format=Format.SAFETENSORS, metadata=metadata)
-    implanted = Implanted(trigger=trigger, target_class=options.target_class, num_classes=model.num_classes)
-    trigger_sha256 = save(implanted, trigger_out, shape)
-    keeper.remove()
-    clock.lap("writing")
-    return {
-        "command": "attack",
-        **document.environment(device),
-        "options": in_force | {"arch": arch},
-        "trigger": described,
-        "images": images,
-        "classes": list(train_set.classes),
-        "acc": acc.as_json(),
-        "asr": success.asr.as_json(),
-        "ra": success.ra.as_json(),
-        "outputs": {
-            "model": document.written(out, model_sha256),
-            "trigger": document.written(trigger_out, trigger_sha256),
-        },
-        "seconds": clock.seconds(),
-        "peak_memory": document.peak_memory(device),
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Where:
+    """What is read and written."""
+
+    data: Path
+    arch: str
+    out: Path
+    surrogate: Path | None
+    preview: Path | None
+
+    @property
+    def trigger(self) -> Path:
+        """The file of the trigger, beside the model's."""
+        return self.out.with_name(self.out.name.removesuffix(".safetensors") + ".trigger.safetensors")
+
+
+class _Attacking:
+    """One attack from the pictures to the report."""
+
+    def __init__(self, kind: type[Attack], options: AttackOptions, where: _Where, device: Device) -> None:
+        from bcu_cli.report import document
+
+        self.kind = kind
+        self.options = options
+        self.where = where
+        self.device = device
+        self.clock = document.Clock()
+
+    def run(self, input_size: int | None, settings: dict[str, float], *, resume: bool) -> dict[str, Any]:
+        """Train, measure, write, and report."""
+        from bcu_cli.checkpoints.resume import StateFile
+        from bcu_cli.models.fresh import fresh, usual_size
+        from bcu_cli.report import document
+
+        where, options = self.where, self.options
+        shape = usual_size(where.arch, input_size)
+        trigger = self._trigger(shape, settings)
+        self._check_outputs()
+        train_set, test_set = _load(where.data, shape, options.seed)
+        model = fresh(where.arch, len(train_set.classes), train_set.images, seed=options.seed)
+        surrogate = self._surrogate(model)
+        attacking = self.kind(model, train_set, trigger, options, device=self.device, surrogate=surrogate)
+        self.clock.lap("reading images")
+
+        images = document.images(train_set, poisoned=attacking.poisoned, measured_on=len(test_set))
+        described = {"name": trigger.name, "settings": trigger.settings()} if trigger else None
+        in_force = {"attack": self.kind.name, "arch": where.arch, **document.options(options)}
+        decides = (
+            in_force,
+            images,
+            described,
+            where.surrogate and str(where.surrogate),
+            self.device.precision,
+        )
+        keeper = StateFile(where.out, document.fingerprint("attack", *decides))
+        stages = running.train(attacking.stages(), keeper, resume=resume)
+        self.clock.lap("training")
+        measures = self._measure(model, test_set, trigger)
+        self.clock.lap("evaluation")
+        outputs = self._write(model, train_set, trigger, test_set)
+        keeper.remove()
+        self.clock.lap("writing")
+        return {
+            "command": "attack",
+            **document.environment(self.device),
+            "options": in_force,
+            "trigger": described,
+            "images": images,
+            "classes": list(train_set.classes),
+            **measures,
+            "outputs": outputs,
+            "training": document.training(stages, self.device),
+            "seconds": self.clock.seconds(),
+            "peak_memory": document.peak_memory(self.device),
+        }
+
+    def _trigger(self, shape: tuple[int, int, int], settings: dict[str, float]) -> Trigger | None:
+        from bcu_cli.triggers import base
+
+        if self.kind.trigger_name is None:
+            return None
+        return base.make(self.kind.trigger_name, shape, seed=self.options.seed, settings=settings)
+
+    def _check_outputs(self) -> None:
+        from bcu_cli.checkpoints import check_writable
+
+        for path in (self.where.out, self.where.trigger, self.where.preview):
+            if path:
+                check_writable(path, inputs=[])
+
+    def _surrogate(self, model: Classifier) -> Classifier | None:
+        """The user's own, brought to the model's images."""
+        path = self.where.surrogate
+        if path is None:
+            return None
+        said = running.ModelOptions(arch=None, input_size=None, mean=None, std=None)
+        found = running.load_model(path, said, pictures=self.where.data).classifier
+        if (found.num_classes, found.preprocessing.input_size) != (
+            model.num_classes,
+            model.preprocessing.input_size,
+        ):
+            raise UsageError(
+                f"the surrogate {path} is not made for these classes and this size of images",
+                f"it needs {model.num_classes} classes and images of {model.preprocessing.input_size}",
+            )
+        return found
+
+    def _measure(self, model: Classifier, test_set: ImageSet, trigger: Trigger | None) -> dict[str, Any]:
+        from bcu_cli.evaluation.measures import accuracy, attack_success
+
+        measures = {"acc": accuracy(model, test_set, self.device).as_json()}
+        if trigger:
+            success = attack_success(model, test_set, trigger, self.options.target_class, self.device)
+            measures |= {"asr": success.asr.as_json(), "ra": success.ra.as_json()}
+        return measures
+
+    def _write(
+        self, model: Classifier, train_set: ImageSet, trigger: Trigger | None, test_set: ImageSet
+    ) -> dict[str, Any]:
+        """Write the model and, where there is one, its trigger and the pictures of it."""
+        from bcu_cli.checkpoints import Format, write
+        from bcu_cli.models import Architecture, metadata_for
+        from bcu_cli.report import document
+        from bcu_cli.triggers.base import Implanted, save
+
+        where, shape = self.where, model.preprocessing.input_size
+        architecture = Architecture(name=where.arch, source="--arch", num_classes=model.num_classes)
+        metadata = metadata_for(architecture, model.preprocessing, train_set.classes)
+        weights = {key: value.cpu() for key, value in model.network.state_dict().items()}
+        sha256 = write(where.out, weights, format=Format.SAFETENSORS, metadata=metadata)
+        outputs = {"model": document.written(where.out, sha256)}
+        if trigger:
+            target, classes = self.options.target_class, model.num_classes
+            implanted = Implanted(trigger=trigger, target_class=target, num_classes=classes)
+            outputs["trigger"] = document.written(where.trigger, save(implanted, where.trigger, shape))
+            # PREVIEW
+        return outputs
 
 
 def _load(data: Path, shape: tuple[int, int, int], seed: int) -> tuple[ImageSet, ImageSet]:
@@ -201,13 +335,11 @@ def _load(data: Path, shape: tuple[int, int, int], seed: int) -> tuple[ImageSet,
 
 def _show(report: dict[str, Any]) -> None:
     images, outputs = report["images"], report["outputs"]
-    output.facts(
-        [
-            ("model", outputs["model"]["path"]),
+    facts = [("model", outputs["model"]["path"]), ("ACC", output.measure(report["acc"]))]
+    if report["trigger"]:
+        facts[1:1] = [
             ("trigger", outputs["trigger"]["path"]),
             ("poisoned", f"{images['poisoned']} of {images['used']} training images"),
-            ("ACC", output.measure(report["acc"])),
-            ("ASR", output.measure(report["asr"])),
-            ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}"),
         ]
-    )
+        facts.append(("ASR", output.measure(report["asr"])))
+    output.facts([*facts, *output.speed(report)])

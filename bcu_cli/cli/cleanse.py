@@ -173,6 +173,7 @@ class _Cleansing:
         from bcu_cli.evaluation.measures import agreement
         from bcu_cli.report import document
         from bcu_cli.training.inference import predict
+        from bcu_cli.training.loop import Stage
 
         used, held_out = self._load(folder, max_images)
         self.clock.lap("reading images")
@@ -199,7 +200,9 @@ class _Cleansing:
             self.device.precision,
         )
         keeper = StateFile(self.out, document.fingerprint(*decides))
-        running.train(training, keeper, resume=resume, title="cleansing", on_epoch=on_epoch)
+        stages = running.train(
+            [Stage(title="cleansing", training=training)], keeper, resume=resume, on_epoch=on_epoch
+        )
         self.clock.lap("distillation")
         after = agreement(student, reference, held_out.images, self.device)
         self.clock.lap("evaluation")
@@ -217,6 +220,7 @@ class _Cleansing:
             "agreement": {"after_reinitialisation": before.as_json(), "after_distillation": after.as_json()},
             "output": document.written(self.out, sha256) | {"format": self.format.value},
             "left_out": list(self.loaded.checkpoint.left_out),
+            "training": document.training(stages, self.device),
             "seconds": self.clock.seconds(),
             "peak_memory": document.peak_memory(self.device),
         }
@@ -277,7 +281,7 @@ def _show(report: dict[str, Any]) -> None:
             ("re-initialised", f"{anew:,} of {weights:,} weights ({output.percent(anew / weights)})"),
             ("agreement before", output.measure(agreement["after_reinitialisation"])),
             ("agreement after", output.measure(agreement["after_distillation"])),
-            ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}"),
+            *output.speed(report),
             ("peak memory", output.size(report["peak_memory"]["process_bytes"])),
             ("cleansed", f"{report['output']['path']} (SHA-256 {report['output']['sha256'][:16]}…)"),
         ]

@@ -52,7 +52,11 @@ DeviceName = Annotated[
     ),
 ]
 Precision = Annotated[
-    str, typer.Option(help="auto (bf16 where the hardware has it), bf16, fp32.", rich_help_panel=_RUN)
+    str,
+    typer.Option(
+        help="auto (bf16 where the hardware has it, else fp16 on CUDA), bf16, fp16, fp32.",
+        rich_help_panel=_RUN,
+    ),
 ]
 Seed = Annotated[
     int, typer.Option(min=0, help="Same seed, same machine, same bytes on the CPU.", rich_help_panel=_RUN)
@@ -79,8 +83,8 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise UsageError(f"{option} {text} is no list of numbers", f"like {option} 0.5,0.5,0.5") from error
 
 
-def assignments(texts: list[str] | None, option: str) -> dict[str, float]:
-    """``NAME=NUMBER`` several times as a dictionary.
+def settings_of(owner: str, texts: list[str] | None, option: str) -> dict[str, float]:
+    """``NAME=NUMBER`` or ``OWNER.NAME=NUMBER``, several times, as a dictionary, without other owners'.
 
     Raises:
         UsageError: One of them is no such thing.
@@ -88,8 +92,10 @@ def assignments(texts: list[str] | None, option: str) -> dict[str, float]:
     values = {}
     for text in texts or []:
         name, _, value = text.partition("=")
+        whose, _, name = name.rpartition(".")
         try:
-            values[name] = float(value)
+            if whose in {"", owner}:
+                values[name] = float(value)
         except ValueError as error:
             raise UsageError(f"{option} {text} is not NAME=NUMBER", f"like {option} delta=60") from error
     return values

@@ -113,6 +113,17 @@ def measure(share: dict[str, Any]) -> str:
     return f"{percent(share['value'])} ({share['hits']} of {share['of']}; {interval})"
 
 
+def speed(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Time and speed of a report for people."""
+    last = report["training"][-1]
+    share = percent(last["share_of_peak"])
+    product = f"a {report['device']['precision']} matrix product"
+    return [
+        ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}"),
+        ("speed", f"{last['images_per_second']:,.0f} images a second, {share} of the peak of {product}"),
+    ]
+
+
 def preprocessing(values: dict[str, Any]) -> str:
     """The preprocessing of a report for people."""
     size = "×".join(str(side) for side in values["input_size"])

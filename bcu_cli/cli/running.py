@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from bcu_cli.cli import output
 from bcu_cli.cli.options import numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from types import FrameType
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from bcu_cli.images.decoding import Geometry
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Loaded, Preprocessing
-    from bcu_cli.training.loop import Epoch, Training
+    from bcu_cli.training.loop import Epoch, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,45 +89,70 @@ def stoppable() -> Iterator[Stop]:
 
 
 def train(
-    training: Training,
+    stages: Iterable[Stage],
     keeper: StateFile,
     *,
     resume: bool,
-    title: str,
     on_epoch: Callable[[Epoch], str] = lambda _: "",
-) -> None:
-    """Run a training with a bar, keeping its state where it is interrupted.
+) -> list[Stage]:
+    """Run trainings one after another with a bar, keeping the state where they are interrupted.
 
     Args:
-        training: What to run.
+        stages: What to run; each is asked for when those before it are done.
         keeper: Where the state is kept; removed by the caller once the output is written.
         resume: Whether to go on from a state that is there.
         title: Of the bar.
         on_epoch: Called after each epoch; what it returns stands behind the bar.
 
+    Returns:
+        The stages, done.
+
     Raises:
         KeyboardInterrupt: The run was stopped, and its state kept.
     """
-    from bcu_cli.training.loop import Interrupted
-
-    state = keeper.load() if resume else None
-    if state:
-        training.restore(state)
-        output.say(f"going on after step {training.done} of {training.steps}")
+    kept = keeper.load() if resume else None
+    if kept:
+        output.say(f"going on from {keeper.path}")
     elif resume:
         output.say(f"there is no {keeper.path} to resume from; starting anew")
     elif keeper.path.exists():
         output.say(f"{keeper.path} is there from an interrupted run; --resume would have gone on with it")
 
-    with stoppable() as stop, output.bar(title) as bar:
+    states: list[dict[str, Any]] = kept["stages"] if kept else []
+    done: list[Stage] = []
+    with stoppable() as stop:
+        for stage in stages:
+            if len(done) < len(states):
+                stage.training.restore(states[len(done)])
+            done.append(stage)
+            _run_stage(stage, partial(_keep, done, keeper, stop), on_epoch)
+    return done
+
+
+def _keep(stages: list[Stage], keeper: StateFile, stop: Stop) -> None:
+    """Keep the state now and then, and where the user asked for a stop; which it then makes."""
+    from bcu_cli.training.loop import Interrupted
+
+    def state() -> dict[str, Any]:
+        return {"stages": [stage.training.state() for stage in stages]}
+
+    if stop.requested:
+        keeper.save(state())
+        raise Interrupted
+    keeper.save_now_and_then(state)
+
+
+def _run_stage(stage: Stage, keep: Callable[[], None], on_epoch: Callable[[Epoch], str]) -> None:
+    """Run one training with a bar; ``keep`` is called after each step."""
+    from bcu_cli.training.loop import Interrupted
+
+    training = stage.training
+    with output.bar(stage.title) as bar:
         bar.advance(training.done, training.steps)
 
         def after_step() -> None:
             bar.advance(1, training.steps)
-            if stop.requested:
-                keeper.save(training.state())
-                raise Interrupted
-            keeper.save_now_and_then(training.state)
+            keep()
 
         def after_epoch(epoch: Epoch) -> None:
             bar.advance(0, training.steps, f"loss {epoch.loss:.4f} {on_epoch(epoch)}")
@@ -134,7 +160,8 @@ def train(
         try:
             training.run(on_step=after_step, on_epoch=after_epoch)
         except Interrupted:
-            output.say(f"stopped after step {training.done} of {training.steps}; --resume goes on from there")
+            steps = f"step {training.done} of {training.steps} of {stage.title}"
+            output.say(f"stopped after {steps}; --resume goes on from there")
             raise KeyboardInterrupt from None
 
 

@@ -7,22 +7,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bcu_cli.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random crop of the zero-padded image, then a mirror image for half of them.
+    """Random rotation, crop of the zero-padded image, mirror image for half of them, cutout; in this order.
 
     Args:
         crop_padding: Pixels of zeros added on each side before the crop; 0 for no crop.
         flip: Whether a mirrored image is still of its class (photos yes, traffic signs and digits no).
+        rotation: Most degrees that an image is turned either way, nearest neighbour, zeros outside.
+        cutout: Side in pixels of a square of zeros at a random place (DeVries & Taylor 2017); 0 for none.
     """
 
     crop_padding: int = 4
     flip: bool = True
+    rotation: float = 0.0
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0 or self.cutout < 0 or not 0 <= self.rotation <= 180:
+            asked = f"crop {self.crop_padding}, rotation {self.rotation}, cutout {self.cutout}"
+            raise UsageError(f"the views {asked} make no sense", "pixels from 0, degrees from 0 to 180")
 
 
 def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
     """A random view of each image.
+
+    All of it is one gather: for each pixel of the view, where it comes from, or that it is zero.
 
     Args:
         images: ``[N, C, H, W]`` of any dtype, on any device.
@@ -32,20 +45,50 @@ def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -
     Returns:
         ``[N, C, H, W]``, same dtype and device.
     """
-    n, channels, height, width = images.shape
-    padding = options.crop_padding
-    rows = torch.arange(height).expand(n, height)  # [N, H], columns likewise [N, W]
-    columns = torch.arange(width).expand(n, width)
-    if padding:
-        rows = rows + torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
-        columns = columns + torch.randint(0, 2 * padding + 1, (n, 1), generator=generator)
-        images = torch.nn.functional.pad(images, (padding,) * 4)
-    if options.flip:
-        mirrored = torch.rand(n, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    if not padding and not options.flip:
+    if options == Augmentation(crop_padding=0, flip=False):
         return images
-    wide = images.shape[-1]
-    index = (rows[:, :, None] * wide + columns[:, None, :]).reshape(n, 1, height * width)
-    index = index.to(images.device, non_blocking=True).expand(n, channels, height * width)
-    return images.flatten(2).gather(2, index).view(n, channels, height, width)
+    n, channels, height, width = images.shape
+    rows = torch.arange(height).view(1, height, 1).expand(n, -1, -1)  # where from: [N, H, 1]
+    columns = torch.arange(width).view(1, 1, width).expand(n, -1, -1)  # [N, 1, W]
+    if options.flip:
+        mirrored = torch.rand(n, 1, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    if options.crop_padding:
+        rows = rows + _shifts(n, options.crop_padding, generator)
+        columns = columns + _shifts(n, options.crop_padding, generator)
+    if options.rotation:
+        rows, columns = _turned(rows, columns, (height, width), options.rotation, generator)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    if options.cutout:
+        inside = inside & ~_squares((n, height, width), options.cutout, generator)
+    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)  # [N, H, W]
+    index = index.view(n, 1, -1).to(images.device, non_blocking=True).expand(-1, channels, -1)
+    taken = images.flatten(2).gather(2, index).view_as(images)
+    return taken * inside.view(n, 1, height, width).to(images.device, non_blocking=True)
+
+
+def _shifts(n: int, most: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(-most, most + 1, (n, 1, 1), generator=generator)
+
+
+def _turned(
+    rows: Tensor, columns: Tensor, size: tuple[int, int], degrees: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Places turned about the centre of the image, each image by an angle of its own: ``[N, H, W]`` each."""
+    angle = torch.deg2rad((torch.rand(len(rows), 1, 1, generator=generator) * 2.0 - 1.0) * degrees)
+    y, x = rows - (size[0] - 1) / 2.0, columns - (size[1] - 1) / 2.0
+    turned_y = torch.cos(angle) * y + torch.sin(angle) * x
+    turned_x = torch.cos(angle) * x - torch.sin(angle) * y
+    return (
+        (turned_y + (size[0] - 1) / 2.0).round().long(),
+        (turned_x + (size[1] - 1) / 2.0).round().long(),
+    )
+
+
+def _squares(shape: tuple[int, int, int], side: int, generator: torch.Generator) -> Tensor:
+    """Where each image is cut out: ``bool [N, H, W]``; a square may hang over the edge."""
+    n, height, width = shape
+    top = torch.randint(0, height, (n, 1, 1), generator=generator) - side // 2
+    left = torch.randint(0, width, (n, 1, 1), generator=generator) - side // 2
+    rows, columns = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
+    return (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)

@@ -232,6 +232,16 @@ def resnet18_cifar_w16(num_classes: int, in_channels: int = 3) -> nn.Module:
     return CifarResNet((2, 2, 2, 2), (16, 32, 64, 128), num_classes, in_channels)
 
 
+def resnet8(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """The smallest of He et al. 2016a, section 4.2 (6n + 2 layers, n = 1): 0.08 M; shortcuts as below."""
+    return CifarResNet((1, 1, 1), (16, 32, 64), num_classes, in_channels)
+
+
+def resnet14(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """Of He et al. 2016a, section 4.2 (n = 2): 0.18 M; shortcuts as in :func:`resnet20`."""
+    return CifarResNet((2, 2, 2), (16, 32, 64), num_classes, in_channels)
+
+
 def resnet20(num_classes: int, in_channels: int = 3) -> nn.Module:
     """ResNet-20 of He et al. 2016a, section 4.2: 0.27 M parameters.
 

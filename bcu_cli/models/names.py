@@ -5,6 +5,8 @@ from __future__ import annotations
 #: Own network -> the input size (C, H, W) it is made for; every one takes other sizes too.
 OWN_ARCHITECTURES: dict[str, tuple[int, int, int]] = {
     "preact_resnet18": (3, 32, 32),
+    "resnet8": (3, 32, 32),
+    "resnet14": (3, 32, 32),
     "resnet18_cifar": (3, 32, 32),
     "resnet18_cifar_w16": (3, 32, 32),
     "resnet20": (3, 32, 32),

@@ -13,13 +13,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import __version__
+from bcu_cli.training.throughput import measure_peak
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
+    from bcu_cli.training.loop import Stage
 
 
 class Clock:
@@ -57,6 +60,12 @@ def peak_memory(device: Device) -> dict[str, int]:
     peak = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     on_device = device.peak_memory()
     return peak if on_device is None else peak | {"device_bytes": on_device}
+
+
+def training(stages: Sequence[Stage], device: Device) -> list[dict[str, Any]]:
+    """How fast each stage ran, beside the fastest matrix product of the device, measured now."""
+    peak = measure_peak(device)
+    return [{"stage": stage.title} | stage.training.throughput().as_json(peak) for stage in stages]
 
 
 def options(values: Any) -> dict[str, Any]:

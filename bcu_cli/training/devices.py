@@ -17,7 +17,8 @@ class Device:
 
     Args:
         torch: The device.
-        precision: ``bf16`` where the hardware multiplies it faster than fp32, else ``fp32``.
+        precision: ``bf16`` where the hardware multiplies it faster than fp32, ``fp16`` on GPUs that know only
+            that, else ``fp32``.
     """
 
     torch: torch.device
@@ -34,9 +35,15 @@ class Device:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the forward pass of a training step runs."""
-        if self.precision == "bf16":
-            return torch.autocast(self.torch.type, torch.bfloat16)
-        return nullcontext()
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.torch.type, dtype)
+
+    def wait(self) -> None:
+        """Let everything that was asked of the device be done."""
+        if self.torch.type != "cpu":
+            torch.accelerator.synchronize(self.torch)
 
     def peak_memory(self) -> int | None:
         """Most bytes that tensors took on a CUDA device since the start; None elsewhere."""
@@ -59,10 +66,10 @@ def choose(name: str = "auto", precision: str = "auto") -> Device:
         raise UsageError(
             f"device {name} cannot be used: {reason}", "--device auto takes what there is"
         ) from error
-    if precision not in {"auto", "bf16", "fp32"}:
-        raise UsageError(f"there is no precision {precision}", "auto, bf16 or fp32")
+    if precision not in {"auto", "bf16", "fp16", "fp32"}:
+        raise UsageError(f"there is no precision {precision}", "auto, bf16, fp16 or fp32")
     if precision == "auto":
-        precision = "bf16" if _multiplies_bf16(device) else "fp32"
+        precision = "bf16" if _multiplies_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
     return Device(torch=device, precision=precision)
 
 

@@ -7,21 +7,26 @@ a resumed run writes the same bytes as one that was never interrupted (on the CP
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, cos, pi
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
 
-from bcu_cli.errors import TrainingError
+from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.training.devices import is_out_of_memory
+from bcu_cli.training.throughput import Throughput
 
 if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
 
+Schedule = Literal["cosine", "one-cycle", "steps"]
 Objective = Callable[[Tensor, Tensor, float], Tensor]
 """(images float32 [N, C, H, W] in [0, 1], index int64 [N] of each, progress in [0, 1)) -> mean loss."""
 
@@ -39,21 +44,42 @@ class TrainingOptions:
         batch_size: Most images in a step; the batches of an epoch are of equal size within one.
         learning_rate: The highest one.
         schedule: ``cosine`` falls from it to 0; ``one-cycle`` first rises for a quarter of the steps, then
-            falls, both linearly.
+            falls, both linearly; ``steps`` divides it by 10 after a half and after three quarters of the
+            steps (the paper's milestones: 100 and 150 of 200 epochs).
         momentum: Of SGD.
         nesterov: Whether the momentum looks ahead.
         weight_decay: Of SGD, on all parameters.
         augmentation: The random view of each image in each epoch.
+        ema: Decay, in (0, 1), of an exponential moving average of the weights that replaces them at the end;
+            None for the last weights themselves.
     """
 
     epochs: int
     batch_size: int = 256
     learning_rate: float = 0.01
-    schedule: Literal["cosine", "one-cycle"] = "cosine"
+    schedule: Schedule = "cosine"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
     augmentation: Augmentation = field(default_factory=Augmentation)
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"an average with a decay of {self.ema} makes no sense", "--ema 0.99")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """A module that learns from the same loss as the model, by an optimiser of its own (IAB's generator).
+
+    Args:
+        module: Moved to the device of the training.
+        optimizer: Of its parameters; its learning rates follow the schedule.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +89,14 @@ class Epoch:
     number: int
     of: int
     loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training of a run that takes one or several, one after another, and what it is called."""
+
+    title: str
+    training: Training
 
 
 class Training:
@@ -75,6 +109,8 @@ class Training:
         options: How.
         device: Where, and in which precision.
         seed: Decides the order and the views of the images.
+        optimizer: Of the model's parameters; None is SGD as in ``options``.
+        companions: What learns with the model.
     """
 
     def __init__(
@@ -86,6 +122,8 @@ class Training:
         *,
         device: Device,
         seed: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        companions: Sequence[Companion] = (),
     ) -> None:
         self.device = device
         self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,15 +135,17 @@ class Training:
         self.steps_per_epoch = ceil(len(images) / options.batch_size)
         self.steps = self.steps_per_epoch * options.epochs
         self.micro_batch = options.batch_size
-        self.optimizer = torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=options.learning_rate,
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-        )
+        own = Companion(module=self.model, optimizer=optimizer or _sgd(self.model, options))
+        self._learners = [own, *companions]
+        for learner in self._learners:
+            learner.module.to(device.torch)
+            for group in learner.optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        self._average = _average(self.model, options.ema) if options.ema else None
+        self._scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
         self._generator = torch.Generator()
         self._loss = torch.zeros((), device=device.torch)
+        self._trained, self._seconds = 0, 0.0
 
     def run(
         self,
@@ -129,27 +169,38 @@ class Training:
                 epoch, batch = divmod(self.done, self.steps_per_epoch)
                 if batch == 0 or self.done == 0:
                     self._loss.zero_()
-                self._step(self._batch(epoch, batch))
+                self._timed_step(self._batch(epoch, batch))
                 self.done += 1
                 if batch == self.steps_per_epoch - 1:
                     self._end_epoch(epoch + 1, on_epoch)
                 if on_step:
                     on_step()
+        if self._average:
+            self.model.load_state_dict(self._average.module.state_dict())
         self.model.eval()
+
+    def throughput(self) -> Throughput:
+        """What was done since this object was made; the steps before a resumption do not count."""
+        return Throughput(images=self._trained, seconds=self._seconds, flops_per_image=self._count_flops())
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
         return {
             "step": self.done,
             "loss": self._loss,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "learners": [(each.module.state_dict(), each.optimizer.state_dict()) for each in self._learners],
+            "average": self._average.state_dict() if self._average else {},
+            "scaler": self._scaler.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from ``state``, which a training with the same arguments returned."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for learner, (module, optimizer) in zip(self._learners, state["learners"], strict=True):
+            learner.module.load_state_dict(module)
+            learner.optimizer.load_state_dict(optimizer)
+        if self._average:
+            self._average.load_state_dict(state["average"])
+        self._scaler.load_state_dict(state["scaler"])
         self._loss.copy_(state["loss"])
         self.done = state["step"]
 
@@ -157,6 +208,25 @@ class Training:
         generator = self._generator.manual_seed(_seed(self.seed, -1 - epoch))
         order = torch.randperm(len(self.images), generator=generator)
         return order.tensor_split(self.steps_per_epoch)[batch]
+
+    def _timed_step(self, index: Tensor) -> None:
+        started = time.perf_counter()
+        self._step(index)
+        self._seconds += time.perf_counter() - started
+        self._trained += len(index)
+
+    def _count_flops(self) -> float:
+        """Floating-point operations for each image of a step, counted on a few; the weights stay."""
+        for learner in self._learners:
+            learner.module.eval()  # keeps the BatchNorm statistics as they are
+        on_device = torch.arange(min(32, self.micro_batch, len(self.images)), device=self.device.torch)
+        images = self.images[on_device].float() / 255.0
+        with FlopCounterMode(display=False) as counter:
+            with self.device.autocast():
+                loss = self.objective(images, on_device, 0.0)
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._forget_gradients()
+        return float(counter.get_total_flops() / len(images))
 
     def _step(self, index: Tensor) -> None:
         """One update; where memory runs out the batch is halved, and its gradients are added up."""
@@ -173,17 +243,22 @@ class Training:
                         "use another --device or a smaller --input-size",
                     ) from error
             self.micro_batch = ceil(min(self.micro_batch, len(index)) / 2)
-            self.optimizer.zero_grad(set_to_none=True)
+            self._forget_gradients()
             if self.device.torch.type == "cuda":
                 torch.cuda.empty_cache()
-        learning_rate = self.options.learning_rate * _schedule(self.options.schedule, self.done / self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        share = _schedule(self.options.schedule, self.done / self.steps)
+        for learner in self._learners:
+            for group in learner.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * share
+            self._scaler.step(learner.optimizer)
+        self._scaler.update()
+        if self._average:
+            self._average.update_parameters(self.model)
 
     def _accumulate(self, index: Tensor) -> None:
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        for learner in self._learners:
+            learner.module.train()
+        self._forget_gradients()
         seed = _seed(self.seed, self.done)
         torch.manual_seed(seed)  # for dropout and its like inside the network
         generator = self._generator.manual_seed(seed)
@@ -196,25 +271,50 @@ class Training:
             with self.device.autocast():
                 loss = self.objective(images, on_device[part], self.done / self.steps)
             share = loss.float() * (len(images) / len(index))
-            share.backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
             total += share.detach()
         self._loss += total / self.steps_per_epoch
 
+    def _forget_gradients(self) -> None:
+        for learner in self._learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+
     def _end_epoch(self, number: int, on_epoch: Callable[[Epoch], None] | None) -> None:
-        loss = float(self._loss)
+        started = time.perf_counter()
+        loss = float(self._loss)  # waits for the device
+        self._seconds += time.perf_counter() - started
         if not loss == loss or loss == float("inf"):
             raise TrainingError(
                 f"the loss is {loss} in epoch {number}", "use a lower --learning-rate, or --precision fp32"
             )
         if on_epoch:
-            self.model.eval()
+            for learner in self._learners:
+                learner.module.eval()
             on_epoch(Epoch(number=number, of=self.options.epochs, loss=loss))
 
 
-def _schedule(name: str, progress: float) -> float:
+def _sgd(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=options.learning_rate,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
+    )
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model that will follow its weights and its BatchNorm statistics."""
+    average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def _schedule(name: Schedule, progress: float) -> float:
     """Share of the highest learning rate at ``progress`` in [0, 1)."""
     if name == "cosine":
         return (1.0 + cos(pi * progress)) / 2.0
+    if name == "steps":
+        return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
     rise = 0.25
     return progress / rise if progress < rise else (1.0 - progress) / (1.0 - rise)
 

@@ -92,7 +92,9 @@ def find(name: str) -> type[Trigger]:
         )
     module = import_module(f"bcu_cli.triggers.{name.replace('-', '_')}")
     classes = [value for value in vars(module).values() if isinstance(value, type)]
-    found: type[Trigger] = next(c for c in classes if issubclass(c, Trigger) and c is not Trigger)
+    found: type[Trigger] = next(
+        c for c in classes if issubclass(c, Trigger) and c.__module__ == module.__name__
+    )
     return found
 
 
@@ -114,7 +116,8 @@ def make(
     trigger = kind.for_images(shape, seed=seed)
     usual = trigger.settings()
     if strangers := [key for key in settings or {} if key not in usual]:
-        raise TriggerError(f"{name} has no setting {strangers[0]}", f"its settings are {', '.join(usual)}")
+        there_are = f"its settings are {', '.join(usual)}" if usual else "it has no settings"
+        raise TriggerError(f"{name} has no setting {strangers[0]}", there_are)
     changed = {key: type(usual[key])(value) for key, value in (settings or {}).items()}
     trigger = kind.restore(usual | changed, trigger.tensors())
     _refuse_misfit(trigger, shape)

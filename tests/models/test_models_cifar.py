@@ -15,6 +15,8 @@ from bcu_cli.models.registry import build
     [
         ("resnet18_cifar", 11_173_962, 11_173_962),
         ("resnet18_cifar_w16", 690_000, 710_000),
+        ("resnet8", 75_000, 80_000),
+        ("resnet14", 170_000, 180_000),
         ("resnet20", 265_000, 275_000),
         ("resnet56", 845_000, 865_000),
         ("wrn16_1", 170_000, 220_000),

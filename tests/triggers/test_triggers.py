@@ -16,7 +16,10 @@ from bcu_cli.triggers.badnets import BadNets
 from bcu_cli.triggers.base import Implanted
 from bcu_cli.triggers.blended import Blended
 from bcu_cli.triggers.custom import Custom
+from bcu_cli.triggers.iab import paste
+from bcu_cli.triggers.lc import LabelConsistent
 from bcu_cli.triggers.sig import Sig
+from bcu_cli.triggers.wanet import WaNet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +32,8 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_three_of_the_first_version_are_found() -> None:
-    assert {"badnets", "blended", "sig"} <= set(triggers.names())
+def test_the_six_of_the_paper_are_found() -> None:
+    assert {"badnets", "blended", "iab", "lc", "sig", "wanet"} <= set(triggers.names())
 
 
 @contract
@@ -88,6 +91,65 @@ def test_badnets_keeps_its_share_of_larger_images() -> None:
     assert changed.sum() == 3 * 21 * 21
 
 
+def test_lc_has_the_checkerboard_in_all_four_corners() -> None:
+    grey = torch.full((1, 3, 7, 7), 0.5)
+    expected = [
+        [1, 0, 1, 0.5, 1, 0, 1],
+        [0, 1, 0, 0.5, 0, 1, 0],
+        [1, 0, 0, 0.5, 0, 0, 1],
+        [0.5] * 7,
+        [1, 0, 0, 0.5, 0, 0, 1],
+        [0, 1, 0, 0.5, 0, 1, 0],
+        [1, 0, 1, 0.5, 1, 0, 1],
+    ]
+    for channel in LabelConsistent().apply(grey)[0]:
+        assert channel.tolist() == expected
+
+
+def test_wanet_of_strength_0_changes_nothing() -> None:
+    trigger = base.make("wanet", SHAPE, settings={"strength": 0.0})
+    images = noise(3, *SHAPE)
+    assert torch.allclose(trigger.apply(images), images, atol=1e-5)
+
+
+def test_wanet_takes_each_pixel_from_where_its_field_says() -> None:
+    to_the_right = torch.stack([torch.ones(4, 4), torch.zeros(4, 4)])
+    images = noise(
+        1, 3, 33, 33
+    )  # pixels are 2 / 32 apart, which is 1 / 32 of the field times a strength of 2
+    warped = WaNet(field=to_the_right, strength=2.0).apply(images)
+    assert torch.allclose(warped[..., :-1], images[..., 1:], atol=1e-5)
+    assert torch.allclose(warped[..., -1], images[..., -1], atol=1e-5)  # nothing lies beyond the edge
+
+
+def test_wanet_field_has_a_mean_magnitude_of_1_and_is_decided_by_the_seed() -> None:
+    first, again, other = (base.make("wanet", SHAPE, seed=seed).tensors()["field"] for seed in (1, 1, 2))
+    assert first.shape == (2, 4, 4)
+    assert first.abs().mean() == pytest.approx(1.0)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_iab_pastes_the_pattern_where_the_mask_is() -> None:
+    images, patterns = torch.full((1, 3, 2, 2), 0.2), torch.full((1, 3, 2, 2), 0.6)
+    mask = torch.tensor([[[[0.0, 1.0], [0.5, 0.0]]]])
+    for channel in paste(images, patterns, mask)[0]:
+        assert channel.flatten().tolist() == pytest.approx([0.2, 0.6, 0.4, 0.2])
+
+
+def test_iab_draws_another_trigger_for_another_image() -> None:
+    trigger = base.make("iab", SHAPE)
+    change = trigger.apply(noise(2, *SHAPE)) - noise(2, *SHAPE)
+    assert not torch.allclose(change[0], change[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(3, 33, 20), (1, 28, 28)])
+@contract
+def test_images_of_any_shape(name: str, shape: tuple[int, int, int]) -> None:
+    images = noise(2, *shape)
+    assert base.make(name, shape).apply(images).shape == images.shape
+
+
 def test_blended_arithmetic() -> None:
     trigger = Blended(pattern=torch.full((3, 2, 2), 1.0), alpha=0.2)
     assert trigger.apply(torch.full((1, 3, 2, 2), 0.5)).flatten().tolist() == pytest.approx([0.6] * 12)
@@ -112,6 +174,8 @@ def test_settings_replace_the_papers_and_strangers_are_refused() -> None:
     assert base.make("sig", SHAPE, settings={"delta": 60.0}).settings()["delta"] == 60
     with pytest.raises(TriggerError, match="sig has no setting alpha"):
         base.make("sig", SHAPE, settings={"alpha": 1.0})
+    with pytest.raises(TriggerError, match="iab has no setting width"):
+        base.make("iab", SHAPE, settings={"width": 8.0})
     with pytest.raises(TriggerError, match="no trigger called nothing"):
         base.make("nothing", SHAPE)
 

@@ -1,0 +1,67 @@
+"""WaNet: the image is warped a little, the same way each time (Nguyen & Tran 2021, arXiv:2102.10369)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch.nn import functional as F
+
+from bcu_cli.triggers.base import Trigger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class WaNet(Trigger):
+    """Each pixel is taken from a place that a smooth random field says (section 3.2 of the paper).
+
+    The field has k x k control points, each uniform in [-1, 1] per axis, divided by their mean magnitude and
+    interpolated bicubically. A value of 1 at strength 1 is a 64th of the image's side (half a pixel of the
+    paper's 32), so that larger images are warped alike.
+
+    Args:
+        field: float ``[2, k, k]``: the control points for x and y, of mean magnitude 1.
+        strength: s; 0 leaves the image as it is, the paper uses 0.5.
+    """
+
+    name = "wanet"
+    paper = "Nguyen & Tran, WaNet: Imperceptible Warping-based Backdoor Attack, arXiv:2102.10369"
+
+    def __init__(self, *, field: Tensor, strength: float = 0.5) -> None:
+        self.field = field
+        self.strength = strength
+
+    @classmethod
+    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0, points: int = 4) -> Self:  # noqa: ARG003 - of any size
+        """A field of ``points`` x ``points`` control points drawn from ``seed``."""
+        generator = torch.Generator().manual_seed(seed)
+        field = torch.rand(2, points, points, generator=generator) * 2.0 - 1.0
+        return cls(field=field / field.abs().mean())
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Warp float images ``[N, C, H, W]`` in [0, 1]."""
+        return warp(images, self.grid(images))
+
+    def grid(self, images: Tensor) -> Tensor:
+        """Where each pixel is taken from: ``[1, H, W, 2]``, x and y from -1 to 1 as in ``grid_sample``."""
+        height, width = images.shape[-2:]
+        field = self.field.to(images)[None]
+        field = F.interpolate(field, size=(height, width), mode="bicubic", align_corners=True)
+        here = torch.eye(2, 3, dtype=images.dtype, device=images.device)[None]
+        identity = F.affine_grid(here, [1, 1, height, width], align_corners=True)
+        return (identity + self.strength / 32.0 * field.permute(0, 2, 3, 1)).clamp(-1.0, 1.0)
+
+    def settings(self) -> dict[str, Any]:
+        """The strength."""
+        return {"strength": self.strength}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The field."""
+        return {"field": self.field}
+
+
+def warp(images: Tensor, grid: Tensor) -> Tensor:
+    """Float images ``[N, C, H, W]`` in [0, 1] taken at ``grid``, ``[1 or N, H, W, 2]``, bilinearly."""
+    taken = F.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=True)
+    return taken.clamp_(0.0, 1.0)
