@@ -54,7 +54,7 @@ def attack(
         float | None,
         typer.Option(
             help="Share of the training images that are triggered; sig and lc: of the target class's. "
-            "[default: 0.1; sig, lc: 0.8]"
+            "(default: 0.1; sig, lc: 0.8)"
         ),
     ] = None,
     setting: Annotated[
@@ -65,7 +65,7 @@ def attack(
     ] = None,
     surrogate: Annotated[
         Path | None,
-        typer.Option(help="lc: a model of these classes to perturb images with. [default: one is trained]"),
+        typer.Option(help="lc: a model of these classes to perturb images with. (default: one is trained)"),
     ] = None,
     preview: Annotated[
         Path | None,
@@ -97,13 +97,13 @@ def attack(
     crop_padding: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Pixels of the random crop. [default: 4; wanet: 5]", rich_help_panel=_TRAINING
+            min=0, help="Pixels of the random crop. (default: 4; wanet: 5)", rich_help_panel=_TRAINING
         ),
     ] = None,
     rotation: Annotated[
         float | None,
         typer.Option(
-            help="Most degrees that pictures are turned. [default: 0; wanet: 10]", rich_help_panel=_TRAINING
+            help="Most degrees that pictures are turned. (default: 0; wanet: 10)", rich_help_panel=_TRAINING
         ),
     ] = None,
     cutout: Annotated[

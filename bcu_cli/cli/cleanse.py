@@ -62,7 +62,7 @@ def cleanse(
         str | None,
         typer.Option(
             help="Shares of weights drawn anew: first layer, layers in between, classifier. "
-            "[default: 0.01,0.01,0.01,0.03,0.03,0.09,0.09,0.27,0.27,0.1]",
+            "(default: 0.01,0.01,0.01,0.03,0.03,0.09,0.09,0.27,0.27,0.1)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -84,14 +84,14 @@ def cleanse(
         int | None,
         typer.Option(
             min=0,
-            help="Pixels of the random crop. [default: an eighth of the image's side, the paper's 4 of 32]",
+            help="Pixels of the random crop. (default: an eighth of the image's side, the paper's 4 of 32)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     flip: Annotated[
         bool | None,
         typer.Option(
-            help="Use mirror images too. [default: if the model takes them for the same]",
+            help="Use mirror images too. (default: if the model takes them for the same)",
             rich_help_panel=_METHOD,
         ),
     ] = None,

@@ -37,7 +37,7 @@ def evaluate(
     target_class: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Index of the attack's target. [default: the trigger file's, else the worst of all]"
+            min=0, help="Index of the attack's target. (default: the trigger file's, else the worst of all)"
         ),
     ] = None,
     trigger_image: Annotated[

@@ -111,11 +111,9 @@ def train(
         KeyboardInterrupt: The run was stopped, and its state kept.
     """
     kept = keeper.load() if resume else None
-    if kept:
-        output.say(f"going on from {keeper.path}")
-    elif resume:
+    if resume and not kept:
         output.say(f"there is no {keeper.path} to resume from; starting anew")
-    elif keeper.path.exists():
+    elif not resume and keeper.path.exists():
         output.say(f"{keeper.path} is there from an interrupted run; --resume would have gone on with it")
 
     states: list[dict[str, Any]] = kept["stages"] if kept else []
@@ -124,6 +122,7 @@ def train(
         for stage in stages:
             if len(done) < len(states):
                 stage.training.restore(states[len(done)])
+                output.say(f"going on after step {stage.training.done} of {stage.training.steps}")
             done.append(stage)
             _run_stage(stage, partial(_keep, done, keeper, stop), on_epoch)
     return done

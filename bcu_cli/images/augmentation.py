@@ -32,6 +32,9 @@ class Augmentation:
             raise UsageError(f"the views {asked} make no sense", "pixels from 0, degrees from 0 to 180")
 
 
+NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False)
+
+
 def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
     """A random view of each image.
 
@@ -45,7 +48,7 @@ def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -
     Returns:
         ``[N, C, H, W]``, same dtype and device.
     """
-    if options == Augmentation(crop_padding=0, flip=False):
+    if options == NO_AUGMENTATION:
         return images
     n, channels, height, width = images.shape
     rows = torch.arange(height).view(1, height, 1).expand(n, -1, -1)  # where from: [N, H, 1]

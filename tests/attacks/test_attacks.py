@@ -256,3 +256,17 @@ def test_what_makes_no_sense(name: str, options: dict[str, Any], message: str) -
 def test_unknown_attack() -> None:
     with pytest.raises(UsageError, match="no attack called nothing"):
         find("nothing")
+
+
+def test_wanet_warps_before_it_augments() -> None:
+    """Else the edges of a crop would be blurred where an image is warped, and give the warp away."""
+    data = pictures()
+    white = ImageSet(images=torch.full_like(data.images, 255), labels=data.labels, classes=data.classes)
+    attacked = attack("wanet", white)
+    how = attacked.options.training
+    views = TrainingOptions(
+        epochs=how.epochs, batch_size=100, augmentation=Augmentation(crop_padding=2, flip=False)
+    )
+    attacked.options = AttackOptions(training=views)
+    shown = first_batch(attacked)
+    assert shown.unique().tolist() == [0.0, 1.0]

@@ -9,7 +9,8 @@ from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation
 from bcu_cli.training import devices
 from bcu_cli.training.devices import Device
-from bcu_cli.training.loop import Interrupted, Training, TrainingOptions
+from bcu_cli.training.loop import Companion, Interrupted, Schedule, Training, TrainingOptions
+from bcu_cli.training.throughput import Throughput, measure_peak
 
 CPU = Device(torch=torch.device("cpu"), precision="fp32")
 IMAGES = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -162,6 +163,107 @@ def test_bf16_learns_too() -> None:
     device = Device(torch=torch.device("cpu"), precision="bf16")
     training(model, epochs=20, device=device).run(on_epoch=lambda epoch: losses.append(epoch.loss))
     assert losses[-1] < losses[0] / 2
+
+
+def test_fp16_scales_its_gradients_and_learns() -> None:
+    model, losses = network(), []
+    run = training(model, epochs=20, device=Device(torch=torch.device("cpu"), precision="fp16"))
+    run.run(on_epoch=lambda epoch: losses.append(epoch.loss))
+    assert run.state()["scaler"]["scale"] > 1
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("steps", [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        ("one-cycle", [0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+    ],
+)
+def test_schedules(schedule: Schedule, expected: list[float]) -> None:
+    model, rates = network(), []
+    options = TrainingOptions(epochs=8, batch_size=50, learning_rate=0.5, schedule=schedule)
+
+    def objective(images: torch.Tensor, index: torch.Tensor, progress: float) -> torch.Tensor:
+        return model(images).sum() * 0
+
+    run = Training(model, IMAGES, objective, options, device=CPU, seed=0)
+    (sgd,) = (learner.optimizer for learner in run._learners)
+    run.run(on_step=lambda: rates.append(sgd.param_groups[0]["lr"]))
+    assert rates == pytest.approx([0.5 * share for share in expected])
+
+
+def test_the_moving_average_takes_the_place_of_the_weights() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    seen: list[torch.Tensor] = []
+
+    def objective(images: torch.Tensor, index: torch.Tensor, progress: float) -> torch.Tensor:
+        return F.cross_entropy(model(images), LABELS[index])
+
+    options = TrainingOptions(epochs=3, batch_size=50, learning_rate=0.5, ema=0.75)
+    run = Training(model, IMAGES, objective, options, device=CPU, seed=0)
+    run.run(on_step=lambda: seen.append(weights(model).clone()))
+    expected = seen[0]  # the average starts with the first weights
+    for later in seen[1:]:
+        expected = 0.75 * expected + 0.25 * later
+    assert torch.allclose(weights(model), expected, atol=1e-6)
+    with pytest.raises(UsageError, match=r"decay of 1\.0"):
+        TrainingOptions(epochs=1, ema=1.0)
+
+
+def with_companion(seed: int = 1) -> tuple[Training, nn.Module]:
+    torch.manual_seed(seed)
+    model, companion = network(), nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    adam = torch.optim.Adam(companion.parameters(), lr=0.01)
+
+    def objective(images: torch.Tensor, index: torch.Tensor, progress: float) -> torch.Tensor:
+        return F.cross_entropy(model(companion(images)), LABELS[index])
+
+    options = TrainingOptions(epochs=3, batch_size=16, ema=0.9)
+    together = [Companion(module=companion, optimizer=adam)]
+    return Training(model, IMAGES, objective, options, device=CPU, seed=0, companions=together), companion
+
+
+def test_a_companion_learns_too_and_is_resumed() -> None:
+    whole, companion = with_companion()
+    before = weights(companion)
+    whole.run()
+    assert not torch.equal(weights(companion), before)
+
+    run, _ = with_companion()
+
+    def stop() -> None:
+        if run.done == 5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run.run(on_step=stop)
+    kept = run.state()
+    resumed, other = with_companion(seed=2)
+    resumed.restore(kept)
+    resumed.run()
+    assert torch.equal(weights(other), weights(companion))
+    assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+def test_throughput_counts_images_and_the_operations_of_a_step() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4, bias=False))
+    run = training(model, epochs=2)
+    run.run()
+    before = weights(model)
+    measured = run.throughput()
+    assert measured.images == 100
+    assert measured.seconds > 0
+    # forward and the weights' gradient: 2 · 192 · 4 each; images need no gradient
+    assert measured.flops_per_image == 2 * (2 * 192 * 4)
+    assert torch.equal(weights(model), before)
+
+
+def test_share_of_peak() -> None:
+    report = Throughput(images=1000, seconds=2.0, flops_per_image=1e6).as_json(peak=2e9)
+    assert report["images_per_second"] == 500
+    assert report["share_of_peak"] == 0.25
+    assert measure_peak(CPU) > 1e8
 
 
 def test_devices_that_are_not_there() -> None:
