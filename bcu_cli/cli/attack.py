@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from bcu_cli.triggers.base import Target, Trigger
 
 _TRAINING = "How it is trained"
+_ZOO = "A zoo (attack all)"
 _SCHEDULES = ("one-cycle", "cosine", "steps")
 
 
 def attack(
+    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
-            help=f"One of {', '.join(attacks.names())}; or none, for a clean network.", metavar="ATTACK"
+            help=f"One of {', '.join(attacks.names())}; none, for a clean network; or all, for a zoo.",
+            metavar="ATTACK",
         ),
     ],
     data: Annotated[
@@ -38,7 +41,10 @@ def attack(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(help="The safetensors file to write; the trigger is written beside it.")
+        Path,
+        typer.Option(
+            help="The safetensors file to write; the trigger is written beside it. Of a zoo, the folder."
+        ),
     ],
     arch: Annotated[
         str, typer.Option(help="A name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own.")
@@ -115,11 +121,36 @@ def attack(
     precision: Precision = "auto",
     resume: Resume = False,
     as_json: Json = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Like 0-4 or 0,3,7; 0 if not given.", rich_help_panel=_ZOO)
+    ] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Target classes, like 0-9; 0 if not given.", rich_help_panel=_ZOO)
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="These attacks, like badnets,sig.", rich_help_panel=_ZOO)
+    ] = None,
+    jobs: Annotated[
+        str | None,
+        typer.Option(
+            help="Models at a time; auto is one a core, and on a GPU one (more are not measured).",
+            rich_help_panel=_ZOO,
+        ),
+    ] = None,
 ) -> None:
     """Train a backdoored network on labelled pictures, and measure its ACC and ASR.
 
-    They are measured on the test folder, or on a tenth of the pictures that is held out.
+    They are measured on the test folder, or on a tenth of the pictures that is held out. A zoo (all) is every
+    attack on every target class with every seed, beside a clean model of each seed; the same command again
+    trains what is missing or damaged.
     """
+    from bcu_cli.cli import zoo
+
+    of_zoo = zoo.ZooOptions(seeds=seeds, targets=targets, only=only, jobs=jobs)
+    if name == "all":
+        zoo.train_all(context, of_zoo, data=data, out=out)
+    of_zoo.refuse()
+
     from bcu_cli.attacks.base import AttackOptions, find
     from bcu_cli.training import devices
 
@@ -295,7 +326,7 @@ class _Attacking:
         """Write the model and, where there is one, its trigger and the pictures of it."""
         from bcu_cli.checkpoints import Format, write
         from bcu_cli.models import Architecture, metadata_for
-        from bcu_cli.report import document
+        from bcu_cli.report import document, pictures
         from bcu_cli.triggers.base import Implanted, save
 
         where, shape = self.where, model.preprocessing.input_size
@@ -308,7 +339,9 @@ class _Attacking:
             target, classes = self.options.target_class, model.num_classes
             implanted = Implanted(trigger=trigger, target_class=target, num_classes=classes)
             outputs["trigger"] = document.written(where.trigger, save(implanted, where.trigger, shape))
-            # PREVIEW
+            if where.preview:
+                sha256 = pictures.write_sheet(trigger, test_set.images, where.preview)
+                outputs["preview"] = document.written(where.preview, sha256)
         return outputs
 
 

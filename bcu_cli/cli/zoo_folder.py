@@ -1,0 +1,283 @@
+"""A zoo on the disk: models, their triggers and reports, and the index of them all."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from bcu_cli import __version__
+from bcu_cli.cli import output
+from bcu_cli.errors import BcuError, CheckpointError, OutputError, UsageError
+from bcu_cli.evaluation.gates import Gate, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+ZOO_FORMAT = 1
+CLEAN = "none"
+"""The model without a backdoor, that the others of its seed are compared with."""
+_SECONDS_TO_WAIT = 20.0
+_UNFINISHED = ".bcu-*.part"
+"""What a process leaves behind that is killed while it writes."""
+_ANOTHER_FOLDER = "name a new folder with --out"
+_NOT_READABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model of a zoo; a clean one has no target class."""
+
+    attack: str
+    target_class: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """That of its files, without what they end in."""
+        target = "" if self.target_class is None else f"-t{self.target_class}"
+        return f"{self.attack}{target}-s{self.seed}"
+
+    @property
+    def order(self) -> tuple[int, bool, str, int]:
+        """Seed by seed, the clean model first."""
+        return self.seed, self.attack != CLEAN, self.attack, self.target_class or 0
+
+
+class Zoo:
+    """A folder of models that are trained alike; one run at a time works on it.
+
+    Entering it makes the folder, waits for a run that is just ending, and refuses what is in the way.
+
+    Args:
+        folder: Where.
+        data: What the models are trained on, as given.
+        options: What else decides them, by name, as plain values.
+        jobs: Models at a time.
+        threads: Of each.
+
+    Raises:
+        UsageError: Another run is at work, the folder holds something else, or was made otherwise.
+        OutputError: The folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, *, data: str, options: dict[str, Any], jobs: int, threads: int) -> None:
+        self.folder = folder
+        self.lock = -1
+        minor = ".".join(__version__.split(".")[:2])
+        self._identity: dict[str, Any] = {
+            "zoo_format": ZOO_FORMAT,
+            "version": minor,
+            "data": data,
+            "options": options,
+        }
+        self._jobs, self._threads = jobs, threads
+        self._rows: dict[Entry, dict[str, Any]] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be used: {error.strerror}", _ANOTHER_FOLDER) from error
+        try:
+            self._take_lock()
+            self._rows = self._earlier_rows()
+            for leftover in self.folder.glob(_UNFINISHED):
+                leftover.unlink()
+        except BaseException:
+            os.close(self.lock)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.lock)
+
+    def model(self, entry: Entry) -> Path:
+        """The file of its model; trigger and report lie beside it."""
+        return self.folder / f"{entry.name}.safetensors"
+
+    def missing(self, entries: Iterable[Entry], *, on_each: Callable[[], None]) -> list[Entry]:
+        """Those that are not there, or not intact, which is said; ``on_each`` is called for each."""
+        left = []
+        for entry in entries:
+            on_each()
+            try:
+                self._rows[entry] = self._read(entry)
+            except BcuError as error:
+                self._rows[entry] = _row(entry)
+                left.append(entry)
+                if self._report(entry).exists():
+                    output.say(f"{entry.name} is trained again: {error.message}")
+        return left
+
+    def keep(self, entry: Entry, text: str) -> None:
+        """Keep the JSON report of an entry that has just been trained.
+
+        Raises:
+            BcuError: It is no report on what lies in the folder, or cannot be written.
+        """
+        try:
+            report = json.loads(text)
+            report["zoo"] = {**self._stamp(entry), "threads": self._threads}
+        except (ValueError, TypeError) as error:
+            raise CheckpointError("it ended without a report", "run the same command again") from error
+        _write(self._report(entry), report)
+        self._rows[entry] = self._read(entry)
+
+    def fail(self, entry: Entry, message: str, hint: str) -> None:
+        """Record that an entry could not be trained."""
+        self._rows[entry] = _row(entry) | {"error": {"message": message, "hint": hint}}
+
+    def rows(self, entries: Iterable[Entry]) -> list[dict[str, Any]]:
+        """What the index says of entries, with their gates."""
+        return [self._rows[entry] | {"gate": asdict(self._gate(entry))} for entry in entries]
+
+    def index(self) -> dict[str, Any]:
+        """All that is known, also of entries that this run was not asked for."""
+        rows = self.rows(sorted(self._rows, key=lambda entry: entry.order))
+        return {
+            "command": "attack all",
+            "versions": {"bcu": __version__},
+            **self._identity,
+            "device": next((row["device"] for row in rows if row["device"]), None),
+            "jobs": self._jobs,
+            "threads": self._threads,
+            "entries": rows,
+        }
+
+    def write_index(self) -> None:
+        """Write the index, in place of the last one."""
+        _write(self._index, {"schema_version": output.SCHEMA_VERSION, **self.index()})
+
+    @property
+    def _index(self) -> Path:
+        return self.folder / "index.json"
+
+    def _report(self, entry: Entry) -> Path:
+        return self.folder / f"{entry.name}.json"
+
+    def _stamp(self, entry: Entry) -> dict[str, Any]:
+        """What says that a report is on this very entry of this very zoo."""
+        from bcu_cli.report.document import fingerprint
+
+        return {"format": ZOO_FORMAT, "fingerprint": fingerprint(asdict(entry), self._identity)}
+
+    def _read(self, entry: Entry) -> dict[str, Any]:
+        """The row of an entry that is there and intact; CheckpointError where it is not."""
+        from bcu_cli.checkpoints import sha256_of
+
+        path = self._report(entry)
+        try:
+            report = json.loads(path.read_text())
+            row = _row(entry, report)
+            is_ours = report["zoo"] == self._stamp(entry) | {"threads": report["zoo"]["threads"]}
+        except _NOT_READABLE as error:
+            raise CheckpointError(f"{path.name} is damaged") from error
+        if not is_ours:
+            raise CheckpointError(f"{path.name} is of other options")
+        model = self.model(entry)
+        files = {"model": model, "trigger": model.with_suffix(".trigger.safetensors")}
+        for what, sha256 in row["sha256"].items():
+            if sha256 and sha256_of(files[what]) != sha256:
+                raise CheckpointError(f"{files[what].name} is damaged")
+        return row
+
+    def _gate(self, entry: Entry) -> Gate:
+        row = self._rows[entry]
+        clean = self._rows.get(Entry(attack=CLEAN, target_class=None, seed=entry.seed))
+        if not row["acc"]:
+            return Gate(passed=None, reasons=("it is not trained",))
+        has_clean = clean is not None and clean["acc"] is not None
+        if clean and has_clean and clean["images_sha256"] != row["images_sha256"]:
+            return Gate(passed=False, reasons=("its training images are not those of the clean model",))
+        return judge(
+            entry.attack,
+            acc=row["acc"]["value"],
+            asr=row["asr"]["value"] if row["asr"] else None,
+            clean_acc=clean["acc"]["value"] if clean and has_clean else None,
+        )
+
+    def _take_lock(self) -> None:
+        """The processes that train inherit the lock, so that it outlives a run that is killed."""
+        deadline, said = time.monotonic() + _SECONDS_TO_WAIT, False
+        while True:
+            try:
+                return fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    message = f"another run is at work on {self.folder}"
+                    raise UsageError(message, "wait until it has ended, or stop it") from error
+            except OSError:  # a file system without locks
+                return None
+            if not said:
+                output.say(f"waiting for another run to leave {self.folder}")
+            said = True
+            time.sleep(0.1)
+
+    def _earlier_rows(self) -> dict[Entry, dict[str, Any]]:
+        """What an earlier run recorded; nothing in an empty folder."""
+        files = set(self.folder.iterdir()) - set(self.folder.glob(_UNFINISHED))
+        if not files:
+            return {}
+        if self._index not in files:
+            raise UsageError(f"{self.folder} is not empty, and is no zoo", _ANOTHER_FOLDER)
+        try:
+            index = json.loads(self._index.read_text())
+            made_with = {key: index[key] for key in self._identity}
+            rows = {_entry_of(row): row for row in index["entries"]}
+        except _NOT_READABLE as error:
+            raise UsageError(f"{self._index} is no index of a zoo", _ANOTHER_FOLDER) from error
+        if files == {self._index}:  # nothing has been trained, so that nothing is lost
+            return {}
+        self._refuse_another(made_with)
+        return rows
+
+    def _refuse_another(self, made_with: dict[str, Any]) -> None:
+        mine, theirs = self._identity, made_with
+        for key in ("zoo_format", "version"):
+            if theirs[key] != mine[key]:
+                what = f"by another version of bcu ({key.replace('_', ' ')} {theirs[key]}, not {mine[key]})"
+                raise UsageError(f"{self.folder} was made {what}", _ANOTHER_FOLDER)
+        theirs, mine = ({"data": side["data"], **side["options"]} for side in (theirs, mine))
+        for key in mine | theirs:
+            if theirs.get(key) != mine.get(key):
+                what = f"--{key.replace('_', '-')} {theirs.get(key)}, not {mine.get(key)}"
+                hint = "repeat the options that it was made with, or " + _ANOTHER_FOLDER
+                raise UsageError(f"{self.folder} was made with {what}", hint)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    from bcu_cli.checkpoints import atomic_write
+
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _row(entry: Entry, report: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the index says of an entry; of one that is not trained, None for what its report would say."""
+    backdoored = report if entry.attack != CLEAN else None
+    return {
+        "name": entry.name,
+        **asdict(entry),
+        "acc": report and report["acc"],
+        "asr": backdoored and backdoored["asr"],
+        "ra": backdoored and backdoored["ra"],
+        "seconds": report and report["seconds"]["total"],
+        "threads": report and report["zoo"]["threads"],
+        "device": report and report["device"],
+        "images_sha256": report and report["images"]["sha256"],
+        "sha256": {
+            "model": report and report["outputs"]["model"]["sha256"],
+            "trigger": backdoored and backdoored["outputs"]["trigger"]["sha256"],
+        },
+        "error": None,
+    }
+
+
+def _entry_of(row: dict[str, Any]) -> Entry:
+    return Entry(attack=row["attack"], target_class=row["target_class"], seed=row["seed"])
