@@ -10,7 +10,17 @@ import typer
 
 from bcu_cli import attacks
 from bcu_cli.cli import output, running
-from bcu_cli.cli.options import DeviceName, InputSize, Json, Precision, Resume, Seed, settings_of
+from bcu_cli.cli.options import (
+    Data,
+    DeviceName,
+    Download,
+    InputSize,
+    Json,
+    Precision,
+    Resume,
+    Seed,
+    settings_of,
+)
 from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,12 +44,7 @@ def attack(
             metavar="ATTACK",
         ),
     ],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="A folder with one subfolder of pictures a class; or train and test folders of such."
-        ),
-    ],
+    data: Data,
     out: Annotated[
         Path,
         typer.Option(
@@ -49,6 +54,7 @@ def attack(
     arch: Annotated[
         str, typer.Option(help="A name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own.")
     ] = "resnet18_cifar",
+    download: Download = False,
     input_size: InputSize = None,
     target_class: Annotated[
         str,
@@ -181,7 +187,7 @@ def attack(
         training=training,
         seed=seed,
     )
-    where = _Where(data=data, arch=arch, out=out, surrogate=surrogate, preview=preview)
+    where = _Where(data=data, download=download, arch=arch, out=out, surrogate=surrogate, preview=preview)
     run = _Attacking(kind, options, where, devices.choose(device, precision))
     report = run.run(input_size, settings_of(name, setting, "--setting"), resume=resume)
     if as_json:
@@ -208,7 +214,8 @@ def _schedule(text: str) -> Any:
 class _Where:
     """What is read and written."""
 
-    data: Path
+    data: str
+    download: bool
     arch: str
     out: Path
     surrogate: Path | None
@@ -242,7 +249,9 @@ class _Attacking:
         shape = usual_size(where.arch, input_size)
         trigger = self._trigger(shape, settings)
         self._check_outputs()
-        train_set, test_set = _load(where.data, shape, options.seed)
+        train_set, test_set = running.load_to_train(
+            where.data, shape, seed=options.seed, download=where.download
+        )
         model = fresh(where.arch, len(train_set.classes), train_set.images, seed=options.seed)
         surrogate = self._surrogate(model)
         attacking = self.kind(model, train_set, trigger, options, device=self.device, surrogate=surrogate)
@@ -300,7 +309,9 @@ class _Attacking:
         if path is None:
             return None
         said = running.ModelOptions(arch=None, input_size=None, mean=None, std=None)
-        found = running.load_model(path, said, pictures=self.where.data).classifier
+        found = running.load_model(
+            path, said, pictures=self.where.data, download=self.where.download
+        ).classifier
         if (found.num_classes, found.preprocessing.input_size) != (
             model.num_classes,
             model.preprocessing.input_size,
@@ -343,27 +354,6 @@ class _Attacking:
                 sha256 = pictures.write_sheet(trigger, test_set.images, where.preview)
                 outputs["preview"] = document.written(where.preview, sha256)
         return outputs
-
-
-def _load(data: Path, shape: tuple[int, int, int], seed: int) -> tuple[ImageSet, ImageSet]:
-    """The pictures to train on, and those to measure on."""
-    import torch
-
-    from bcu_cli.images.folder import has_split, hold_out, load_labelled
-
-    geometry = running.geometry(shape)
-    if has_split(data):
-        train = running.with_bar(
-            lambda bar: load_labelled(data / "train", geometry, every_class=True, on_progress=bar), data
-        )
-        test = running.with_bar(
-            lambda bar: load_labelled(data / "test", geometry, classes=train.classes, on_progress=bar), data
-        )
-        return train, test
-    whole = running.with_bar(
-        lambda bar: load_labelled(data, geometry, every_class=True, on_progress=bar), data
-    )
-    return hold_out(whole, 0.1, most=10_000, generator=torch.Generator().manual_seed(seed))
 
 
 def _show(report: dict[str, Any]) -> None:

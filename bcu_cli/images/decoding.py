@@ -1,4 +1,4 @@
-"""One picture file -> one uint8 array of the size that a network takes.
+"""One picture, a file or an array -> one uint8 array of the size that a network takes.
 
 Imports Pillow and NumPy only, never torch: the processes that decode a folder start with this module.
 """
@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from os import cpu_count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""What a folder of photos holds; Pillow's other decoders are never tried."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What a folder of photos holds, and PPM for GTSRB's; Pillow's other decoders are never tried."""
+
+FORMATS_HINT = "JPEG, PNG, WebP, BMP, GIF, TIFF and PPM are read"
+
+Picture: TypeAlias = "Path | NDArray[np.uint8]"
+"""A file, or pixels: uint8 ``[H, W, 3]``."""
 
 FILES_PER_TASK = 64
 FILES_WORTH_PROCESSES = 1024
@@ -61,7 +66,7 @@ class Geometry:
     interpolation: str = "bilinear"
 
 
-def decode(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
+def decode(picture: Picture, geometry: Geometry) -> NDArray[np.uint8]:
     """Read one picture as a network wants it.
 
     EXIF rotation is honoured, of an animation the first frame counts, 16-bit and floating-point grey are
@@ -73,15 +78,20 @@ def decode(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
     Raises:
         One of ``UNREADABLE``: Not a picture that can be read.
     """
+    if isinstance(picture, np.ndarray):
+        return _fit(Image.fromarray(picture), geometry)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=FORMATS) as picture:
-            if picture.format == "JPEG":  # decodes at 1/2, 1/4 or 1/8 where that is still large enough
+        with Image.open(picture, formats=FORMATS) as opened:
+            if opened.format == "JPEG":  # decodes at 1/2, 1/4 or 1/8 where that is still large enough
                 side = round(max(geometry.height, geometry.width) / geometry.crop_pct)
-                picture.draft(None, (side * 2, side * 2))
-            upright = ImageOps.exif_transpose(picture)
-            flat = _to_eight_bits(upright, "L" if geometry.channels == 1 else "RGB")
+                opened.draft(None, (side * 2, side * 2))
+            return _fit(ImageOps.exif_transpose(opened), geometry)
+
+
+def _fit(picture: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
+    flat = _to_eight_bits(picture, "L" if geometry.channels == 1 else "RGB")
     array = np.asarray(_resize_and_crop(flat, geometry), dtype=np.uint8)
     return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
@@ -112,44 +122,46 @@ def _resize_and_crop(picture: Image.Image, geometry: Geometry) -> Image.Image:
 
 
 def decode_many(
-    paths: Sequence[Path], geometry: Geometry, *, on_progress: Callable[[int], None] | None = None
-) -> tuple[NDArray[np.uint8], list[int], list[tuple[Path, str]]]:
-    """Decode files in several processes, in their order.
+    pictures: Sequence[Picture], geometry: Geometry, *, on_progress: Callable[[int], None] | None = None
+) -> tuple[NDArray[np.uint8], list[int], list[tuple[int, str]]]:
+    """Decode pictures in several processes, in their order.
 
     Args:
-        paths: The files.
+        pictures: Files or arrays.
         geometry: What each becomes.
-        on_progress: Called with the number of files decoded since the last call.
+        on_progress: Called with the number of pictures decoded since the last call.
 
     Returns:
-        The pictures, uint8 ``[N, C, H, W]``; the index into ``paths`` of each; and the files that are no
-        readable picture, with the reason.
+        The pictures, uint8 ``[N, C, H, W]``; the index into ``pictures`` of each; and the indices of those
+        that are no readable picture, with the reason.
 
     Raises:
         ImagesError: A decoding process died (out of memory, or a fault in a decoder).
     """
-    pictures = np.empty((len(paths), geometry.channels, geometry.height, geometry.width), dtype=np.uint8)
+    decoded = np.empty((len(pictures), geometry.channels, geometry.height, geometry.width), dtype=np.uint8)
     kept: list[int] = []
-    skipped: list[tuple[Path, str]] = []
+    skipped: list[tuple[int, str]] = []
     position = 0
-    for results in _decode_batches(paths, geometry):
+    for results in _decode_batches(pictures, geometry):
         for result in results:
             if isinstance(result, str):
-                skipped.append((paths[position], result))
+                skipped.append((position, result))
             else:
-                pictures[len(kept)] = result
+                decoded[len(kept)] = result
                 kept.append(position)
             position += 1
         if on_progress:
             on_progress(len(results))
-    return pictures[: len(kept)], kept, skipped
+    return decoded[: len(kept)], kept, skipped
 
 
-def _decode_batches(paths: Sequence[Path], geometry: Geometry) -> Iterator[list[NDArray[np.uint8] | str]]:
-    starts = range(0, len(paths), FILES_PER_TASK)
-    tasks = [(paths[start : start + FILES_PER_TASK], geometry) for start in starts]
+def _decode_batches(
+    pictures: Sequence[Picture], geometry: Geometry
+) -> Iterator[list[NDArray[np.uint8] | str]]:
+    starts = range(0, len(pictures), FILES_PER_TASK)
+    tasks = [(pictures[start : start + FILES_PER_TASK], geometry) for start in starts]
     workers = min(cpu_count() or 1, len(tasks))
-    if len(paths) < FILES_WORTH_PROCESSES or workers < 2:
+    if len(pictures) < FILES_WORTH_PROCESSES or workers < 2:
         yield from map(_decode_batch, tasks)
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
@@ -163,13 +175,13 @@ def _decode_batches(paths: Sequence[Path], geometry: Geometry) -> Iterator[list[
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_batch(task: tuple[Iterable[Path], Geometry]) -> list[NDArray[np.uint8] | str]:
-    """Decode some files; in place of one that is no picture stands the reason."""
-    paths, geometry = task
+def _decode_batch(task: tuple[Iterable[Picture], Geometry]) -> list[NDArray[np.uint8] | str]:
+    """Decode some pictures; in place of one that is no picture stands the reason."""
+    pictures, geometry = task
     results: list[NDArray[np.uint8] | str] = []
-    for path in paths:
+    for picture in pictures:
         try:
-            results.append(decode(path, geometry))
+            results.append(decode(picture, geometry))
         except UNREADABLE as error:
             results.append(f"{type(error).__name__}: {error}")
     return results

@@ -1,4 +1,4 @@
-"""A folder of pictures -> an ``ImageSet`` in memory: the one loader of cleanse, evaluate and attack."""
+"""Pictures, of a folder or listed otherwise -> an ``ImageSet`` in memory: the one loader of all commands."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images.decoding import Geometry, decode_many
+from bcu_cli.images.decoding import FORMATS_HINT, Geometry, decode_many
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
+
+    from bcu_cli.images.decoding import Picture
 
 FEWEST_IMAGES = 32
 FEW_IMAGES = 500
@@ -107,10 +109,15 @@ def load_unlabeled(
     if len(images) < FEWEST_IMAGES:
         raise ImagesError(
             f"{root} holds {len(images)} readable pictures; at least {FEWEST_IMAGES} are needed"
-            + (f" ({len(skipped)} files are no pictures, first {skipped[0][0].name})" if skipped else ""),
-            f"any photos will do, best {FEW_IMAGES} or more; JPEG, PNG, WebP, BMP, GIF and TIFF are read",
+            + (
+                f" ({len(skipped)} files are no pictures, first {files[skipped[0][0]].name})"
+                if skipped
+                else ""
+            ),
+            f"any photos will do, best {FEW_IMAGES} or more; {FORMATS_HINT}",
         )
-    return ImageSet(images=images, skipped=tuple(skipped), found=found, root=root)
+    unreadable = tuple((files[i], reason) for i, reason in skipped)
+    return ImageSet(images=images, skipped=unreadable, found=found, root=root)
 
 
 def sample(root: Path, geometry: Geometry, count: int = 256) -> Tensor:
@@ -119,11 +126,122 @@ def sample(root: Path, geometry: Geometry, count: int = 256) -> Tensor:
     Raises:
         ImagesError: No folder, or no readable picture in what was tried.
     """
-    files = list_files(root)
-    images, _, _ = _decode(files[:: max(1, len(files) // count)][:count], geometry, None)
+    return _sample(root, list_files(root), geometry, count)
+
+
+def _sample(root: Path, pictures: Sequence[Picture], geometry: Geometry, count: int) -> Tensor:
+    images, _, _ = _decode(pictures[:: max(1, len(pictures) // count)][:count], geometry, None)
     if len(images) == 0:
-        raise ImagesError(f"{root} holds no readable pictures", "JPEG, PNG, WebP, BMP, GIF and TIFF are read")
+        raise ImagesError(f"{root} holds no readable pictures", FORMATS_HINT)
     return images.float() / 255.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Labelled pictures that were found, and not decoded yet.
+
+    Args:
+        root: Where they are, in the user's words.
+        pictures: Files, or pixels that need no decoding.
+        labels: The name of each picture's class.
+        classes: The names of all classes, in label order where the model does not say another.
+        unpacked: The folder that stands for ``root``, where that is in a zip file.
+    """
+
+    root: Path
+    pictures: Sequence[Picture]
+    labels: Sequence[str]
+    classes: tuple[str, ...]
+    unpacked: Path | None = None
+
+    def load(
+        self,
+        geometry: Geometry,
+        *,
+        classes: tuple[str, ...] = (),
+        every_class: bool = False,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> ImageSet:
+        """Decode the pictures.
+
+        Args:
+            geometry: What each picture becomes.
+            classes: Names of the classes in label order, where the model says them; there need not be
+                pictures of all of them.
+            every_class: Whether it is an error that there is one class alone, or one without a picture, as
+                it is for training.
+            on_progress: Called with (pictures decoded since the last call, pictures in all).
+
+        Raises:
+            ImagesError: No pictures (of any class, or of one), or a class that the model does not have.
+        """
+        if classes and (strangers := sorted(set(self.classes) - set(classes))):
+            raise ImagesError(
+                f"{self.root} has a class {strangers[0]}, which is none of the model's classes",
+                f"the model's classes are {_shorten(classes)}",
+            )
+        order = classes or self.classes
+        if every_class and len(order) == 1:
+            raise ImagesError(
+                f"{self.root} has one class alone, {order[0]}: there is nothing to take it for",
+                "put the pictures of two classes or more into subfolders of their names",
+            )
+        label_of = {name: label for label, name in enumerate(order)}
+        images, kept, skipped = _decode(self.pictures, geometry, on_progress)
+        labels = torch.tensor([label_of[self.labels[i]] for i in kept], dtype=torch.int64)
+        counts = torch.bincount(labels, minlength=len(order)).tolist()
+        if len(images) == 0 or (every_class and 0 in counts):
+            empty = order[counts.index(0)]
+            raise ImagesError(
+                f"class {empty} in {self.root} has no readable picture", "add some, or remove the subfolder"
+            )
+        return ImageSet(
+            images=images,
+            labels=labels,
+            classes=order,
+            skipped=tuple((self._named(self.pictures[i]), reason) for i, reason in skipped),
+            found=len(self.pictures),
+            root=self.root,
+        )
+
+    def sample(self, geometry: Geometry, count: int = 256) -> Tensor:
+        """Some pictures spread evenly over the classes, as the function ``sample`` has them of a folder."""
+        return _sample(self.root, self.pictures, geometry, count)
+
+    def _named(self, picture: Picture) -> Path:
+        """A file as the user would name it."""
+        if not isinstance(picture, Path):
+            return self.root
+        return self.root / picture.relative_to(self.unpacked) if self.unpacked else picture
+
+
+def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
+    """Pictures whose label is the name of their subfolder directly below a folder.
+
+    The subfolders in alphabetical order are the classes, as in torchvision's ``ImageFolder``.
+
+    Args:
+        folder: It holds one subfolder a class.
+        root: What the user calls it, where it was unpacked from a zip file.
+
+    Raises:
+        ImagesError: No folder, or no class subfolders.
+    """
+    files = list_files(folder)
+    names = subfolders(folder)
+    if not names:
+        raise ImagesError(
+            f"{root or folder} has no class subfolders",
+            "put the pictures of each class into a subfolder of its name",
+        )
+    files = [file for file in files if file.parent != folder]
+    return Part(
+        root=root or folder,
+        pictures=files,
+        labels=[file.relative_to(folder).parts[0] for file in files],
+        classes=tuple(names),
+        unpacked=folder if root else None,
+    )
 
 
 def load_labelled(
@@ -134,46 +252,14 @@ def load_labelled(
     every_class: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
-    """Pictures whose label is the name of their subfolder directly below ``root``.
+    """List a folder with one subfolder a class, and decode it: ``list_labelled``, then ``Part.load``."""
+    part = list_labelled(root)
+    return part.load(geometry, classes=classes, every_class=every_class, on_progress=on_progress)
 
-    Args:
-        root: The folder that holds one subfolder a class.
-        geometry: What each picture becomes.
-        classes: Names of the classes in label order, where the model says them; without them the
-            subfolders in alphabetical order are the labels, as in torchvision's ``ImageFolder``. A folder
-            need not hold all of them.
-        every_class: Whether a class without a picture is an error, as it is for training.
-        on_progress: Called with (files decoded since the last call, files in all).
 
-    Raises:
-        ImagesError: No class subfolders, no pictures (of any class, or of one), or a subfolder that the
-            model has no class for.
-    """
-    files = list_files(root)
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    if not names:
-        raise ImagesError(
-            f"{root} has no class subfolders", "put the pictures of each class into a subfolder of its name"
-        )
-    if classes and (strangers := sorted(set(names) - set(classes))):
-        raise ImagesError(
-            f"{root} has a subfolder {strangers[0]}, which is none of the model's classes",
-            f"the model's classes are {_shorten(classes)}",
-        )
-    order = classes or tuple(names)
-    label_of = {name: label for label, name in enumerate(order)}
-    files = [file for file in files if file.parent != root]
-    images, kept, skipped = _decode(files, geometry, on_progress)
-    labels = torch.tensor([label_of[files[i].relative_to(root).parts[0]] for i in kept], dtype=torch.int64)
-    counts = torch.bincount(labels, minlength=len(order)).tolist()
-    if len(images) == 0 or (every_class and 0 in counts):
-        empty = order[counts.index(0)]
-        raise ImagesError(
-            f"class {empty} in {root} has no readable picture", "add some, or remove the subfolder"
-        )
-    return ImageSet(
-        images=images, labels=labels, classes=order, skipped=tuple(skipped), found=len(files), root=root
-    )
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders directly below one, in alphabetical order."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def has_split(root: Path) -> bool:
@@ -191,11 +277,11 @@ def hold_out(
 
 
 def _decode(
-    files: list[Path], geometry: Geometry, on_progress: Callable[[int, int], None] | None
-) -> tuple[Tensor, list[int], list[tuple[Path, str]]]:
-    report = (lambda done: on_progress(done, len(files))) if on_progress else None
-    pictures, kept, skipped = decode_many(files, geometry, on_progress=report)
-    return torch.from_numpy(pictures), kept, skipped
+    pictures: Sequence[Picture], geometry: Geometry, on_progress: Callable[[int, int], None] | None
+) -> tuple[Tensor, list[int], list[tuple[int, str]]]:
+    report = (lambda done: on_progress(done, len(pictures))) if on_progress else None
+    decoded, kept, skipped = decode_many(pictures, geometry, on_progress=report)
+    return torch.from_numpy(decoded), kept, skipped
 
 
 def _shorten(names: tuple[str, ...], most: int = 8) -> str:

@@ -21,7 +21,9 @@ def halves(mode: str, left: object, right: object, size: tuple[int, int] = (16, 
     return picture
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.gif", "a.tiff", "no-extension"])
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.gif", "a.tiff", "a.ppm", "no-extension"]
+)
 def test_every_format_by_content(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     format_ = None if "." in name else "PNG"
@@ -126,9 +128,22 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_eps_and_other_formats_of_pillow_are_not_tried(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.ppm")
-    with pytest.raises(UNREADABLE):
-        decode(tmp_path / "a.ppm", SIZE)
+    for name in ("a.eps", "a.tga", "a.pcx"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        with pytest.raises(UNREADABLE):
+            decode(tmp_path / name, SIZE)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [Geometry(height=8, width=8), Geometry(height=32, width=32), Geometry(channels=1, height=40, width=20)],
+)
+def test_pixels_become_what_a_file_of_them_becomes(tmp_path: Path, size: Geometry) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(decode(pixels, size), decode(tmp_path / "a.png", size))
+    if size.height == 32:
+        assert np.array_equal(decode(pixels, size), pixels.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("processes", [False, True])
@@ -145,4 +160,4 @@ def test_many_keep_their_order_and_name_what_is_skipped(
     pictures, kept, skipped = decode_many(files, SIZE)
     assert kept == [i for i in range(150) if i != 70]
     assert pictures[:, 0, 0, 0].tolist() == kept
-    assert [path for path, _ in skipped] == [files[70]]
+    assert [position for position, _ in skipped] == [70]

@@ -49,7 +49,7 @@ def test_a_folder_need_not_hold_all_classes(labelled: Path, tmp_path: Path) -> N
 
 
 def test_a_class_that_the_model_does_not_have(labelled: Path) -> None:
-    with pytest.raises(ImagesError, match="has a subfolder danger, which is none of the model's classes"):
+    with pytest.raises(ImagesError, match="has a class danger, which is none of the model's classes"):
         load_labelled(labelled / "test", SIZE, classes=("ahead-only", "stop"))
 
 
@@ -59,6 +59,13 @@ def test_an_empty_class(labelled: Path, tmp_path: Path) -> None:
     assert len(load_labelled(tmp_path / "x", SIZE).classes) == 9
     with pytest.raises(ImagesError, match="class zebra"):
         load_labelled(tmp_path / "x", SIZE, every_class=True)
+
+
+def test_one_class_is_enough_to_measure_on_but_not_to_train_on(labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled / "test" / "stop", tmp_path / "stop")
+    assert load_labelled(tmp_path, SIZE).classes == ("stop",)
+    with pytest.raises(ImagesError, match="has one class alone, stop"):
+        load_labelled(tmp_path, SIZE, every_class=True)
 
 
 def test_no_class_subfolders(photos: Path) -> None:
