@@ -1,0 +1,74 @@
+"""What a trigger does to pictures, as a picture: each image clean, triggered, and their difference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from bcu_cli.checkpoints import atomic_write, sha256_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from bcu_cli.triggers.base import Trigger
+
+COLUMNS = 8
+SMALLEST_SIDE = 64
+GAP = 4
+MARGIN = 112
+"""Pixels at the left, for the names of the rows."""
+GAIN = 10
+"""The difference is shown so many times stronger, and cut off at white."""
+ROWS = ("clean", "triggered", f"difference x{GAIN}")  # Pillow's own font has no ×
+_BACKGROUND, _INK = "#ffffff", "#202020"
+_FONT_SIZE = 14
+
+
+def write_sheet(trigger: Trigger, images: Tensor, path: Path) -> str:
+    """Write the sheet of up to ``COLUMNS`` images spread over a set as PNG; returns the file's SHA-256.
+
+    Args:
+        trigger: What is shown.
+        images: uint8 ``[N, C, H, W]``.
+        path: Replaced only by a whole file.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    chosen = images[:: max(1, len(images) // COLUMNS)][:COLUMNS]
+    with atomic_write(path) as temporary:
+        sheet(trigger, chosen).save(temporary, format="PNG")
+    return sha256_of(path)
+
+
+def sheet(trigger: Trigger, images: Tensor) -> Image.Image:
+    """A column for each image, uint8 ``[N, C, H, W]`` with C 1 or 3: clean, triggered, difference.
+
+    Images smaller than ``SMALLEST_SIDE`` are enlarged by a whole number, each pixel to a square.
+    """
+    triggered = trigger.apply_to_bytes(images)
+    difference = (triggered.int() - images.int()).abs().mul(GAIN).clamp(max=255).to(torch.uint8)
+    height, width = images.shape[-2:]
+    scale = max(1, -(-SMALLEST_SIDE // min(height, width)))
+    height, width = scale * height, scale * width
+    size = (MARGIN + len(images) * (width + GAP), GAP + len(ROWS) * (height + GAP))
+    drawn = Image.new("RGB", size, _BACKGROUND)
+    write = ImageDraw.Draw(drawn)
+    for row, (name, pictures) in enumerate(zip(ROWS, (images, triggered, difference), strict=True)):
+        top = GAP + row * (height + GAP)
+        font = ImageFont.load_default(_FONT_SIZE)
+        write.text((GAP, top + height / 2), name, fill=_INK, anchor="lm", font=font)
+        for column, picture in enumerate(pictures):
+            enlarged = _picture(picture).resize((width, height), Image.Resampling.NEAREST)
+            drawn.paste(enlarged, (MARGIN + column * (width + GAP), top))
+    return drawn
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """uint8 ``[C, H, W]`` as a picture; one channel is grey."""
+    rgb = pixels.cpu().expand(3, -1, -1).permute(1, 2, 0).contiguous()
+    return Image.fromarray(rgb.numpy())
