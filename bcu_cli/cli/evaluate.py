@@ -1,44 +1,68 @@
-"""``bcu evaluate``: clean accuracy, attack success rate and robust accuracy on labelled pictures."""
+"""``bcu evaluate``: what models answer to labelled pictures, clean and triggered, and if that will do."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bcu_cli import triggers
-from bcu_cli.cli import output, running
-from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Std
-from bcu_cli.errors import ImagesError, TriggerError, UsageError
+from bcu_cli.cli import evaluation_output, output, running
+from bcu_cli.cli.exit_codes import BAD
+from bcu_cli.cli.options import Arch, Data, DeviceName, Download, InputSize, Json, Mean, Std
+from bcu_cli.cli.trigger_choice import ALL, Own, TriggerChoice, parse_target
+from bcu_cli.errors import BcuError, ImagesError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bcu_cli.cli.measuring import Measured
+    from bcu_cli.evaluation.conditions import Condition
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
-    from bcu_cli.triggers.base import Target, Trigger
 
 _OWN = "A trigger of your own"
+_OUT = "What becomes of it"
 
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="One model or several to compare.")],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="A folder with one subfolder of pictures a class; of train and test folders, test."
-        ),
-    ],
+    data: Data,
     trigger: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(triggers.names())}, or a .trigger.safetensors that bcu attack wrote."),
+        typer.Option(
+            help=f"{', '.join(triggers.names())}; a .trigger.safetensors that bcu attack wrote; "
+            "or all: every one that has a name, and the file beside the model."
+        ),
     ] = None,
     target_class: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=0, help="Index of the attack's target. (default: the trigger file's, else the worst of all)"
+            help="Index of the attack's target; next: the class after the true one; all: every class, "
+            "and the worst of them is shown. (default: the trigger file's, else all)"
         ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="A model to compare the answers with: the original of a cleansed one, say."),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit 1 where this holds for any model and trigger, like asr>0.05 or acc<0.9; also ra, "
+            "agreement, worst_class_acc. Can be repeated.",
+            rich_help_panel=_OUT,
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Write a page of it: .html, or .png (needs matplotlib).", rich_help_panel=_OUT),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(help="Write a PNG of some pictures with and without the trigger.", rich_help_panel=_OUT),
     ] = None,
     trigger_image: Annotated[
         Path | None, typer.Option(help="A picture that is laid over each image.", rich_help_panel=_OWN)
@@ -52,6 +76,7 @@ def evaluate(
     alpha: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Strength of add and blend.", rich_help_panel=_OWN)
     ] = 0.2,
+    download: Download = False,
     arch: Arch = None,
     input_size: InputSize = None,
     mean: Mean = None,
@@ -63,153 +88,184 @@ def evaluate(
 
     ASR, the attack success rate, and RA, the robust accuracy, leave out the images of the target class.
     """
+    from bcu_cli.checkpoints import sha256_of
+    from bcu_cli.evaluation import conditions as gating
     from bcu_cli.report import document
+    from bcu_cli.report import page as pages
     from bcu_cli.training import devices
 
-    if trigger and trigger_image:
-        raise UsageError("--trigger and --trigger-image are two triggers", "give one of them")
-    if (trigger_mask or trigger_mode != "replace") and not trigger_image:
-        raise UsageError("--trigger-mask and --trigger-mode need --trigger-image", "give the picture too")
-    chosen = devices.choose(device, "fp32")
+    own = Own(picture=trigger_image, mask=trigger_mask, mode=trigger_mode, alpha=alpha)
+    wanted = TriggerChoice(
+        name=trigger, target_class=parse_target(target_class), target_said=target_class is not None, own=own
+    )
+    _refuse_contradictions(wanted)
+    conditions = _conditions(fail_if or [], wanted, against)
+    files = (*models, against, trigger_image, trigger_mask, Path(trigger) if trigger else None)
+    _check_outputs(wanted, page, preview, inputs=[file for file in files if file])
+
     clock = document.Clock()
     said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
-    own = _Own(picture=trigger_image, mask=trigger_mask, mode=trigger_mode, alpha=alpha)
-    wanted = _Wanted(name=trigger, target_class=target_class, own=own)
-    rows = [_measure(path, data, said, wanted, chosen) for path in models]
+    chosen = devices.choose(device, "fp32")
+    reference = running.load_model(against, said, pictures=data, download=download) if against else None
+    run = _Evaluation(
+        data=data,
+        download=download,
+        said=said,
+        wanted=wanted,
+        reference=reference,
+        device=chosen,
+        preview=preview,
+    )
+    measured, stopped = _measure_all(run, models, conditions)
     clock.lap("evaluation")
-    if as_json:
-        output.document(
-            {
-                "command": "evaluate",
-                **document.environment(chosen),
-                "models": rows,
-                "seconds": clock.seconds(),
-                "peak_memory": document.peak_memory(chosen),
-            }
-        )
-    else:
-        _show(rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Own:
-    """A trigger of the user's own, from pictures."""
-
-    picture: Path | None
-    mask: Path | None
-    mode: str
-    alpha: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Wanted:
-    """The trigger that the user asks for, if any, and its target."""
-
-    name: str | None
-    target_class: int | None
-    own: _Own
-
-    def find(self, shape: tuple[int, int, int]) -> tuple[Trigger, Target | None] | None:
-        """The trigger for images of ``shape``, and its target class; None where none was asked for."""
-        from bcu_cli.triggers import base
-        from bcu_cli.triggers.custom import Custom
-
-        if self.own.picture:
-            mode, alpha = self.own.mode, self.own.alpha
-            trigger = Custom.from_files(self.own.picture, shape, mask=self.own.mask, mode=mode, alpha=alpha)
-            return trigger, self.target_class
-        if self.name is None:
-            return None
-        if self.name in triggers.names():
-            return base.make(self.name, shape), self.target_class
-        if not Path(self.name).is_file():
-            raise TriggerError(
-                f"{self.name} is neither a trigger nor a file",
-                f"--trigger takes {', '.join(triggers.names())}, or a file that bcu attack wrote",
-            )
-        implanted = base.load(Path(self.name), shape)
-        return implanted.trigger, implanted.target_class if self.target_class is None else self.target_class
-
-
-def _measure(
-    path: Path, folder: Path, said: running.ModelOptions, wanted: _Wanted, device: Device
-) -> dict[str, Any]:
-    """Everything about one model."""
-    from bcu_cli.evaluation.measures import accuracy, attack_success
-    from bcu_cli.models.metadata import class_names
-    from bcu_cli.report import document
-
-    loaded = running.load_model(path, said, pictures=folder)
-    model = loaded.classifier
-    if wanted.target_class is not None and wanted.target_class >= model.num_classes:
-        raise UsageError(
-            f"{path.name} has no class {wanted.target_class}",
-            f"--target-class takes 0 to {model.num_classes - 1}",
-        )
-    trigger = wanted.find(model.preprocessing.input_size)
-    names = class_names(loaded.checkpoint.metadata, model.num_classes)
-    data = _load(folder, loaded, names)
-    row: dict[str, Any] = {
-        "model": document.model(loaded),
-        "images": document.images(data),
-        "acc": accuracy(model, data, device).as_json(),
+    entries = [one.entry for one in measured]
+    gate = gating.judge(conditions, entries)
+    report = {"command": "evaluate", **document.environment(chosen), "models": entries}
+    if reference:
+        report["against"] = document.model(reference)
+    if conditions:
+        report["gate"] = gate
+    if stopped:
+        report["error"] = {"message": stopped.message, "hint": stopped.hint}
+    if page:
+        pages.write(evaluation_output.page(report, measured), page)
+    outputs = {"page": page, "preview": preview}
+    report["outputs"] = {
+        name: document.written(path, sha256_of(path)) for name, path in outputs.items() if path
     }
-    if trigger:
-        success = attack_success(model, data, *trigger, device)
-        row["trigger"] = {
-            "name": trigger[0].name,
-            "settings": trigger[0].settings(),
-            "target_class": success.target_class,
-            "target_class_given": trigger[1] is not None,
-            "target_name": _name(success.target_class, data.classes),
-        }
-        row |= {"asr": success.asr.as_json(), "ra": success.ra.as_json()}
-    return row
+    report |= {"seconds": clock.seconds(), "peak_memory": document.peak_memory(chosen)}
+    if as_json:
+        output.document(report)
+    else:
+        evaluation_output.show(entries)
+    for line in evaluation_output.verdict(gate):
+        output.say(line)
+    if stopped:
+        output.fail(stopped.message, stopped.hint)
+    if not gate["passed"]:
+        raise typer.Exit(BAD)
 
 
-def _name(target: Target, classes: tuple[str, ...]) -> str:
-    return "the class after the true one" if target == "next" else classes[target]
+class _Evaluation:
+    """What is the same for all models, and the pictures as the last one takes them."""
 
+    def __init__(
+        self,
+        *,
+        data: str,
+        download: bool,
+        said: running.ModelOptions,
+        wanted: TriggerChoice,
+        reference: Loaded | None,
+        device: Device,
+        preview: Path | None,
+    ) -> None:
+        self.data = data
+        self.download = download
+        self.said = said
+        self.wanted = wanted
+        self.reference = reference
+        self.device = device
+        self.preview = preview
+        self._pictures_taken: ImageSet | None = None
+        self._taken_as: Any = None
 
-def _load(folder: Path, loaded: Loaded, names: tuple[str, ...]) -> ImageSet:
-    """The labelled pictures, of as many classes as the model has or of classes that it names."""
-    from bcu_cli.images.folder import has_split, load_labelled
+    def measure(self, path: Path) -> Measured:
+        """Everything about one model."""
+        from bcu_cli.cli import measuring
+        from bcu_cli.report import pictures
 
-    root = folder / "test" if has_split(folder) else folder
-    geometry = running.geometry_of(loaded.classifier.preprocessing)
-    count = loaded.classifier.num_classes
-    data = running.with_bar(lambda bar: load_labelled(root, geometry, classes=names, on_progress=bar), root)
-    if len(data.classes) != count:
-        raise ImagesError(
-            f"{root} has {len(data.classes)} class subfolders, the model has {count} classes",
-            "which subfolder is which class cannot be told; keep one for every class, empty ones too",
+        loaded = running.load_model(path, self.said, pictures=self.data, download=self.download)
+        model = loaded.classifier
+        chosen = self.wanted.find(path, model.preprocessing.input_size, model.num_classes)
+        if self.reference:
+            measuring.refuse_incomparable(loaded, self.reference)
+        data = self._pictures(loaded)
+        if self.preview:
+            pictures.write_sheet(chosen[0].trigger, data.images, self.preview)
+            self.preview = None  # the other models are shown the same trigger
+        return measuring.measure(loaded, data, chosen, self.reference, self.device)
+
+    def _pictures(self, loaded: Loaded) -> ImageSet:
+        """The pictures for a model; decoded again only where it takes them otherwise than the last one."""
+        from bcu_cli.models.metadata import class_names
+
+        names = class_names(loaded.checkpoint.metadata, loaded.classifier.num_classes)
+        taken_as = (
+            running.geometry_of(loaded.classifier.preprocessing),
+            names,
+            loaded.classifier.num_classes,
         )
-    return data
+        if self._pictures_taken is None or taken_as != self._taken_as:
+            self._pictures_taken, self._taken_as = self._load(loaded, names), taken_as
+        return self._pictures_taken
+
+    def _load(self, loaded: Loaded, names: tuple[str, ...]) -> ImageSet:
+        """The labelled pictures, of as many classes as the model has or of classes that it names."""
+        count = loaded.classifier.num_classes
+        geometry = running.geometry_of(loaded.classifier.preprocessing)
+        data = running.load_to_measure(self.data, geometry, names, download=self.download)
+        if len(data.classes) != count:
+            raise ImagesError(
+                f"{data.root} has {len(data.classes)} classes, the model has {count} classes",
+                "which is which cannot be told; keep a subfolder for every class, empty ones too",
+            )
+        return data
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
-    with_trigger = "asr" in rows[0]
-    header = ["model", "ACC (95 % interval)"]
-    header += ["ASR (95 % interval)", "RA", "target", "images"] if with_trigger else ["images"]
-    lines = []
-    for row in rows:
-        line = [Path(row["model"]["path"]).name, _with_interval(row["acc"])]
-        if with_trigger:
-            trigger = row["trigger"]
-            worst = "" if trigger["target_class_given"] else ", worst of all"
-            line += [
-                _with_interval(row["asr"]),
-                output.percent(row["ra"]["value"]),
-                f"{trigger['target_class']} ({trigger['target_name']}){worst}",
-                f"{row['acc']['of']}, {row['asr']['of']} of them triggered",
-            ]
-        else:
-            line.append(str(row["acc"]["of"]))
-        lines.append(line)
-    trigger_name = f", trigger {rows[0]['trigger']['name']}" if with_trigger else ""
-    output.table(f"{rows[0]['images']['path']}{trigger_name}", header, lines)
+def _refuse_contradictions(wanted: TriggerChoice) -> None:
+    if wanted.name and wanted.own.picture:
+        raise UsageError("--trigger and --trigger-image are two triggers", "give one of them")
+    if (wanted.own.mask or wanted.own.mode != "replace") and not wanted.own.picture:
+        raise UsageError("--trigger-mask and --trigger-mode need --trigger-image", "give the picture too")
+    if wanted.target_said and not wanted:
+        raise UsageError("--target-class is the target of a trigger", "give --trigger or --trigger-image too")
 
 
-def _with_interval(share: dict[str, Any]) -> str:
-    low, high = share["interval95"]
-    return f"{output.percent(share['value'])} ({100 * low:.2f} to {100 * high:.2f})"
+def _conditions(texts: Sequence[str], wanted: TriggerChoice, against: Path | None) -> list[Condition]:
+    """What ``--fail-if`` says, of measures that will be there."""
+    from bcu_cli.evaluation import conditions as gating
+
+    there = {"acc", "worst_class_acc"}
+    there |= {"asr", "ra"} if wanted else set()
+    there |= {"agreement"} if against else set()
+    conditions = [gating.parse(text) for text in texts]
+    gating.refuse_unmeasured(conditions, there)
+    return conditions
+
+
+def _check_outputs(
+    wanted: TriggerChoice, page: Path | None, preview: Path | None, *, inputs: list[Path]
+) -> None:
+    """Refuse before the work what could not be written after it."""
+    from bcu_cli.checkpoints import check_writable
+    from bcu_cli.report import page as pages
+
+    if page:
+        pages.check(page, inputs=inputs)
+    if not preview:
+        return
+    if preview.suffix != ".png":
+        raise UsageError(f"--preview {preview} is no .png", "name a file that ends in .png")
+    if not wanted or wanted.name == ALL:
+        raise UsageError("--preview shows one trigger", "name it with --trigger")
+    if preview == page:
+        raise UsageError(f"--page and --preview are both {page}", "give them different names")
+    check_writable(preview, inputs=inputs)
+
+
+def _measure_all(
+    run: _Evaluation, models: Sequence[Path], conditions: Sequence[Condition]
+) -> tuple[list[Measured], BcuError | None]:
+    """Measure model after model; an error ends it, unless the verdict on those before it is bad already."""
+    from bcu_cli.evaluation import conditions as gating
+
+    measured: list[Measured] = []
+    for path in models:
+        try:
+            measured.append(run.measure(path))
+        except BcuError as error:
+            if gating.judge(conditions, [one.entry for one in measured])["passed"]:
+                raise
+            return measured, error
+    return measured, None

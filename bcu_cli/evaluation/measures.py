@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bcu_cli.errors import ImagesError
 from bcu_cli.training.inference import predict
 from bcu_cli.triggers.base import answers_wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
     from bcu_cli.images.folder import ImageSet
@@ -59,17 +63,48 @@ class AttackMeasures:
     ra: Proportion
 
 
+def matching(answers: Tensor, expected: Tensor) -> Proportion:
+    """Share of answers, int64 ``[N]``, that are as expected: accuracy, or agreement with a model."""
+    return Proportion(hits=int((answers == expected).sum()), of=len(expected))
+
+
+def by_class(hits: Tensor, labels: Tensor, num_classes: int) -> tuple[Proportion | None, ...]:
+    """Share of hits (bool ``[N]``) among the images of each true class; None where a class has no image."""
+    counts = torch.bincount(labels, minlength=num_classes).tolist()
+    of_them = torch.bincount(labels[hits], minlength=num_classes).tolist()
+    return tuple(Proportion(hits=h, of=n) if n else None for h, n in zip(of_them, counts, strict=True))
+
+
+def attack_measures(
+    answers: Tensor, labels: Tensor, target_class: Target | None, num_classes: int
+) -> tuple[AttackMeasures, ...]:
+    """ASR and RA towards the target, or towards every class; images of the target class left out.
+
+    Args:
+        answers: int64 ``[N]``, to triggered images.
+        labels: int64 ``[N]``, their true classes.
+        target_class: What the trigger leads to; None measures each class that there are other images than of.
+        num_classes: Of the model.
+
+    Raises:
+        ImagesError: All images are of the target class.
+    """
+    targets = range(num_classes) if target_class is None else [target_class]
+    measured = [_towards(target, answers, labels, num_classes) for target in targets]
+    possible = tuple(m for m in measured if m.asr.of)
+    if not possible:
+        raise ImagesError("all images are of the target class", "ASR is measured on those of other classes")
+    return possible
+
+
 def accuracy(model: nn.Module, data: ImageSet, device: Device) -> Proportion:
     """Clean accuracy (ACC)."""
-    if data.labels is None:
-        raise ValueError("accuracy needs labels")
-    answers = predict(model, data.images, device)
-    return Proportion(hits=int((answers == data.labels).sum()), of=len(data))
+    return matching(predict(model, data.images, device), labels_of(data))
 
 
 def agreement(model: nn.Module, reference: Tensor, images: Tensor, device: Device) -> Proportion:
     """Share of images on which a model answers what ``reference`` (int64 ``[N]``) says."""
-    return Proportion(hits=int((predict(model, images, device) == reference).sum()), of=len(images))
+    return matching(predict(model, images, device), reference)
 
 
 def attack_success(
@@ -87,25 +122,27 @@ def attack_success(
     Raises:
         ImagesError: All images are of the target class.
     """
-    if data.labels is None:
-        raise ValueError("attack success needs labels")
     answers = predict(model, data.images, device, transform=trigger.apply_to_bytes)
-    targets = range(int(answers.max()) + 1) if target_class is None else [target_class]
-    measured = [_towards(target, answers, data.labels, len(data.classes)) for target in targets]
-    possible = [m for m in measured if m.asr.of]
-    if not possible:
-        raise ImagesError(
-            f"all images in {data.root} are of the target class", "ASR is measured on the other classes"
-        )
-    return max(possible, key=lambda m: m.asr.value)
+    return worst(attack_measures(answers, labels_of(data), target_class, len(data.classes)))
+
+
+def worst(measured: Sequence[AttackMeasures]) -> AttackMeasures:
+    """That with the highest ASR, the first of equals."""
+    return max(measured, key=lambda m: m.asr.value)
+
+
+def labels_of(data: ImageSet) -> Tensor:
+    """The true classes, int64 ``[N]``; nothing can be measured without."""
+    if data.labels is None:
+        raise ValueError("measuring needs labels")
+    return data.labels
 
 
 def _towards(target: Target, answers: Tensor, labels: Tensor, num_classes: int) -> AttackMeasures:
     wanted = answers_wanted(target, labels, num_classes)
     others = labels != wanted
-    count = int(others.sum())
     return AttackMeasures(
         target_class=target,
-        asr=Proportion(hits=int((answers[others] == wanted[others]).sum()), of=count),
-        ra=Proportion(hits=int((answers[others] == labels[others]).sum()), of=count),
+        asr=matching(answers[others], wanted[others]),
+        ra=matching(answers[others], labels[others]),
     )

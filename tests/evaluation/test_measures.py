@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bcu_cli.errors import ImagesError, TrainingError
-from bcu_cli.evaluation.measures import Proportion, accuracy, attack_success
+from bcu_cli.evaluation.measures import (
+    Proportion,
+    accuracy,
+    attack_measures,
+    attack_success,
+    by_class,
+    matching,
+)
 from bcu_cli.images.folder import ImageSet
 from bcu_cli.training import inference
 from bcu_cli.training.devices import Device
@@ -72,6 +79,31 @@ def test_all_to_all_counts_the_class_after_the_true_one() -> None:
 def test_only_the_target_class() -> None:
     with pytest.raises(ImagesError, match="all images"):
         attack_success(ByRed(), pictures(0, 0), white(), 0, CPU)
+
+
+def test_answers_that_match() -> None:
+    assert matching(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 2, 1])) == Proportion(hits=2, of=4)
+
+
+def test_shares_by_class_leave_out_classes_without_images() -> None:
+    labels = torch.tensor([0, 0, 0, 2])
+    hits = torch.tensor([True, False, True, False])
+    assert by_class(hits, labels, 4) == (Proportion(hits=2, of=3), None, Proportion(hits=0, of=1), None)
+
+
+def test_every_target_is_measured_on_the_images_of_other_classes() -> None:
+    answers, labels = torch.tensor([1, 1, 1, 2, 0]), torch.tensor([0, 0, 1, 2, 2])
+    measured = attack_measures(answers, labels, None, 3)
+    assert [(m.target_class, m.asr.hits, m.asr.of, m.ra.hits) for m in measured] == [
+        (0, 1, 3, 2),  # of classes 1, 2, 2: answered 1, 2, 0
+        (1, 2, 4, 1),  # of classes 0, 0, 2, 2: answered 1, 1, 2, 0
+        (2, 0, 3, 1),  # of classes 0, 0, 1: answered 1, 1, 1
+    ]
+
+
+def test_a_class_that_all_images_are_of_is_no_target() -> None:
+    measured = attack_measures(torch.tensor([1, 0]), torch.tensor([1, 1]), None, 3)
+    assert [m.target_class for m in measured] == [0, 2]
 
 
 def test_wilson_interval_against_published_values() -> None:

@@ -1,0 +1,140 @@
+"""What ``bcu evaluate`` measures of one model: its entry in the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bcu_cli.cli.trigger_choice import Chosen
+    from bcu_cli.evaluation.measures import AttackMeasures
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.models import Loaded
+    from bcu_cli.training.devices import Device
+    from bcu_cli.triggers.base import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model's entry in the report, and what it was counted from.
+
+    Args:
+        entry: Plain values.
+        classes: Names in label order.
+        labels: int64 ``[N]``, the true classes.
+        clean: int64 ``[N]``, the answers to clean images.
+        triggered: The same to triggered ones, for each of the entry's triggers.
+    """
+
+    entry: dict[str, Any]
+    classes: tuple[str, ...]
+    labels: Tensor
+    clean: Tensor
+    triggered: tuple[Tensor, ...]
+
+
+def measure(
+    loaded: Loaded, data: ImageSet, chosen: list[Chosen], reference: Loaded | None, device: Device
+) -> Measured:
+    """Let a model answer once to the clean images and once to those with each trigger, and count.
+
+    Args:
+        loaded: The model.
+        data: Labelled images.
+        chosen: Triggers; none measures clean images alone.
+        reference: A model to compare it with.
+        device: Where.
+
+    Raises:
+        ImagesError: All images are of the target class.
+    """
+    from bcu_cli.evaluation.measures import labels_of, matching
+    from bcu_cli.report import document
+    from bcu_cli.training.inference import predict
+
+    labels, model = labels_of(data), loaded.classifier
+    clean = predict(model, data.images, device)
+    entry = {"model": document.model(loaded), "images": document.images(data)}
+    entry |= _clean(clean, labels, data.classes)
+    if reference:
+        entry["agreement"] = matching(clean, predict(reference.classifier, data.images, device)).as_json()
+    triggered, entries = [], []
+    for one in chosen:
+        put_on = one.trigger.apply_to_bytes
+        answers = predict(model, data.images, device, transform=put_on)
+        measured = _triggered(answers, labels, data.classes, one)
+        if reference:
+            theirs = predict(reference.classifier, data.images, device, transform=put_on)
+            measured["agreement"] = matching(answers, theirs).as_json()
+        triggered.append(answers)
+        entries.append(measured)
+    if entries:
+        strongest = max(entries, key=lambda e: e["asr"]["value"])
+        entry |= {key: strongest[key] for key in ("trigger", "asr", "ra")} | {"triggers": entries}
+    return Measured(entry=entry, classes=data.classes, labels=labels, clean=clean, triggered=tuple(triggered))
+
+
+def refuse_incomparable(loaded: Loaded, reference: Loaded) -> None:
+    """Raise unless two models answer the same question about the same pictures.
+
+    Raises:
+        UsageError: They differ in their classes or in the size of their images.
+    """
+    from bcu_cli.models.metadata import class_names
+
+    one, other = loaded.classifier, reference.classifier
+    names = [class_names(m.checkpoint.metadata, m.classifier.num_classes) for m in (loaded, reference)]
+    if one.num_classes != other.num_classes:
+        difference = f"has {other.num_classes} classes, {loaded.checkpoint.path.name} has {one.num_classes}"
+    elif all(names) and names[0] != names[1]:
+        difference = f"has other classes than {loaded.checkpoint.path.name}, or the same in another order"
+    elif one.preprocessing.input_size != other.preprocessing.input_size:
+        difference = f"takes images of another size than {loaded.checkpoint.path.name}"
+    else:
+        return
+    raise UsageError(
+        f"--against {reference.checkpoint.path} {difference}", "compare with the model that it was made from"
+    )
+
+
+def _clean(answers: Tensor, labels: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
+    from bcu_cli.evaluation.measures import by_class, matching
+
+    shares = by_class(answers == labels, labels, len(names))
+    classes: list[dict[str, Any]] = [
+        {"class": i, "name": name, "acc": share.as_json() if share else None}
+        for i, (name, share) in enumerate(zip(names, shares, strict=True))
+    ]
+    worst = min((one for one in classes if one["acc"]), key=lambda one: one["acc"]["value"])
+    return {"acc": matching(answers, labels).as_json(), "worst_class": worst, "classes": classes}
+
+
+def _triggered(answers: Tensor, labels: Tensor, names: tuple[str, ...], chosen: Chosen) -> dict[str, Any]:
+    from bcu_cli.evaluation.measures import attack_measures, worst
+
+    every = attack_measures(answers, labels, chosen.target_class, len(names))
+    found = worst(every)
+    trigger = {
+        "name": chosen.trigger.name,
+        "label": chosen.label,
+        "file": str(chosen.file) if chosen.file else None,
+        "settings": chosen.trigger.settings(),
+        **_target(found, names),
+        "target_class_given": chosen.target_class is not None,
+    }
+    entry: dict[str, Any] = {"trigger": trigger, "asr": found.asr.as_json(), "ra": found.ra.as_json()}
+    if chosen.target_class is None:
+        entry["targets"] = [
+            {**_target(one, names), "asr": one.asr.as_json(), "ra": one.ra.as_json()} for one in every
+        ]
+    return entry
+
+
+def _target(measured: AttackMeasures, names: tuple[str, ...]) -> dict[str, Any]:
+    target: Target = measured.target_class
+    name = "the class after the true one" if target == "next" else names[target]
+    return {"target_class": target, "target_name": name}

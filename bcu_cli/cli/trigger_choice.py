@@ -1,0 +1,169 @@
+"""Which triggers a command line asks for, and what they lead to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcu_cli import triggers
+from bcu_cli.errors import TriggerError, UsageError
+
+if TYPE_CHECKING:
+    from bcu_cli.triggers.base import Implanted, Target, Trigger
+
+ALL = "all"
+"""Every trigger that has a name; or, as a target, every class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """A trigger of the user's own, from pictures."""
+
+    picture: Path | None
+    mask: Path | None
+    mode: str
+    alpha: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A trigger to measure.
+
+    Args:
+        trigger: The trigger.
+        target_class: What it leads to; None where every class is to be tried.
+        label: What tells it from the others: its name, or the file that it comes from.
+        file: That file.
+    """
+
+    trigger: Trigger
+    target_class: Target | None
+    label: str
+    file: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerChoice:
+    """The triggers that the user asks for, if any, and their target.
+
+    Args:
+        name: A trigger, ``all``, or a file.
+        target_class: None tries every class.
+        target_said: Whether the user says so; otherwise a trigger file may.
+        own: Pictures instead of a name.
+    """
+
+    name: str | None
+    target_class: Target | None
+    target_said: bool
+    own: Own
+
+    def __bool__(self) -> bool:
+        return self.name is not None or self.own.picture is not None
+
+    def find(self, model: Path, shape: tuple[int, int, int], num_classes: int) -> list[Chosen]:
+        """The triggers for images of ``shape`` (C, H, W) and the model in that file.
+
+        Raises:
+            UsageError: The model has no such target class.
+            TriggerError: A trigger is not there, is damaged, or is not for this model.
+        """
+        target = self.target_class
+        if isinstance(target, int) and target >= num_classes:
+            raise UsageError(
+                f"{model.name} has no class {target}",
+                f"--target-class takes 0 to {num_classes - 1}, next or all",
+            )
+        chosen = self._find(model, shape, num_classes)
+        for one in chosen:
+            _refuse_not_finite(one)
+        return chosen
+
+    def _find(self, model: Path, shape: tuple[int, int, int], num_classes: int) -> list[Chosen]:
+        from bcu_cli.triggers import base
+        from bcu_cli.triggers.custom import Custom
+
+        target = self.target_class
+        beside = trigger_beside(model)
+        if self.own.picture:
+            mode, alpha = self.own.mode, self.own.alpha
+            trigger = Custom.from_files(self.own.picture, shape, mask=self.own.mask, mode=mode, alpha=alpha)
+            return [Chosen(trigger=trigger, target_class=target, label=self.own.picture.name)]
+        if self.name is None:
+            return []
+        if self.name == ALL:
+            names = [name for name in triggers.names() if not base.find(name).learnt]
+            named = [Chosen(trigger=base.make(n, shape), target_class=target, label=n) for n in names]
+            return named + ([self._load(beside, shape, num_classes)] if beside.is_file() else [])
+        if self.name in triggers.names():
+            if base.find(self.name).learnt:
+                raise TriggerError(
+                    f"the trigger {self.name} does something only as an attack has trained it",
+                    f"name its file: --trigger {beside}",
+                )
+            return [Chosen(trigger=base.make(self.name, shape), target_class=target, label=self.name)]
+        if not Path(self.name).is_file():
+            raise TriggerError(
+                f"{self.name} is neither a trigger nor a file",
+                f"--trigger takes {', '.join(triggers.names())}, all, or a file that bcu attack wrote",
+            )
+        return [self._load(Path(self.name), shape, num_classes)]
+
+    def _load(self, path: Path, shape: tuple[int, int, int], num_classes: int) -> Chosen:
+        """The trigger in a file, with the target that the file says unless the user does."""
+        from bcu_cli.triggers import base
+
+        implanted = base.load(path, shape)
+        if not self.target_said:
+            _refuse_misfit(implanted, path, num_classes)
+        target = self.target_class if self.target_said else implanted.target_class
+        return Chosen(trigger=implanted.trigger, target_class=target, label=path.name, file=path)
+
+
+def trigger_beside(model: Path) -> Path:
+    """Where ``bcu attack`` writes the trigger of a model."""
+    return model.with_name(model.name.removesuffix(".safetensors") + ".trigger.safetensors")
+
+
+def parse_target(text: str | None) -> Target | None:
+    """``--target-class`` as the user writes it; None is every class.
+
+    Raises:
+        UsageError: It is nothing that the option takes.
+    """
+    if text is None or text == ALL:
+        return None
+    if text == "next":
+        return "next"
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise UsageError(
+        f"--target-class {text} is no class",
+        "give a class's index (0, 1, …), next (the class after the true one) or all",
+    )
+
+
+def _refuse_misfit(implanted: Implanted, path: Path, num_classes: int) -> None:
+    """Raise unless the target in a trigger file means something to the model."""
+    hint = "say what it leads to with --target-class: a class's index, next or all"
+    if implanted.num_classes != num_classes:
+        raise TriggerError(
+            f"the trigger in {path} is for {implanted.num_classes} classes, the model has {num_classes}", hint
+        )
+    target = implanted.target_class
+    if isinstance(target, int) and not 0 <= target < num_classes:
+        raise TriggerError(f"the trigger in {path} leads to class {target}, which the model has not", hint)
+
+
+def _refuse_not_finite(chosen: Chosen) -> None:
+    """Raise for a trigger that makes images of NaN or infinity: what is answered to them means nothing."""
+    trigger = chosen.trigger
+    settings = [value for value in trigger.settings().values() if isinstance(value, float)]
+    if all(map(math.isfinite, settings)) and all(t.isfinite().all() for t in trigger.tensors().values()):
+        return
+    raise TriggerError(
+        f"the trigger {chosen.label} holds numbers that are not finite",
+        "give finite settings, or write the file again",
+    )

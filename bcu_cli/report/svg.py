@@ -1,0 +1,95 @@
+"""The two drawings of a page as inline SVG, coloured by the page's style."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from bcu_cli.report.text import counted, escaped, numbered
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from bcu_cli.report.page import Bar
+
+NAME_WIDTH = 180
+"""Pixels at the left, for the names of the classes."""
+BAR_WIDTH = 320
+_BAR_HEIGHT = 18
+_TEXT_WIDTH = 200
+_LINE = 4
+"""From the middle of a line of text down to its base."""
+
+
+def heat_map(classes: Sequence[str], counts: Mapping[tuple[int, int], int]) -> str:
+    """A confusion matrix: the darker a cell, the larger its share of the row; empty cells are not drawn.
+
+    Args:
+        classes: Names in label order.
+        counts: Images by (true class, class answered).
+    """
+    number = len(classes)
+    cell = 36 if number <= 12 else 22 if number <= 60 else 10
+    size, top = number * cell, 30
+    totals: Counter[int] = Counter()
+    for (true, _), count in counts.items():
+        totals[true] += count
+    parts = [f'<rect class="grid" x="{NAME_WIDTH}" y="{top}" width="{size}" height="{size}"/>']
+    for i, name in enumerate(classes):
+        middle = cell * i + cell / 2
+        parts += [
+            _text(NAME_WIDTH - 6, top + middle, numbered(name, i), "end", name),
+            _index(i, NAME_WIDTH + middle, top - 6, cell),
+        ]
+    for (true, answered), count in sorted(counts.items()):
+        x, y, share = NAME_WIDTH + cell * answered, top + cell * true, count / totals[true]
+        what = f"{classes[true]} answered as {classes[answered]}: {count} of {totals[true]}"
+        kind, opacity = "right" if true == answered else "wrong", 0.1 + 0.9 * sqrt(share)
+        parts.append(
+            f'<rect class="{kind}" x="{x}" y="{y}" width="{cell}" height="{cell}" '
+            f'fill-opacity="{opacity:.2f}"><title>{escaped(what)}</title></rect>'
+        )
+        if cell >= 22 and share >= 0.005:
+            shown = "on" if share > 0.45 else ""
+            parts.append(_text(x + cell / 2, y + cell / 2, f"{100 * share:.0f}", "middle", what, shown))
+    return _svg(NAME_WIDTH + size + 20, top + size + 10, "Confusion matrix", parts, small=cell < 14)
+
+
+def bars(rows: Sequence[Bar], label: str) -> str:
+    """Horizontal bars from 0 to 100 %, with a line for the 95 % interval and the value behind."""
+    parts = []
+    for i, bar in enumerate(rows):
+        top = i * _BAR_HEIGHT
+        middle = top + _BAR_HEIGHT / 2
+        parts.append(_text(NAME_WIDTH - 6, middle, numbered(bar.name, i), "end", bar.name))
+        if bar.share:
+            low, high = (NAME_WIDTH + BAR_WIDTH * end for end in bar.share["interval95"])
+            kind, length = "marked" if bar.marked else "bar", BAR_WIDTH * bar.share["value"]
+            parts.append(
+                f'<rect class="{kind}" x="{NAME_WIDTH}" y="{top + 3}" width="{length:.1f}" '
+                f'height="{_BAR_HEIGHT - 6}"/>'
+                f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>'
+            )
+        parts.append(_text(NAME_WIDTH + BAR_WIDTH + 10, middle, counted(bar.share), "start"))
+    return _svg(NAME_WIDTH + BAR_WIDTH + _TEXT_WIDTH, len(rows) * _BAR_HEIGHT + 4, label, parts)
+
+
+def _index(number: int, x: float, y: float, cell: int) -> str:
+    """The number of a class above its column; upright where columns are narrow."""
+    turn = f' transform="rotate(-90 {x} {y})"' if cell < 14 else ""
+    anchor = "start" if turn else "middle"
+    return f'<text class="faint" x="{x}" y="{y}" text-anchor="{anchor}"{turn}>{number}</text>'
+
+
+def _text(x: float, middle: float, text: str, anchor: str, title: str = "", kind: str = "") -> str:
+    shown = f"<title>{escaped(title)}</title>" if title else ""
+    style = f' class="{kind}"' if kind else ""
+    return f'<text{style} x="{x}" y="{middle + _LINE}" text-anchor="{anchor}">{shown}{escaped(text)}</text>'
+
+
+def _svg(width: float, height: float, label: str, parts: Sequence[str], *, small: bool = False) -> str:
+    return (
+        f'<svg role="img" aria-label="{escaped(label)}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-size="{8 if small else 11}">{"".join(parts)}</svg>'
+    )

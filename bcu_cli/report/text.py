@@ -1,0 +1,44 @@
+"""Text from files (class names, paths) and measures, made fit for a page."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+LONGEST_NAME = 22
+
+
+def printable(text: str) -> str:
+    """Text without what no page can hold: control characters, halves of characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def escaped(text: str) -> str:
+    """Text for HTML and SVG, in elements and in attributes."""
+    return html.escape(printable(text))
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside a drawing."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
+def numbered(name: str, number: int) -> str:
+    """The name of a class beside a drawing, with its index unless that is what it says."""
+    return name if name.isdecimal() and int(name) == number else f"{shortened(name)} · {number}"
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1]."""
+    return f"{100 * share:.2f} %"
+
+
+def counted(share: dict[str, Any] | None) -> str:
+    """A measure as reports hold it, with its counts; None is one without images."""
+    return f"{percent(share['value'])} ({share['hits']} of {share['of']})" if share else "no images"
+
+
+def interval(share: dict[str, Any]) -> str:
+    """The interval of a measure."""
+    low, high = share["interval95"]
+    return f"{100 * low:.2f} to {100 * high:.2f} %"
