@@ -1,0 +1,124 @@
+"""What ``--data`` names -> labelled pictures: a folder, a zip file, or a data set in its published layout."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcu_cli.errors import ImagesError, UsageError
+from bcu_cli.images import published
+from bcu_cli.images.folder import list_labelled, subfolders
+from bcu_cli.images.zipped import unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bcu_cli.images.folder import Part
+
+NAMED = ("cifar10", "gtsrb", "imagenet")
+"""What may stand before the colon."""
+
+_SPLITS = {"train", "val", "test"}
+_HINT = f"name a folder, a zip file, or {', '.join(f'{name}:PATH' for name in NAMED)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Labelled pictures. Nothing is listed, fetched or unpickled before a part is asked for.
+
+    Args:
+        divided: Whether there is a training part and a test part; else each is the whole.
+        train: Finds the pictures to train on.
+        test: Finds those to measure on.
+    """
+
+    divided: bool
+    train: Callable[[], Part]
+    test: Callable[[], Part]
+
+
+@contextmanager
+def open_source(spec: str, *, download: bool = False) -> Iterator[Source]:
+    """Find out what ``--data`` names; what a zip file was unpacked to is there until the context ends.
+
+    Args:
+        spec: A folder with one subfolder a class; one with ``train`` and ``test`` (or ``val``) folders of
+            such; a zip file of either; ``cifar10:PATH``, ``gtsrb:PATH`` or ``imagenet:PATH``. What exists
+            under that very name comes first, so that a folder may have a colon in its name.
+        download: Whether CIFAR-10 and GTSRB are fetched where they are not there.
+
+    Raises:
+        ImagesError: There is no such thing, or it is damaged or not safe to unpack.
+        UsageError: ``download`` for something that is not fetched.
+    """
+    path = Path(spec)
+    name, _, place = spec.partition(":")
+    if path.exists():
+        if download:
+            raise UsageError(f"--download has nothing to fetch for {spec}", "it is for cifar10: and gtsrb:")
+        if path.is_dir():
+            yield _of_folder(path, path)
+        else:
+            with unpacked(path) as folder:
+                top = _below_the_only_folder(folder)
+                yield _of_folder(top, path / top.relative_to(folder))
+    elif name in NAMED and place:
+        yield _of_name(name, Path(place).expanduser(), download=download)
+    elif ":" in spec and name not in NAMED and name.isidentifier() and len(name) > 1:  # C: is a drive
+        raise ImagesError(f"there is no data set called {name}, and no folder {spec}", _HINT)
+    else:
+        raise ImagesError(f"{spec} " + ("names no folder" if name in NAMED else "does not exist"), _HINT)
+
+
+def _of_folder(folder: Path, root: Path) -> Source:
+    """``folder`` is called ``root`` in messages."""
+    names = set(subfolders(folder))
+    if not ("train" in names and len(names) > 1 and names <= _SPLITS):
+        whole = partial(_list, folder, root)
+        return Source(divided=False, train=whole, test=whole)
+    test = "test" if "test" in names else "val"
+    return Source(
+        divided=True,
+        train=partial(_list, folder / "train", root / "train"),
+        test=partial(_list, folder / test, root / test),
+    )
+
+
+def _list(folder: Path, root: Path) -> Part:
+    return list_labelled(folder, root=None if root == folder else root)
+
+
+def _of_name(name: str, root: Path, *, download: bool) -> Source:
+    if name == "imagenet":
+        if download:
+            raise UsageError(
+                "ImageNet is not fetched by --download", "image-net.org gives it to who registers"
+            )
+        return Source(
+            divided=True, train=partial(_imagenet, root, "train"), test=partial(_imagenet, root, "val")
+        )
+    read = published.cifar10 if name == "cifar10" else published.gtsrb
+    return Source(
+        divided=True,
+        train=partial(read, root, train=True, download=download),
+        test=partial(read, root, train=False, download=download),
+    )
+
+
+def _imagenet(root: Path, part: str) -> Part:
+    folder = root / part
+    if not folder.is_dir():
+        raise ImagesError(
+            f"there is no ImageNet in {root}: {folder} is no folder",
+            "name the folder that holds train and val, each with one subfolder a class",
+        )
+    return list_labelled(folder)
+
+
+def _below_the_only_folder(folder: Path) -> Path:
+    """The one folder that holds all others, as archives often have it; else ``folder`` itself."""
+    names = subfolders(folder)
+    return folder / names[0] if len(names) == 1 and subfolders(folder / names[0]) else folder

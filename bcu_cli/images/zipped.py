@@ -1,0 +1,102 @@
+"""A zip file of pictures, unpacked with every check that a stranger's archive needs."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from bcu_cli.errors import ImagesError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_RATIO = 100
+"""Pictures hardly shrink in a zip; even flat bitmaps rarely shrink more."""
+
+HARMLESS_BYTES = 64 * 2**20
+"""Below this, an archive may shrink as much as it likes."""
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_HINT = "if you trust it, unpack it yourself and name the folder"
+_MAC_EXTRAS = "__MACOSX"
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Unpack a zip file into a temporary folder, which goes away with the context.
+
+    Everything that its directory says is checked before anything is written, and no member gets longer than
+    it says there: ``zipfile`` stops reading at that length, and then finds the checksum wrong.
+
+    Raises:
+        ImagesError: No zip file, a damaged one, or one that could do harm: names that lead out of the folder,
+            links, encrypted members, far more bytes than its own size or than the disk has room for.
+    """
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        raise ImagesError(
+            f"{path} is no zip file, or is cut short",
+            "name a folder or a zip file; unpack other archives first",
+        )
+    with tempfile.TemporaryDirectory(prefix="bcu-") as name:
+        folder = Path(name)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                _check(path, archive, folder)
+                for info in archive.infolist():
+                    _extract(archive, info, folder)
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+            raise ImagesError(f"{path} is damaged: {error}", "make or download it again") from error
+        except OSError as error:
+            raise ImagesError(
+                f"{path} cannot be unpacked into {folder.parent}: {error.strerror or error}",
+                "unpack it yourself and name the folder, or have TMPDIR name another place",
+            ) from error
+        yield folder
+
+
+def _check(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
+    members = archive.infolist()
+    for info in members:
+        if why := _fault(info):
+            raise ImagesError(f"{path} was not unpacked: its member {info.filename!r} {why}", _HINT)
+    total = sum(info.file_size for info in members)
+    if total > max(HARMLESS_BYTES, MAX_RATIO * path.stat().st_size):
+        raise ImagesError(f"{path} was not unpacked: it would grow to {total:,} bytes", _HINT)
+    if total > (free := shutil.disk_usage(folder).free):
+        raise ImagesError(
+            f"{path} was not unpacked: it needs {total:,} bytes, and {folder.parent} has {free:,}",
+            "free some space, or have TMPDIR name another place",
+        )
+
+
+def _fault(info: zipfile.ZipInfo) -> str:
+    """What is wrong with a member; empty if nothing."""
+    place = PureWindowsPath(info.filename)  # knows both kinds of slashes, and drives
+    if place.drive or place.root or ".." in place.parts:
+        return "points out of the archive"
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a device"
+    if info.flag_bits & 0x1:
+        return "is encrypted"
+    if info.compress_type not in _METHODS:
+        return "is packed in a way that is not read here"
+    return ""
+
+
+def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path) -> None:
+    parts = PureWindowsPath(info.filename).parts
+    if not parts or parts[0] == _MAC_EXTRAS:
+        return
+    target = folder.joinpath(*parts)
+    if info.filename.endswith(("/", "\\")):
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(info) as packed, target.open("xb") as out:
+        shutil.copyfileobj(packed, out)
