@@ -45,6 +45,17 @@ Std = Annotated[
     str | None,
     typer.Option(help="Deviation of the normalisation, on a scale of 0 to 1: R,G,B.", rich_help_panel=_MODEL),
 ]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Labelled pictures: a folder with one subfolder a class, one with train and test folders of "
+        "such, a zip file of either, or cifar10:PATH, gtsrb:PATH, imagenet:PATH.",
+        metavar="FOLDER|ZIP|NAME:PATH",
+    ),
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Fetch cifar10 or gtsrb into PATH where it is not there.")
+]
 DeviceName = Annotated[
     str,
     typer.Option(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import signal
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcu_cli.cli import output
 from bcu_cli.cli.options import numbers
+from bcu_cli.errors import ImagesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from types import FrameType
+
+    from torch import Tensor
 
     from bcu_cli.checkpoints.resume import StateFile
     from bcu_cli.images.decoding import Geometry
-    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.images.folder import ImageSet, Part
     from bcu_cli.models import Loaded, Preprocessing
     from bcu_cli.training.loop import Epoch, Training
 
@@ -32,34 +36,54 @@ class ModelOptions:
     std: str | None
 
 
-def load_model(path: Path, options: ModelOptions, *, pictures: Path) -> Loaded:
+def load_model(path: Path, options: ModelOptions, *, pictures: Path | str, download: bool = False) -> Loaded:
     """Read a model file and make it a classifier; what was noticed on the way is said.
 
     Args:
         path: The file.
         options: What the user says.
-        pictures: A folder whose pictures may decide what the file does not say, by BatchNorm statistics.
+        pictures: A folder, or as a text what ``--data`` names: some of its pictures may decide what the file
+            does not say, by BatchNorm statistics.
+        download: Whether ``--download`` was given.
 
     Raises:
         BcuError: It cannot be read, is not safe, or is no classifier that can be rebuilt.
     """
     from bcu_cli.checkpoints import read
-    from bcu_cli.images.folder import sample
     from bcu_cli.models import load
 
     checkpoint = read(path)
     for finding in checkpoint.findings:
         output.warn(f"{path}: {finding.message}")
-    loaded = load(
-        checkpoint,
-        arch=options.arch,
-        input_size=options.input_size,
-        mean=numbers(options.mean, "--mean"),
-        std=numbers(options.std, "--std"),
-        images=lambda preprocessing: sample(pictures, geometry_of(preprocessing)),
-    )
+    with _sampler(pictures, download=download) as take:
+        loaded = load(
+            checkpoint,
+            arch=options.arch,
+            input_size=options.input_size,
+            mean=numbers(options.mean, "--mean"),
+            std=numbers(options.std, "--std"),
+            images=lambda preprocessing: take(geometry_of(preprocessing)),
+        )
     output.say(f"{path.name}: {'; '.join(loaded.evidence)}")
     return loaded
+
+
+@contextmanager
+def _sampler(pictures: Path | str, *, download: bool) -> Iterator[Callable[[Geometry], Tensor]]:
+    """What takes some pictures in a wanted shape; a zip file is unpacked once, and only if it is called."""
+    from bcu_cli.images.folder import sample
+    from bcu_cli.images.sources import open_source
+
+    with ExitStack() as stack:
+
+        @cache
+        def part() -> Part:
+            return stack.enter_context(open_source(str(pictures), download=download)).test()
+
+        def take(geometry: Geometry) -> Tensor:
+            return sample(pictures, geometry) if isinstance(pictures, Path) else part().sample(geometry)
+
+        yield take
 
 
 class Stop:
@@ -153,6 +177,62 @@ def geometry_of(preprocessing: Preprocessing) -> Geometry:
         crop_pct=preprocessing.crop_pct,
         interpolation=preprocessing.interpolation,
     )
+
+
+def load_to_train(
+    spec: str, shape: tuple[int, int, int], *, seed: int, download: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """Labelled pictures to train on, and others to measure on: the test part, or a tenth held out.
+
+    Args:
+        spec: What ``--data`` names.
+        shape: The shape (C, H, W) that they are brought to.
+        seed: Decides which are held out.
+        download: Whether ``--download`` was given.
+
+    Raises:
+        ImagesError: There are none, not of two classes or more, or none of some class.
+    """
+    import torch
+
+    from bcu_cli.images.folder import FEWEST_IMAGES, hold_out
+    from bcu_cli.images.sources import open_source
+
+    size = geometry(shape)
+    with open_source(spec, download=download) as source:
+        part = source.train()
+        rest = source.test() if source.divided else None  # found before the long work on the first begins
+        data = with_bar(lambda bar: part.load(size, every_class=True, on_progress=bar), part.root)
+        if rest:
+            names = data.classes
+            return data, with_bar(lambda bar: rest.load(size, classes=names, on_progress=bar), rest.root)
+    if len(data) < FEWEST_IMAGES:
+        raise ImagesError(
+            f"{data.root} holds {len(data)} readable pictures; at least {FEWEST_IMAGES} are needed",
+            "a tenth of them is held out to measure on; add some to each class",
+        )
+    return hold_out(data, 0.1, most=10_000, generator=torch.Generator().manual_seed(seed))
+
+
+def load_to_measure(
+    spec: str, geometry: Geometry, classes: tuple[str, ...], *, download: bool = False
+) -> ImageSet:
+    """Labelled pictures to measure on: the test part, or all of them where they are not divided.
+
+    Args:
+        spec: What ``--data`` names.
+        geometry: What each picture becomes.
+        classes: Names of the classes in label order, where the model says them.
+        download: Whether ``--download`` was given.
+
+    Raises:
+        ImagesError: There are none, or some of a class that the model does not have.
+    """
+    from bcu_cli.images.sources import open_source
+
+    with open_source(spec, download=download) as source:
+        part = source.test()
+        return with_bar(lambda bar: part.load(geometry, classes=classes, on_progress=bar), part.root)
 
 
 def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Path) -> ImageSet:
