@@ -10,11 +10,20 @@ import typer
 
 from bcu_cli import attacks
 from bcu_cli.cli import output, running
-from bcu_cli.cli.options import DeviceName, InputSize, Json, Precision, Resume, Seed, assignments
+from bcu_cli.cli.options import (
+    Data,
+    DeviceName,
+    Download,
+    InputSize,
+    Json,
+    Precision,
+    Resume,
+    Seed,
+    assignments,
+)
 
 if TYPE_CHECKING:
     from bcu_cli.attacks.poisoning import AttackOptions
-    from bcu_cli.images.folder import ImageSet
     from bcu_cli.training.devices import Device
     from bcu_cli.triggers.base import Trigger
 
@@ -23,18 +32,14 @@ _TRAINING = "How it is trained"
 
 def attack(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(attacks.names())}.", metavar="ATTACK")],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="A folder with one subfolder of pictures a class; or train and test folders of such."
-        ),
-    ],
+    data: Data,
     out: Annotated[
         Path, typer.Option(help="The safetensors file to write; the trigger is written beside it.")
     ],
     arch: Annotated[
         str, typer.Option(help="A name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own.")
     ] = "resnet18_cifar",
+    download: Download = False,
     input_size: InputSize = None,
     target_class: Annotated[int, typer.Option(help="Index of the class that triggers lead to.")] = 0,
     poison_rate: Annotated[
@@ -96,6 +101,7 @@ def attack(
         shape,
         options,
         data=data,
+        download=download,
         out=out,
         arch=arch,
         device=devices.choose(device, precision),
@@ -112,7 +118,8 @@ def _run(
     shape: tuple[int, int, int],
     options: AttackOptions,
     *,
-    data: Path,
+    data: str,
+    download: bool,
     out: Path,
     arch: str,
     device: Device,
@@ -132,7 +139,7 @@ def _run(
     trigger_out = out.with_name(out.name.removesuffix(".safetensors") + ".trigger.safetensors")
     check_writable(out, inputs=[])
     check_writable(trigger_out, inputs=[])
-    train_set, test_set = _load(data, shape, options.seed)
+    train_set, test_set = running.load_to_train(data, shape, seed=options.seed, download=download)
     poisoned = poison(train_set, trigger, options)
     clock.lap("reading images")
 
@@ -176,27 +183,6 @@ def _run(
         "seconds": clock.seconds(),
         "peak_memory": document.peak_memory(device),
     }
-
-
-def _load(data: Path, shape: tuple[int, int, int], seed: int) -> tuple[ImageSet, ImageSet]:
-    """The pictures to train on, and those to measure on."""
-    import torch
-
-    from bcu_cli.images.folder import has_split, hold_out, load_labelled
-
-    geometry = running.geometry(shape)
-    if has_split(data):
-        train = running.with_bar(
-            lambda bar: load_labelled(data / "train", geometry, every_class=True, on_progress=bar), data
-        )
-        test = running.with_bar(
-            lambda bar: load_labelled(data / "test", geometry, classes=train.classes, on_progress=bar), data
-        )
-        return train, test
-    whole = running.with_bar(
-        lambda bar: load_labelled(data, geometry, every_class=True, on_progress=bar), data
-    )
-    return hold_out(whole, 0.1, most=10_000, generator=torch.Generator().manual_seed(seed))
 
 
 def _show(report: dict[str, Any]) -> None:

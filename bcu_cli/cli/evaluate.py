@@ -10,7 +10,7 @@ import typer
 
 from bcu_cli import triggers
 from bcu_cli.cli import output, running
-from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Std
+from bcu_cli.cli.options import Arch, Data, DeviceName, Download, InputSize, Json, Mean, Std
 from bcu_cli.errors import ImagesError, TriggerError, UsageError
 
 if TYPE_CHECKING:
@@ -24,12 +24,7 @@ _OWN = "A trigger of your own"
 
 def evaluate(
     models: Annotated[list[Path], typer.Argument(help="One model or several to compare.")],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="A folder with one subfolder of pictures a class; of train and test folders, test."
-        ),
-    ],
+    data: Data,
     trigger: Annotated[
         str | None,
         typer.Option(help=f"{', '.join(triggers.names())}, or a .trigger.safetensors that bcu attack wrote."),
@@ -52,6 +47,7 @@ def evaluate(
     alpha: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Strength of add and blend.", rich_help_panel=_OWN)
     ] = 0.2,
+    download: Download = False,
     arch: Arch = None,
     input_size: InputSize = None,
     mean: Mean = None,
@@ -75,7 +71,7 @@ def evaluate(
     said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
     own = _Own(picture=trigger_image, mask=trigger_mask, mode=trigger_mode, alpha=alpha)
     wanted = _Wanted(name=trigger, target_class=target_class, own=own)
-    rows = [_measure(path, data, said, wanted, chosen) for path in models]
+    rows = [_measure(path, data, said, wanted, chosen, download=download) for path in models]
     clock.lap("evaluation")
     if as_json:
         output.document(
@@ -132,14 +128,20 @@ class _Wanted:
 
 
 def _measure(
-    path: Path, folder: Path, said: running.ModelOptions, wanted: _Wanted, device: Device
+    path: Path,
+    spec: str,
+    said: running.ModelOptions,
+    wanted: _Wanted,
+    device: Device,
+    *,
+    download: bool,
 ) -> dict[str, Any]:
     """Everything about one model."""
     from bcu_cli.evaluation.measures import accuracy, attack_success
     from bcu_cli.models.metadata import class_names
     from bcu_cli.report import document
 
-    loaded = running.load_model(path, said, pictures=folder)
+    loaded = running.load_model(path, said, pictures=spec, download=download)
     model = loaded.classifier
     if wanted.target_class is not None and wanted.target_class >= model.num_classes:
         raise UsageError(
@@ -148,7 +150,7 @@ def _measure(
         )
     trigger = wanted.find(model.preprocessing.input_size)
     names = class_names(loaded.checkpoint.metadata, model.num_classes)
-    data = _load(folder, loaded, names)
+    data = _load(spec, loaded, names, download=download)
     row: dict[str, Any] = {
         "model": document.model(loaded),
         "images": document.images(data),
@@ -171,18 +173,15 @@ def _name(target: Target, classes: tuple[str, ...]) -> str:
     return "the class after the true one" if target == "next" else classes[target]
 
 
-def _load(folder: Path, loaded: Loaded, names: tuple[str, ...]) -> ImageSet:
+def _load(spec: str, loaded: Loaded, names: tuple[str, ...], *, download: bool) -> ImageSet:
     """The labelled pictures, of as many classes as the model has or of classes that it names."""
-    from bcu_cli.images.folder import has_split, load_labelled
-
-    root = folder / "test" if has_split(folder) else folder
-    geometry = running.geometry_of(loaded.classifier.preprocessing)
     count = loaded.classifier.num_classes
-    data = running.with_bar(lambda bar: load_labelled(root, geometry, classes=names, on_progress=bar), root)
+    geometry = running.geometry_of(loaded.classifier.preprocessing)
+    data = running.load_to_measure(spec, geometry, names, download=download)
     if len(data.classes) != count:
         raise ImagesError(
-            f"{root} has {len(data.classes)} class subfolders, the model has {count} classes",
-            "which subfolder is which class cannot be told; keep one for every class, empty ones too",
+            f"{data.root} has {len(data.classes)} classes, the model has {count} classes",
+            "which is which cannot be told; keep a subfolder for every class, empty ones too",
         )
     return data
 
