@@ -244,27 +244,9 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
     )
 
 
-def load_labelled(
-    root: Path,
-    geometry: Geometry,
-    *,
-    classes: tuple[str, ...] = (),
-    every_class: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> ImageSet:
-    """List a folder with one subfolder a class, and decode it: ``list_labelled``, then ``Part.load``."""
-    part = list_labelled(root)
-    return part.load(geometry, classes=classes, every_class=every_class, on_progress=on_progress)
-
-
 def subfolders(folder: Path) -> list[str]:
     """The names of the folders directly below one, in alphabetical order."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-
-
-def has_split(root: Path) -> bool:
-    """Whether a folder holds a training and a test set, as subfolders ``train`` and ``test`` alone."""
-    return root.is_dir() and {entry.name for entry in root.iterdir() if entry.is_dir()} == {"train", "test"}
 
 
 def hold_out(

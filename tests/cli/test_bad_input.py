@@ -6,6 +6,9 @@ import errno
 import os
 import pickle
 import re
+import shutil
+import tempfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -242,6 +245,122 @@ def test_options_that_make_no_sense(
     assert "hint: " in ran.err
     assert "should not happen" not in ran.error
     assert not list(tmp_path.iterdir())
+
+
+def one_class_folder(path: Path, labelled: Path) -> Path:
+    shutil.copytree(labelled / "test" / "stop", path / "stop")
+    return path
+
+
+def empty_class(path: Path, labelled: Path) -> Path:
+    shutil.copytree(labelled / "test", path)
+    (path / "zebra").mkdir()
+    return path
+
+
+def no_zip(path: Path, labelled: Path) -> Path:
+    path.write_text("no zip")
+    return path
+
+
+def damaged_zip(path: Path, labelled: Path) -> Path:
+    packed = Path(shutil.make_archive(str(path), "zip", labelled / "test"))
+    content = bytearray(packed.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
+    packed.write_bytes(content)
+    return packed
+
+
+def leaving_zip(path: Path, labelled: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../../stop/a.png", b"")
+    return path
+
+
+DATA = {
+    "one_class": (one_class_folder, "has one class alone, stop", "has 1 classes, the model has 10 classes"),
+    "empty_class": (empty_class, "class zebra in .* no readable picture", "has 9 classes, the model has 10"),
+    "no_zip": (no_zip, "data is no zip file", "data is no zip file"),
+    "damaged_zip": (damaged_zip, r"data\.zip is damaged", r"data\.zip is damaged"),
+    "leaving_zip": (leaving_zip, "points out of the archive", "points out of the archive"),
+    "missing": (lambda path, _: path, "data does not exist", "data does not exist"),
+    "unknown_name": (lambda path, _: f"mnist:{path}", "no data set called mnist", "no data set called mnist"),
+    "no_cifar10": (lambda path, _: f"cifar10:{path}", "there is no CIFAR-10 in", "there is no CIFAR-10 in"),
+    "no_imagenet": (lambda path, _: f"imagenet:{path}", "there is no ImageNet in", "there is no ImageNet in"),
+}
+
+
+@pytest.mark.parametrize("command", ["attack", "evaluate"])
+@pytest.mark.parametrize("case", DATA)
+def test_data(bcu, labelled: Path, tmp_path: Path, command: str, case: str) -> None:
+    from bcu_cli.models import build
+
+    make, *expected = DATA[case]
+    data, out, model = make(tmp_path / "data", labelled), tmp_path / "out.safetensors", tmp_path / "model"
+    save_file(build("resnet20", num_classes=10).state_dict(), model)  # names no classes
+    options = ["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
+    words = {"attack": ["badnets", "--out", out, "--arch", "resnet20"], "evaluate": [model, *options]}
+    ran = bcu(command, *words[command], "--data", data)
+    assert ran.code == 2
+    assert re.search(expected[command == "evaluate"], ran.error), ran.error
+    assert "hint: " in ran.err
+    assert not out.exists()
+
+
+def test_one_class_is_enough_for_a_model_that_names_its_own(
+    bcu, untrained: Path, labelled: Path, tmp_path: Path
+) -> None:
+    ran = bcu("evaluate", untrained, "--data", one_class_folder(tmp_path / "data", labelled), "--json")
+    assert ran.code == 0
+    assert ran.json["models"][0]["acc"]["of"] == 25
+
+
+def test_an_interrupt_while_a_zip_file_is_read_leaves_nothing(
+    bcu, untrained: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bcu_cli.images import folder
+
+    packed = shutil.make_archive(str(tmp_path / "signs"), "zip", labelled)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+    def interrupt(*_: object, **__: object) -> None:
+        assert list((tmp_path / "temporary").iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder, "decode_many", interrupt)
+    assert bcu("evaluate", untrained, "--data", packed).code == 130
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_zip_file_is_measured_as_the_folder_is(
+    bcu, untrained: Path, labelled: Path, tmp_path: Path
+) -> None:
+    packed = shutil.make_archive(str(tmp_path / "signs"), "zip", labelled)
+    rows = [
+        bcu("evaluate", untrained, "--data", data, "--json").json["models"][0] for data in (labelled, packed)
+    ]
+    assert rows[0]["acc"] == rows[1]["acc"]
+    assert rows[0]["images"]["sha256"] == rows[1]["images"]["sha256"]
+    assert rows[1]["images"]["path"] == f"{packed}/test"
+
+
+def test_download_reaches_the_data_set(
+    bcu, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import utils
+
+    def refuse(url: str, max_hops: int) -> str:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(utils, "_get_redirect_url", refuse)
+    out = tmp_path / "out.safetensors"
+    for words in (["evaluate", untrained], ["attack", "badnets", "--out", out, "--arch", "resnet20"]):
+        ran = bcu(*words, "--data", f"cifar10:{tmp_path / 'sets'}", "--download")
+        assert ran.code == 2
+        assert "could not be fetched" in ran.error
+        assert "Network is unreachable" in ran.error
+        assert not out.exists()
 
 
 def test_a_debug_run_shows_the_traceback(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

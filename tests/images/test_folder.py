@@ -9,7 +9,7 @@ import torch
 from bcu_cli.errors import ImagesError
 from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
-from bcu_cli.images.folder import has_split, hold_out, list_files, load_labelled, load_unlabeled
+from bcu_cli.images.folder import hold_out, list_files, list_labelled, load_unlabeled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,47 +30,47 @@ def test_any_depth_of_subfolders_and_links_without_loops(tmp_path: Path) -> None
 
 
 def test_labels_are_the_subfolders_in_alphabetical_order(labelled: Path) -> None:
-    data = load_labelled(labelled / "test", SIZE)
+    data = list_labelled(labelled / "test").load(SIZE)
     assert data.classes == tuple(sorted(signs.CLASSES))
     assert torch.bincount(data.labels).tolist() == [25] * 8
 
 
 def test_labels_are_the_models_classes_where_it_names_them(labelled: Path) -> None:
     names = tuple(sorted(signs.CLASSES, reverse=True))
-    data = load_labelled(labelled / "test", SIZE, classes=names)
+    data = list_labelled(labelled / "test").load(SIZE, classes=names)
     assert data.classes == names
     assert data.labels[0] == 7  # the first file is of the first subfolder, the last class
 
 
 def test_a_folder_need_not_hold_all_classes(labelled: Path, tmp_path: Path) -> None:
     shutil.copytree(labelled / "test" / "stop", tmp_path / "stop")
-    data = load_labelled(tmp_path, SIZE, classes=tuple(sorted(signs.CLASSES)))
+    data = list_labelled(tmp_path).load(SIZE, classes=tuple(sorted(signs.CLASSES)))
     assert data.labels.unique().tolist() == [sorted(signs.CLASSES).index("stop")]
 
 
 def test_a_class_that_the_model_does_not_have(labelled: Path) -> None:
     with pytest.raises(ImagesError, match="has a class danger, which is none of the model's classes"):
-        load_labelled(labelled / "test", SIZE, classes=("ahead-only", "stop"))
+        list_labelled(labelled / "test").load(SIZE, classes=("ahead-only", "stop"))
 
 
 def test_an_empty_class(labelled: Path, tmp_path: Path) -> None:
     shutil.copytree(labelled / "test", tmp_path / "x")
     (tmp_path / "x" / "zebra").mkdir()
-    assert len(load_labelled(tmp_path / "x", SIZE).classes) == 9
+    assert len(list_labelled(tmp_path / "x").load(SIZE).classes) == 9
     with pytest.raises(ImagesError, match="class zebra"):
-        load_labelled(tmp_path / "x", SIZE, every_class=True)
+        list_labelled(tmp_path / "x").load(SIZE, every_class=True)
 
 
 def test_one_class_is_enough_to_measure_on_but_not_to_train_on(labelled: Path, tmp_path: Path) -> None:
     shutil.copytree(labelled / "test" / "stop", tmp_path / "stop")
-    assert load_labelled(tmp_path, SIZE).classes == ("stop",)
+    assert list_labelled(tmp_path).load(SIZE).classes == ("stop",)
     with pytest.raises(ImagesError, match="has one class alone, stop"):
-        load_labelled(tmp_path, SIZE, every_class=True)
+        list_labelled(tmp_path).load(SIZE, every_class=True)
 
 
 def test_no_class_subfolders(photos: Path) -> None:
     with pytest.raises(ImagesError, match="no class subfolders"):
-        load_labelled(photos, SIZE)
+        list_labelled(photos).load(SIZE)
 
 
 def test_too_few_pictures_says_how_many_are_needed(tmp_path: Path) -> None:
@@ -99,9 +99,3 @@ def test_held_out_pictures_are_not_used(photos: Path) -> None:
     parts = [{image.numpy().tobytes() for image in part.images} for part in (used, held_out)]
     assert parts[0] | parts[1] == everything
     assert not parts[0] & parts[1]
-
-
-def test_a_split_folder_is_recognised(labelled: Path, photos: Path) -> None:
-    assert has_split(labelled)
-    assert not has_split(labelled / "test")
-    assert not has_split(photos)

@@ -11,7 +11,7 @@ import torch
 from bcu_cli.errors import ImagesError, UsageError
 from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
-from bcu_cli.images.folder import ImageSet, load_labelled
+from bcu_cli.images.folder import ImageSet, list_labelled
 from bcu_cli.images.sources import open_source
 
 SIZE = Geometry(height=16, width=16)
@@ -55,8 +55,8 @@ def test_a_folder_of_train_and_test_or_val_is_divided(
         signs.write_folder(tmp_path / name, 1, seed=len(name))
     divided, train, test = read(tmp_path)
     assert divided
-    assert same(train, load_labelled(small / "train", SIZE))
-    assert same(test, load_labelled(tmp_path / tested, SIZE))
+    assert same(train, list_labelled(small / "train").load(SIZE))
+    assert same(test, list_labelled(tmp_path / tested).load(SIZE))
     assert test.root == tmp_path / tested
 
 
@@ -77,8 +77,8 @@ def test_a_zip_file_is_what_was_packed(small: Path, tmp_path: Path, top: str) ->
     path = Path(shutil.make_archive(str(tmp_path / "signs"), "zip", tmp_path / "pack"))
     divided, train, test = read(path)
     assert divided
-    assert same(train, load_labelled(small / "train", SIZE))
-    assert same(test, load_labelled(small / "test", SIZE))
+    assert same(train, list_labelled(small / "train").load(SIZE))
+    assert same(test, list_labelled(small / "test").load(SIZE))
     assert test.root == path / top / "test"
 
 
