@@ -28,7 +28,7 @@ def test_there_are_commands_to_check() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_every_command_exists(bcu, command: str) -> None:
-    _, name, *words = shlex.split(command.partition(">")[0])
+    _, name, *words = shlex.split(command.partition(" > ")[0])
     shown = bcu(name, "--help").out
     for option in (word for word in words if word.startswith("--")):
         assert re.search(rf"{option}\b", shown), f"{name} has no {option}"
