@@ -53,7 +53,7 @@ class InputAware(Attack):
         if not isinstance(trigger, iab.InputAware):
             raise TypeError("IAB implants an IAB trigger")
         yield Stage(title="training the mask", training=self._of_mask(trigger))
-        trigger.mask_network.requires_grad_(False).eval()
+        trigger.mask_network.eval()
         drawer = trigger.pattern_network
         companion = Companion(module=drawer, optimizer=_adam(drawer))
         training = self.training(self._objective(trigger), companions=[companion])
@@ -91,7 +91,9 @@ class InputAware(Attack):
             classes = labels[index]
             own, crossed, lenders = images[:count], images[count : 2 * count], images[2 * count : 3 * count]
             sources = torch.cat([own, lenders])
-            patterns, masks = trigger.pattern_network(sources), trigger.mask_network.as_mask(sources)
+            patterns = trigger.pattern_network(sources)
+            with torch.no_grad():
+                masks = trigger.mask_network.as_mask(sources)
             views = torch.cat(
                 [
                     iab.paste(own, patterns[:count], masks[:count]),
