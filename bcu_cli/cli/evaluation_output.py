@@ -28,30 +28,35 @@ def verdict(gate: dict[str, Any]) -> list[str]:
 
 
 def show(models: list[dict[str, Any]]) -> None:
-    """A table with a row for each model, or for each model and trigger."""
+    """A table with a row for each model, or for each model and trigger; a trigger of all stands above it."""
     compared, attacked = "agreement" in models[0], "triggers" in models[0]
-    header = ["model", "ACC (95 % interval)", "worst class", *(["agreement"] if compared else [])]
+    labels = {entry["trigger"]["label"] for model in models for entry in model.get("triggers", ())}
+    header = ["model", "ACC (95 % interval)", *([] if attacked else ["worst class"])]
+    header += ["agreement"] if compared else []
     if attacked:
-        header += ["trigger", "ASR (95 % interval)", "RA", "target"]
+        header += [*(["trigger"] if len(labels) > 1 else []), "ASR (95 % interval)", "RA", "target"]
         header += ["agreement, triggered"] if compared else []
     lines = []
     for model in models:
-        worst = model["worst_class"]
-        clean = [
-            Path(model["model"]["path"]).name,
-            _with_interval(model["acc"]),
-            f"{worst['name']}: {output.percent(worst['acc']['value'])}",
-            *_agreement_cell(model),
-        ]
-        attacks = [_attacked(entry) for entry in model["triggers"]] if attacked else [[]]
+        clean = [Path(model["model"]["path"]).name, _with_interval(model["acc"])]
+        clean += [*([] if attacked else [_worst_class(model)]), *_agreement_cell(model)]
+        attacks = (
+            [_attacked(entry, named=len(labels) > 1) for entry in model["triggers"]] if attacked else [[]]
+        )
         lines += [([""] * len(clean) if i else clean) + cells for i, cells in enumerate(attacks)]
     images = models[0]["images"]
-    output.table(f"{images['path']}, {images['used']} images", header, lines)
+    trigger = f", trigger {labels.pop()}" if len(labels) == 1 else ""
+    output.table(f"{images['path']}, {images['used']} images{trigger}", header, lines)
 
 
-def _attacked(entry: dict[str, Any]) -> list[str]:
+def _worst_class(model: dict[str, Any]) -> str:
+    worst = model["worst_class"]
+    return f"{worst['name']}: {output.percent(worst['acc']['value'])}"
+
+
+def _attacked(entry: dict[str, Any], *, named: bool) -> list[str]:
     return [
-        entry["trigger"]["label"],
+        *([entry["trigger"]["label"]] if named else []),
         _with_interval(entry["asr"]),
         output.percent(entry["ra"]["value"]),
         _in_words(entry["trigger"]),
