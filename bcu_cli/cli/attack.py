@@ -270,6 +270,7 @@ class _Attacking:
         keeper = StateFile(where.out, document.fingerprint("attack", *decides))
         stages = running.train(attacking.stages(), keeper, resume=resume)
         self.clock.lap("training")
+        speed = document.training(stages, self.device)
         measures = self._measure(model, test_set, trigger)
         self.clock.lap("evaluation")
         outputs = self._write(model, train_set, trigger, test_set)
@@ -284,7 +285,7 @@ class _Attacking:
             "classes": list(train_set.classes),
             **measures,
             "outputs": outputs,
-            "training": document.training(stages, self.device),
+            "training": speed,
             "seconds": self.clock.seconds(),
             "peak_memory": document.peak_memory(self.device),
         }

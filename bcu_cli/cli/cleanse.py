@@ -204,6 +204,7 @@ class _Cleansing:
             [Stage(title="cleansing", training=training)], keeper, resume=resume, on_epoch=on_epoch
         )
         self.clock.lap("distillation")
+        speed = document.training(stages, self.device)
         after = agreement(student, reference, held_out.images, self.device)
         self.clock.lap("evaluation")
         sha256 = self._write(student)
@@ -220,7 +221,7 @@ class _Cleansing:
             "agreement": {"after_reinitialisation": before.as_json(), "after_distillation": after.as_json()},
             "output": document.written(self.out, sha256) | {"format": self.format.value},
             "left_out": list(self.loaded.checkpoint.left_out),
-            "training": document.training(stages, self.device),
+            "training": speed,
             "seconds": self.clock.seconds(),
             "peak_memory": document.peak_memory(self.device),
         }

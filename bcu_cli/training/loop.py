@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.training.devices import is_out_of_memory
-from bcu_cli.training.throughput import Throughput
+from bcu_cli.training.throughput import FlopCounter, Throughput
 
 if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
@@ -221,12 +220,12 @@ class Training:
             learner.module.eval()  # keeps the BatchNorm statistics as they are
         on_device = torch.arange(min(32, self.micro_batch, len(self.images)), device=self.device.torch)
         images = self.images[on_device].float() / 255.0
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             with self.device.autocast():
                 loss = self.objective(images, on_device, 0.0)
             loss.backward()  # type: ignore[no-untyped-call]
         self._forget_gradients()
-        return float(counter.get_total_flops() / len(images))
+        return float(counter.total / len(images))
 
     def _step(self, index: Tensor) -> None:
         """One update; where memory runs out the batch is halved, and its gradients are added up."""

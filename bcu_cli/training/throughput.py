@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
@@ -42,6 +44,31 @@ class Throughput:
             "peak_flops_per_second": round(peak),
             "share_of_peak": round(speed * self.flops_per_image / peak, 4),
         }
+
+
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the floating-point operations of what runs inside it, by torch's own formulas.
+
+    torch's ``FlopCounterMode`` also follows the modules, and so fails where a gradient is asked for midway,
+    as in adversarial training.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one operation, and add what it takes."""
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def measure_peak(device: Device) -> float:

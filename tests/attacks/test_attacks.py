@@ -98,9 +98,12 @@ def test_every_attack_trains_its_network_and_says_how_many_images_it_triggers(na
     attacked = attack(name)
     before = [weight.clone() for weight in attacked.model.parameters()]
     assert attacked.poisoned == (40 if name in {"lc", "sig"} else 20)  # 80 % of a class of 50, 10 % of 200
+    stages = []
     for stage in attacked.stages():
         stage.training.run()
+        stages.append(stage)
     assert not any(torch.equal(a, b) for a, b in zip(before, attacked.model.parameters(), strict=True))
+    assert all(stage.training.throughput().flops_per_image > 0 for stage in stages)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.25])
