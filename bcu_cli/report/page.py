@@ -130,7 +130,7 @@ def _section(section: Section, number: int) -> str:
 <thead><tr><th scope="col">measure</th><th scope="col">value</th><th scope="col">images</th>
 <th scope="col">95 % interval</th></tr></thead>
 <tbody>{measures}</tbody></table></div>
-<figure><figcaption>Confusion matrix: rows are true classes, columns answers, numbers percent of the row.
+<figure><figcaption>Confusion matrix: rows are true classes, columns answers, cells percent of the row.
 <b class="right">Right</b> and <b class="wrong">wrong</b> answers.</figcaption>
 <div class="wide">{svg.heat_map(section.classes, section.counts)}</div></figure>
 <figure><figcaption>{escaped(section.bars_title)}</figcaption>

@@ -51,7 +51,12 @@ def draw(sections: Sequence[Section], path: Path) -> None:
             _matrix(left, section)
             _bars(right, section)
         figure.savefig(
-            path, format="png", dpi=min(_DPI, _MOST_PIXELS / max(size)), metadata={"Software": None}
+            path,
+            format="png",
+            dpi=min(_DPI, _MOST_PIXELS / max(size)),
+            bbox_inches="tight",  # long names may stand out of the figure
+            pad_inches=0.2,
+            metadata={"Software": None},
         )
 
 

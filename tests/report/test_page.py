@@ -160,7 +160,7 @@ def test_a_picture_of_two_sections_with_names_that_are_no_formulas(tmp_path: Pat
     pages.write(page(one, one), tmp_path / "two.png")
     with Image.open(tmp_path / "one.png") as single, Image.open(tmp_path / "two.png") as double:
         assert single.format == "PNG"
-        assert double.size == pytest.approx((single.width, 2 * single.height), abs=2)
+        assert double.size == pytest.approx((single.width, 2 * single.height), rel=0.05)
         assert len(double.convert("RGB").getcolors(1 << 20)) > 10
 
 
