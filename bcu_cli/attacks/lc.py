@@ -29,8 +29,8 @@ EPSILON = 16 / 255
 STEP, STEPS = 1.5 / 255, 30
 """Of PGD. Deviation: 30 steps for the authors' 100; together they still go three times as far as epsilon."""
 ROBUST_EPSILON = 4 / 255
-"""Largest change of a pixel in the surrogate's own adversarial training. With 8, and half the epochs, a small
-surrogate had learnt too little to take an image from its class, and the attack failed (examples/results.md)."""
+"""Largest change of a pixel in the surrogate's own adversarial training. With 8 and
+half the epochs a small surrogate learnt too little to take an image from its class (examples/results.md)."""
 BATCH_SIZE = 256
 
 
