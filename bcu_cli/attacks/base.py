@@ -104,9 +104,11 @@ class Attack(ABC):
         _refuse_nonsense(self)
 
     @property
-    @abstractmethod
     def poisoned(self) -> int:
-        """Number of images that are triggered, in an epoch."""
+        """Number of images that are triggered in an epoch; about, where each batch has its share."""
+        if self.trigger is None:
+            return 0
+        return round(self.options.poison_rate * len(target_images(self.data, self)))
 
     @abstractmethod
     def stages(self) -> Iterator[Stage]:

@@ -42,11 +42,6 @@ class InputAware(Attack):
     name = "iab"
     trigger_name = "iab"
 
-    @property
-    def poisoned(self) -> int:
-        """Number of images with their own trigger in an epoch: about the rate's share of each batch."""
-        return round(self.options.poison_rate * len(self.data))
-
     def stages(self) -> Iterator[Stage]:
         """The training of the mask network, then that of everything else."""
         trigger = self.trigger
@@ -60,7 +55,7 @@ class InputAware(Attack):
         yield Stage(title="training", training=training)
 
     def _of_mask(self, trigger: iab.InputAware) -> Training:
-        """The training of the mask network: sparse, and another for another image (paper, Eq. 5 and 7)."""
+        """The training of the mask network: sparse, and another for another image."""
         network = trigger.mask_network
 
         def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
@@ -110,7 +105,7 @@ class InputAware(Attack):
 
 
 def diversity_loss(images: Tensor, others: Tensor, drawn: Tensor, drawn_for_others: Tensor) -> Tensor:
-    """How alike what is drawn is for different images: the mean of |x - x'| / |g(x) - g(x')| (paper, Eq. 5).
+    """How alike what is drawn is for different images: the mean of |x - x'| / |g(x) - g(x')|.
 
     Args:
         images: float ``[N, C, H, W]``.

@@ -1,6 +1,6 @@
 """LC: triggered images of the target class are first made hard to learn by anything but their trigger.
 
-Turner et al., Label-Consistent Backdoor Attacks, arXiv:1912.02771, section 4.2: a perturbation of at most
+Turner et al., Label-Consistent Backdoor Attacks, arXiv:1912.02771: a perturbation of at most
 epsilon, found by projected gradient descent (PGD) on an independent, adversarially trained classifier, takes
 the image away from its class. No label changes.
 """
@@ -29,8 +29,8 @@ EPSILON = 16 / 255
 STEP, STEPS = 1.5 / 255, 30
 """Of PGD. Deviation: 30 steps for the authors' 100; together they still go three times as far as epsilon."""
 ROBUST_EPSILON = 4 / 255
-"""Largest change of a pixel in the surrogate's own adversarial training. With 8 and
-half the epochs a small surrogate learnt too little to take an image from its class (examples/results.md)."""
+"""Largest change of a pixel in the surrogate's own adversarial training. With 8, and half the
+epochs, a small one learnt too little to take an image from its class (examples/results.md)."""
 BATCH_SIZE = 256
 
 

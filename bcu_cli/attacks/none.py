@@ -11,8 +11,3 @@ class Clean(Poisoning):
     name = "none"
     trigger_name = None
     poison_rate = 0.0
-
-    @property
-    def poisoned(self) -> int:
-        """None."""
-        return 0

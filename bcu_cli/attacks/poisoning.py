@@ -32,17 +32,11 @@ class Poisoning(Attack):
     of the target class among them, as in BadNets.
     """
 
-    @property
-    def poisoned(self) -> int:
-        """Number of triggered images."""
-        return len(self.poisoned_index())
-
     def poisoned_index(self) -> Tensor:
         """The triggered images, int64 ``[M]`` in ascending order."""
         pool = target_images(self.data, self)
-        count = round(self.options.poison_rate * len(pool))
         generator = torch.Generator().manual_seed(self.options.seed)
-        return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
+        return pool[torch.randperm(len(pool), generator=generator)[: self.poisoned]].sort().values
 
     def poisoned_set(self) -> ImageSet:
         """The training set with its triggered images and their labels."""

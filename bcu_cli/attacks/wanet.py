@@ -1,4 +1,4 @@
-"""WaNet: a warping trigger, learnt beside warps that must do nothing (arXiv:2102.10369, section 3.3)."""
+"""WaNet: a warping trigger, learnt beside warps that must do nothing (arXiv:2102.10369)."""
 
 from __future__ import annotations
 
@@ -35,11 +35,6 @@ class WaNet(Attack):
     name = "wanet"
     trigger_name = "wanet"
     augmentation = Augmentation(crop_padding=5, flip=False, rotation=10.0)
-
-    @property
-    def poisoned(self) -> int:
-        """Number of images in attack mode in an epoch: about the rate's share of each batch."""
-        return round(self.options.poison_rate * len(self.data))
 
     def stages(self) -> Iterator[Stage]:
         """One training, poisoned inside its loop."""

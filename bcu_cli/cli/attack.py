@@ -163,8 +163,10 @@ def attack(
     kind = find(name)
     if surrogate and not kind.needs_surrogate:
         raise UsageError(f"{name} needs no surrogate", "--surrogate is for lc")
-    if preview and kind.trigger_name is None:
-        raise UsageError("a clean network has no trigger to preview", "leave --preview out")
+    if kind.trigger_name is None and (preview or setting or poison_rate is not None):
+        raise UsageError("a clean network has no trigger", "leave --preview, --setting and --poison-rate out")
+    if preview and (preview.suffix != ".png" or preview == out):
+        raise UsageError(f"--preview {preview} is no .png of its own", "name another file, ending in .png")
     views = kind.augmentation
     training = replace(
         AttackOptions().training,
@@ -241,6 +243,7 @@ class _Attacking:
 
     def run(self, input_size: int | None, settings: dict[str, float], *, resume: bool) -> dict[str, Any]:
         """Train, measure, write, and report."""
+        from bcu_cli.checkpoints import sha256_of
         from bcu_cli.checkpoints.resume import StateFile
         from bcu_cli.models.fresh import fresh, usual_size
         from bcu_cli.report import document
@@ -260,11 +263,15 @@ class _Attacking:
         images = document.images(train_set, poisoned=attacking.poisoned, measured_on=len(test_set))
         described = {"name": trigger.name, "settings": trigger.settings()} if trigger else None
         in_force = {"attack": self.kind.name, "arch": where.arch, **document.options(options)}
+        surrogate_file = where.surrogate and {
+            "path": str(where.surrogate),
+            "sha256": sha256_of(where.surrogate),
+        }
         decides = (
             in_force,
             images,
             described,
-            where.surrogate and str(where.surrogate),
+            surrogate_file,
             self.device.precision,
         )
         keeper = StateFile(where.out, document.fingerprint("attack", *decides))
@@ -281,6 +288,7 @@ class _Attacking:
             **document.environment(self.device),
             "options": in_force,
             "trigger": described,
+            "surrogate": surrogate_file,
             "images": images,
             "classes": list(train_set.classes),
             **measures,
@@ -302,7 +310,7 @@ class _Attacking:
 
         for path in (self.where.out, self.where.trigger, self.where.preview):
             if path:
-                check_writable(path, inputs=[])
+                check_writable(path, inputs=[self.where.surrogate] if self.where.surrogate else [])
 
     def _surrogate(self, model: Classifier) -> Classifier | None:
         """The user's own, brought to the model's images."""

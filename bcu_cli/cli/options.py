@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bcu_cli import attacks
 from bcu_cli.errors import UsageError
 
 _MODEL = "How the model is read"
@@ -104,6 +105,8 @@ def settings_of(owner: str, texts: list[str] | None, option: str) -> dict[str, f
     for text in texts or []:
         name, _, value = text.partition("=")
         whose, _, name = name.rpartition(".")
+        if whose and whose not in attacks.names():
+            raise UsageError(f"{option} {text}: no attack is called {whose}", f"like {option} sig.delta=60")
         try:
             if whose in {"", owner}:
                 values[name] = float(value)

@@ -94,9 +94,10 @@ def whole_numbers(text: str, option: str) -> list[int]:
 def at_a_time(jobs: str | None, entries: int, *, on_gpu: bool) -> tuple[int, int]:
     """How many models are trained at a time, and with how many threads each.
 
-    ``auto`` is one a core on the CPU, where two processes of one thread train 1.5 times as many images a
-    second as one process of two, and one on a GPU, where more have not been measured. It depends on how many
-    entries are asked for and never on how many are left: the number of threads can change the last bits.
+    ``auto`` is one a core on the CPU, where two processes of one thread train 1.35 times as many images a
+    second as one of two (examples/benchmarks/many_at_once.py), and one on a GPU, where more have not been
+    measured. It depends on how many entries are asked for and never on how many are left: the number of
+    threads can change the last bits.
 
     Raises:
         UsageError: No such number.

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -84,14 +85,13 @@ class Zoo:
             self.lock = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be used: {error.strerror}", _ANOTHER_FOLDER) from error
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(os.close, self.lock)
             self._take_lock()
             self._rows = self._earlier_rows()
             for leftover in self.folder.glob(_UNFINISHED):
                 leftover.unlink()
-        except BaseException:
-            os.close(self.lock)
-            raise
+            on_failure.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

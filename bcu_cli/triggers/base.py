@@ -166,8 +166,9 @@ def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
         num_classes = int(json.loads(checkpoint.metadata["bcu.num_classes"]))
         tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != _NO_TENSORS}
         trigger = kind.restore(settings, tensors)
-    except (KeyError, ValueError, TypeError) as error:
-        raise TriggerError(f"the trigger in {path} is damaged: {error}", "write it again") from error
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TriggerError(f"the trigger in {path} is damaged: {reason}", "write it again") from error
     if made_for != shape:
         raise TriggerError(
             f"the trigger in {path} is for images of {_size(made_for)}, the model takes {_size(shape)}",

@@ -71,10 +71,9 @@ class InputAware(Trigger):
 
 
 class Drawer(nn.Module):
-    """An image to an image: three halvings and three doublings of the resolution (paper, section 4.1).
+    """An image to an image: three halvings and three doublings of the resolution.
 
-    Deviation from the paper: 16, 32 and 64 channels in place of 32, 64 and 128, and a single convolution
-    at each resolution on the way up.
+    Narrower than the authors' networks, for the sake of the CPU.
 
     Args:
         channels: Of the images.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class WaNet(Trigger):
-    """Each pixel is taken from a place that a smooth random field says (section 3.2 of the paper).
+    """Each pixel is taken from a place that a smooth random field says.
 
     The field has k x k control points, each uniform in [-1, 1] per axis, divided by their mean magnitude and
     interpolated bicubically. A value of 1 at strength 1 is a 64th of the image's side (half a pixel of the

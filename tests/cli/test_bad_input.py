@@ -383,3 +383,27 @@ def test_a_torchvision_that_does_not_fit_torch_is_explained(
     assert ran.code == 2
     assert "not built for each other" in ran.error
     assert "pip install" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sig", "--setting", "sgi.delta=60"], "no attack is called sgi"),
+        (["none", "--setting", "delta=60"], "a clean network has no trigger"),
+        (["none", "--poison-rate", "0.2"], "a clean network has no trigger"),
+        (["badnets", "--preview", "sheet.gif"], "is no .png of its own"),
+        (["lc", "--surrogate", "OUT"], "is the input"),
+    ],
+)
+def test_an_attack_that_makes_no_sense(
+    bcu, labelled: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    out = tmp_path / "bad.safetensors"
+    with_nan(out)
+    before = out.read_bytes()
+    words = [str(out) if word == "OUT" else word for word in words]
+    ran = bcu("attack", *words, "--data", labelled, "--arch", "resnet8", "--out", out)
+    assert ran.code == 2
+    assert message in ran.err
+    assert "hint: " in ran.err
+    assert out.read_bytes() == before

@@ -210,3 +210,12 @@ def test_own_picture_that_is_none(tmp_path: Path) -> None:
         Custom.from_files(tmp_path / "t.png", SHAPE)
     with pytest.raises(TriggerError, match="no trigger mode wrong"):
         Custom(picture=torch.zeros(3, 8, 8), mask=torch.zeros(1, 8, 8), mode="wrong")
+
+
+def test_a_damaged_file_of_networks(tmp_path: Path) -> None:
+    trigger = base.make("iab", SHAPE)
+    del (tensors := trigger.tensors())["mask.leave.bias"]
+    trigger.tensors = lambda: tensors
+    base.save(Implanted(trigger=trigger, target_class=0, num_classes=5), tmp_path / "t.safetensors", SHAPE)
+    with pytest.raises(TriggerError, match=r"the trigger in .*t\.safetensors is damaged"):
+        base.load(tmp_path / "t.safetensors", SHAPE)
