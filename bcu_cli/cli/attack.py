@@ -21,6 +21,7 @@ from bcu_cli.cli.options import (
     Seed,
     settings_of,
 )
+from bcu_cli.cli.trigger_choice import trigger_beside
 from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class _Where:
     @property
     def trigger(self) -> Path:
         """The file of the trigger, beside the model's."""
-        return self.out.with_name(self.out.name.removesuffix(".safetensors") + ".trigger.safetensors")
+        return trigger_beside(self.out)
 
 
 class _Attacking:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from bcu_cli.report.text import percent as percent
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -99,11 +101,6 @@ def bar(description: str) -> Iterator[Bar]:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bar(progress, description)
-
-
-def percent(share: float) -> str:
-    """A share in [0, 1] for people."""
-    return f"{100 * share:.2f} %"
 
 
 def measure(share: dict[str, Any]) -> str:

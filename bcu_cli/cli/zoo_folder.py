@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from bcu_cli import __version__
 from bcu_cli.cli import output
+from bcu_cli.cli.trigger_choice import trigger_beside
 from bcu_cli.errors import BcuError, CheckpointError, OutputError, UsageError
 from bcu_cli.evaluation.gates import Gate, judge
 
@@ -181,7 +182,7 @@ class Zoo:
         if not is_ours:
             raise CheckpointError(f"{path.name} is of other options")
         model = self.model(entry)
-        files = {"model": model, "trigger": model.with_suffix(".trigger.safetensors")}
+        files = {"model": model, "trigger": trigger_beside(model)}
         for what, sha256 in row["sha256"].items():
             if sha256 and sha256_of(files[what]) != sha256:
                 raise CheckpointError(f"{files[what].name} is damaged")
