@@ -25,7 +25,17 @@ class UsageError(BcuError):
 
 
 class CheckpointError(BcuError):
-    """A model file that cannot be read: missing, broken, or of a kind that bcu does not open."""
+    """A model file that cannot be read: missing, broken, or of a kind that bcu does not open.
+
+    Args:
+        message: As above.
+        hint: As above.
+        rule: The id of the rule that it broke, one of :data:`bcu_cli.checkpoints.rules.RULES`.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, rule: str = "damaged-file") -> None:
+        super().__init__(message, hint)
+        self.rule = rule
 
 
 class UnsafeFileError(CheckpointError):

@@ -6,20 +6,27 @@ before :func:`load_script`, which runs only TorchScript made of known tensor ope
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint, Description, Finding, Format, Plain
+from .checkpoint import Checkpoint, Description, Finding, Format, Outline, Plain
 from .operators import forbidden_operators, is_pure
-from .reading import inspect_only, read
+from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
+from .rules import RULES, Rule
 from .safetensors_file import Header, TensorInfo, read_header
+from .sniff import sniff
 from .torchscript import load_script
 from .writing import atomic_write, check_writable, sha256_of, write, write_torchscript
 
 __all__ = [
+    "MODEL_SUFFIXES",
+    "RULES",
+    "WHOLE_BYTES",
     "Checkpoint",
     "Description",
     "Finding",
     "Format",
     "Header",
+    "Outline",
     "Plain",
+    "Rule",
     "TensorInfo",
     "atomic_write",
     "check_writable",
@@ -27,9 +34,11 @@ __all__ = [
     "inspect_only",
     "is_pure",
     "load_script",
+    "outline",
     "read",
     "read_header",
     "sha256_of",
+    "sniff",
     "write",
     "write_torchscript",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Self
@@ -17,9 +18,9 @@ _DAMAGED_HINT = "download the file again, or compare its checksum with the publi
 _MAY_BE_COMPRESSED = ("code", "extra")
 
 
-def damaged(path: Path, why: str) -> CheckpointError:
+def damaged(path: Path, why: str, rule: str = "damaged-file") -> CheckpointError:
     """The error for a file that is not whole, or was never right."""
-    return CheckpointError(f"{path} is cut short or damaged: {why}", _DAMAGED_HINT)
+    return CheckpointError(f"{path} is cut short or damaged: {why}", _DAMAGED_HINT, rule=rule)
 
 
 def member_names(path: Path) -> list[str]:
@@ -85,7 +86,7 @@ class TorchArchive:
     def _checked_members(self) -> dict[str, zipfile.ZipInfo]:
         infos = self._zip.infolist()
         for info in infos:
-            self._check_name(info.filename)
+            self._check_name(info)
         if min((info.header_offset for info in infos), default=0) != 0:
             raise self._suspect("there is something before its first zip member")
         roots = {info.filename.removesuffix("data.pkl") for info in infos if _is_data_pickle(info.filename)}
@@ -101,32 +102,37 @@ class TorchArchive:
         self._check_sizes(members)
         return members
 
-    def _check_name(self, name: str) -> None:
+    def _check_name(self, info: zipfile.ZipInfo) -> None:
+        name = info.filename
         parts = name.replace("\\", "/").split("/")
         if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-            raise self._suspect(f"its zip member {name!r} points out of the archive")
+            raise self._suspect(f"its zip member {name!r} points out of the archive", "zip-path")
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise self._suspect(f"its zip member {name!r} is a symbolic link", "zip-path")
 
     def _check_sizes(self, members: dict[str, zipfile.ZipInfo]) -> None:
         stored = packed = 0
         for name, info in members.items():
             if info.flag_bits & 0x1:
-                raise self._suspect(f"its zip member {name!r} is encrypted")
+                raise self._suspect(f"its zip member {name!r} is encrypted", "zip-encrypted")
             if info.compress_type == zipfile.ZIP_STORED:
                 stored += info.file_size
             elif name.split("/")[0] in _MAY_BE_COMPRESSED:
                 packed += info.file_size
             else:
-                raise self._suspect(f"its zip member {name!r} is compressed, which torch.save never does")
+                why = f"its zip member {name!r} is compressed, which torch.save never does"
+                raise self._suspect(why, "zip-compressed")
             if name.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
-                raise self._suspect(f"its member {name!r} of {info.file_size:,} bytes is too large to check")
+                why = f"its member {name!r} of {info.file_size:,} bytes is too large to check"
+                raise self._suspect(why, "impossible-size")
         if stored > self.path.stat().st_size:
-            raise self._suspect("its zip members claim more bytes than the file has")
+            raise self._suspect("its zip members claim more bytes than the file has", "impossible-size")
         if packed > MAX_TEXT_BYTES:
-            raise self._suspect(f"its code would unpack to {packed:,} bytes")
+            raise self._suspect(f"its code would unpack to {packed:,} bytes", "zip-compressed")
 
-    def _suspect(self, why: str) -> CheckpointError:
+    def _suspect(self, why: str, rule: str = "zip-layout") -> CheckpointError:
         hint = "torch.save does not write such files; get it from its publisher again"
-        return CheckpointError(f"{self.path} was not opened: {why}", hint)
+        return CheckpointError(f"{self.path} was not opened: {why}", hint, rule=rule)
 
 
 def _is_data_pickle(name: str) -> bool:

@@ -48,7 +48,7 @@ class Description:
         path: The file.
         format: Its format, by content.
         kind: The format in words for people, such as ``zip pickle of torch.save``.
-        sha256: Of the whole file, in hexadecimal.
+        sha256: Of the whole file, in hexadecimal; None where that would take long and was not asked for.
         size: Of the file, in bytes.
         findings: What the static look found; empty for an ordinary file.
         operators: TorchScript only: every operator that the file's code names, sorted.
@@ -57,7 +57,7 @@ class Description:
     path: Path
     format: Format
     kind: str
-    sha256: str
+    sha256: str | None
     size: int
     findings: tuple[Finding, ...] = ()
     operators: tuple[str, ...] = ()
@@ -66,6 +66,23 @@ class Description:
     def is_unsafe(self) -> bool:
         """Whether any finding is of severity ``unsafe``."""
         return any(finding.severity == "unsafe" for finding in self.findings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline(Description):
+    """What a safetensors file holds, by its header alone.
+
+    Attributes:
+        shapes: Of the tensors, by name without the wrapper's prefix, in the file's order.
+        dtypes: Of the tensors, as torch calls them (``float32``), by name.
+        metadata: As of a :class:`Checkpoint`.
+        prefix: As of a :class:`Checkpoint`.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    metadata: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +99,20 @@ class Checkpoint(Description):
             weights (it would still hold a backdoor), other tensors.
     """
 
+    sha256: str
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
     nesting: tuple[str, ...] = ()
     prefix: str = ""
     beside: dict[str, Plain] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors, by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Of the tensors, as torch calls them (``float32``), by name."""
+        return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self.tensors.items()}

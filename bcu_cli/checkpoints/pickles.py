@@ -77,14 +77,15 @@ def refuse_if_unsafe(path: Path, findings: list[Finding]) -> None:
     if any(finding.rule != "pickle-object" for finding in unsafe):
         first = [finding.message for finding in unsafe if finding.rule != "pickle-object"]
         message = f"{path} {_join(first)} (a pickle can run any program); it was not opened"
-        raise UnsafeFileError(message, "do not open it with anything else; report it to where you found it")
+        hint = "do not open it with anything else; report it to where you found it"
+        raise UnsafeFileError(message, hint, rule=unsafe[0].rule)
     names = [text.removeprefix(OBJECT_WORDS) for text in texts]
     if any(name.startswith("torch.nn.modules.") for name in names):
         classes = [name for name in names if not name.startswith("torch.nn.")] or names
         message = f"{path} holds a whole pickled object, not weights ({_join(classes)}); it was not opened"
     else:
         message = f"{path} {OBJECT_WORDS}{_join(names)}, which weights do not need; it was not opened"
-    raise UnsafeFileError(message, _RESAVE)
+    raise UnsafeFileError(message, _RESAVE, rule="pickle-object")
 
 
 def refuse_other_library(path: Path, findings: list[Finding]) -> None:
@@ -95,7 +96,8 @@ def refuse_other_library(path: Path, findings: list[Finding]) -> None:
     """
     if any(finding.message.removeprefix(OBJECT_WORDS).startswith(_OTHER_LIBRARIES) for finding in findings):
         message = f"{path} is a pickle of scikit-learn or a similar library, not an image classifier of torch"
-        raise CheckpointError(message, "bcu reads safetensors, weights of torch.save, and TorchScript")
+        hint = "bcu reads safetensors, weights of torch.save, and TorchScript"
+        raise CheckpointError(message, hint, rule="unsupported-format")
 
 
 def load(path: Path, kind: Kind) -> Weights:
@@ -108,7 +110,8 @@ def load(path: Path, kind: Kind) -> Weights:
 
     if kind is Kind.PLAIN_PICKLE:
         message = f"{path} is a plain pickle, not a file of torch.save"
-        raise CheckpointError(message, "save the weights with torch.save(model.state_dict(), ...)")
+        hint = "save the weights with torch.save(model.state_dict(), ...)"
+        raise CheckpointError(message, hint, rule="unsupported-format")
     _check_sizes(path, kind)
     try:
         with warnings.catch_warnings(), path.open("rb") as file:  # by its name torch would judge a path
@@ -128,7 +131,7 @@ def _check_sizes(path: Path, kind: Kind) -> None:
         except Exception as error:  # as above
             raise damaged(path, f"its pickle cannot be followed ({_first_line(error)})") from error
         if fault:
-            raise damaged(path, fault)
+            raise damaged(path, fault, "impossible-size")
 
 
 def _join(texts: list[str], most: int = 3) -> str:

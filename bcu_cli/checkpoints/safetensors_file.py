@@ -80,13 +80,22 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > MAX_HEADER_BYTES or 8 + length > size:
-            raise damaged(path, f"its header of {length:,} bytes does not fit into the file of {size:,}")
+            raise damaged(
+                path,
+                f"its header of {length:,} bytes does not fit into the file of {size:,}",
+                "safetensors-header",
+            )
         text = file.read(length)
     entries = _parse_json(path, text)
     metadata = _check_metadata(path, entries.pop("__metadata__", {}))
     tensors = {name: _check_tensor(path, name, entry) for name, entry in entries.items()}
     _check_layout(path, tensors, size - 8 - length)
     return Header(tensors=tensors, metadata=metadata, data_start=8 + length)
+
+
+def torch_dtype(info: TensorInfo) -> str:
+    """What torch calls a tensor's type: ``float32`` for ``F32``."""
+    return _DTYPES[info.dtype][0]
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -143,7 +152,8 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             twin = Counter(name for name, _ in pairs).most_common(1)[0][0]
             message = f"{path} names {twin!r} twice in its header"
-            raise CheckpointError(message, "such a file means different things to different readers")
+            hint = "such a file means different things to different readers"
+            raise CheckpointError(message, hint, rule="safetensors-duplicate-key")
         return dict(pairs)
 
     try:
@@ -151,27 +161,33 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
             raise ValueError("it does not begin with {")
         return dict(json.loads(text.decode("utf-8"), object_pairs_hook=without_twins))
     except (ValueError, RecursionError) as error:
-        raise damaged(path, "its header is not valid JSON") from error
+        raise damaged(path, "its header is not valid JSON", "safetensors-header") from error
 
 
 def _check_metadata(path: Path, metadata: Any) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise damaged(path, "its __metadata__ is not a table of texts")
+        raise damaged(path, "its __metadata__ is not a table of texts", "safetensors-header")
     return metadata
 
 
 def _check_tensor(path: Path, name: str, entry: Any) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise damaged(path, f"the header's entry for {name!r} is not made of dtype, shape and data_offsets")
+        why = f"the header's entry for {name!r} is not made of dtype, shape and data_offsets"
+        raise damaged(path, why, "safetensors-header")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         known = "bcu knows " + ", ".join(_DTYPES)
-        raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}", known)
+        raise CheckpointError(
+            f"{path}: {name!r} has the unknown dtype {dtype!r}", known, rule="safetensors-header"
+        )
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(shape) <= MAX_DIMENSIONS and len(offsets) == 2):
-        raise damaged(path, f"the shape or the offsets of {name!r} are not whole numbers")
+        raise damaged(
+            path, f"the shape or the offsets of {name!r} are not whole numbers", "safetensors-header"
+        )
     count = offsets[1] - offsets[0]
     if count != math.prod(shape) * _DTYPES[dtype][1]:
-        raise damaged(path, f"{name!r} has {count:,} bytes, which is not what its shape needs")
+        why = f"{name!r} has {count:,} bytes, which is not what its shape needs"
+        raise damaged(path, why, "safetensors-layout")
     return TensorInfo(dtype=dtype, shape=tuple(shape), start=offsets[0], stop=offsets[1])
 
 
@@ -184,9 +200,13 @@ def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_bytes: int) -
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if info.start != position:
             fault = "overlaps the one before it" if info.start < position else "leaves a gap before it"
-            raise damaged(path, f"the data of {name!r} {fault}")
+            raise damaged(path, f"the data of {name!r} {fault}", "safetensors-layout")
         position = info.stop
     if position > data_bytes:
-        raise damaged(path, f"its tensors need {position:,} bytes of data and {data_bytes:,} are there")
+        raise damaged(
+            path,
+            f"its tensors need {position:,} bytes of data and {data_bytes:,} are there",
+            "safetensors-layout",
+        )
     if position < data_bytes:
-        raise damaged(path, f"{data_bytes - position:,} bytes follow the last tensor")
+        raise damaged(path, f"{data_bytes - position:,} bytes follow the last tensor", "safetensors-layout")

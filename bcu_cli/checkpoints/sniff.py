@@ -5,9 +5,10 @@ from __future__ import annotations
 import enum
 import re
 import stat
+import zipfile
 from typing import TYPE_CHECKING
 
-from bcu_cli.errors import CheckpointError
+from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 from .archive import member_names
 from .opcodes import BrokenPickleError, globals_of
@@ -34,7 +35,7 @@ _UNPACK = "unpack it and give bcu the model file inside"
 _NO_MODEL = "give bcu the model file itself (.safetensors, .pt, .pth)"
 _EXPORT = "save its weights with torch.save(model.state_dict(), ...) or as safetensors"
 
-_FOREIGN = [  # (pattern at the very start of the file, what it is, hint)
+_FOREIGN = [  # formats of models and archives: (pattern at the very start of the file, what it is, hint)
     (rb"GGUF", "a GGUF file (a language model's weights)", "bcu reads image classifiers"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow weights)", _CONVERT),
     (rb"\x93NUMPY", "a NumPy array file (.npy)", _CONVERT),
@@ -42,16 +43,18 @@ _FOREIGN = [  # (pattern at the very start of the file, what it is, hint)
     (rb"\x1f\x8b", "a gzip archive", _UNPACK),
     (rb"BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive", _UNPACK),
     (rb".{257}ustar", "a tar archive (torch before 0.1.10 wrote such checkpoints)", _UNPACK),
+    (rb"\x7fELF|MZ", "a program", _NO_MODEL),
+    (rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model", _EXPORT),
+]
+_NO_MODELS = [  # what lies beside models: as above
     (rb"\x89PNG|\xff\xd8\xff|GIF8|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*", "a picture", _NO_MODEL),
     (rb"%PDF", "a PDF document", _NO_MODEL),
-    (rb"\x7fELF|MZ", "a program", _NO_MODEL),
     (
         rb"version https://git-lfs",
         "a Git LFS pointer, not the file it stands for",
         "run `git lfs pull` in its folder",
     ),
     (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page", "the download failed or needs a login; fetch it again"),
-    (rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model", _EXPORT),
 ]
 
 
@@ -60,45 +63,53 @@ def sniff(path: Path) -> Kind:
 
     Raises:
         CheckpointError: It cannot be opened, is empty, or is none of the kinds that bcu reads: the message
-            names what it is instead.
+            names what it is instead, and the rule is ``not-a-model`` for what often lies beside models.
+        UnsafeFileError: It is of two formats at once.
     """
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(path)
+    if zipfile.is_zipfile(path) and not any(re.match(pattern, head, re.DOTALL) for pattern, *_ in _FOREIGN):
+        message = f"{path} does not begin as a zip archive and ends as one; it was not opened"
+        raise UnsafeFileError(message, "other programs could open another model in it", rule="polyglot")
     if _LEGACY_MAGIC.match(head):
         return Kind.LEGACY_PICKLE
     if head[8:9] == b"{" and head[4:8] == bytes(4):  # a header size below 4 GiB, then JSON
         return Kind.SAFETENSORS
     if re.match(rb"\x80[\x02-\x05]", head):
         return Kind.PLAIN_PICKLE
-    for pattern, what, hint in _FOREIGN:
-        if re.match(pattern, head, re.DOTALL):
-            raise CheckpointError(f"{path} is {what}", hint)
+    for rule, table in (("unsupported-format", _FOREIGN), ("not-a-model", _NO_MODELS)):
+        for pattern, what, hint in table:
+            if re.match(pattern, head, re.DOTALL):
+                raise CheckpointError(f"{path} is {what}", hint, rule=rule)
     if _is_old_pickle(head):
         return Kind.PLAIN_PICKLE
     if _is_text(head):
-        raise CheckpointError(f"{path} is a text file", _NO_MODEL)
-    raise CheckpointError(f"{path} is no model file of a kind that bcu knows", _NO_MODEL)
+        raise CheckpointError(f"{path} is a text file", _NO_MODEL, rule="not-a-model")
+    message = f"{path} is no model file of a kind that bcu knows"
+    raise CheckpointError(message, _NO_MODEL, rule="unsupported-format")
 
 
 def _head(path: Path) -> bytes:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise CheckpointError(f"{path} is a folder, not a model file", _NO_MODEL)
+            raise CheckpointError(f"{path} is a folder, not a model file", _NO_MODEL, rule="not-a-model")
         if not stat.S_ISREG(mode):
-            raise CheckpointError(f"{path} is a device or pipe, not a model file", _NO_MODEL)
+            message = f"{path} is a device or pipe, not a model file"
+            raise CheckpointError(message, _NO_MODEL, rule="not-a-model")
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist", "check the path to the model file") from error
+        hint = "check the path to the model file"
+        raise CheckpointError(f"{path} does not exist", hint, rule="file-missing") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
-            f"{path} cannot be read: {reason}", "check the path and its permissions"
+            f"{path} cannot be read: {reason}", "check the path and its permissions", rule="file-missing"
         ) from error
     if not head:
-        raise CheckpointError(f"{path} is empty", "download the file again")
+        raise CheckpointError(f"{path} is empty", "download the file again", rule="not-a-model")
     return head
 
 
@@ -115,7 +126,7 @@ def _zip_kind(path: Path) -> Kind:
         what, hint = "a Keras model (.keras)", _CONVERT
     elif "archive_format" in below_root or any("exported_program" in name for name in below_root):
         what, hint = "a torch.export archive (.pt2)", _EXPORT
-    raise CheckpointError(f"{path} is {what}", hint)
+    raise CheckpointError(f"{path} is {what}", hint, rule="unsupported-format")
 
 
 def _is_old_pickle(head: bytes) -> bool:

@@ -81,7 +81,9 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     with TorchArchive(path) as archive:
         if "byteorder" in archive.names and archive.read("byteorder") != b"little":
             raise CheckpointError(
-                f"{path} is stored big-endian", "save it on an ordinary (little-endian) machine"
+                f"{path} is stored big-endian",
+                "save it on an ordinary (little-endian) machine",
+                rule="unsupported-weights",
             )
         classes = _classes(archive)
         try:
@@ -92,7 +94,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
         except Exception as error:  # the unpickler raises whatever the broken bytes led to
             raise damaged(path, "its data.pkl cannot be followed") from error
         if fault:
-            raise damaged(path, fault)
+            raise damaged(path, fault, "impossible-size")
         reader = _TensorReader(archive)
         tensors: dict[str, torch.Tensor] = {}
         for name, recipe in _named_tensors(path, contents.value, classes, "", 0):
@@ -101,7 +103,9 @@ def load(path: Path) -> dict[str, torch.Tensor]:
                 raise damaged(path, f"it names more than {_MAX_TENSORS:,} tensors")
     if not tensors:
         hint = "save it before torch.jit.freeze or torch.jit.optimize_for_inference is applied"
-        raise CheckpointError(f"{path} holds no named weights: its TorchScript code is frozen", hint)
+        raise CheckpointError(
+            f"{path} holds no named weights: its TorchScript code is frozen", hint, rule="no-weights"
+        )
     return tensors
 
 
@@ -124,7 +128,7 @@ def load_script(checkpoint: Checkpoint) -> torch.jit.ScriptModule:
         if refused:
             message = f"{path} holds code that bcu does not run: {', '.join(refused[:3])}"
             hint = "if the network is of a known architecture, name it with --arch: then no code is run"
-            raise UnsafeFileError(message, hint)
+            raise UnsafeFileError(message, hint, rule=OPERATOR_RULE)
         copy = _repacked(archive)
     try:
         with _without_deprecation():
@@ -171,7 +175,8 @@ def _modules(archive: TorchArchive) -> dict[str, ast.Module]:
                 modules[name.removeprefix("code/").removesuffix(".py").replace("/", ".")] = parse(text)
             except (UnreadableCodeError, UnicodeDecodeError) as error:
                 message = f"{archive.path} was not opened: its code {name} is not as torch writes it"
-                raise UnsafeFileError(message, "get the file from its publisher again") from error
+                hint = "get the file from its publisher again"
+                raise UnsafeFileError(message, hint, rule="torchscript-code") from error
     return modules
 
 

@@ -82,7 +82,9 @@ def flat_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
 def no_weights(path: Path) -> CheckpointError:
     """The error for a file without tensors."""
     hint = "bcu needs the weights: torch.save(model.state_dict(), ...)"
-    return CheckpointError(f"{path} holds no weights: there is no named tensor in it", hint)
+    return CheckpointError(
+        f"{path} holds no weights: there is no named tensor in it", hint, rule="no-weights"
+    )
 
 
 def split_prefix(names: Iterable[str]) -> str:
@@ -151,9 +153,11 @@ def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
 
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         hint = "save the model's ordinary (not quantized, not sparse) weights"
-        raise CheckpointError(f"{path}: {name!r} is quantized, sparse or without data", hint)
+        message = f"{path}: {name!r} is quantized, sparse or without data"
+        raise CheckpointError(message, hint, rule="unsupported-weights")
     if tensor.numel() * tensor.element_size() > path.stat().st_size:
-        raise CheckpointError(f"{path}: {name!r} claims to be larger than the file", "get the file again")
+        message = f"{path}: {name!r} claims to be larger than the file"
+        raise CheckpointError(message, "get the file again", rule="impossible-size")
     return tensor.detach()
 
 

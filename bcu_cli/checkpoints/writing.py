@@ -50,7 +50,8 @@ def sha256_of(path: Path) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check the path") from error
+        message = f"{path} cannot be read: {error.strerror}"
+        raise CheckpointError(message, "check the path", rule="file-missing") from error
     return digest.hexdigest()
 
 

@@ -1,141 +1,180 @@
-"""``bcu inspect``: what a model file is, without running anything in it."""
+"""``bcu inspect``: what model files are, and whether they are safe to open; nothing in them is run."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bcu_cli.cli import output
-from bcu_cli.cli.exit_codes import BAD, FAILED
-from bcu_cli.cli.options import Arch, Json, Model
-from bcu_cli.errors import UnsafeFileError
+from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
+from bcu_cli.cli.options import Arch, Json
+from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from bcu_cli.checkpoints import Checkpoint, Description
+    from collections.abc import Sequence
 
 _MOST_SHOWN = 20
+_OUTPUT = "What it says"
+_FAIL_ON = ("unsafe", "inconclusive")
 
 
-def inspect(model: Model, arch: Arch = None, as_json: Json = False) -> None:
-    """Say what a file is, by its content, and whether it is safe to open.
+class _Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    SARIF = "sarif"
 
-    An unsafe file exits 1; what cannot be read or is not recognised exits 2. Whether a model behaves as if
-    it had a backdoor is not looked at: a file without findings can still hold one.
+
+Paths = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Model files, and folders of them at any depth: safetensors, pickled .pt/.pth, TorchScript."
+    ),
+]
+FailOn = Annotated[
+    str,
+    typer.Option(
+        help="What makes the exit code 1: unsafe, inconclusive, or both with a comma. Whatever was not "
+        "decided and is not named here makes it 2.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Output = Annotated[
+    _Format | None,
+    typer.Option(
+        "--format", help="table, json (as --json), or sarif for code scanning.", rich_help_panel=_OUTPUT
+    ),
+]
+
+
+def inspect(
+    paths: Paths,
+    arch: Arch = None,
+    fail_on: FailOn = "unsafe",
+    output_format: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Say what files are, by their content, and whether they are safe to open.
+
+    An unsafe file exits 1; what cannot be read or is not recognised exits 2, and so does a folder without
+    models. Whether a model behaves as if it had a backdoor is not looked at: a file without findings can
+    still hold one.
     """
-    from bcu_cli.checkpoints import inspect_only
+    if as_json and output_format not in {None, _Format.JSON}:
+        raise UsageError(f"--json and --format {output_format} cannot both be", "leave one of them out")
+    failing = _failing(fail_on)
+    inspected = _inspect(paths, arch)
+    code = _exit_code(inspected, failing)
+    problems = [file["problem"] for file in inspected["files"] if file["problem"]]
+    for problem in [*inspected["problems"], *problems]:
+        output.fail(problem["message"], problem["hint"])
+    if as_json or output_format is _Format.JSON:
+        output.document(inspected)
+    elif output_format is _Format.SARIF:
+        from bcu_cli.report.sarif import sarif
 
-    try:
-        description = inspect_only(model)
-        report = _describe(description) if description.is_unsafe else _read(model, arch)
-    except UnsafeFileError as error:  # it hides what it does, so that there is nothing to list: a verdict too
-        output.fail(error.message, error.hint)
-        if as_json:
-            output.document(
-                {"command": "inspect", "path": str(model), "safe": False, "reason": error.message}
-            )
-        raise typer.Exit(BAD) from error
-    if as_json:
-        output.document(report)
+        output.plain_document(sarif(inspected, code))
     else:
-        _show(report)
-    if not report["safe"]:
-        raise typer.Exit(BAD)
-    if problem := _problem(report):
-        output.fail(*problem)
-        raise typer.Exit(FAILED)
+        _show(inspected)
+    if code != DONE:
+        raise typer.Exit(code)
 
 
-def _describe(description: Description) -> dict[str, Any]:
-    """What is known of a file without opening it."""
+def _failing(fail_on: str) -> frozenset[str]:
+    failing = frozenset(fail_on.split(","))
+    if wrong := sorted(failing - set(_FAIL_ON)):
+        raise UsageError(f"--fail-on {wrong[0]} is none of {', '.join(_FAIL_ON)}", "like --fail-on unsafe")
+    return failing
+
+
+def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
+    from bcu_cli.scan.inspection import find_files, inspect_file
+
+    found = find_files(paths)
+    files = []
+    with output.bar("Inspecting") as bar:
+        for path in found.files:
+            files.append(inspect_file(path, arch).document())
+            bar.advance(1, of=len(found.files), note=path.name)
+    problems = [{"path": str(path), **asdict(problem)} for path, problem in found.problems]
     return {
         "command": "inspect",
-        "path": str(description.path),
-        "kind": description.kind,
-        "format": description.format.value,
-        "sha256": description.sha256,
-        "bytes": description.size,
-        "safe": not description.is_unsafe,
-        "findings": [asdict(finding) for finding in description.findings],
-        "operators": list(description.operators),
+        "verdict": _verdict(files, problems),
+        "files": files,
+        "problems": problems,
+        "passed_over": [str(path) for path in found.passed_over],
     }
 
 
-def _read(model: Path, arch: str | None) -> dict[str, Any]:
-    """What is known of a file that is safe to open."""
-    from bcu_cli.checkpoints import read
-    from bcu_cli.errors import ArchitectureError
-    from bcu_cli.models import identify
-
-    checkpoint = read(model)
-    report = _describe(checkpoint) | _tensors(checkpoint)
-    try:
-        report["architecture"] = asdict(identify(checkpoint, arch))
-    except ArchitectureError as error:
-        report["architecture"] = None
-        report["architecture_unknown"] = {"message": error.message, "hint": error.hint}
-    return report
+def _verdict(files: list[dict[str, Any]], problems: list[dict[str, Any]]) -> str:
+    if any(file["safe"] is False for file in files):
+        return "unsafe"
+    if problems or any(file["problem"] for file in files):
+        return "inconclusive"
+    return "safe-to-open"
 
 
-def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Number, types and broken values of the tensors, and what stands beside them."""
-    tensors = checkpoint.tensors
-    broken = {
-        name: int((~tensor.isfinite()).sum())
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not tensor.isfinite().all()
-    }
-    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
-    return {
-        "tensors": len(tensors),
-        "parameters": sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point()),
-        "dtypes": dict(dtypes),
-        "not_finite": broken,
-        "nesting": list(checkpoint.nesting),
-        "prefix": checkpoint.prefix,
-        "metadata": checkpoint.metadata,
-        "beside": checkpoint.beside,
-        "left_out": list(checkpoint.left_out),
-    }
+def _exit_code(inspected: dict[str, Any], failing: frozenset[str]) -> int:
+    """1 for what was asked to fail; else 2 where anything is left undecided: an unsafe file is not opened."""
+    verdicts = {_verdict([file], []) for file in inspected["files"]}
+    if inspected["problems"]:
+        verdicts.add("inconclusive")
+    if verdicts & failing:
+        return BAD
+    return DONE if verdicts == {"safe-to-open"} else FAILED
 
 
-def _problem(report: dict[str, Any]) -> tuple[str, str] | None:
-    """Why a file that is safe to open is no classifier that bcu can work on; None where it is."""
-    if report["not_finite"]:
-        name, count = next(iter(report["not_finite"].items()))
-        others = len(report["not_finite"]) - 1
-        more = f", and {others} more tensors" if others else ""
-        return (
-            f"{report['path']} has NaN or Inf in {name} ({count} values){more}",
-            "the file is damaged or its training failed; get another copy",
+def _show(inspected: dict[str, Any]) -> None:
+    files = inspected["files"]
+    if len(files) == 1:
+        output.facts(_facts(files[0]))
+    elif files:
+        output.table(
+            f"{len(files)} files", ("file", "kind", "safe to open", "architecture"), map(_row, files)
         )
-    if unknown := report.get("architecture_unknown"):
-        return unknown["message"], unknown["hint"]
-    return None
+    if inspected["passed_over"]:
+        output.say(f"{len(inspected['passed_over'])} pictures, texts and empty files were passed over")
 
 
-def _show(report: dict[str, Any]) -> None:
-    rows = [
-        ("file", f"{report['path']}, {output.size(report['bytes'])}"),
-        ("kind", report["kind"]),
-        ("SHA-256", report["sha256"]),
-        ("safe to open", "yes" if report["safe"] else "NO: it was not opened"),
-    ]
-    rows += [(finding["severity"], finding["message"]) for finding in report["findings"][:_MOST_SHOWN]]
-    if architecture := report.get("architecture"):
+def _row(file: dict[str, Any]) -> tuple[str, str, str, str]:
+    architecture = file.get("architecture")
+    rules = sorted({finding["rule"] for finding in file["findings"] if finding["severity"] == "unsafe"})
+    safe = {True: "yes", None: "not read", False: f"NO: {', '.join(rules)}"}[file["safe"]]
+    return file["path"], file.get("kind", "-"), safe, architecture["name"] if architecture else "-"
+
+
+def _facts(file: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("file", file["path"])]
+    if "kind" in file:
+        rows[0] = ("file", f"{file['path']}, {output.size(file['bytes'])}")
+        rows += [("kind", file["kind"]), ("SHA-256", file["sha256"] or "not made: the file is large")]
+    safe = {True: "yes", None: "not known: it was not read", False: "NO: it was not opened"}
+    rows.append(("safe to open", safe[file["safe"]]))
+    rows += [(finding["severity"], finding["message"]) for finding in file["findings"][:_MOST_SHOWN]]
+    if architecture := file.get("architecture"):
         rows.append(("architecture", f"{architecture['name']}, by {architecture['source']}"))
         if architecture["alternatives"]:
             rows.append(("the same as", ", ".join(architecture["alternatives"][:_MOST_SHOWN])))
         rows.append(("classes", str(architecture["num_classes"])))
-    if "tensors" in report:
-        dtypes = ", ".join(f"{count} {dtype}" for dtype, count in report["dtypes"].items())
-        rows.append(("tensors", f"{report['tensors']} ({dtypes}), {report['parameters']:,} values"))
-        rows.append(("NaN or Inf", ", ".join(report["not_finite"]) or "none"))
-        rows += list(report["metadata"].items())[:_MOST_SHOWN]
-        rows += [(key, str(value)) for key, value in list(report["beside"].items())[:_MOST_SHOWN]]
-        if report["left_out"]:
-            rows.append(("not weights", ", ".join(report["left_out"][:_MOST_SHOWN])))
-    output.facts(rows)
+    if "tensors" in file:
+        rows += _tensor_facts(file)
+    return rows
+
+
+def _tensor_facts(file: dict[str, Any]) -> list[tuple[str, str]]:
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in file["dtypes"].items())
+    broken = (
+        "not looked for: the file is large" if file["not_finite"] is None else ", ".join(file["not_finite"])
+    )
+    rows = [
+        ("tensors", f"{file['tensors']} ({dtypes}), {file['parameters']:,} values"),
+        ("NaN or Inf", broken or "none"),
+    ]
+    rows += list(file["metadata"].items())[:_MOST_SHOWN]
+    rows += [(key, str(value)) for key, value in list(file.get("beside", {}).items())[:_MOST_SHOWN]]
+    if left_out := file.get("left_out"):
+        rows.append(("not weights", ", ".join(left_out[:_MOST_SHOWN])))
+    return rows

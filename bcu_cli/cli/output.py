@@ -48,8 +48,12 @@ def fail(message: str, hint: str) -> None:
 
 def document(content: dict[str, Any]) -> None:
     """One JSON document on stdout; NaN and infinities, which JSON does not have, are refused."""
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, allow_nan=False)
-    sys.stdout.write(text + "\n")
+    plain_document({"schema_version": SCHEMA_VERSION, **content})
+
+
+def plain_document(content: dict[str, Any]) -> None:
+    """One JSON document on stdout whose schema is not bcu's own."""
+    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

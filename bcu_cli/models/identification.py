@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bcu_cli.checkpoints import Checkpoint
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.claims import Claim, read_claims
@@ -17,7 +18,7 @@ from bcu_cli.models.registry import is_user_file, possible_names, resolve
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from bcu_cli.checkpoints import Checkpoint
+    from bcu_cli.checkpoints import Outline
 
 #: Parts of tensor names that only language models have.
 _LANGUAGE_PARTS = frozenset(
@@ -54,27 +55,23 @@ class Found:
         )
 
 
-def identify(checkpoint: Checkpoint, arch: str | None = None) -> Architecture:
+def identify(checkpoint: Checkpoint | Outline, arch: str | None = None) -> Architecture:
     """Find the architecture without building it.
 
     Args:
-        checkpoint: The file as read.
+        checkpoint: The file as read, or its outline.
         arch: The user's ``--arch``, if given.
 
     Raises:
         ArchitectureError: It cannot be told, it does not fit, or this is no image classifier.
     """
     what = checkpoint.path.name
-    claims = read_claims(checkpoint.path, checkpoint.metadata, checkpoint.beside)
-    found = find(shapes_of(checkpoint), claims, arch=arch, what=what)
+    beside = checkpoint.beside if isinstance(checkpoint, Checkpoint) else {}
+    claims = read_claims(checkpoint.path, checkpoint.metadata, beside)
+    found = find(checkpoint.shapes, claims, arch=arch, what=what)
     if len(found.groups) > 1:
         raise ambiguous(found.groups, what)
     return found.architecture()
-
-
-def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Tensor name to shape."""
-    return {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
 
 
 def class_count(name: str, shapes: Shapes) -> int:

@@ -16,7 +16,7 @@ from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.claims import read_claims
 from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.fitting import fill, refuse_broken
-from bcu_cli.models.identification import Found, ambiguous, find, shapes_of
+from bcu_cli.models.identification import Found, ambiguous, find
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, is_user_file, one_line
 
@@ -89,7 +89,7 @@ class _Loader:
     def load(self, arch: str | None) -> Loaded:
         try:
             found = find(
-                shapes_of(self.checkpoint),
+                self.checkpoint.shapes,
                 self.claims,
                 arch=arch,
                 input_size=self.options.input_size,

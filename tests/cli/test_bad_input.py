@@ -95,7 +95,7 @@ def test_models(bcu, tmp_path: Path, photos: Path, labelled: Path, command: str,
 
 
 def test_an_error_is_json_where_json_was_asked_for(bcu, tmp_path: Path) -> None:
-    ran = bcu("inspect", tmp_path / "missing.pt", "--json")
+    ran = bcu("evaluate", tmp_path / "missing.pt", "--data", tmp_path, "--json")
     assert ran.code == 2
     assert set(ran.json["error"]) == {"message", "hint"}
 
@@ -366,7 +366,7 @@ def test_download_reaches_the_data_set(
 def test_a_debug_run_shows_the_traceback(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from bcu_cli.cli.app import run
 
-    assert run(["inspect", str(tmp_path / "missing.pt"), "--debug"]) == 2
+    assert run(["evaluate", str(tmp_path / "missing.pt"), "--data", str(tmp_path), "--debug"]) == 2
     assert "Traceback" in capfd.readouterr().err
 
 

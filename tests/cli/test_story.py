@@ -264,7 +264,7 @@ def test_torchscript_in_torchscript_out(bcu, untrained: Path, photos: Path, tmp_
 
 
 def test_inspect_says_what_the_file_is(bcu, backdoored: Path) -> None:
-    report = bcu("inspect", backdoored, "--json").json
+    (report,) = bcu("inspect", backdoored, "--json").json["files"]
     assert report["safe"] is True
     assert report["architecture"]["name"] == "resnet20"
     assert report["architecture"]["num_classes"] == 8

@@ -1,0 +1,194 @@
+"""Every rule by which a model file can be found wanting: a stable id, and what its user should know.
+
+The ids stand in reports, in SARIF and in other people's configurations: none is ever renamed or given another
+meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        id: Stable, in lower case with hyphens.
+        level: ``unsafe`` (opening the file the ordinary way could do harm), ``unread`` (bcu did not read the
+            file, so that nothing is known of it) or ``note``.
+        title: What it is about, in a few words.
+        help: What that means and what to do, in a sentence or two.
+    """
+
+    id: str
+    level: Literal["unsafe", "unread", "note"]
+    title: str
+    help: str
+
+
+_REPORT = "Do not open it with anything else; report it to where you found it."
+_AGAIN = "Download the file again, or compare its checksum with the publisher's."
+
+_ALL = (
+    Rule(
+        "pickle-global",
+        "unsafe",
+        "The pickle asks for something that weights do not need",
+        "A pickle is a program. Weights need a handful of classes and functions of torch; this one asks for "
+        f"another, which could run anything when the file is opened. {_REPORT}",
+    ),
+    Rule(
+        "pickle-hidden-global",
+        "unsafe",
+        "The pickle hides what it asks for",
+        "What it imports is put together while it runs (or comes from a registry or a persistent id), so "
+        f"that it cannot be known without running it. torch never writes such files. {_REPORT}",
+    ),
+    Rule(
+        "pickle-object",
+        "unsafe",
+        "The pickle holds an object of a class",
+        "Opening it imports and runs that class's code, which need not be the code that you know. Whoever "
+        "trusts it can save the weights alone: torch.save(model.state_dict(), ...).",
+    ),
+    Rule(
+        "pickle-broken",
+        "unsafe",
+        "The pickle breaks after a harmful part",
+        f"By the time it breaks, its program would already have run. {_REPORT}",
+    ),
+    Rule(
+        "pickle-trailing",
+        "unsafe",
+        "Bytes hide behind the end of the pickle",
+        f"Other readers could take them for a second pickle. torch.save writes none. {_REPORT}",
+    ),
+    Rule(
+        "torchscript-operator",
+        "unsafe",
+        "The TorchScript code calls an operator that is no tensor arithmetic",
+        "Operators such as aten::save and aten::from_file reach files. bcu runs only operators on its "
+        "allow-list, and only where the architecture cannot be rebuilt from the weights. An operator that is "
+        "merely unknown is reported by this rule as a note.",
+    ),
+    Rule(
+        "torchscript-code",
+        "unsafe",
+        "The TorchScript code is not as torch writes it",
+        f"It cannot be listed what it calls. {_REPORT}",
+    ),
+    Rule(
+        "polyglot",
+        "unsafe",
+        "The file is of two formats at once",
+        "It begins as one kind of file and ends as a zip archive, so that other programs could open another "
+        f"model in it than the one that was inspected. {_REPORT}",
+    ),
+    Rule(
+        "renamed-file",
+        "note",
+        "The file's name says another format",
+        "Its content decides how bcu reads it; a program that goes by the name may treat it otherwise.",
+    ),
+    Rule(
+        "file-missing", "unread", "The file is not there or cannot be opened", "Check path and permissions."
+    ),
+    Rule(
+        "not-a-model",
+        "unread",
+        "The file is no model",
+        "It is a picture, a text, a download that failed or the like. Give bcu the model file itself.",
+    ),
+    Rule(
+        "unsupported-format",
+        "unread",
+        "The format is one that bcu does not read",
+        "Nothing is known of what the file holds. Convert it with the tools of the library that wrote it.",
+    ),
+    Rule("damaged-file", "unread", "The file is cut short or damaged", _AGAIN),
+    Rule(
+        "safetensors-header",
+        "unread",
+        "The safetensors header breaks the format",
+        f"Its size, its JSON, a dtype or an entry is not as the format says. {_AGAIN}",
+    ),
+    Rule(
+        "safetensors-duplicate-key",
+        "unread",
+        "A name stands twice in the safetensors header",
+        "Such a file means different things to different readers. Get it from its publisher again.",
+    ),
+    Rule(
+        "safetensors-layout",
+        "unread",
+        "The tensors of the safetensors file overlap, leave gaps or do not fill it",
+        "Something could be hidden between or behind them, or the file is cut short. Get it again.",
+    ),
+    Rule(
+        "zip-layout",
+        "unread",
+        "The archive is not built as torch builds it",
+        "A member stands twice or out of place, or something stands before the first one: different readers "
+        "could see different models. Get the file from its publisher again.",
+    ),
+    Rule(
+        "zip-path",
+        "unread",
+        "A zip member points out of the archive",
+        "An absolute name, a name with .., or a symbolic link could overwrite files where it is unpacked. "
+        f"{_REPORT}",
+    ),
+    Rule(
+        "zip-compressed",
+        "unread",
+        "The archive unpacks to far more than it is, or is packed where torch never packs",
+        "This is how a small file fills the memory (a zip bomb). Get the file from its publisher again.",
+    ),
+    Rule(
+        "zip-encrypted",
+        "unread",
+        "A zip member is encrypted",
+        "It cannot be read, and scanners pass what they cannot read. torch never writes such files.",
+    ),
+    Rule(
+        "impossible-size",
+        "unread",
+        "The file claims more than it can hold",
+        f"Tensors or members of more bytes than the file has would take memory for nothing. {_AGAIN}",
+    ),
+    Rule(
+        "unsupported-weights",
+        "unread",
+        "The weights are of a kind that bcu cannot handle",
+        "Quantized, sparse, frozen, big-endian or without data. Save the model's ordinary weights.",
+    ),
+    Rule(
+        "no-weights",
+        "unread",
+        "There are no weights in the file",
+        "bcu needs them: torch.save(model.state_dict(), ...).",
+    ),
+    Rule(
+        "no-model-found",
+        "unread",
+        "There is no model file in the folder",
+        "Nothing was inspected. Name a folder with model files in it.",
+    ),
+    Rule(
+        "not-finite",
+        "unread",
+        "Weights are NaN or infinite",
+        "The file is damaged or its training failed. Get another copy.",
+    ),
+    Rule(
+        "architecture-unknown",
+        "unread",
+        "The network cannot be told from its tensors, or is no image classifier",
+        "Name it with --arch.",
+    ),
+)
+
+RULES: dict[str, Rule] = {rule.id: rule for rule in _ALL}
+"""All rules by their ids."""

@@ -1,0 +1,244 @@
+"""What is known of a model file: is it safe to open, what does it hold, and why not if that cannot be said.
+
+Nothing of a file is run, and nothing is called safe that was not read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.checkpoints import MODEL_SUFFIXES, WHOLE_BYTES, Checkpoint, Finding, Format, Outline, sniff
+from bcu_cli.errors import ArchitectureError, CheckpointError, UnsafeFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from bcu_cli.checkpoints import Description
+    from bcu_cli.models import Architecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why a file could not be read, or is no classifier that bcu can work on.
+
+    Attributes:
+        rule: A stable id.
+        message: What is wrong, in one line.
+        hint: What to do about it.
+    """
+
+    rule: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What is known of one file.
+
+    Attributes:
+        path: The file.
+        findings: What its user should know.
+        description: What it is; None where that could not be told.
+        content: Its tensors' names, shapes and types and what stands beside them; None where it was not
+            opened.
+        not_finite: How many values of each tensor are NaN or infinite, where there are any; None where the
+            values were not read.
+        architecture: The network that the tensors are of; None where it is not known.
+        problem: Why not everything above is known; None where it is.
+    """
+
+    path: Path
+    findings: tuple[Finding, ...] = ()
+    description: Description | None = None
+    content: Checkpoint | Outline | None = None
+    not_finite: dict[str, int] | None = None
+    architecture: Architecture | None = None
+    problem: Problem | None = None
+
+    @property
+    def safe(self) -> bool | None:
+        """Whether the file can be opened without harm; None where it was not read."""
+        if any(finding.severity == "unsafe" for finding in self.findings):
+            return False
+        return None if self.content is None else True
+
+    def document(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        document: dict[str, Any] = {"path": str(self.path), "safe": self.safe}
+        document["findings"] = [asdict(finding) for finding in self.findings]
+        document["problem"] = self.problem and asdict(self.problem)
+        if self.description is not None:
+            document |= {
+                "kind": self.description.kind,
+                "format": self.description.format.value,
+                "sha256": self.description.sha256,
+                "bytes": self.description.size,
+                "operators": list(self.description.operators),
+            }
+        if self.content is not None:
+            document |= _tensors(self.content) | {"not_finite": self.not_finite}
+            document["architecture"] = self.architecture and asdict(self.architecture)
+        return document
+
+
+@dataclass(kw_only=True)
+class Found:
+    """The files that some paths lead to.
+
+    Attributes:
+        files: Model files, and whatever may be one.
+        passed_over: Pictures, texts and empty files in folders: nothing that a model could hide in.
+        problems: Folders that could not be listed, or in which there is no model.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    passed_over: list[Path] = field(default_factory=list)
+    problems: list[tuple[Path, Problem]] = field(default_factory=list)
+
+
+def find_files(paths: Sequence[Path]) -> Found:
+    """The model files among the paths and, at any depth, in the folders among them.
+
+    A file that is named is always one of them. In folders, symbolic links to files are followed and links to
+    folders and the folder ``.git`` are not.
+    """
+    found = Found()
+    for path in paths:
+        if not path.is_dir():
+            found.files.append(path)
+            continue
+        before = len(found.files)
+        for file in _walk(path, found):
+            (found.passed_over if _is_no_model(file) else found.files).append(file)
+        if len(found.files) == before:
+            hint = "name a folder with model files (.safetensors, .pt, .pth) in it"
+            problem = Problem(rule="no-model-found", message=f"{path} holds no model file", hint=hint)
+            found.problems.append((path, problem))
+    found.files = list(dict.fromkeys(found.files))
+    return found
+
+
+def inspect_file(path: Path, arch: str | None = None) -> Inspection:
+    """Find out what a file is.
+
+    Args:
+        path: The file.
+        arch: The user's ``--arch``.
+    """
+    from bcu_cli.checkpoints import inspect_only
+
+    try:
+        description = inspect_only(path)
+    except UnsafeFileError as error:  # it hides what it does, so that there is nothing to list
+        return Inspection(path=path, findings=(_finding(error),), problem=None)
+    except CheckpointError as error:
+        return Inspection(path=path, problem=_problem(error, error.rule))
+    if description.is_unsafe:
+        return Inspection(path=path, description=description, findings=description.findings)
+    try:
+        return _open(description, arch)
+    except CheckpointError as error:
+        problem = _problem(error, error.rule)
+        return Inspection(path=path, description=description, findings=description.findings, problem=problem)
+
+
+def _open(description: Description, arch: str | None) -> Inspection:
+    """What is known of a file that is safe to open."""
+    from bcu_cli.checkpoints import outline, read
+    from bcu_cli.models import identify
+
+    content: Checkpoint | Outline
+    if description.format is Format.SAFETENSORS and description.size > WHOLE_BYTES:
+        content, not_finite = outline(description), None
+    else:
+        content = read(description.path)
+        not_finite = _not_finite(content)
+    architecture, problem = None, None
+    try:
+        architecture = identify(content, arch)
+    except ArchitectureError as error:
+        problem = _problem(error, "architecture-unknown")
+    if not_finite:
+        problem = _broken(description.path, not_finite)
+    return Inspection(
+        path=description.path,
+        description=content,
+        findings=content.findings,
+        content=content,
+        not_finite=not_finite,
+        architecture=architecture,
+        problem=problem,
+    )
+
+
+def _walk(folder: Path, found: Found) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        message = f"{error.filename} cannot be listed: {error.strerror}"
+        problem = Problem(rule="file-missing", message=message, hint="check its permissions")
+        found.problems.append((Path(error.filename), problem))
+
+    for place, folders, files in os.walk(folder, onerror=note):
+        folders[:] = sorted(name for name in folders if name != ".git")
+        yield from (Path(place) / name for name in sorted(files))
+
+
+def _is_no_model(path: Path) -> bool:
+    """Whether a file in a folder is of a kind that lies beside models, and is not called like one."""
+    if path.suffix.lower() in MODEL_SUFFIXES:
+        return False
+    try:
+        sniff(path)
+    except CheckpointError as error:
+        return error.rule == "not-a-model"
+    return False
+
+
+def _finding(error: UnsafeFileError) -> Finding:
+    return Finding(rule=error.rule, message=error.message, severity="unsafe")
+
+
+def _problem(error: CheckpointError | ArchitectureError, rule: str) -> Problem:
+    return Problem(rule=rule, message=error.message, hint=error.hint)
+
+
+def _not_finite(checkpoint: Checkpoint) -> dict[str, int]:
+    return {
+        name: int((~tensor.isfinite()).sum())
+        for name, tensor in checkpoint.tensors.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    }
+
+
+def _broken(path: Path, not_finite: dict[str, int]) -> Problem:
+    name, count = next(iter(not_finite.items()))
+    more = f", and {len(not_finite) - 1} more tensors" if len(not_finite) > 1 else ""
+    return Problem(
+        rule="not-finite",
+        message=f"{path} has NaN or Inf in {name} ({count} values){more}",
+        hint="the file is damaged or its training failed; get another copy",
+    )
+
+
+def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
+    """Number and types of the tensors, and what stands beside them."""
+    floating = [name for name, dtype in content.dtypes.items() if "float" in dtype]
+    document: dict[str, Any] = {
+        "tensors": len(content.shapes),
+        "parameters": sum(math.prod(content.shapes[name]) for name in floating),
+        "dtypes": dict(Counter(content.dtypes.values())),
+        "prefix": content.prefix,
+        "metadata": content.metadata,
+    }
+    if isinstance(content, Checkpoint):
+        document |= {
+            "nesting": list(content.nesting),
+            "beside": content.beside,
+            "left_out": list(content.left_out),
+        }
+    return document

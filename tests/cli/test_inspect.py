@@ -1,0 +1,218 @@
+"""``bcu inspect`` on many files and folders: what a CI job relies on."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bcu_cli.checkpoints import RULES
+from bcu_cli.models import build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class _Runs:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    """A folder as a hub has them: two models, a model card, a picture, an empty file."""
+    root = tmp_path / "zoo"
+    (root / "deep").mkdir(parents=True)
+    save_file(build("resnet8", num_classes=10).state_dict(), root / "a.safetensors")
+    torch.save(build("resnet8", num_classes=10).state_dict(), root / "deep" / "b.pth")
+    (root / "README.md").write_text("# A model card\n")
+    (root / "logo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
+    (root / "deep" / "__init__.py").touch()
+    (root / ".git").mkdir()
+    (root / ".git" / "index").write_bytes(b"DIRC\0\0\0\2")
+    return root
+
+
+def unsafe(path: Path, canary: Path) -> Path:
+    path.write_bytes(pickle.dumps({"weights": _Runs(canary)}))
+    return path
+
+
+def names(report: dict) -> list[str]:
+    return [file["path"].rpartition("/")[2] for file in report["files"]]
+
+
+def test_a_folder_is_inspected_at_any_depth(bcu, zoo: Path) -> None:
+    ran = bcu("inspect", zoo, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["verdict"] == "safe-to-open"
+    assert names(ran.json) == ["a.safetensors", "b.pth"]
+    assert [file["architecture"]["name"] for file in ran.json["files"]] == ["resnet8", "resnet8"]
+    assert sorted(path.rpartition("/")[2] for path in ran.json["passed_over"]) == [
+        "README.md",
+        "__init__.py",
+        "logo.png",
+    ]
+    table = bcu("inspect", zoo)
+    assert "resnet8" in table.out
+    assert "3 pictures, texts and empty files were passed over" in table.err
+
+
+def test_one_unsafe_file_among_many_is_the_verdict(bcu, zoo: Path, tmp_path: Path) -> None:
+    unsafe(zoo / "c.bin", tmp_path / "canary")
+    (zoo / "d.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")  # a finding beats what could not be read
+    ran = bcu("inspect", zoo, "--json")
+    assert ran.code == 1
+    assert ran.json["verdict"] == "unsafe"
+    assert {name: file["safe"] for name, file in zip(names(ran.json), ran.json["files"], strict=True)} == {
+        "a.safetensors": True,
+        "c.bin": False,
+        "d.onnx": None,
+        "b.pth": True,
+    }
+    assert "ONNX" in ran.error
+    assert not (tmp_path / "canary").exists()
+
+
+def test_what_is_called_like_a_model_is_never_passed_over(bcu, zoo: Path) -> None:
+    (zoo / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (zoo / "empty.pt").touch()
+    ran = bcu("inspect", zoo, "--json")
+    assert ran.code == 2
+    assert ran.json["verdict"] == "inconclusive"
+    problems = {file["path"].rpartition("/")[2]: file["problem"] for file in ran.json["files"]}
+    assert problems["lfs.safetensors"]["rule"] == problems["empty.pt"]["rule"] == "not-a-model"
+    assert "Git LFS" in ran.err
+    assert bcu("inspect", zoo, "--fail-on", "inconclusive").code == 1
+
+
+def test_a_folder_without_models_is_not_clean(bcu, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing here")
+    for format_ in ("table", "json", "sarif"):
+        ran = bcu("inspect", tmp_path, "--format", format_)
+        assert ran.code == 2
+        assert "holds no model file" in ran.error
+
+
+@pytest.mark.parametrize("fail_on", ["unsafe", "inconclusive", "unsafe,inconclusive"])
+def test_fail_on_chooses_between_1_and_2_and_never_0(bcu, zoo: Path, tmp_path: Path, fail_on: str) -> None:
+    unsafe(zoo / "c.bin", tmp_path / "canary")
+    assert bcu("inspect", zoo, "--fail-on", fail_on).code == (1 if "unsafe" in fail_on else 2)
+
+
+def test_a_format_within_another_is_a_finding(bcu, zoo: Path) -> None:
+    path = zoo / "logo.png"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("m/data.pkl", b"")
+    ran = bcu("inspect", zoo, "--json")
+    assert ran.code == 1
+    file = next(file for file in ran.json["files"] if file["path"] == str(path))
+    assert [finding["rule"] for finding in file["findings"]] == ["polyglot"]
+
+
+def test_options_that_make_no_sense(bcu, zoo: Path) -> None:
+    ran = bcu("inspect", zoo, "--fail-on", "unsafe,everything")
+    assert (ran.code, "everything is none of unsafe, inconclusive" in ran.error) == (2, True)
+    assert bcu("inspect", zoo, "--json", "--format", "sarif").code == 2
+    assert bcu("inspect").code == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_a_problem(bcu, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(folder: Path, onerror):
+        onerror(PermissionError(13, "Permission denied", str(folder / "deep")))
+        yield str(folder), [], ["a.safetensors"]
+
+    monkeypatch.setattr(os, "walk", walk)
+    ran = bcu("inspect", zoo, "--json")
+    assert ran.code == 2
+    assert ran.json["problems"][0]["rule"] == "file-missing"
+    assert "deep cannot be listed" in ran.error
+
+
+def test_sarif(bcu, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsafe(zoo / "c d.bin", tmp_path / "canary")
+    (zoo / "e.npz").write_bytes(b"\x93NUMPY")
+    monkeypatch.chdir(tmp_path)
+    ran = bcu("inspect", "zoo", "--format", "sarif")
+    assert ran.code == 1
+    assert ran.json["version"] == "2.1.0"
+    (run,) = ran.json["runs"]
+    rules = run["tool"]["driver"]["rules"]
+    assert [rule["id"] for rule in rules] == list(RULES)
+    assert all(rule["help"]["text"] and rule["shortDescription"]["text"] for rule in rules)
+    (result,) = run["results"]
+    assert rules[result["ruleIndex"]]["id"] == result["ruleId"] == "pickle-global"
+    assert result["level"] == "error"
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "zoo/c%20d.bin"
+    (invocation,) = run["invocations"]
+    assert invocation["executionSuccessful"] is False  # a file was not read
+    assert invocation["exitCode"] == 1
+    assert [item["descriptor"]["id"] for item in invocation["toolExecutionNotifications"]] == [
+        "unsupported-format"
+    ]
+    assert len(run["artifacts"]) == 4
+    (zoo / "c d.bin").unlink()
+    (zoo / "e.npz").unlink()
+    (run,) = bcu("inspect", "zoo", "--format", "sarif").json["runs"]
+    assert run["invocations"][0]["executionSuccessful"] is True
+    assert run["results"] == []
+
+
+def test_a_file_of_ten_gigabytes_is_described_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    shapes = {
+        name: list(tensor.shape) for name, tensor in build("resnet8", num_classes=10).state_dict().items()
+    }
+    header, position = {}, 0
+    for name, shape in (shapes | {"padding": [5 * 2**29, 1]}).items():
+        count = 1
+        for side in shape:
+            count *= side
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [position, position + 4 * count]}
+        position += 4 * count
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + position)  # sparse: it takes no room on the disk
+    code = (
+        "import sys, time; started = time.perf_counter(); from bcu_cli.cli.app import run; "
+        f"code = run(['inspect', {str(path)!r}, '--json']); "
+        "status = dict(line.split(':', 1) for line in open('/proc/self/status')); "
+        "peak = status['VmHWM'].split()[0]; "
+        "print(code, time.perf_counter() - started, peak, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    report = json.loads(ran.stdout)["files"][0]
+    assert report["bytes"] > 10 * 2**30
+    assert report["safe"] is True
+    assert report["sha256"] is report["not_finite"] is None
+    assert report["dtypes"] == {"float32": len(header)}
+    exit_code, seconds, peak_kib, has_torch = ran.stderr.splitlines()[-1].split()
+    assert exit_code == "2"  # these are the tensors of no network that is known
+    assert has_torch == "False"
+    assert float(seconds) < 1
+    assert int(peak_kib) < 300 * 1024
+
+
+def test_every_rule_is_used_and_none_is_unknown() -> None:
+    import re
+    from pathlib import Path
+
+    import bcu_cli
+
+    root = Path(bcu_cli.__file__).parent
+    texts = [file.read_text() for folder in ("checkpoints", "scan") for file in (root / folder).glob("*.py")]
+    sources = "\n".join(text for text in texts if "_ALL = (" not in text)
+    assert [rule for rule in RULES if f'"{rule}"' not in sources] == []
+    assert set(re.findall(r'rule\w*\b[^=\n]*= ?"([a-z-]+)"', sources)) <= set(RULES)
