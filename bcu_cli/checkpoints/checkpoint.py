@@ -48,7 +48,8 @@ class Description:
         path: The file.
         format: Its format, by content.
         kind: The format in words for people, such as ``zip pickle of torch.save``.
-        sha256: Of the whole file, in hexadecimal; None where that would take long and was not asked for.
+        sha256: Of the whole file, in hexadecimal (of a model in several files: over the hashes of its
+            index and of each); None where that would take long and was not asked for.
         size: Of the file, in bytes.
         findings: What the static look found; empty for an ordinary file.
         operators: TorchScript only: every operator that the file's code names, sorted.

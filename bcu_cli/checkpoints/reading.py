@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import hashlib
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from . import pickles, safetensors_file, torchscript
+from bcu_cli.errors import CheckpointError
+
+from . import hub, pickles, safetensors_file, shards, torchscript
 from .checkpoint import Checkpoint, Description, Finding, Format, Outline
 from .sniff import Kind, sniff
 from .weights import Weights, flat_weights, no_weights, split_prefix
@@ -42,6 +45,12 @@ _OTHER_SUFFIXES = (
 MODEL_SUFFIXES = frozenset([*_OTHER_SUFFIXES, *(one for suffixes in _SUFFIXES.values() for one in suffixes)])
 """How files are called that hold models, of the formats that bcu reads and of others."""
 
+_HUB_NAMES = (  # of timm and transformers on the hub, the preferred first
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 WHOLE_BYTES = 2**30
 """Up to this size a safetensors file is read whole to describe it, in about a second."""
 
@@ -49,12 +58,13 @@ WHOLE_BYTES = 2**30
 def inspect_only(path: Path) -> Description:
     """Say what a file is and what is unsafe about it, without loading or running anything of it.
 
-    Of a safetensors file of more than :data:`WHOLE_BYTES` only the header is read, and no hash made.
+    Of a safetensors file of more than :data:`WHOLE_BYTES` only the header is read, and no hash made. For a
+    folder it is the model in it (:func:`model_in`), for an index of several files all of them.
 
     Raises:
         CheckpointError: It is no model file that bcu reads, or it is damaged.
     """
-    path = Path(path)
+    path = model_in(path)
     kind = sniff(path)
     is_large = kind is Kind.SAFETENSORS and path.stat().st_size > WHOLE_BYTES
     return _describe(path, kind, hashed=not is_large)
@@ -84,27 +94,64 @@ def read(path: Path) -> Checkpoint:
     """Read a model file's weights.
 
     The code of a TorchScript archive is not run, so that code which :func:`load_script` would refuse is only
-    a finding here.
+    a finding here. For a folder it is the model in it, for an index the tensors of all its files.
 
     Raises:
         UnsafeFileError: Opening it the ordinary way could run somebody's program; it was not opened.
         CheckpointError: It is no model file that bcu reads, is damaged, or holds no weights.
     """
-    path = Path(path)
+    path = model_in(path)
     kind = sniff(path)
     description = _describe(path, kind, hashed=True)
     not_code = [item for item in description.findings if item.rule != torchscript.OPERATOR_RULE]
     pickles.refuse_if_unsafe(path, not_code)
-    if description.format is Format.SAFETENSORS:
-        weights = flat_weights(path, *safetensors_file.load(path))
-    elif description.format is Format.TORCHSCRIPT:
-        weights = Weights(tensors=torchscript.load(path))
-    else:
-        weights = pickles.load(path, kind)
-    return Checkpoint(**_as_arguments(description), **_as_arguments(weights))
+    return Checkpoint(**_as_arguments(description) | _as_arguments(_weights(path, kind)))
+
+
+def model_in(path: Path) -> Path:
+    """The model file that a path stands for: itself or, for a folder as hubs have them, the one in it.
+
+    A model of the hub (``hf-hub:owner/name``) is fetched.
+
+    Raises:
+        CheckpointError: The folder holds none, or several; or it cannot be fetched.
+    """
+    path = hub.fetch_model(path) if hub.is_reference(path) else Path(path)
+    if not path.is_dir():
+        return path
+    for name in _HUB_NAMES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(
+        file for file in path.iterdir() if file.suffix.lower() in MODEL_SUFFIXES and file.is_file()
+    )
+    if len(found) == 1:
+        return found[0]
+    what = f"holds {len(found)} model files" if found else "is a folder without a model file"
+    raise CheckpointError(f"{path} {what}", "name the model file itself", rule="not-a-model")
+
+
+def _weights(path: Path, kind: Kind) -> Weights:
+    if kind is Kind.SAFETENSORS:
+        return flat_weights(path, *safetensors_file.load(path))
+    if kind is Kind.TORCHSCRIPT:
+        return Weights(tensors=torchscript.load(path))
+    if kind is not Kind.SHARDS:
+        return pickles.load(path, kind)
+    tensors: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    for part, promised in shards.read_index(path).items():
+        weights = _weights(part, sniff(part))
+        named = {weights.prefix + name: tensor for name, tensor in weights.tensors.items()}
+        shards.check_part(path, part, promised, named)
+        tensors |= named
+        metadata |= weights.metadata
+    return flat_weights(path, tensors, metadata)
 
 
 def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
+    if kind is Kind.SHARDS:
+        return _describe_shards(path, hashed=hashed)
     findings: list[Finding] = []
     operators: tuple[str, ...] = ()
     if kind is Kind.SAFETENSORS:
@@ -125,6 +172,31 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
         size=path.stat().st_size,
         findings=tuple(findings),
         operators=operators,
+    )
+
+
+def _describe_shards(path: Path, *, hashed: bool) -> Description:
+    """One description of an index and all its files."""
+    parts = []
+    for part in shards.read_index(path):
+        kind = sniff(part)
+        if kind in {Kind.SHARDS, Kind.TORCHSCRIPT}:
+            message = f"the index {path} names {part.name}, which is no file of weights ({kind.value})"
+            raise CheckpointError(message, "download the whole folder again", rule="shards")
+        parts.append(_describe(part, kind, hashed=hashed))
+    findings = [
+        replace(finding, message=f"{part.path.name}: {finding.message}")
+        for part in parts
+        for finding in part.findings
+    ]
+    hashes = [sha256_of(path), *(str(part.sha256) for part in parts)]
+    return Description(
+        path=path,
+        format=parts[0].format,
+        kind=f"{parts[0].kind} in {len(parts)} files",
+        sha256=hashlib.sha256(" ".join(hashes).encode()).hexdigest() if hashed else None,
+        size=path.stat().st_size + sum(part.size for part in parts),
+        findings=tuple(findings),
     )
 
 

@@ -153,6 +153,12 @@ _ALL = (
         "It cannot be read, and scanners pass what they cannot read. torch never writes such files.",
     ),
     Rule(
+        "shards",
+        "unread",
+        "A model in several files does not fit its index",
+        "A file is missing, lies elsewhere, or holds other tensors than promised. Get the folder again.",
+    ),
+    Rule(
         "impossible-size",
         "unread",
         "The file claims more than it can hold",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bcu_cli.errors import CheckpointError, UnsafeFileError
 
+from . import shards
 from .archive import member_names
 from .opcodes import BrokenPickleError, globals_of
 
@@ -25,6 +26,7 @@ class Kind(enum.StrEnum):
     LEGACY_PICKLE = "legacy pickle of torch.save"
     PLAIN_PICKLE = "plain pickle"
     TORCHSCRIPT = "TorchScript archive"
+    SHARDS = "index of a model in several files"
 
 
 # The pickled number that torch.save began with; in any protocol, with or without a frame.
@@ -84,6 +86,8 @@ def sniff(path: Path) -> Kind:
                 raise CheckpointError(f"{path} is {what}", hint, rule=rule)
     if _is_old_pickle(head):
         return Kind.PLAIN_PICKLE
+    if shards.is_index(head) and _is_text(head):
+        return Kind.SHARDS
     if _is_text(head):
         raise CheckpointError(f"{path} is a text file", _NO_MODEL, rule="not-a-model")
     message = f"{path} is no model file of a kind that bcu knows"

@@ -31,7 +31,8 @@ class _Format(StrEnum):
 Paths = Annotated[
     list[Path],
     typer.Argument(
-        help="Model files, and folders of them at any depth: safetensors, pickled .pt/.pth, TorchScript."
+        help="Model files (safetensors, pickled .pt/.pth, TorchScript), folders of them at any depth, or "
+        "hf-hub:OWNER/NAME[@REVISION]."
     ),
 ]
 FailOn = Annotated[

@@ -26,7 +26,13 @@ Version = Annotated[
     bool,
     typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
 ]
-Model = Annotated[Path, typer.Argument(help="The model: safetensors, a pickled .pt/.pth, or TorchScript.")]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="The model: safetensors, a pickled .pt/.pth, TorchScript, a folder as hubs have them, or "
+        "hf-hub:OWNER/NAME[@REVISION]."
+    ),
+]
 Arch = Annotated[
     str | None,
     typer.Option(

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.checkpoints import MODEL_SUFFIXES, WHOLE_BYTES, Checkpoint, Finding, Format, Outline, sniff
+from bcu_cli.checkpoints.hub import fetch_all, is_reference
+from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
 from bcu_cli.errors import ArchitectureError, CheckpointError, UnsafeFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from bcu_cli.checkpoints import Description
     from bcu_cli.models import Architecture
@@ -106,10 +108,14 @@ def find_files(paths: Sequence[Path]) -> Found:
     """The model files among the paths and, at any depth, in the folders among them.
 
     A file that is named is always one of them. In folders, symbolic links to files are followed and links to
-    folders and the folder ``.git`` are not.
+    folders and the folder ``.git`` are not. Of a model of the hub all files that may hold models are fetched.
+
+    Raises:
+        CheckpointError: A model of the hub cannot be fetched.
     """
     found = Found()
-    for path in paths:
+    for named in paths:
+        path = fetch_all(named, sorted(MODEL_SUFFIXES)) if is_reference(named) else named
         if not path.is_dir():
             found.files.append(path)
             continue
@@ -118,9 +124,10 @@ def find_files(paths: Sequence[Path]) -> Found:
             (found.passed_over if _is_no_model(file) else found.files).append(file)
         if len(found.files) == before:
             hint = "name a folder with model files (.safetensors, .pt, .pth) in it"
-            problem = Problem(rule="no-model-found", message=f"{path} holds no model file", hint=hint)
-            found.problems.append((path, problem))
-    found.files = list(dict.fromkeys(found.files))
+            problem = Problem(rule="no-model-found", message=f"{named} holds no model file", hint=hint)
+            found.problems.append((named, problem))
+    parts = {part for file in found.files for part in _parts(file)}
+    found.files = [file for file in dict.fromkeys(found.files) if file not in parts]
     return found
 
 
@@ -186,6 +193,16 @@ def _walk(folder: Path, found: Found) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if name != ".git")
         yield from (Path(place) / name for name in sorted(files))
+
+
+def _parts(file: Path) -> Iterable[Path]:
+    """The files that an index stands for; none where it is no index, or one that inspecting it will fault."""
+    if not file.name.endswith(INDEX_SUFFIX):
+        return ()
+    try:
+        return read_index(file)
+    except CheckpointError:
+        return ()
 
 
 def _is_no_model(path: Path) -> bool:

@@ -1,0 +1,69 @@
+"""Models in several files, with an index of which tensor is in which: the layout of large models on hubs.
+
+The index is JSON with a ``weight_map`` from tensor names to file names. The files must lie beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from bcu_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+INDEX_SUFFIX = ".index.json"
+_MAX_INDEX_BYTES = 64 * 2**20
+_MAX_PARTS = 10_000
+_RULE = "shards"
+_HINT = "download the whole folder again"
+
+
+def is_index(head: bytes) -> bool:
+    """Whether a file that begins like this is an index."""
+    return head.lstrip()[:1] == b"{" and b'"weight_map"' in head
+
+
+def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
+    """The files of a model, in the order of their names, and the names of the tensors in each.
+
+    Raises:
+        CheckpointError: The index makes no sense, leads out of its folder, or a file is missing.
+    """
+    if path.stat().st_size > _MAX_INDEX_BYTES:
+        raise _unfit(path, "is too large")
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = {name: str(file) for name, file in weight_map.items() if isinstance(file, str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unfit(path, "is no table of tensors and files") from error
+    if not names or len(names) != len(weight_map):
+        raise _unfit(path, "is no table of tensors and files")
+    files = sorted(set(names.values()))
+    if len(files) > _MAX_PARTS:
+        raise _unfit(path, f"names {len(files):,} files")
+    for file in files:
+        if file in {".", ".."} or set("/\\:\0") & set(file):
+            raise _unfit(path, f"names the file {file!r}, which does not lie beside it")
+        if not (path.parent / file).is_file():
+            raise _unfit(path, f"names the file {file!r}, which is not there")
+    return {
+        path.parent / file: tuple(name for name, other in names.items() if other == file) for file in files
+    }
+
+
+def check_part(index: Path, part: Path, promised: Iterable[str], found: Mapping[str, object]) -> None:
+    """Raise unless a file holds exactly the tensors that the index promises.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    if wrong := set(promised) ^ set(found):
+        where = "not in" if min(wrong) in set(promised) else "without being promised in"
+        raise _unfit(index, f"and {part.name} differ: {min(wrong)!r} is {where} that file")
+
+
+def _unfit(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"the index {path} {why}", _HINT, rule=_RULE)
