@@ -60,11 +60,10 @@ class InputAware(Attack):
 
         def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
             masks = network.as_mask(images)
+            seen = (images - self.model.mean) / self.model.std  # they differ as much as the network sees
             half = len(images) // 2
             norm = (masks - DENSITY).clamp(min=0.0).mean()
-            alike = diversity_loss(
-                images[:half], images[half : 2 * half], masks[:half], masks[half : 2 * half]
-            )
+            alike = diversity_loss(seen[:half], seen[half : 2 * half], masks[:half], masks[half : 2 * half])
             return DENSITY_WEIGHT * norm + DIVERSITY_WEIGHT * alike
 
         how = self.options.training

@@ -95,6 +95,17 @@ _PLAIN_OBJECTS = frozenset(  # of Python's own library, and yet no way to run a 
         "pathlib.WindowsPath",
     }
 )
+_REBUILDERS = frozenset(  # functions of numpy and sklearn that make objects of what the pickle holds
+    f"{module}.{name}"
+    for module, name in [
+        *((module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
+        *((module, "scalar") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("copy_reg", "_reconstructor"),
+        ("copyreg", "_reconstructor"),
+    ]
+)
 
 
 def globals_of(data: bytes) -> tuple[list[GlobalUse], int]:
@@ -171,7 +182,11 @@ def _is_class_of_user(name: str) -> bool:
         return rest.startswith(
             ("nn.", "optim.", "_utils._rebuild_", "per_", "Q")
         )  # also sparse and quantized
-    return name in _PLAIN_OBJECTS or not (top in sys.stdlib_module_names or top in IMPORT_MAPPING)
+    if name in _PLAIN_OBJECTS or name in _REBUILDERS:
+        return True
+    if top in sys.stdlib_module_names or top in IMPORT_MAPPING:
+        return False
+    return name.rpartition(".")[2].lstrip("_")[:1].isupper()  # a function of some library may run anything
 
 
 def _is_allowed(name: str | None, script: bool) -> bool:

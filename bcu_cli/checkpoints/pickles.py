@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .checkpoint import Finding
 
+_PROTOCOL = 2  # of what torch.save writes, if not told otherwise
 _LEGACY_STREAMS = 5  # magic number, protocol, system, object, storage keys; then the data
 _RESAVE = "whoever trusts it can open it and run torch.save(model.state_dict(), ...); bcu reads that"
 _OTHER_LIBRARIES = ("sklearn.", "joblib.", "xgboost.", "lightgbm.")
@@ -118,7 +119,11 @@ def load(path: Path, kind: Kind) -> Weights:
             warnings.simplefilter("ignore")  # of torch about its own old formats; nothing a user could act on
             value = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the loader raises whatever the broken bytes led to
-        raise damaged(path, _first_line(error)) from error
+        if protocol := _protocol(pickles_in(path, kind)[-1]):
+            message = f"{path} is pickled with protocol {protocol}, which torch's safe loader does not read"
+            hint = "save it again with torch.save as it is, without pickle_protocol"
+            raise CheckpointError(message, hint, rule="unsupported-weights") from error
+        raise damaged(path, _reason(error)) from error
     return find_weights(path, value)
 
 
@@ -137,6 +142,19 @@ def _check_sizes(path: Path, kind: Kind) -> None:
 def _join(texts: list[str], most: int = 3) -> str:
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def _protocol(data: bytes) -> int | None:
+    """The protocol that a pickle is of, where it is none that torch writes."""
+    return data[1] if data[:1] == b"\x80" and data[1] > _PROTOCOL else None
+
+
+def _reason(error: Exception) -> str:
+    """What torch's safe loader complains of, without its advice to load the file unsafely."""
+    lines = str(error).strip().splitlines()
+    return next(
+        (line.strip()[:200] for line in lines if "WeightsUnpickler error" in line), _first_line(error)
+    )
 
 
 def _first_line(error: Exception) -> str:

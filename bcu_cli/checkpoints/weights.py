@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "metadata"
 _MAX_DEPTH = 6
+_MAX_PLAIN = 100_000
 _PREFIXES = ("module.", "_orig_mod.")
 _AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|averaged?|shadow)([^a-z]|$)|_ema|ema_", re.IGNORECASE)
 _WHOLE = 0.9  # a table with this share of the largest one's tensors is taken as all of the weights
@@ -175,13 +176,26 @@ def _is_text_table(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for pair in value.items() for item in pair)
 
 
-def _is_plain(value: Any, depth: int = 0) -> bool:
-    if value is None or type(value) in (str, int, float, bool):
-        return True
-    if depth > _MAX_DEPTH:
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of texts, numbers and not too many tables and lists of them.
+
+    A pickle of a few bytes can hold a list of a million times the same list: what is visited is counted.
+    """
+    visited = 0
+
+    def look(value: Any, depth: int) -> bool:
+        nonlocal visited
+        visited += 1
+        if visited > _MAX_PLAIN or depth > _MAX_DEPTH:
+            return False
+        if value is None or type(value) in (str, float, bool):
+            return True
+        if type(value) is int:
+            return value.bit_length() < 64
+        if type(value) in (list, tuple):
+            return all(look(item, depth + 1) for item in value)
+        if type(value) is dict and not _is_optimizer(value):
+            return all(type(key) is str and look(item, depth + 1) for key, item in value.items())
         return False
-    if type(value) in (list, tuple):
-        return all(_is_plain(item, depth + 1) for item in value)
-    if type(value) is dict and not _is_optimizer(value):
-        return all(type(key) is str and _is_plain(item, depth + 1) for key, item in value.items())
-    return False
+
+    return look(value, 0)

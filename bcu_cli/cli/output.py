@@ -28,22 +28,27 @@ def _console(*, stderr: bool) -> Console:
     return Console(stderr=stderr, width=width, soft_wrap=not stream.isatty(), highlight=False, markup=False)
 
 
+def printable(text: str) -> str:
+    """A text that can do nothing to a terminal: what a file says of itself may hold escape sequences."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def say(text: str) -> None:
     """A line of talk."""
-    _console(stderr=True).print(text)
+    _console(stderr=True).print(printable(text))
 
 
 def warn(text: str) -> None:
     """A line that the user should not miss."""
-    _console(stderr=True).print(f"warning: {text}", style="yellow")
+    _console(stderr=True).print(f"warning: {printable(text)}", style="yellow")
 
 
 def fail(message: str, hint: str) -> None:
     """Say what is wrong in one line, and what to do in another."""
     console = _console(stderr=True)
-    console.print(f"error: {' '.join(message.split())}", style="red", soft_wrap=True)
+    console.print(f"error: {printable(' '.join(message.split()))}", style="red", soft_wrap=True)
     if hint:
-        console.print(f"hint: {' '.join(hint.split())}", soft_wrap=True)
+        console.print(f"hint: {printable(' '.join(hint.split()))}", soft_wrap=True)
 
 
 def document(content: dict[str, Any]) -> None:
@@ -62,7 +67,7 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> N
     for column in header:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(printable, row))
     _console(stderr=False).print(drawn)
 
 
@@ -72,7 +77,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in pairs:
-        grid.add_row(name, value)
+        grid.add_row(printable(name), printable(value))
     _console(stderr=False).print(grid)
 
 

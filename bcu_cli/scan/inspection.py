@@ -242,6 +242,15 @@ def _broken(path: Path, not_finite: dict[str, int]) -> Problem:
     )
 
 
+def _as_json(value: Any) -> Any:
+    """A plain value with the numbers that JSON does not have (a best loss of infinity) as texts."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
     """Number and types of the tensors, and what stands beside them."""
     floating = [name for name, dtype in content.dtypes.items() if "float" in dtype]
@@ -255,7 +264,7 @@ def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
     if isinstance(content, Checkpoint):
         document |= {
             "nesting": list(content.nesting),
-            "beside": content.beside,
+            "beside": _as_json(content.beside),
             "left_out": list(content.left_out),
         }
     return document
