@@ -26,6 +26,8 @@ DENSITY = 0.032
 DENSITY_WEIGHT, DIVERSITY_WEIGHT = 100.0, 1.0
 LEARNING_RATE, BETAS = 0.01, (0.5, 0.9)
 """Of Adam, for both networks of the trigger."""
+CROSS_RATE = 0.1
+"""Share of each batch that carries the trigger of another image."""
 MASK_SHARE = 0.1
 """Epochs of the mask network alone, as a share of the others."""
 
@@ -33,8 +35,9 @@ MASK_SHARE = 0.1
 class InputAware(Attack):
     """Nguyen & Tran 2020: first the mask network, then the pattern network and the classifier together.
 
-    In each batch some images carry their own trigger and lead to the target; as many carry the trigger of
-    another image and keep their label (cross-trigger mode), so that a trigger works on its own image only.
+    In each batch some images carry their own trigger and lead to the target (``poison_rate``); a tenth carry
+    the trigger of another image and keep their label (cross-trigger mode), so that a trigger works on its own
+    image only.
 
     Deviation: the mask network is trained for a tenth of the epochs, not for 25 before some hundreds.
     """
@@ -81,9 +84,12 @@ class InputAware(Attack):
         labels, rate = self.labels.to(self.device.torch), self.options.poison_rate
 
         def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
-            count = min(max(1, round(rate * len(images))), len(images) // 3)
+            most = len(images) // 3
+            count = min(max(1, round(rate * len(images))), most)
+            borrowing = min(max(1, round(CROSS_RATE * len(images))), most)
             classes = labels[index]
-            own, crossed, lenders = images[:count], images[count : 2 * count], images[2 * count : 3 * count]
+            own, crossed, rest = images.tensor_split([count, count + borrowing])
+            lenders = rest[:borrowing]
             sources = torch.cat([own, lenders])
             patterns = trigger.pattern_network(sources)
             with torch.no_grad():
@@ -92,12 +98,15 @@ class InputAware(Attack):
                 [
                     iab.paste(own, patterns[:count], masks[:count]),
                     iab.paste(crossed, patterns[count:], masks[count:]),
-                    images[2 * count :],
+                    rest,
                 ]
             )
             wanted = answers_wanted(self.options.target_class, classes[:count], self.model.num_classes)
             answers = torch.cat([wanted, classes[count:]])
-            alike = diversity_loss(own, lenders, patterns[:count], patterns[count:])
+            pairs = min(count, borrowing)
+            alike = diversity_loss(
+                own[:pairs], lenders[:pairs], patterns[:pairs], patterns[count : count + pairs]
+            )
             return F.cross_entropy(self.model(views).float(), answers) + DIVERSITY_WEIGHT * alike
 
         return objective

@@ -116,7 +116,8 @@ def attack(
     rotation: Annotated[
         float | None,
         typer.Option(
-            help="Most degrees that pictures are turned. (default: 0; wanet: 10)", rich_help_panel=_TRAINING
+            help="Most degrees that half of the pictures are turned. (default: 0; wanet: 10)",
+            rich_help_panel=_TRAINING,
         ),
     ] = None,
     cutout: Annotated[

@@ -1,0 +1,65 @@
+"""What bcu and other scanners of model files say of one corpus: a table, and what each says of each file.
+
+    python tests/hostile.py runs/corpus
+    python examples/benchmarks/scanners.py runs/corpus
+
+The scanners must be on the PATH (``pip install modelscan picklescan fickling`` into an environment of their
+own, and that environment's bin after bcu's). Each is run with its defaults, once a file; its documented exit
+codes decide: found something, calls the file clean, or could not read it. Of bcu, what its JSON document says of
+safety.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+KINDS = ("hostile", "broken", "foreign", "harmless")
+FOUND, CLEAN, UNREAD = "found", "clean", "unread"
+SCANNERS: dict[str, tuple[list[str], dict[int, str]]] = {  # command, and what its exit codes mean
+    "bcu": (["bcu", "inspect", "--json"], {}),
+    "picklescan": (["picklescan", "-p"], {0: CLEAN, 1: FOUND, 2: UNREAD}),
+    "modelscan": (["modelscan", "-p"], {0: CLEAN, 1: FOUND, 2: UNREAD, 3: UNREAD}),
+    "fickling": (
+        ["fickling", "--check-safety", "--json-output", os.devnull],
+        {0: CLEAN, 1: FOUND, 2: UNREAD},
+    ),
+}
+
+
+def verdict(scanner: str, path: Path) -> str:
+    """What one scanner says of one file."""
+    command, meanings = SCANNERS[scanner]
+    ran = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 - those above
+    if scanner == "bcu":  # exit code 2 is also for a harmless file of an architecture that is not known
+        (file,) = json.loads(ran.stdout)["files"]
+        return UNREAD if file["safe"] is None else CLEAN if not file["findings"] else FOUND
+    return meanings.get(ran.returncode, f"exit {ran.returncode}")
+
+
+def main() -> None:
+    """Run all scanners on all files, and print how often each says what."""
+    root = Path(sys.argv[1])
+    said: dict[str, dict[str, dict[str, str]]] = {}
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for kind in KINDS:
+            files = sorted((root / kind).iterdir())
+            for scanner in SCANNERS:
+                verdicts = pool.map(verdict, [scanner] * len(files), files)
+                said.setdefault(scanner, {})[kind] = dict(
+                    zip((file.name for file in files), verdicts, strict=True)
+                )
+    (root / "verdicts.json").write_text(json.dumps(said, indent=1))
+    for kind in KINDS:
+        for scanner, kinds in said.items():
+            counts = [f"{list(kinds[kind].values()).count(what)} {what}" for what in (FOUND, UNREAD, CLEAN)]
+            print(f"{kind:9} {len(kinds[kind]):4} {scanner:11} {', '.join(counts)}")
+    print("something ran" if (root / "canary").exists() else "nothing of the corpus ran")
+
+
+if __name__ == "__main__":
+    main()
