@@ -5,8 +5,8 @@
 
 The scanners must be on the PATH (``pip install modelscan picklescan fickling`` into an environment of their
 own, and that environment's bin after bcu's). Each is run with its defaults, once a file; its documented exit
-codes decide: found something, calls the file clean, or could not read it. Of bcu, what its JSON document says of
-safety.
+codes decide: found something, calls the file clean, or could not read it; of bcu its JSON document,
+which says whether a file is safe.
 """
 
 from __future__ import annotations
