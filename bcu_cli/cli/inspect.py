@@ -144,7 +144,12 @@ def _row(file: dict[str, Any]) -> tuple[str, str, str, str]:
     architecture = file.get("architecture")
     rules = sorted({finding["rule"] for finding in file["findings"] if finding["severity"] == "unsafe"})
     safe = {True: "yes", None: "not read", False: f"NO: {', '.join(rules)}"}[file["safe"]]
-    return file["path"], file.get("kind", "-"), safe, architecture["name"] if architecture else "-"
+    return file["path"], file.get("kind", "-"), safe, _name(architecture) if architecture else "-"
+
+
+def _name(architecture: dict[str, Any]) -> str:
+    """The architecture, or those that it may be."""
+    return " or ".join([architecture["name"], *architecture["rivals"]])
 
 
 def _facts(file: dict[str, Any]) -> list[tuple[str, str]]:
@@ -156,7 +161,9 @@ def _facts(file: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("safe to open", safe[file["safe"]]))
     rows += [(finding["severity"], finding["message"]) for finding in file["findings"][:_MOST_SHOWN]]
     if architecture := file.get("architecture"):
-        rows.append(("architecture", f"{architecture['name']}, by {architecture['source']}"))
+        rows.append(("architecture", f"{_name(architecture)}, by {architecture['source']}"))
+        if architecture["rivals"]:
+            rows.append(("", "names and shapes cannot show which; --arch says it to bcu cleanse"))
         if architecture["alternatives"]:
             rows.append(("the same as", ", ".join(architecture["alternatives"][:_MOST_SHOWN])))
         rows.append(("classes", str(architecture["num_classes"])))

@@ -5,7 +5,7 @@ Needs torch only where the index cannot answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from bcu_cli.checkpoints import Checkpoint
@@ -62,16 +62,19 @@ def identify(checkpoint: Checkpoint | Outline, arch: str | None = None) -> Archi
         checkpoint: The file as read, or its outline.
         arch: The user's ``--arch``, if given.
 
+    Returns:
+        It; with rivals, where the tensors fit networks that compute different things. To run the network
+        that must be decided (:func:`bcu_cli.models.load` does).
+
     Raises:
-        ArchitectureError: It cannot be told, it does not fit, or this is no image classifier.
+        ArchitectureError: It is not known, it does not fit, or this is no image classifier.
     """
     what = checkpoint.path.name
     beside = checkpoint.beside if isinstance(checkpoint, Checkpoint) else {}
     claims = read_claims(checkpoint.path, checkpoint.metadata, beside)
     found = find(checkpoint.shapes, claims, arch=arch, what=what)
-    if len(found.groups) > 1:
-        raise ambiguous(found.groups, what)
-    return found.architecture()
+    rivals = tuple(group[0].name for group in found.groups[1:])
+    return replace(found.architecture(), rivals=rivals)
 
 
 def class_count(name: str, shapes: Shapes) -> int:

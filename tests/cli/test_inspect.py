@@ -235,3 +235,14 @@ def test_a_model_in_several_files_is_one_model(bcu, tmp_path: Path) -> None:
     ran = bcu("inspect", tmp_path, "--json")
     assert ran.code == 2
     assert ran.json["files"][-1]["problem"]["rule"] == "shards"
+
+
+def test_networks_that_only_running_them_tells_apart_are_named(bcu, tmp_path: Path) -> None:
+    save_file(build("torchvision:resnet18", num_classes=10).state_dict(), tmp_path / "m.safetensors")
+    ran = bcu("inspect", tmp_path / "m.safetensors", "--json")
+    assert ran.code == 0, ran.err
+    architecture = ran.json["files"][0]["architecture"]
+    assert architecture["name"] == "torchvision:resnet18"
+    assert architecture["alternatives"] == ["timm:resnet18"]
+    assert architecture["rivals"] == ["timm:resnetblur18"]
+    assert "torchvision:resnet18 or timm:resnetblur18" in bcu("inspect", tmp_path / "m.safetensors").out

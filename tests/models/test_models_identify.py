@@ -38,6 +38,8 @@ SAMPLE = [
 
 
 def meta(name: str, num_classes: int = 7) -> torch.nn.Module:
+    if "regnet" in name:  # torchvision computes their widths with tensors
+        return build(name, num_classes=num_classes)
     with torch.device("meta"):
         return build(name, num_classes=num_classes)
 
@@ -50,26 +52,14 @@ def test_own_networks_are_found(name: str, checkpoint_of) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_library_networks_are_found_or_asked_for(name: str, checkpoint_of) -> None:
-    try:
-        found = identify(checkpoint_of(meta(name)))
-    except ArchitectureError as error:
-        assert name in error.message  # asked for, with the right one among the names
-        assert "--arch" in error.hint
-        return
-    assert name in (found.name, *found.alternatives)
+def test_library_networks_are_found(name: str, checkpoint_of) -> None:
+    found = identify(checkpoint_of(meta(name)))
+    assert name in (found.name, *found.alternatives, *found.rivals)
     assert found.num_classes == 7
 
 
 def test_most_of_the_sample_is_certain(checkpoint_of) -> None:
-    certain = 0
-    for name in SAMPLE:
-        try:
-            identify(checkpoint_of(meta(name)))
-        except ArchitectureError:
-            continue
-        certain += 1
-    assert certain >= 12
+    assert sum(not identify(checkpoint_of(meta(name))).rivals for name in SAMPLE) >= 12
 
 
 def test_equal_functions_are_alternatives_that_give_equal_outputs(checkpoint_of) -> None:
@@ -83,13 +73,11 @@ def test_equal_functions_are_alternatives_that_give_equal_outputs(checkpoint_of)
         torch.testing.assert_close(one(images), other(images))
 
 
-def test_different_functions_are_asked_for(checkpoint_of) -> None:
-    with pytest.raises(ArchitectureError, match="differ in what tensor shapes can't show") as caught:
-        identify(checkpoint_of(meta("timm:efficientnet_b0")))
-    assert "timm:tf_efficientnet_b0" in caught.value.message
-    assert "--arch" in caught.value.hint
+def test_different_functions_are_rivals(checkpoint_of) -> None:
+    found = identify(checkpoint_of(meta("timm:efficientnet_b0")))
+    assert {"timm:efficientnet_b0", "timm:tf_efficientnet_b0"} <= {found.name, *found.rivals}
     found = identify(checkpoint_of(meta("timm:efficientnet_b0")), arch="timm:efficientnet_b0")
-    assert (found.name, found.source) == ("timm:efficientnet_b0", "--arch")
+    assert (found.name, found.source, found.rivals) == ("timm:efficientnet_b0", "--arch", ())
 
 
 def test_missing_step_counters_are_tolerated(checkpoint_of) -> None:

@@ -1,0 +1,114 @@
+"""What every detector is: model (and images) to a score for each class, and evidence.
+
+A score says how far a class stands out from the others of the same network. It is no probability: what it is
+worth is known only from networks whose truth is known.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bcu_cli import scan
+
+if TYPE_CHECKING:
+    from bcu_cli.models import Classifier
+    from bcu_cli.training.devices import Device
+
+OnStep = Callable[[int, int], None]
+"""Told how many steps are done, of how many."""
+FEWEST_CLASSES = 4
+"""With fewer there are no others to stand out from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What one detector says of one network.
+
+    Attributes:
+        detector: Its name.
+        score: How far the most suspicious class (or part) stands out; larger is more suspicious.
+        target: That class; None where the detector tells no classes apart.
+        per_class: float32 ``[K]``, larger is more suspicious; empty where ``target`` is None.
+        evidence: Plain values for people: what was found, and on how many images it works.
+        pictures: float ``[C, H, W]`` in [0, 1] by their names: the reversed trigger.
+    """
+
+    detector: str
+    score: float
+    target: int | None
+    per_class: Tensor
+    evidence: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Detector(ABC):
+    """One way of looking for a backdoor; its options are its fields.
+
+    Subclasses set ``name`` (that of their module), ``paper``, and whether it ``needs_images``.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs_images: ClassVar[bool]
+
+    @abstractmethod
+    def scan(
+        self,
+        model: Classifier,
+        images: Tensor | None,
+        device: Device,
+        *,
+        seed: int,
+        on_step: OnStep | None = None,
+    ) -> Scores:
+        """Look at a network, which is left as it was.
+
+        Args:
+            model: In evaluation mode, on the device.
+            images: uint8 ``[N, C, H, W]`` like those that the network was made for, without labels; None
+                only where the detector needs none.
+            device: Where, and in which precision.
+            seed: Decides everything that is drawn.
+            on_step: Told of the progress.
+        """
+
+
+def find(name: str) -> type[Detector]:
+    """The detector called ``name``.
+
+    Raises:
+        KeyError: There is none.
+    """
+    if name not in scan.names():
+        raise KeyError(name)
+    module = import_module(f"bcu_cli.scan.{name}")
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    found: type[Detector] = next(
+        c for c in classes if issubclass(c, Detector) and c.__module__ == module.__name__
+    )
+    return found
+
+
+def stands_out(per_class: Tensor) -> tuple[float, int]:
+    """How far the largest value lies above the others, and where it is.
+
+    The distance is from the others' median, in units of their median absolute deviation (times 1.4826, which
+    makes it a standard deviation for a normal distribution), with a floor of a hundredth of the median, so
+    that a network whose other classes are all alike is not suspicious for a hair.
+
+    Args:
+        per_class: float ``[K]``.
+    """
+    index = int(per_class.argmax())
+    others = torch.cat([per_class[:index], per_class[index + 1 :]])
+    median = others.median()
+    spread = 1.4826 * (others - median).abs().median()
+    floor = 0.01 * median.abs() + 1e-6
+    return float((per_class[index] - median) / torch.maximum(spread, floor)), index

@@ -1,0 +1,115 @@
+"""Trigger inversion: the smallest patch that leads images to a class, for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bcu_cli.scan.base import Detector, OnStep, Scores, stands_out
+from bcu_cli.scan.optimising import as_floats, divided, frozen, logits
+
+if TYPE_CHECKING:
+    from bcu_cli.models import Classifier
+    from bcu_cli.training.devices import Device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion(Detector):
+    """Neural Cleanse: for each class a mask, as small as can be, and a pattern that lead all images to it.
+
+    What stands out is a class that a much smaller mask leads to. As in the paper the weight of the mask's
+    size grows while the patch works and shrinks while it does not, for each class on its own.
+
+    Args:
+        steps: Of Adam at ``learning_rate``, in a batch of ``batch`` images for each class.
+        batch: Images of a step.
+        most: Images to learn on, and as many to judge by.
+        learning_rate: Of the numbers behind mask and pattern.
+        wanted: Share of a batch that must be led to the class for the mask's weight to grow.
+    """
+
+    name: ClassVar[str] = "inversion"
+    paper: ClassVar[str] = "Wang et al., Neural Cleanse, IEEE S&P 2019"
+    needs_images: ClassVar[bool] = True
+
+    steps: int = 120
+    batch: int = 16
+    most: int = 256
+    learning_rate: float = 0.15
+    wanted: float = 0.9
+
+    def scan(
+        self,
+        model: Classifier,
+        images: Tensor | None,
+        device: Device,
+        *,
+        seed: int,
+        on_step: OnStep | None = None,
+    ) -> Scores:
+        """See :meth:`Detector.scan`."""
+        assert images is not None  # noqa: S101 - it says that it needs them
+        learn, judge = (as_floats(part, device) for part in divided(images, self.most, seed))
+        generator = torch.Generator().manual_seed(seed)
+        count, (channels, height, width) = model.num_classes, learn.shape[1:]
+        masks = torch.full((count, 1, height, width), -1.0, device=device.torch, requires_grad=True)
+        patterns = torch.zeros(count, channels, height, width, device=device.torch, requires_grad=True)
+        optimizer = torch.optim.Adam([masks, patterns], lr=self.learning_rate, betas=(0.5, 0.9))
+        weights = torch.full((count,), 1e-2, device=device.torch)
+        classes = torch.arange(count, device=device.torch)
+        with frozen(model):
+            for step in range(self.steps):
+                seen = learn[torch.randint(len(learn), (self.batch,), generator=generator)]
+                wanted = classes.repeat_interleave(self.batch)
+                answers = logits(model, _pasted(seen, masks, patterns), device)
+                losses = F.cross_entropy(answers, wanted, reduction="none").view(count, -1).mean(1)
+                sizes = masks.sigmoid().sum((1, 2, 3))
+                (losses + weights * sizes).sum().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+                works = (answers.argmax(1) == wanted).view(count, -1).float().mean(1) >= self.wanted
+                weights = torch.where(works, weights * 1.15, weights / 1.15).clamp(1e-4, 1.0)
+                if on_step:
+                    on_step(step + 1, self.steps)
+            masks, patterns = masks.detach(), patterns.detach()
+            rates = torch.tensor(
+                [
+                    _success(model, judge, masks[c : c + 1], patterns[c : c + 1], c, device)
+                    for c in range(count)
+                ]
+            )
+        sizes = masks.sigmoid().sum((1, 2, 3)).cpu()
+        # A mask that does not work is worth nothing, however small.
+        per_class = -(sizes / rates.clamp(min=1e-2)).log()
+        score, target = stands_out(per_class)
+        evidence = {"pixels": float(sizes[target]), "success": float(rates[target]), "images": len(judge)}
+        mask = masks[target].sigmoid()
+        return Scores(
+            detector=self.name,
+            score=score,
+            target=target,
+            per_class=per_class,
+            evidence=evidence,
+            pictures={"mask": mask.cpu(), "trigger": (mask * patterns[target].sigmoid()).cpu()},
+        )
+
+
+def _pasted(images: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
+    """Every image under every class's patch, ``[K * N, C, H, W]``, those of one class together."""
+    shown, drawn = masks.sigmoid()[:, None], patterns.sigmoid()[:, None]
+    return ((1.0 - shown) * images[None] + shown * drawn).flatten(0, 1)
+
+
+@torch.no_grad()
+def _success(
+    model: Classifier, images: Tensor, mask: Tensor, pattern: Tensor, target: int, device: Device
+) -> float:
+    """Share of the images of other classes (by the network's own word) that the patch leads to ``target``."""
+    others = images[logits(model, images, device).argmax(1) != target]
+    if not len(others):
+        return 0.0
+    return float((logits(model, _pasted(others, mask, pattern), device).argmax(1) == target).float().mean())
