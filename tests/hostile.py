@@ -225,6 +225,14 @@ def scripted(module: nn.Module) -> bytes:
     return buffer.getvalue()
 
 
+def exported(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(module, (torch.rand(1, 3, 8, 8),)), buffer)
+    return buffer.getvalue()
+
+
 def members_of(data: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}

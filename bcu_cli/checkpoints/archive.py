@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import zipfile
 import zlib
@@ -41,15 +42,22 @@ class TorchArchive:
 
     Use it as a context manager. Members are named without the top folder.
 
+    Args:
+        path: The file.
+        marker: The one member that marks the top folder.
+        data: The archive itself, where it is a member of the file; None where it is the file.
+
     Raises:
         CheckpointError: The archive is damaged, or of a form that torch never writes and that can hide
             something: compressed weights, overlapping or twin members, names that leave the folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, marker: str = "data.pkl", data: bytes | None = None) -> None:
         self.path = path
+        self._marker = marker
+        self._bytes = path.stat().st_size if data is None else len(data)
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(path if data is None else io.BytesIO(data))
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
             raise damaged(path, "its zip directory cannot be read") from error
         try:
@@ -89,9 +97,9 @@ class TorchArchive:
             self._check_name(info)
         if min((info.header_offset for info in infos), default=0) != 0:
             raise self._suspect("there is something before its first zip member")
-        roots = {info.filename.removesuffix("data.pkl") for info in infos if _is_data_pickle(info.filename)}
+        roots = {info.filename.removesuffix(self._marker) for info in infos if self._is_marker(info.filename)}
         if len(roots) != 1:
-            raise self._suspect(f"it holds {len(roots)} pickles called data.pkl where one is expected")
+            raise self._suspect(f"it holds {len(roots)} members {self._marker} where one is expected")
         root = roots.pop()
         members: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
@@ -125,15 +133,14 @@ class TorchArchive:
             if name.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
                 why = f"its member {name!r} of {info.file_size:,} bytes is too large to check"
                 raise self._suspect(why, "impossible-size")
-        if stored > self.path.stat().st_size:
+        if stored > self._bytes:
             raise self._suspect("its zip members claim more bytes than the file has", "impossible-size")
         if packed > MAX_TEXT_BYTES:
             raise self._suspect(f"its code would unpack to {packed:,} bytes", "zip-compressed")
 
+    def _is_marker(self, name: str) -> bool:
+        return name == self._marker or (name.endswith(f"/{self._marker}") and name.count("/") == 1)
+
     def _suspect(self, why: str, rule: str = "zip-layout") -> CheckpointError:
         hint = "torch.save does not write such files; get it from its publisher again"
         return CheckpointError(f"{self.path} was not opened: {why}", hint, rule=rule)
-
-
-def _is_data_pickle(name: str) -> bool:
-    return name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)

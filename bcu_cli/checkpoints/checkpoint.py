@@ -16,11 +16,12 @@ Plain: TypeAlias = Union[str, int, float, bool, list["Plain"], tuple["Plain", ..
 
 
 class Format(enum.StrEnum):
-    """The model file formats that can be read and written."""
+    """The model file formats that can be read; all but ``torch.export``'s can be written."""
 
     SAFETENSORS = "safetensors"
     PICKLE = "pickle"
     TORCHSCRIPT = "torchscript"
+    EXPORTED = "torch.export"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Description:
             index and of each); None where that would take long and was not asked for.
         size: Of the file, in bytes.
         findings: What the static look found; empty for an ordinary file.
-        operators: TorchScript only: every operator that the file's code names, sorted.
+        operators: TorchScript and torch.export only: every operator that the code or graph names, sorted.
     """
 
     path: Path

@@ -121,13 +121,14 @@ def size_fault(contents: Contents, limit: int) -> str | None:
     if total > limit:
         return f"its tensors claim {total:,} bytes and the file has {limit:,}"
     for tensor in contents.tensors:
-        fault = _tensor_fault(tensor.args, limit)
+        fault = tensor_fault(tensor.args, limit)
         if fault:
             return fault
     return None
 
 
-def _tensor_fault(args: tuple[Any, ...], limit: int) -> str | None:
+def tensor_fault(args: tuple[Any, ...], limit: int) -> str | None:
+    """What is wrong with a tensor of (storage, offset, shape, stride), to come from ``limit`` bytes."""
     if len(args) < 4 or not isinstance(args[0], StorageRef):
         return "a tensor has no storage"
     storage, offset, shape, stride = args[:4]

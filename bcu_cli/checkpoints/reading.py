@@ -9,7 +9,7 @@ from typing import Any
 
 from bcu_cli.errors import CheckpointError
 
-from . import hub, pickles, safetensors_file, shards, torchscript
+from . import exported, hub, pickles, safetensors_file, shards, torchscript
 from .checkpoint import Checkpoint, Description, Finding, Format, Outline
 from .sniff import Kind, sniff
 from .weights import Weights, flat_weights, no_weights, split_prefix
@@ -18,6 +18,7 @@ from .writing import sha256_of
 _FORMATS = {
     Kind.SAFETENSORS: Format.SAFETENSORS,
     Kind.TORCHSCRIPT: Format.TORCHSCRIPT,
+    Kind.EXPORTED: Format.EXPORTED,
     Kind.ZIP_PICKLE: Format.PICKLE,
     Kind.LEGACY_PICKLE: Format.PICKLE,
     Kind.PLAIN_PICKLE: Format.PICKLE,
@@ -26,12 +27,12 @@ _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".tar", ".ckpt", ".pkl", ".pickle")
 _SUFFIXES = {
     Format.SAFETENSORS: (".safetensors",),
     Format.PICKLE: _PICKLE_SUFFIXES,
+    Format.EXPORTED: (".pt2",),
     Format.TORCHSCRIPT: (*_PICKLE_SUFFIXES, ".torchscript", ".ts", ".jit"),
 }
 
 _OTHER_SUFFIXES = (
     ".onnx",
-    ".pt2",
     ".h5",
     ".hdf5",
     ".keras",
@@ -136,6 +137,8 @@ def _weights(path: Path, kind: Kind) -> Weights:
         return flat_weights(path, *safetensors_file.load(path))
     if kind is Kind.TORCHSCRIPT:
         return Weights(tensors=torchscript.load(path))
+    if kind is Kind.EXPORTED:
+        return flat_weights(path, exported.load(path), {})
     if kind is not Kind.SHARDS:
         return pickles.load(path, kind)
     tensors: dict[str, Any] = {}
@@ -158,6 +161,8 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
         safetensors_file.read_header(path)
     elif kind is Kind.TORCHSCRIPT:
         findings, operators = torchscript.find_faults(path)
+    elif kind is Kind.EXPORTED:
+        findings, operators = exported.find_faults(path)
     else:
         findings = pickles.find_faults(path, kind)
         if all(finding.rule == "pickle-object" for finding in findings):
@@ -180,7 +185,7 @@ def _describe_shards(path: Path, *, hashed: bool) -> Description:
     parts = []
     for part in shards.read_index(path):
         kind = sniff(part)
-        if kind in {Kind.SHARDS, Kind.TORCHSCRIPT}:
+        if kind in {Kind.SHARDS, Kind.TORCHSCRIPT, Kind.EXPORTED}:
             message = f"the index {path} names {part.name}, which is no file of weights ({kind.value})"
             raise CheckpointError(message, "download the whole folder again", rule="shards")
         parts.append(_describe(part, kind, hashed=hashed))

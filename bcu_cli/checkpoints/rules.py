@@ -80,6 +80,19 @@ _ALL = (
         f"It cannot be listed what it calls. {_REPORT}",
     ),
     Rule(
+        "export-operator",
+        "unsafe",
+        "The exported graph calls something that is no tensor arithmetic",
+        f"Its graph reaches files or code of somebody's own. bcu never runs graphs. {_REPORT}",
+    ),
+    Rule(
+        "archive-program",
+        "unsafe",
+        "The archive carries compiled code",
+        "A shared library or source code in it runs when others load it. bcu does not, and reads the weights "
+        "of archives without such members only.",
+    ),
+    Rule(
         "polyglot",
         "unsafe",
         "The file is of two formats at once",

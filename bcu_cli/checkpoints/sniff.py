@@ -12,6 +12,7 @@ from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 from . import shards
 from .archive import member_names
+from .exported import MARKER
 from .opcodes import BrokenPickleError, globals_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Kind(enum.StrEnum):
     LEGACY_PICKLE = "legacy pickle of torch.save"
     PLAIN_PICKLE = "plain pickle"
     TORCHSCRIPT = "TorchScript archive"
+    EXPORTED = "torch.export archive"
     SHARDS = "index of a model in several files"
 
 
@@ -123,13 +125,15 @@ def _zip_kind(path: Path) -> Kind:
     if "data.pkl" in below_root:
         has_code = "constants.pkl" in below_root or any(name.startswith("code/") for name in below_root)
         return Kind.TORCHSCRIPT if has_code else Kind.ZIP_PICKLE
+    if MARKER in below_root:
+        return Kind.EXPORTED
     what, hint = "a zip archive without a model of torch", _UNPACK
     if names and all(name.endswith(".npy") for name in names):
         what, hint = "a NumPy archive (.npz)", _CONVERT
     elif "model.weights.h5" in below_root:
         what, hint = "a Keras model (.keras)", _CONVERT
-    elif "archive_format" in below_root or any("exported_program" in name for name in below_root):
-        what, hint = "a torch.export archive (.pt2)", _EXPORT
+    elif any("exported_program" in name for name in below_root):
+        what, hint = "a torch.export archive of before torch 2.7", _EXPORT
     raise CheckpointError(f"{path} is {what}", hint, rule="unsupported-format")
 
 

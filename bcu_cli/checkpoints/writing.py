@@ -129,10 +129,10 @@ def write(
 
     Raises:
         OutputError: The file cannot be written, or the format has no place for a tensor.
-        ValueError: ``format`` is TorchScript, which :func:`write_torchscript` writes.
+        ValueError: ``format`` is TorchScript, which :func:`write_torchscript` writes, or torch.export's.
     """
-    if format is Format.TORCHSCRIPT:
-        raise ValueError("write_torchscript writes TorchScript")
+    if format in {Format.TORCHSCRIPT, Format.EXPORTED}:
+        raise ValueError(f"write does not write {format}")
     prefix = like.prefix if like else ""
     named = {prefix + name: tensor for name, tensor in tensors.items()}
     merged = {**(like.metadata if like else {}), **(metadata or {})}

@@ -25,6 +25,7 @@ from bcu_cli.cli.options import (
 from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from bcu_cli.checkpoints import Format
     from bcu_cli.defenses.bcu import BcuOptions
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Classifier, Loaded
@@ -43,7 +44,10 @@ def cleanse(
     ],
     out: Annotated[Path, typer.Option(help="The cleansed model to write.")],
     format: Annotated[  # noqa: A002 - the name of the option
-        str, typer.Option(help="same (as the original), safetensors, pickle, torchscript.")
+        str,
+        typer.Option(
+            help="same (as the original; of torch.export: safetensors), safetensors, pickle, torchscript."
+        ),
     ] = "same",
     max_images: Annotated[
         int | None, typer.Option(min=1, help="Draw this many of the pictures at random.")
@@ -153,6 +157,16 @@ def _pair(text: str) -> tuple[float, float]:
     return values[0], values[1]
 
 
+def _format(loaded: Loaded, name: str) -> Format:
+    """The format to write: what was asked for, else the original's where it can be written."""
+    from bcu_cli.checkpoints import Format
+
+    if name != "same":
+        return Format(name)
+    original = loaded.checkpoint.format
+    return Format.SAFETENSORS if original is Format.EXPORTED else original
+
+
 class _Cleansing:
     """One cleansing from the pictures to the report."""
 
@@ -163,7 +177,7 @@ class _Cleansing:
         self.options = options
         self.device = device
         self.out = out
-        self.format = loaded.checkpoint.format if format == "same" else type(loaded.checkpoint.format)(format)
+        self.format = _format(loaded, format)
         self.clock = document.Clock()
 
     def run(self, folder: Path, max_images: int | None, *, resume: bool) -> dict[str, Any]:

@@ -115,6 +115,7 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "zip": lambda: hostile.harmless()["checkpoint.pth.tar"],
     "legacy": lambda: hostile.harmless()["state_dict_legacy.pth"],
     "script": lambda: hostile.harmless()["script.pt"],
+    "exported": lambda: hostile.exported(hostile.Small().eval()),
     "pickle": lambda: hostile.obfuscated(Path("/nowhere/canary"))["stack_global_memo"],
     "index": lambda: b'{"metadata": {}, "weight_map": {"a.weight": "a.safetensors", "b": "b.safetensors"}}',
 }

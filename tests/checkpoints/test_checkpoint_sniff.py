@@ -61,7 +61,7 @@ def test_git_lfs_pointer_says_what_to_run(tmp_path: Path) -> None:
     [
         (["a.npy", "b.npy"], ".npz"),
         (["config.json", "metadata.json", "model.weights.h5"], "Keras"),
-        (["m/archive_format", "m/models/model.json"], "torch.export"),
+        (["serialized_exported_program.json", "version"], "torch.export"),
         (["readme.txt"], "zip archive"),
     ],
 )

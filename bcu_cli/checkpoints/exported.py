@@ -1,0 +1,182 @@
+"""Archives of ``torch.export`` (.pt2): the weights, read from their raw members; the graph is only listed.
+
+torch has no safe way to load such an archive. It needs none here: a JSON table names each tensor, its shape
+and the member that holds its bytes. The graph, the sample inputs and everything else stay unopened, and what
+could run when others open them (pickles, compiled code) is looked for.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.errors import CheckpointError
+
+from .archive import MAX_PICKLE_BYTES, TorchArchive, damaged
+from .checkpoint import Finding
+from .inert import StorageRef, tensor_fault
+from .opcodes import BrokenPickleError, look
+from .operators import forbidden_operators, is_dangerous
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+MARKER = "archive_format"
+"""The member that every archive of torch.export has below its top folder."""
+OPERATOR_RULE = "export-operator"
+_WEIGHTS, _TABLE = "data/weights/", "_config.json"
+_KINDS = {  # torch's numbers of its types in these tables: (as a storage is called, as torch calls it)
+    1: ("ByteStorage", "uint8"),
+    2: ("CharStorage", "int8"),
+    3: ("ShortStorage", "int16"),
+    4: ("IntStorage", "int32"),
+    5: ("LongStorage", "int64"),
+    6: ("HalfStorage", "float16"),
+    7: ("FloatStorage", "float32"),
+    8: ("DoubleStorage", "float64"),
+    12: ("BoolStorage", "bool"),
+    13: ("BFloat16Storage", "bfloat16"),
+}
+_HARMLESS = ("higher_order::", "prims::", "quantized_decomposed::", "math.", "torch.sym_", "torch._sym_")
+"""Control flow whose graphs are looked at too, decompositions, and arithmetic of sizes."""
+_COMPILED = (".so", ".o", ".a", ".cubin", ".ptx", ".fatbin", ".cpp", ".cu", ".dll", ".dylib", ".pyd", ".py")
+
+
+def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
+    """Look at an archive: compiled code, pickles among its members, and the operators of its graphs.
+
+    Raises:
+        CheckpointError: The archive is damaged.
+    """
+    with TorchArchive(path, marker=MARKER) as archive:
+        findings = [
+            Finding(rule="archive-program", message=f"carries the program {name}", severity="unsafe")
+            for name in archive.names
+            if name.lower().endswith(_COMPILED)
+        ]
+        for name in archive.names:
+            findings += _look_at_member(archive, name)
+        operators = _operators(archive)
+    for name in forbidden_operators(operators):
+        if _is_dangerous(name):
+            message = f"has a graph that calls {name}, which is no tensor arithmetic"
+            findings.append(Finding(rule=OPERATOR_RULE, message=message, severity="unsafe"))
+    return findings, operators
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """Read the parameters and buffers under the names that the exported module gave them.
+
+    Raises:
+        CheckpointError: The archive is damaged, holds no weights, or weights that only a pickle describes.
+    """
+    with TorchArchive(path, marker=MARKER) as archive:
+        if "byteorder" in archive.names and archive.read("byteorder") != b"little":
+            hint = "save it on an ordinary (little-endian) machine"
+            raise CheckpointError(f"{path} is stored big-endian", hint, rule="unsupported-weights")
+        tables = [
+            name for name in archive.names if name.startswith(_WEIGHTS) and name.endswith("_config.json")
+        ]
+        if len(tables) != 1:
+            what = f"holds {len(tables)} models" if tables else "holds no weights"
+            raise CheckpointError(f"{path} {what}", "export one module", rule="no-weights")
+        table = _json(archive, tables[0])
+        try:
+            entries = dict(table["config"])
+            return {str(name): _tensor(archive, str(name), entry) for name, entry in entries.items()}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise damaged(path, "its table of weights is not as torch writes it") from error
+
+
+def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
+    """What is unsafe about a member that is a pickle, or an archive of torch with pickles in it."""
+    if name.endswith(".pkl"):
+        return _look(archive, name, archive.read(name))
+    if not name.endswith((".pt", ".pth")):
+        return []
+    findings = []
+    with TorchArchive(archive.path, data=archive.read(name)) as inner:
+        for member in inner.names:
+            if member.endswith(".pkl"):
+                findings += _look(archive, f"{name}/{member}", inner.read(member))
+    return findings
+
+
+def _look(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
+    try:
+        return look(data)
+    except BrokenPickleError as error:
+        raise damaged(archive.path, f"its {name} cannot be followed ({error})") from error
+
+
+def _operators(archive: TorchArchive) -> tuple[str, ...]:
+    """The operators of all graphs, called as TorchScript calls them: ``aten::conv2d``."""
+    found: set[str] = set()
+    for name in archive.names:
+        if name.startswith("models/") and name.endswith(".json"):
+            _collect(_json(archive, name), found)
+    return tuple(sorted(found))
+
+
+def _collect(value: Any, found: set[str]) -> None:
+    """Add what the calls in a graph, and in the graphs within it, go to."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            target = item.get("target")
+            if isinstance(target, str) and "inputs" in item:
+                found.add(_operator(target))
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+
+
+def _operator(target: str) -> str:
+    """``torch.ops.aten.conv2d.default`` as ``aten::conv2d``; anything else as it stands."""
+    parts = target.split(".")
+    if parts[:2] == ["torch", "ops"] and len(parts) >= 4:
+        return f"{parts[2]}::{parts[3]}"
+    if parts[0] == "_operator" and len(parts) == 2:  # arithmetic of sizes
+        return f"aten::{parts[1]}"
+    return target
+
+
+def _is_dangerous(operator: str) -> bool:
+    """Whether a call leaves the arithmetic of tensors and sizes."""
+    return not operator.startswith(_HARMLESS) and is_dangerous(operator)
+
+
+def _json(archive: TorchArchive, name: str) -> Any:
+    if archive.size_of(name) > MAX_PICKLE_BYTES:
+        raise damaged(archive.path, f"its {name} is too large", "impossible-size")
+    try:
+        return json.loads(archive.read(name))
+    except (ValueError, RecursionError) as error:
+        raise damaged(archive.path, f"its {name} is not valid JSON") from error
+
+
+def _tensor(archive: TorchArchive, name: str, entry: Any) -> torch.Tensor:
+    import torch
+
+    if entry["use_pickle"]:
+        message = f"{archive.path}: {name!r} is of a kind that only a pickle describes"
+        raise CheckpointError(message, "export plain tensors", rule="unsupported-weights")
+    described = entry["tensor_meta"]
+    if described["dtype"] not in _KINDS:
+        message = f"{archive.path}: {name!r} is of a type that bcu does not know ({described['dtype']!r})"
+        raise CheckpointError(message, "export it in float32", rule="unsupported-weights")
+    kind, dtype = _KINDS[described["dtype"]]
+    shape, stride = (tuple(size["as_int"] for size in described[key]) for key in ("sizes", "strides"))
+    offset = described["storage_offset"]["as_int"]
+    data = archive.read(f"{_WEIGHTS}{entry['path_name']}")
+    item_bytes = StorageRef(kind, name, 1).nbytes
+    storage = StorageRef(kind, name, len(data) // item_bytes)
+    if fault := tensor_fault((storage, offset, shape, stride), limit=len(data)):
+        raise damaged(archive.path, f"{name!r}: {fault}", "impossible-size")
+    if not data:
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+    flat = torch.frombuffer(bytearray(data[: storage.nbytes]), dtype=getattr(torch, dtype))
+    return flat.as_strided(shape, stride, offset).clone()

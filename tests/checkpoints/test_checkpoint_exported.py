@@ -1,0 +1,128 @@
+"""Archives of torch.export: weights without torch's loader, and what could run when others load them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import hostile
+import pytest
+import torch
+from checkpoint_files import small_net
+
+from bcu_cli.checkpoints import Format, inspect_only, read
+from bcu_cli.errors import CheckpointError, UnsafeFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What torch writes, without the top folder."""
+    path = tmp_path_factory.mktemp("exported") / "m.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(small_net(), (torch.rand(1, 3, 8, 8),)), path)
+    with zipfile.ZipFile(path) as archive:
+        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+
+
+def written(path: Path, members: dict[str, bytes]) -> Path:
+    path.write_bytes(hostile.zipped({f"m/{name}": data for name, data in members.items()}))
+    return path
+
+
+def with_table(members: dict[str, bytes], **changes: Any) -> dict[str, bytes]:
+    """The members with other fields in the table's entry for ``fc.weight``."""
+    name = next(name for name in members if name.endswith("_weights_config.json"))
+    table = json.loads(members[name])
+    entry = table["config"]["fc.weight"]
+    for key, value in changes.items():
+        (entry if key in entry else entry["tensor_meta"])[key] = value
+    return members | {name: json.dumps(table).encode()}
+
+
+def test_the_weights_are_those_of_the_module(tmp_path: Path, members: dict[str, bytes]) -> None:
+    checkpoint = read(written(tmp_path / "m.pt2", members))
+    state = small_net().state_dict()
+    assert set(checkpoint.tensors) == set(state)
+    for name, tensor in state.items():
+        assert checkpoint.tensors[name].dtype == tensor.dtype
+        assert torch.equal(checkpoint.tensors[name], tensor)
+    assert (checkpoint.format, checkpoint.findings) == (Format.EXPORTED, ())
+    assert {"aten::conv2d", "aten::linear", "aten::batch_norm"} <= set(checkpoint.operators)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "rule"),
+    [
+        ("data/aotinductor/model/model.so", b"\x7fELF", "archive-program"),
+        ("data/aotinductor/model/wrapper.cpp", b"int main;", "archive-program"),
+        ("extra/x.pkl", hostile.program(hostile.call("os", "system", hostile.text("true"))), "pickle-global"),
+    ],
+)
+def test_what_could_run_is_a_finding(
+    tmp_path: Path, members: dict[str, bytes], name: str, data: bytes, rule: str
+) -> None:
+    path = written(tmp_path / "m.pt2", members | {name: data})
+    assert [finding.rule for finding in inspect_only(path).findings] == [rule]
+    with pytest.raises(UnsafeFileError):
+        read(path)
+
+
+def test_the_sample_inputs_are_looked_into(tmp_path: Path, members: dict[str, bytes]) -> None:
+    name = next(name for name in members if name.startswith("data/sample_inputs/"))
+    evil = hostile.program(hostile.call("os", "system", hostile.text("true")))
+    path = written(tmp_path / "m.pt2", members | {name: hostile.changed(members[name], data_pkl=evil)})
+    (finding,) = inspect_only(path).findings
+    assert finding.rule == "pickle-global"
+    assert "system" in finding.message
+
+
+def test_a_graph_that_calls_something_else_is_a_finding(tmp_path: Path, members: dict[str, bytes]) -> None:
+    graph = members["models/model.json"].replace(
+        b"torch.ops.aten.conv2d.default", b"torch.ops.evil.run.default"
+    )
+    path = written(tmp_path / "m.pt2", members | {"models/model.json": graph})
+    assert {finding.rule for finding in inspect_only(path).findings} == {"export-operator"}
+    assert "evil::run" in inspect_only(path).operators
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_pickle": True}, "only a pickle describes"),
+        ({"dtype": 99}, "does not know"),
+        ({"sizes": [{"as_int": 2**40}]}, "cut short or damaged"),
+        ({"strides": [{"as_int": 4}, {"as_int": -1}]}, "not made of whole numbers"),
+        ({"storage_offset": {"as_int": 10**6}}, "reaches beyond"),
+        ({"path_name": "../../etc/passwd"}, "is missing"),
+        ({"sizes": "many"}, "not as torch writes it"),
+        ({"sizes": [{"as_expr": "s0"}]}, "not as torch writes it"),
+    ],
+)
+def test_a_table_that_lies_is_refused(
+    tmp_path: Path, members: dict[str, bytes], changes: dict[str, Any], message: str
+) -> None:
+    path = written(tmp_path / "m.pt2", with_table(members, **changes))
+    with pytest.raises(CheckpointError, match=message):
+        read(path)
+
+
+def test_what_is_missing_or_broken(tmp_path: Path, members: dict[str, bytes]) -> None:
+    def fails(changed: dict[str, bytes], message: str) -> None:
+        with pytest.raises(CheckpointError, match=message):
+            read(written(tmp_path / "m.pt2", changed))
+
+    table = next(name for name in members if name.endswith("_weights_config.json"))
+    fails({name: data for name, data in members.items() if name != table}, "holds no weights")
+    fails(members | {"data/weights/other_weights_config.json": b"{}"}, "holds 2 models")
+    fails(members | {table: b"{"}, "not valid JSON")
+    fails(members | {table: b"[" * 100_000}, "not valid JSON")
+    fails(members | {table: b"[]"}, "not as torch writes it")
+    fails(members | {"models/model.json": b"{"}, "not valid JSON")
+    fails(members | {"byteorder": b"big"}, "big-endian")
+    fails({name: data for name, data in members.items() if name != "data/weights/weight_0"}, "is missing")
