@@ -328,7 +328,6 @@ def broken() -> dict[str, bytes]:
         "pickle_truncated": pickle.dumps(list(range(1000)))[:-7],
         "pickle_deep": HEAD + b"]" * 200_000 + b"a" * 199_999 + b".",
         "pickle_long_number": b"I" + b"9" * 100_000 + b"\n.",
-        "pickle_shared": saved(_shared(state)),
         "pickle_tower": HEAD + b"]" + b"(2220l" * 30 + b".",
     }
     for name, header in {
@@ -355,7 +354,7 @@ def broken() -> dict[str, bytes]:
     return made
 
 
-def _shared(state: dict[str, Any]) -> dict[str, Any]:
+def shared(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint with a list of a thousand times a list of a thousand times a list, and so on."""
     value: list[Any] = [1.0]
     for _ in range(5):

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bcu_cli.models import transformers_config
 from bcu_cli.models.preprocessing import check_crop, check_interpolation, check_normalisation, check_size
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ ARCH, NUM_CLASSES, INPUT_SIZE, MEAN, STD, CROP_PCT, INTERPOLATION, CLASSES = (
 )
 #: Plain keys that training scripts keep an architecture's name under.
 _ARCH_KEYS = ("arch", "architecture", "model_name")
-_LARGEST_CONFIG = 1 << 20
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def read_claims(path: Path, metadata: Mapping[str, str], beside: Mapping[str, An
         Claim(source=f"{source} {key!r}", arch=value)
         for source, table in (("metadata", metadata), ("entry", beside))
         for key, value in table.items()
-        if key.rpartition("/")[2] in _ARCH_KEYS and isinstance(value, str) and value
+        if key.rpartition("/")[2] in _ARCH_KEYS and isinstance(value, str) and _is_name(value)
     ]
     claims.append(_config_claim(path.parent / "config.json"))
     return tuple(claim for claim in claims if claim != Claim(source=claim.source))
@@ -74,9 +74,10 @@ def read_claims(path: Path, metadata: Mapping[str, str], beside: Mapping[str, An
 
 def _bcu_claim(metadata: Mapping[str, str]) -> Claim:
     fields = {key: _parse(text) for key, text in metadata.items() if key.startswith("bcu.")}
+    arch = fields.get(ARCH)
     return _checked(
         "metadata",
-        arch=fields.get(ARCH),
+        arch=arch if not isinstance(arch, str) or _is_name(arch) else None,
         input_size=fields.get(INPUT_SIZE),
         mean=fields.get(MEAN),
         std=fields.get(STD),
@@ -88,13 +89,13 @@ def _bcu_claim(metadata: Mapping[str, str]) -> Claim:
 def _config_claim(path: Path) -> Claim:
     """The claim of a ``config.json`` in timm's layout; an empty one where there is none or it is no such."""
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_CONFIG:
-            return Claim(source=path.name)
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = _read_json(path)
     except (OSError, ValueError, RecursionError):
         return Claim(source=path.name, complaints=("is not readable JSON",))
-    if not isinstance(config, dict):
+    if config is None:
         return Claim(source=path.name)
+    if transformers_config.is_image_classifier(config):
+        return _transformers_claim(path, config)
     nested = config.get("pretrained_cfg")
     fields = config | (nested if isinstance(nested, dict) else {})
     return _checked(
@@ -106,6 +107,40 @@ def _config_claim(path: Path) -> Claim:
         crop_pct=fields.get("crop_pct"),
         interpolation=fields.get("interpolation"),
     )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A table in a JSON file of no great size; None where there is none."""
+    if not path.is_file() or path.stat().st_size > transformers_config.LARGEST_CONFIG:
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else None
+
+
+def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
+    """The claim of a folder in the layout of transformers: config.json and preprocessor_config.json."""
+    try:
+        fields = _read_json(path.with_name("preprocessor_config.json")) or {}
+    except (OSError, ValueError, RecursionError):
+        fields = {}
+    size = fields.get("crop_size") or fields.get("size") or config.get("image_size")
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    channels = config.get("num_channels", 3)
+    return _checked(
+        path.name,
+        arch=f"{transformers_config.PREFIX}{path}",
+        input_size=None if size is None else size if isinstance(size, list) else [channels, size, size],
+        mean=fields.get("image_mean"),
+        std=fields.get("image_std"),
+        crop_pct=fields.get("crop_pct"),
+        interpolation=None,
+    )
+
+
+def _is_name(arch: str) -> bool:
+    """Whether a file may say so: a name to look up, and no other file's."""
+    return bool(arch) and not transformers_config.is_config(arch)
 
 
 def _parse(text: str) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bcu_cli.models import claims
+from bcu_cli.models.transformers_config import is_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ def metadata_for(
 ) -> dict[str, str]:
     """The metadata of a model file: keys ``bcu.*``, each value JSON.
 
+    A network of transformers is not named: the ``config.json`` beside the file says what it is.
+
     Args:
         architecture: Of the model.
         preprocessing: Of the model.
@@ -29,8 +32,8 @@ def metadata_for(
     """
     if classes and len(classes) != architecture.num_classes:
         raise ValueError(f"{len(classes)} class names for {architecture.num_classes} classes")
-    values = {
-        claims.ARCH: architecture.name,
+    values: dict[str, Any] = {
+        claims.ARCH: None if is_config(architecture.name) else architecture.name,
         claims.NUM_CLASSES: architecture.num_classes,
         claims.INPUT_SIZE: preprocessing.input_size,
         claims.MEAN: preprocessing.mean,
@@ -40,7 +43,7 @@ def metadata_for(
     }
     if classes:
         values[claims.CLASSES] = list(classes)
-    return {key: json.dumps(value) for key, value in values.items()}
+    return {key: json.dumps(value) for key, value in values.items() if value is not None}
 
 
 def class_names(metadata: Mapping[str, str], num_classes: int) -> tuple[str, ...]:

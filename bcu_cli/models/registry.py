@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ArchitectureError, BcuError
+from bcu_cli.models import transformers_config
 from bcu_cli.models.names import OWN_ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def possible_names(name: str) -> tuple[str, ...]:
     """
     from bcu_cli.models.index import known_names
 
+    if transformers_config.is_config(name):
+        return (name,)
     known = known_names()
     plain = name.partition(".")[0]
     if plain.startswith((TIMM, TORCHVISION)):
@@ -98,8 +101,9 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | Non
     """A network with random weights, on the default device.
 
     Args:
-        name: An own, timm or torchvision name, with or without ``timm:`` or ``torchvision:``, or
-            FILE.py:FUNCTION. The function runs: give only files that you trust.
+        name: An own, timm or torchvision name, with or without ``timm:`` or ``torchvision:``,
+            ``transformers:FILE.json``, or FILE.py:FUNCTION. The function runs: give only files that you
+            trust.
         num_classes: Outputs, at least 1.
         input_size: C, H, W where it is not the architecture's own.
 
@@ -111,6 +115,8 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | Non
         return _build_user(full, num_classes)
     try:
         with _quiet():
+            if transformers_config.is_config(full):
+                return transformers_config.build(full, num_classes=num_classes)
             if full.startswith(TIMM):
                 return _build_timm(full.removeprefix(TIMM), num_classes, input_size)
             if full.startswith(TORCHVISION):

@@ -21,7 +21,6 @@ from pathlib import Path
 KINDS = ("hostile", "broken", "foreign", "harmless")
 FOUND, CLEAN, UNREAD = "found", "clean", "unread"
 SCANNERS: dict[str, tuple[list[str], dict[int, str]]] = {  # command, and what its exit codes mean
-    "bcu": (["bcu", "inspect", "--json"], {}),
     "picklescan": (["picklescan", "-p"], {0: CLEAN, 1: FOUND, 2: UNREAD}),
     "modelscan": (["modelscan", "-p"], {0: CLEAN, 1: FOUND, 2: UNREAD, 3: UNREAD}),
     "fickling": (
@@ -32,19 +31,27 @@ SCANNERS: dict[str, tuple[list[str], dict[int, str]]] = {  # command, and what i
 
 
 def verdict(scanner: str, path: Path) -> str:
-    """What one scanner says of one file."""
+    """What a scanner says of one file."""
     command, meanings = SCANNERS[scanner]
     ran = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 - those above
-    if scanner == "bcu":  # exit code 2 is also for a harmless file of an architecture that is not known
-        (file,) = json.loads(ran.stdout)["files"]
-        return UNREAD if file["safe"] is None else CLEAN if not file["findings"] else FOUND
     return meanings.get(ran.returncode, f"exit {ran.returncode}")
+
+
+def verdicts_of_bcu(folder: Path) -> dict[str, str]:
+    """What bcu says of each file of a folder, by name."""
+    command = ["bcu", "inspect", *map(str, sorted(folder.iterdir())), "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)  # noqa: S603 - bcu
+    said = {}
+    for file in json.loads(ran.stdout)["files"]:
+        found = FOUND if file["findings"] else CLEAN
+        said[Path(file["path"]).name] = UNREAD if file["safe"] is None else found
+    return said
 
 
 def main() -> None:
     """Run all scanners on all files, and print how often each says what."""
     root = Path(sys.argv[1])
-    said: dict[str, dict[str, dict[str, str]]] = {}
+    said = {"bcu": {kind: verdicts_of_bcu(root / kind) for kind in KINDS}}
     with ThreadPoolExecutor(max_workers=2) as pool:
         for kind in KINDS:
             files = sorted((root / kind).iterdir())

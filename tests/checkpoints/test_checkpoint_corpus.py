@@ -109,6 +109,13 @@ def test_what_a_file_says_of_itself_cannot_drive_the_terminal(tmp_path: Path, bc
     assert "\\u202e" in ran.out
 
 
+def test_lists_that_share_their_parts_do_not_blow_up(tmp_path: Path, bcu) -> None:
+    (tmp_path / "m.pt").write_bytes(hostile.saved(hostile.shared(hostile.Small().state_dict())))
+    (file,) = bcu("inspect", tmp_path / "m.pt", "--json").json["files"]
+    assert file["safe"] is True
+    assert file["left_out"] == ["log"]
+
+
 # Fuzzing: a good file of each format with bytes changed, cut out or put in is read or refused.
 SEEDS: dict[str, Callable[[], bytes]] = {
     "safetensors": lambda: hostile.harmless()["model.safetensors"],

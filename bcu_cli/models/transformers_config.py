@@ -1,0 +1,100 @@
+"""Image classifiers of transformers, built from the numbers of a ``config.json``: none of a stranger's code.
+
+Of the file only the settings that the architecture's own configuration knows are taken, and only texts,
+numbers and lists of them. What could fetch or import something (``auto_map``, kernels from the hub,
+quantisation) is not among those. Needs the extra ``bcu-cli[transformers]``.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.errors import ArchitectureError, BcuError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PREFIX = "transformers:"
+_TYPES = """
+    beit bit convnext convnextv2 cvt deit dinov2 efficientnet focalnet hiera levit mobilenet_v1 mobilenet_v2
+    mobilevit mobilevitv2 poolformer pvt pvt_v2 regnet resnet segformer swiftformer swin swinv2 vit vit_msn
+"""
+MODEL_TYPES = frozenset(_TYPES.split())
+"""The architectures that are built; others of the library load networks of other libraries or texts."""
+LARGEST_CONFIG = 1 << 20
+_MOST = 65_536
+_MOST_LAYERS = 1_000
+_HINT = "give --arch NAME, or --arch FILE.py:FUNCTION"
+
+
+def is_config(name: str) -> bool:
+    """Whether an architecture's name has the form ``transformers:FILE.json``."""
+    return name.startswith(PREFIX) and name.endswith(".json")
+
+
+def is_image_classifier(config: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` describes an image classifier of transformers that can be built."""
+    names = config.get("architectures")
+    named = isinstance(names, list) and any(str(name).endswith("ForImageClassification") for name in names)
+    return named and str(config.get("model_type")) in MODEL_TYPES
+
+
+def build(name: str, *, num_classes: int) -> nn.Module:
+    """The network that a ``config.json`` describes, with random weights; it returns logits.
+
+    Args:
+        name: ``transformers:FILE.json``.
+        num_classes: Outputs.
+
+    Raises:
+        ArchitectureError: The file describes no image classifier, or nothing that can be built.
+        BcuError: transformers is not installed.
+    """
+    file = Path(name.removeprefix(PREFIX))
+    config = _read(file)
+    try:
+        import transformers
+    except ImportError as error:
+        message = f"{file} is of a network of transformers, which is not installed"
+        raise BcuError(message, "pip install 'bcu-cli[transformers]'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library: Any = transformers
+        default = library.AutoConfig.for_model(config["model_type"])
+        known = set(default.to_dict()) - set(library.PretrainedConfig().to_dict())
+        settings = {key: value for key, value in config.items() if key in known and _is_plain(key, value)}
+        described = library.AutoConfig.for_model(config["model_type"], **settings, num_labels=num_classes)
+        network: nn.Module = library.AutoModelForImageClassification.from_config(
+            described, trust_remote_code=False, attn_implementation="eager"
+        )
+    network.register_forward_hook(_logits)
+    return network
+
+
+def _logits(module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG001 - what a hook is given
+    return output.logits
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > LARGEST_CONFIG:
+            raise ArchitectureError(f"{file} is too large for a configuration", _HINT)
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArchitectureError(f"{file} is not readable JSON", _HINT) from error
+    if not isinstance(config, dict) or not is_image_classifier(config):
+        raise ArchitectureError(f"{file} describes no image classifier that bcu knows", _HINT)
+    return config
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    """Whether a setting is a text, a number of a size that a network can have, or a list of them."""
+    if isinstance(value, list):
+        return len(value) <= _MOST_LAYERS and all(_is_plain(key, item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        counts_layers = "layers" in key or "depth" in key or "repeats" in key or "stages" in key
+        return 0 <= value <= (_MOST_LAYERS if counts_layers else _MOST)
+    return value is None or isinstance(value, str | float | bool)
