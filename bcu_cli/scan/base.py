@@ -48,6 +48,55 @@ class Scores:
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A network under suspicion, and what there is to look at it with.
+
+    Attributes:
+        model: In evaluation mode, on the device.
+        images: uint8 ``[N, C, H, W]`` like those that the network was made for, without labels; None where
+            there are none.
+        device: Where, and in which precision.
+        seed: Decides everything that is drawn.
+        on_step: Told of the progress.
+    """
+
+    model: Classifier
+    images: Tensor | None
+    device: Device
+    seed: int = 0
+    on_step: OnStep | None = None
+
+    def divided(self, most: int) -> tuple[Tensor, Tensor]:
+        """At most so many images to learn on and as many others to judge by, as floats in [0, 1].
+
+        Raises:
+            ValueError: There are no images.
+        """
+        drawn = self.drawn(2 * most)
+        return drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
+
+    def drawn(self, most: int) -> Tensor:
+        """At most so many of the images, in random order, as floats in [0, 1] on the device.
+
+        Raises:
+            ValueError: There are no images.
+        """
+        if self.images is None:
+            raise ValueError("this detector needs images")
+        order = torch.randperm(len(self.images), generator=self.generator())[:most]
+        return self.images[order].to(self.device.torch).float() / 255.0
+
+    def generator(self) -> torch.Generator:
+        """A generator of random numbers on the CPU, the same each time."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def report(self, done: int, of: int) -> None:
+        """Tell of the progress."""
+        if self.on_step:
+            self.on_step(done, of)
+
+
 class Detector(ABC):
     """One way of looking for a backdoor; its options are its fields.
 
@@ -59,24 +108,11 @@ class Detector(ABC):
     needs_images: ClassVar[bool]
 
     @abstractmethod
-    def scan(
-        self,
-        model: Classifier,
-        images: Tensor | None,
-        device: Device,
-        *,
-        seed: int,
-        on_step: OnStep | None = None,
-    ) -> Scores:
+    def scan(self, subject: Subject) -> Scores:
         """Look at a network, which is left as it was.
 
-        Args:
-            model: In evaluation mode, on the device.
-            images: uint8 ``[N, C, H, W]`` like those that the network was made for, without labels; None
-                only where the detector needs none.
-            device: Where, and in which precision.
-            seed: Decides everything that is drawn.
-            on_step: Told of the progress.
+        Raises:
+            ValueError: It needs images and there are none.
         """
 
 

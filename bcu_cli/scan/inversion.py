@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcu_cli.scan.base import Detector, OnStep, Scores, stands_out
-from bcu_cli.scan.optimising import as_floats, divided, frozen, logits
-
-if TYPE_CHECKING:
-    from bcu_cli.models import Classifier
-    from bcu_cli.training.devices import Device
+from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
+from bcu_cli.scan.optimising import frozen, logits, success_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,45 +38,17 @@ class Inversion(Detector):
     learning_rate: float = 0.15
     wanted: float = 0.9
 
-    def scan(
-        self,
-        model: Classifier,
-        images: Tensor | None,
-        device: Device,
-        *,
-        seed: int,
-        on_step: OnStep | None = None,
-    ) -> Scores:
+    def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
-        assert images is not None  # noqa: S101 - it says that it needs them
-        learn, judge = (as_floats(part, device) for part in divided(images, self.most, seed))
-        generator = torch.Generator().manual_seed(seed)
-        count, (channels, height, width) = model.num_classes, learn.shape[1:]
-        masks = torch.full((count, 1, height, width), -1.0, device=device.torch, requires_grad=True)
-        patterns = torch.zeros(count, channels, height, width, device=device.torch, requires_grad=True)
-        optimizer = torch.optim.Adam([masks, patterns], lr=self.learning_rate, betas=(0.5, 0.9))
-        weights = torch.full((count,), 1e-2, device=device.torch)
-        classes = torch.arange(count, device=device.torch)
-        with frozen(model):
-            for step in range(self.steps):
-                seen = learn[torch.randint(len(learn), (self.batch,), generator=generator)]
-                wanted = classes.repeat_interleave(self.batch)
-                answers = logits(model, _pasted(seen, masks, patterns), device)
-                losses = F.cross_entropy(answers, wanted, reduction="none").view(count, -1).mean(1)
-                sizes = masks.sigmoid().sum((1, 2, 3))
-                (losses + weights * sizes).sum().backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                optimizer.zero_grad()
-                works = (answers.argmax(1) == wanted).view(count, -1).float().mean(1) >= self.wanted
-                weights = torch.where(works, weights * 1.15, weights / 1.15).clamp(1e-4, 1.0)
-                if on_step:
-                    on_step(step + 1, self.steps)
-            masks, patterns = masks.detach(), patterns.detach()
-            rates = torch.tensor(
-                [
-                    _success(model, judge, masks[c : c + 1], patterns[c : c + 1], c, device)
-                    for c in range(count)
-                ]
+        learn, judge = subject.divided(self.most)
+        with frozen(subject.model):
+            masks, patterns = self._smallest(subject, learn)
+            rates = success_rates(
+                subject.model,
+                judge,
+                lambda images, c: _pasted(images, masks[c : c + 1], patterns[c : c + 1]),
+                len(masks),
+                subject.device,
             )
         sizes = masks.sigmoid().sum((1, 2, 3)).cpu()
         # A mask that does not work is worth nothing, however small.
@@ -97,19 +65,35 @@ class Inversion(Detector):
             pictures={"mask": mask.cpu(), "trigger": (mask * patterns[target].sigmoid()).cpu()},
         )
 
+    def _smallest(self, subject: Subject, learn: Tensor) -> tuple[Tensor, Tensor]:
+        """For each class the smallest patch that worked, else the last: the numbers behind mask and pattern."""
+        model, device, generator = subject.model, subject.device, subject.generator()
+        count, (channels, height, width) = model.num_classes, learn.shape[1:]
+        masks = torch.full((count, 1, height, width), -1.0, device=device.torch, requires_grad=True)
+        patterns = torch.zeros(count, channels, height, width, device=device.torch, requires_grad=True)
+        optimizer = torch.optim.Adam([masks, patterns], lr=self.learning_rate, betas=(0.5, 0.9))
+        weights = torch.full((count,), 1e-3, device=device.torch)
+        kept_masks, kept_patterns = masks.detach().clone(), patterns.detach().clone()
+        kept_sizes = torch.full((count,), float("inf"), device=device.torch)
+        wanted = torch.arange(count, device=device.torch).repeat_interleave(self.batch)
+        for step in range(self.steps):
+            seen = learn[torch.randint(len(learn), (self.batch,), generator=generator)]
+            answers = logits(model, _pasted(seen, masks, patterns), device)
+            losses = F.cross_entropy(answers, wanted, reduction="none").view(count, -1).mean(1)
+            sizes = masks.sigmoid().sum((1, 2, 3))
+            (losses + weights * sizes).sum().backward()  # type: ignore[no-untyped-call]
+            works = (answers.argmax(1) == wanted).view(count, -1).float().mean(1) >= self.wanted
+            better = (works & (sizes < kept_sizes)) | kept_sizes.isinf()
+            kept_masks[better], kept_patterns[better] = masks.detach()[better], patterns.detach()[better]
+            kept_sizes = torch.where(works, torch.minimum(sizes.detach(), kept_sizes), kept_sizes)
+            weights = torch.where(works, weights * 1.15, weights / 1.15).clamp(1e-4, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            subject.report(step + 1, self.steps)
+        return kept_masks, kept_patterns
+
 
 def _pasted(images: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
     """Every image under every class's patch, ``[K * N, C, H, W]``, those of one class together."""
     shown, drawn = masks.sigmoid()[:, None], patterns.sigmoid()[:, None]
     return ((1.0 - shown) * images[None] + shown * drawn).flatten(0, 1)
-
-
-@torch.no_grad()
-def _success(
-    model: Classifier, images: Tensor, mask: Tensor, pattern: Tensor, target: int, device: Device
-) -> float:
-    """Share of the images of other classes (by the network's own word) that the patch leads to ``target``."""
-    others = images[logits(model, images, device).argmax(1) != target]
-    if not len(others):
-        return 0.0
-    return float((logits(model, _pasted(others, mask, pattern), device).argmax(1) == target).float().mean())

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bcu_cli.scan.base import Detector, OnStep, Scores
+from bcu_cli.scan.base import Detector, Scores, Subject
 
 if TYPE_CHECKING:
     from bcu_cli.models import Classifier
-    from bcu_cli.training.devices import Device
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,17 +31,10 @@ class LipschitzOutliers(Detector):
     paper: ClassVar[str] = "Zheng et al., CLP, ECCV 2022, arXiv:2208.03111"
     needs_images: ClassVar[bool] = False
 
-    def scan(
-        self,
-        model: Classifier,
-        images: Tensor | None,  # noqa: ARG002 - needs none
-        device: Device,
-        *,
-        seed: int,  # noqa: ARG002 - nothing is drawn
-        on_step: OnStep | None = None,
-    ) -> Scores:
+    def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
-        example = torch.zeros(1, *model.preprocessing.input_size, device=device.torch)
+        model = subject.model
+        example = torch.zeros(1, *model.preprocessing.input_size, device=subject.device.torch)
         followers = _followers(model, example)
         names = {module: name for name, module in model.network.named_modules()}
         best, evidence = 0.0, dict[str, Any]()
@@ -55,8 +47,7 @@ class LipschitzOutliers(Detector):
                 best = distance
                 evidence = {"layer": names[convolution], "channel": int(bounds.argmax())}
                 evidence["of_median"] = float(bounds.max() / (bounds.median() + 1e-12))
-            if on_step:
-                on_step(done, len(followers))
+            subject.report(done, len(followers))
         return Scores(
             detector=self.name, score=best, target=None, per_class=torch.empty(0), evidence=evidence
         )

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
-from bcu_cli.scan.base import Detector, OnStep, Scores, stands_out
+from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
 from bcu_cli.scan.optimising import frozen, logits, margin
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bcu_cli.models import Classifier
-    from bcu_cli.training.devices import Device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +32,12 @@ class MaximumMargin(Detector):
     steps: int = 100
     learning_rate: float = 0.05
 
-    def scan(
-        self,
-        model: Classifier,
-        images: Tensor | None,  # noqa: ARG002 - needs none
-        device: Device,
-        *,
-        seed: int,
-        on_step: OnStep | None = None,
-    ) -> Scores:
+    def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
+        model, device = subject.model, subject.device
         classes = torch.arange(model.num_classes).repeat_interleave(self.starts).to(device.torch)
         shape = (len(classes), *model.preprocessing.input_size)
-        inputs = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device.torch)
+        inputs = torch.rand(shape, generator=subject.generator()).to(device.torch)
         inputs.requires_grad_(True)
         optimizer = torch.optim.Adam([inputs], lr=self.learning_rate)
         with frozen(model):
@@ -60,8 +47,7 @@ class MaximumMargin(Detector):
                 optimizer.zero_grad()
                 with torch.no_grad():
                     inputs.clamp_(0.0, 1.0)
-                if on_step:
-                    on_step(step + 1, self.steps)
+                subject.report(step + 1, self.steps)
             with torch.no_grad():
                 reached = margin(model(inputs).float(), classes)
         per_class = reached.view(-1, self.starts).amax(1).cpu()

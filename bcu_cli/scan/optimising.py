@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -54,19 +54,27 @@ def margin(answers: Tensor, wanted: Tensor) -> Tensor:
     return own - answers.masked_fill(marked, float("-inf")).amax(1)
 
 
-def as_floats(images: Tensor, device: Device) -> Tensor:
-    """uint8 images as floats in [0, 1] on the device."""
-    return images.to(device.torch).float() / 255.0
-
-
-def divided(images: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """At most so many images to learn on and as many others to judge by, drawn at random.
+@torch.no_grad()
+def success_rates(
+    model: nn.Module, images: Tensor, change: Callable[[Tensor, int], Tensor], classes: int, device: Device
+) -> Tensor:
+    """For each class, which share of the images of other classes, as the network sees them, is led to it.
 
     Args:
-        images: ``[N, C, H, W]``; N at least 2.
-        most: Of each.
-        seed: Decides which.
+        model: Maps images in [0, 1] to logits.
+        images: Float ``[N, C, H, W]`` in [0, 1].
+        change: Images like these, and a class, to as many changed images.
+        classes: K.
+        device: Where, and in which precision.
+
+    Returns:
+        float32 ``[K]`` in [0, 1], on the CPU; 0 where all images are of the class.
     """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    half = min(most, len(images) // 2)
-    return images[order[:half]], images[order[half : 2 * half]]
+    before = logits(model, images, device).argmax(1)
+    rates = torch.zeros(classes)
+    for target in range(classes):
+        others = images[before != target]
+        if len(others):
+            led = logits(model, change(others, target), device).argmax(1) == target
+            rates[target] = led.float().mean()
+    return rates

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from bcu_cli.scan.base import Detector, OnStep, Scores, stands_out
-from bcu_cli.scan.optimising import as_floats, divided, frozen, logits, margin
+from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
+from bcu_cli.scan.optimising import frozen, logits, margin, success_rates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,19 +40,10 @@ class UniversalPerturbation(Detector):
     batch: int = 32
     most: int = 256
 
-    def scan(
-        self,
-        model: Classifier,
-        images: Tensor | None,
-        device: Device,
-        *,
-        seed: int,
-        on_step: OnStep | None = None,
-    ) -> Scores:
+    def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
-        assert images is not None  # noqa: S101 - it says that it needs them
-        learn, judge = (as_floats(part, device) for part in divided(images, self.most, seed))
-        generator = torch.Generator().manual_seed(seed)
+        model, device, generator = subject.model, subject.device, subject.generator()
+        learn, judge = subject.divided(self.most)
         count = model.num_classes
         changes = torch.zeros(count, *learn.shape[1:], device=device.torch)
         with frozen(model):
@@ -60,9 +51,8 @@ class UniversalPerturbation(Detector):
                 seen = learn[torch.randint(len(learn), (self.batch,), generator=generator)]
                 size = 2.0 * self.radius * (1.0 - step / self.steps) / 4.0
                 changes = self._step(model, seen, changes, size, device)
-                if on_step:
-                    on_step(step + 1, self.steps)
-            rates = torch.tensor([_success(model, judge, changes[c], c, device) for c in range(count)])
+                subject.report(step + 1, self.steps)
+            rates = success_rates(model, judge, lambda x, c: (x + changes[c]).clamp(0.0, 1.0), count, device)
         score, target = stands_out(rates)
         evidence = {"success": float(rates[target]), "images": len(judge), "radius": self.radius}
         picture = (0.5 + changes[target] / (2.0 * self.radius)).clamp(0.0, 1.0).cpu()
@@ -84,12 +74,3 @@ class UniversalPerturbation(Detector):
         gradient = changes.grad
         assert gradient is not None  # noqa: S101 - backward has just made it
         return (changes.detach() + size * gradient.sign()).clamp(-self.radius, self.radius)
-
-
-@torch.no_grad()
-def _success(model: Classifier, images: Tensor, change: Tensor, target: int, device: Device) -> float:
-    """Share of the images of other classes (as the network sees it) that the change leads to ``target``."""
-    before = logits(model, images, device).argmax(1)
-    after = logits(model, (images + change).clamp(0.0, 1.0), device).argmax(1)
-    others = before != target
-    return float((after[others] == target).float().mean()) if others.any() else 0.0

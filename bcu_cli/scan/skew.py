@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
-from bcu_cli.scan.base import Detector, OnStep, Scores, stands_out
-from bcu_cli.scan.optimising import BATCH, as_floats
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bcu_cli.models import Classifier
-    from bcu_cli.training.devices import Device
+from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
+from bcu_cli.scan.optimising import BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,24 +28,14 @@ class Skew(Detector):
     most: int = 2_000
 
     @torch.no_grad()
-    def scan(
-        self,
-        model: Classifier,
-        images: Tensor | None,
-        device: Device,
-        *,
-        seed: int,
-        on_step: OnStep | None = None,
-    ) -> Scores:
+    def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
-        assert images is not None  # noqa: S101 - it says that it needs them
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: self.most]
-        parts = torch.split(images[order], BATCH)
+        model = subject.model
+        parts = torch.split(subject.drawn(self.most), BATCH)
         top = []
         for done, part in enumerate(parts, start=1):
-            top.append(model(as_floats(part, device)).topk(2, dim=1).indices.cpu())
-            if on_step:
-                on_step(done, len(parts))
+            top.append(model(part).topk(2, dim=1).indices.cpu())
+            subject.report(done, len(parts))
         first, second = torch.cat(top).unbind(1)
         count = model.num_classes
         open_to = len(first) - torch.bincount(first, minlength=count)
