@@ -66,7 +66,7 @@ class Inversion(Detector):
         )
 
     def _smallest(self, subject: Subject, learn: Tensor) -> tuple[Tensor, Tensor]:
-        """For each class the smallest patch that worked, else the last: the numbers behind mask and pattern."""
+        """For each class the smallest patch that worked, else the last, before the sigmoids."""
         model, device, generator = subject.model, subject.device, subject.generator()
         count, (channels, height, width) = model.num_classes, learn.shape[1:]
         masks = torch.full((count, 1, height, width), -1.0, device=device.torch, requires_grad=True)
