@@ -276,6 +276,8 @@ def archives(canary: Path) -> dict[str, bytes]:
     }
     code = next(name for name in members_of(scripted(Small())) if name.endswith(".py"))
     script = members_of(scripted(Small()))
+    made["script_twin_in_capitals"] = zipped({code.upper(): script[code]} | script)
+    made["zip_twin_in_capitals"] = changed(good, DATA_PKL=system)
     for name, line in {
         "script_unparsable": b"\n@@@ this is no code\n",
         "script_class": b"\nclass X(NamedTuple):\n  y: __torch__.torch.classes.evil.Evil\n",
@@ -475,6 +477,8 @@ REFUSED = frozenset(
         "persistent_id",
         "persistent_id_protocol_0",
         "unicode_name",
+        "script_twin_in_capitals",
+        "zip_twin_in_capitals",
         "script_class",
     }
 )

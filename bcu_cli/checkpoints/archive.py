@@ -102,11 +102,13 @@ class TorchArchive:
             raise self._suspect(f"it holds {len(roots)} members {self._marker} where one is expected")
         root = roots.pop()
         members: dict[str, zipfile.ZipInfo] = {}
+        seen: set[str] = set()  # torch's own reader finds members whatever the case of their letters
         for info in infos:
             name = info.filename.removeprefix(root)
-            if not info.filename.startswith(root) or name in members:
+            if not info.filename.startswith(root) or name.casefold() in seen:
                 raise self._suspect(f"its zip member {info.filename!r} is not in its place or stands twice")
             members[name] = info
+            seen.add(name.casefold())
         self._check_sizes(members)
         return members
 

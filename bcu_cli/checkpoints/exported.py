@@ -7,7 +7,9 @@ could run when others open them (pickles, compiled code) is looked for.
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import CheckpointError
@@ -39,9 +41,31 @@ _KINDS = {  # torch's numbers of its types in these tables: (as a storage is cal
     12: ("BoolStorage", "bool"),
     13: ("BFloat16Storage", "bfloat16"),
 }
-_HARMLESS = ("higher_order::", "prims::", "quantized_decomposed::", "math.", "torch.sym_", "torch._sym_")
+_HARMLESS = re.compile(
+    r"(higher_order|prims|quantized_decomposed)::\w+|math\.\w+|torch\._?sym_\w+|"
+    r"_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|getitem|eq|ne|lt|le|gt|ge|and_|or_|not_|xor)"
+)
 """Control flow whose graphs are looked at too, decompositions, and arithmetic of sizes."""
-_COMPILED = (".so", ".o", ".a", ".cubin", ".ptx", ".fatbin", ".cpp", ".cu", ".dll", ".dylib", ".pyd", ".py")
+_KNOWN_MEMBERS = re.compile(
+    r"archive_format|archive_version|byteorder|version|\.format_version|\.data/(version|serialization_id)|"
+    r"models/[\w.-]+\.json|data/(weights|constants)/([\w.-]+_config\.json|(weight|tensor)_\d+)|"
+    r"data/sample_inputs/[\w.-]+\.pt|extra/[\w.-]+\.(json|txt)"
+)
+_LONGEST_EXPRESSION = 10_000
+_SIZE_METHODS = frozenset({"size", "shape", "stride", "storage_offset", "dim", "ndim", "numel"})
+_PLAIN_NODES = (
+    *(
+        ast.Expression,
+        ast.Compare,
+        ast.BoolOp,
+        ast.BinOp,
+        ast.UnaryOp,
+        ast.Constant,
+        ast.Subscript,
+        ast.Tuple,
+    ),
+    *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
+)
 
 
 def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
@@ -51,14 +75,23 @@ def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
         CheckpointError: The archive is damaged.
     """
     with TorchArchive(path, marker=MARKER) as archive:
-        findings = [
-            Finding(rule="archive-program", message=f"carries the program {name}", severity="unsafe")
-            for name in archive.names
-            if name.lower().endswith(_COMPILED)
-        ]
+        findings = []
         for name in archive.names:
+            if not _KNOWN_MEMBERS.fullmatch(name):
+                message = f"carries {name}, which is no weight, graph or sample of torch.export"
+                findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
             findings += _look_at_member(archive, name)
-        operators = _operators(archive)
+        findings += _look_at_tables(archive)
+        graphs = [
+            _json(archive, name)
+            for name in archive.names
+            if name.startswith("models/") and name.endswith(".json")
+        ]
+        operators, texts = _collect(graphs)
+    for text in texts:
+        if not _is_arithmetic(text):
+            message = f"has an expression that is no arithmetic: {text[:60]!r}"
+            findings.append(Finding(rule="export-expression", message=message, severity="unsafe"))
     for name in forbidden_operators(operators):
         if _is_dangerous(name):
             message = f"has a graph that calls {name}, which is no tensor arithmetic"
@@ -90,14 +123,32 @@ def load(path: Path) -> dict[str, torch.Tensor]:
             raise damaged(path, "its table of weights is not as torch writes it") from error
 
 
+def _look_at_tables(archive: TorchArchive) -> list[Finding]:
+    """Each weight or constant that torch's loader would unpickle, and it does so without any limit."""
+    findings = []
+    for name in archive.names:
+        if not (name.startswith("data/") and name.endswith(_TABLE)):
+            continue
+        table = _json(archive, name)
+        config = table.get("config") if isinstance(table, dict) else None
+        for key, entry in config.items() if isinstance(config, dict) else ():
+            if isinstance(entry, dict) and entry.get("use_pickle") is not False:
+                message = f"holds {str(key)[:60]!r} as a pickle, which torch.export.load opens without limits"
+                findings.append(Finding(rule="export-pickle", message=message, severity="unsafe"))
+    return findings
+
+
 def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
     """What is unsafe about a member that is a pickle, or an archive of torch with pickles in it."""
     if name.endswith(".pkl"):
         return _look(archive, name, archive.read(name))
-    if not name.endswith((".pt", ".pth")):
+    if not name.startswith("data/sample_inputs/"):
         return []
     findings = []
-    with TorchArchive(archive.path, data=archive.read(name)) as inner:
+    data = archive.read(name)
+    if not data.startswith(b"PK\x03\x04"):
+        return _look(archive, name, data)
+    with TorchArchive(archive.path, data=data) as inner:
         for member in inner.names:
             if member.endswith(".pkl"):
                 findings += _look(archive, f"{name}/{member}", inner.read(member))
@@ -111,42 +162,60 @@ def _look(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
         raise damaged(archive.path, f"its {name} cannot be followed ({error})") from error
 
 
-def _operators(archive: TorchArchive) -> tuple[str, ...]:
-    """The operators of all graphs, called as TorchScript calls them: ``aten::conv2d``."""
-    found: set[str] = set()
-    for name in archive.names:
-        if name.startswith("models/") and name.endswith(".json"):
-            _collect(_json(archive, name), found)
-    return tuple(sorted(found))
-
-
-def _collect(value: Any, found: set[str]) -> None:
-    """Add what the calls in a graph, and in the graphs within it, go to."""
-    pending = [value]
+def _collect(graphs: list[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the calls in graphs, also within others, go to; and the expressions that torch evaluates."""
+    operators: set[str] = set()
+    texts: set[str] = set()
+    pending = list(graphs)
     while pending:
         item = pending.pop()
         if isinstance(item, dict):
-            target = item.get("target")
+            target, guards = item.get("target"), item.get("guards_code")
             if isinstance(target, str) and "inputs" in item:
-                found.add(_operator(target))
+                operators.add(_operator(target))
+            texts.update(
+                str(text) for text in (guards if isinstance(guards, list) else [guards] if guards else [])
+            )
+            if "expr_str" in item:
+                texts.add(str(item["expr_str"]))
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
+    return tuple(sorted(operators)), tuple(sorted(texts))
 
 
 def _operator(target: str) -> str:
     """``torch.ops.aten.conv2d.default`` as ``aten::conv2d``; anything else as it stands."""
     parts = target.split(".")
-    if parts[:2] == ["torch", "ops"] and len(parts) >= 4:
+    if parts[:2] == ["torch", "ops"] and len(parts) == 5:
         return f"{parts[2]}::{parts[3]}"
-    if parts[0] == "_operator" and len(parts) == 2:  # arithmetic of sizes
-        return f"aten::{parts[1]}"
     return target
+
+
+def _is_arithmetic(text: str) -> bool:
+    """Whether an expression, which torch evaluates as Python, only compares and reckons with sizes."""
+    try:
+        tree = ast.parse(text, mode="eval") if len(text) <= _LONGEST_EXPRESSION else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return tree is not None and all(_is_plain_node(node) for node in ast.walk(tree))
+
+
+def _is_plain_node(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        called = node.func
+        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+        return name in _SIZE_METHODS if isinstance(called, ast.Attribute) else name[:1].isupper()
+    if isinstance(node, ast.Attribute):
+        return node.attr in _SIZE_METHODS
+    if isinstance(node, ast.Name):
+        return "__" not in node.id
+    return isinstance(node, _PLAIN_NODES)
 
 
 def _is_dangerous(operator: str) -> bool:
     """Whether a call leaves the arithmetic of tensors and sizes."""
-    return not operator.startswith(_HARMLESS) and is_dangerous(operator)
+    return _HARMLESS.fullmatch(operator) is None and is_dangerous(operator)
 
 
 def _json(archive: TorchArchive, name: str) -> Any:

@@ -86,9 +86,21 @@ _ALL = (
         f"Its graph reaches files or code of somebody's own. bcu never runs graphs. {_REPORT}",
     ),
     Rule(
+        "export-pickle",
+        "unsafe",
+        "The exported archive holds a pickle",
+        "torch.export.load opens it without limits, so that it can run anything. Export plain tensors.",
+    ),
+    Rule(
+        "export-expression",
+        "unsafe",
+        "The exported graph holds an expression that is no arithmetic",
+        f"torch evaluates such expressions as Python when it loads the archive. {_REPORT}",
+    ),
+    Rule(
         "archive-program",
         "unsafe",
-        "The archive carries compiled code",
+        "The archive carries something besides weights and graphs",
         "A shared library or source code in it runs when others load it. bcu does not, and reads the weights "
         "of archives without such members only.",
     ),

@@ -32,9 +32,11 @@ def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
     Raises:
         CheckpointError: The index makes no sense, leads out of its folder, or a file is missing.
     """
-    if path.stat().st_size > _MAX_INDEX_BYTES:
-        raise _unfit(path, "is too large")
     try:
+        if not path.is_file():
+            raise _unfit(path, "is not there")
+        if path.stat().st_size > _MAX_INDEX_BYTES:
+            raise _unfit(path, "is too large")
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = {name: str(file) for name, file in weight_map.items() if isinstance(file, str)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -47,7 +49,7 @@ def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
     for file in files:
         if file in {".", ".."} or set("/\\:\0") & set(file):
             raise _unfit(path, f"names the file {file!r}, which does not lie beside it")
-        if not (path.parent / file).is_file():
+        if not _is_there(path.parent / file):
             raise _unfit(path, f"names the file {file!r}, which is not there")
     return {
         path.parent / file: tuple(name for name, other in names.items() if other == file) for file in files
@@ -63,6 +65,13 @@ def check_part(index: Path, part: Path, promised: Iterable[str], found: Mapping[
     if wrong := set(promised) ^ set(found):
         where = "not in" if min(wrong) in set(promised) else "without being promised in"
         raise _unfit(index, f"and {part.name} differ: {min(wrong)!r} is {where} that file")
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _unfit(path: Path, why: str) -> CheckpointError:

@@ -179,13 +179,14 @@ def _is_text_table(value: Any) -> bool:
 def _is_plain(value: Any) -> bool:
     """Whether a value is made of texts, numbers and not too many tables and lists of them.
 
-    A pickle of a few bytes can hold a list of a million times the same list: what is visited is counted.
+    A pickle of a few bytes can hold a list of a million times the same list: what is visited is counted, and
+    the letters of texts.
     """
     visited = 0
 
     def look(value: Any, depth: int) -> bool:
         nonlocal visited
-        visited += 1
+        visited += 1 + (len(value) if type(value) is str else 0)
         if visited > _MAX_PLAIN or depth > _MAX_DEPTH:
             return False
         if value is None or type(value) in (str, float, bool):

@@ -30,7 +30,7 @@ def _console(*, stderr: bool) -> Console:
 
 def printable(text: str) -> str:
     """A text that can do nothing to a terminal: what a file says of itself may hold escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def say(text: str) -> None:

@@ -5,7 +5,8 @@ What was found is a ``result``; a file that was not read is a notification, and 
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+import os
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -103,4 +104,5 @@ def _locations(path: str) -> list[dict[str, Any]]:
 
 def _uri(path: str) -> str:
     """A path as a URI: relative where the path is, as the services that show it in a repository want it."""
-    return Path(path).as_uri() if PurePath(path).is_absolute() else quote(PurePath(path).as_posix())
+    quoted = quote(os.fsencode(PurePath(path).as_posix()))
+    return f"file://{quoted}" if PurePath(path).is_absolute() else quoted

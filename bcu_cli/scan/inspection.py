@@ -116,7 +116,7 @@ def find_files(paths: Sequence[Path]) -> Found:
     found = Found()
     for named in paths:
         path = fetch_all(named, sorted(MODEL_SUFFIXES)) if is_reference(named) else named
-        if not path.is_dir():
+        if not _is_folder(path):
             found.files.append(path)
             continue
         before = len(found.files)
@@ -193,6 +193,13 @@ def _walk(folder: Path, found: Found) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if name != ".git")
         yield from (Path(place) / name for name in sorted(files))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long: inspecting it says so
+        return False
 
 
 def _parts(file: Path) -> Iterable[Path]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+EVIL = hostile.program(hostile.call("os", "system", hostile.text("true")))
+
+
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What torch writes, without the top folder."""
@@ -60,8 +63,12 @@ def test_the_weights_are_those_of_the_module(tmp_path: Path, members: dict[str, 
     ("name", "data", "rule"),
     [
         ("data/aotinductor/model/model.so", b"\x7fELF", "archive-program"),
-        ("data/aotinductor/model/wrapper.cpp", b"int main;", "archive-program"),
-        ("extra/x.pkl", hostile.program(hostile.call("os", "system", hostile.text("true"))), "pickle-global"),
+        ("data/aotinductor/model/wrapper.SO.1", b"int main;", "archive-program"),
+        (
+            "data/sample_inputs/x.pt",
+            hostile.program(hostile.call("os", "system", hostile.text("true"))),
+            "pickle-global",
+        ),
     ],
 )
 def test_what_could_run_is_a_finding(
@@ -75,8 +82,7 @@ def test_what_could_run_is_a_finding(
 
 def test_the_sample_inputs_are_looked_into(tmp_path: Path, members: dict[str, bytes]) -> None:
     name = next(name for name in members if name.startswith("data/sample_inputs/"))
-    evil = hostile.program(hostile.call("os", "system", hostile.text("true")))
-    path = written(tmp_path / "m.pt2", members | {name: hostile.changed(members[name], data_pkl=evil)})
+    path = written(tmp_path / "m.pt2", members | {name: hostile.changed(members[name], data_pkl=EVIL)})
     (finding,) = inspect_only(path).findings
     assert finding.rule == "pickle-global"
     assert "system" in finding.message
@@ -94,7 +100,6 @@ def test_a_graph_that_calls_something_else_is_a_finding(tmp_path: Path, members:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_pickle": True}, "only a pickle describes"),
         ({"dtype": 99}, "does not know"),
         ({"sizes": [{"as_int": 2**40}]}, "cut short or damaged"),
         ({"strides": [{"as_int": 4}, {"as_int": -1}]}, "not made of whole numbers"),
@@ -126,3 +131,47 @@ def test_what_is_missing_or_broken(tmp_path: Path, members: dict[str, bytes]) ->
     fails(members | {"models/model.json": b"{"}, "not valid JSON")
     fails(members | {"byteorder": b"big"}, "big-endian")
     fails({name: data for name, data in members.items() if name != "data/weights/weight_0"}, "is missing")
+
+
+@pytest.mark.parametrize("table", ["weights", "constants"])
+def test_what_torch_would_unpickle_is_a_finding(
+    tmp_path: Path, members: dict[str, bytes], table: str
+) -> None:
+    name = next(
+        name for name in members if name.startswith(f"data/{table}/") and name.endswith("_config.json")
+    )
+    config = json.loads(members[name])
+    config["config"]["evil"] = {"path_name": "opaque_obj_0", "use_pickle": True, "tensor_meta": None}
+    changed = members | {name: json.dumps(config).encode(), f"data/{table}/opaque_obj_0": EVIL}
+    rules = [finding.rule for finding in inspect_only(written(tmp_path / "m.pt2", changed)).findings]
+    assert rules == ["archive-program", "export-pickle"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_plain"),
+    [
+        ("s0 + 2*Max(1, u3)", True),
+        ("L['x'].size()[0] >= 2 and not s1 == 4", True),
+        ("__import__('os').system('true')", False),
+        ("().__class__.__bases__", False),
+        ("print(s0)", False),
+        ("[x for x in s0]", False),
+        ("lambda: 0", False),
+        ("s0 +", False),
+        ("(" * 5_000 + ")" * 5_000, False),
+        ("s0" * 10_000, False),
+    ],
+)
+@pytest.mark.parametrize("key", ["expr_str", "guards_code"])
+def test_expressions_that_torch_would_evaluate(
+    tmp_path: Path, members: dict[str, bytes], key: str, text: str, is_plain: bool
+) -> None:
+    graph = json.loads(members["models/model.json"])
+    if key == "guards_code":
+        graph[key] = [text]
+    else:
+        graph["graph_module"]["graph"]["sym_int_values"] = {"s0": {"as_expr": {"expr_str": text}}}
+    path = written(tmp_path / "m.pt2", members | {"models/model.json": json.dumps(graph).encode()})
+    assert [finding.rule for finding in inspect_only(path).findings] == (
+        [] if is_plain else ["export-expression"]
+    )

@@ -193,7 +193,7 @@ def test_zip_tricks_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=words):
             read(rewritten(good, changes, to=bad))
     data = pickle.dumps({})
-    with pytest.raises(CheckpointError, match="2 pickles called"):
+    with pytest.raises(CheckpointError, match=r"2 members data\.pkl"):
         read(zip_of(bad, {"a/data.pkl": data, "b/data.pkl": data}))
     with pytest.raises(CheckpointError, match="not in its place"):
         read(zip_of(bad, {"a/data.pkl": data, "b/other": data}))
@@ -341,5 +341,5 @@ def test_conversion_between_formats(tmp_path: Path) -> None:
     assert list(back) == ["state_dict", "metadata"]
     assert list(back["state_dict"]) == ["module.a"]
     assert back["metadata"] == {"k": "v"}
-    with pytest.raises(ValueError, match="write_torchscript"):
+    with pytest.raises(ValueError, match="does not write torchscript"):
         write(tmp_path / "x.pt", {}, format=Format.TORCHSCRIPT, metadata={})

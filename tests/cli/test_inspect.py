@@ -246,3 +246,24 @@ def test_networks_that_only_running_them_tells_apart_are_named(bcu, tmp_path: Pa
     assert architecture["alternatives"] == ["timm:resnet18"]
     assert architecture["rivals"] == ["timm:resnetblur18"]
     assert "torchvision:resnet18 or timm:resnetblur18" in bcu("inspect", tmp_path / "m.safetensors").out
+
+
+def test_odd_files_in_a_folder_are_problems_and_do_not_block(bcu, zoo: Path) -> None:
+    os.mkfifo(zoo / "a.index.json")
+    (zoo / "b.index.json").symlink_to("nowhere")
+    (zoo / "c.index.json").write_text(json.dumps({"weight_map": {"a": "b" * 300}}))
+    os.mkfifo(zoo / "d.pt")
+    (zoo / "e.pt").symlink_to("e.pt")
+    for form in ("json", "sarif", "table"):
+        assert bcu("inspect", zoo, "--format", form).code == 2
+    assert bcu("inspect", zoo / "missing.index.json").code == 2
+    assert bcu("inspect", "z" * 300).code == 2
+
+
+def test_a_name_that_is_no_text_stays_in_one_piece(bcu, tmp_path: Path) -> None:
+    name = os.fsdecode(b"m\xff.pt")
+    (tmp_path / name).write_bytes(b"no model")
+    for form in ("json", "sarif", "table"):
+        assert bcu("inspect", tmp_path, "--format", form).code == 2
+    (run,) = bcu("inspect", tmp_path, "--format", "sarif").json["runs"]
+    assert run["artifacts"][0]["location"]["uri"].endswith("/m%FF.pt")

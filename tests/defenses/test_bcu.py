@@ -22,6 +22,8 @@ EXAMPLE = torch.zeros(2, 3, 32, 32)
 @pytest.mark.parametrize("strength", [1.0, 3.0])
 def test_the_share_drawn_anew_in_each_layer_is_delta_within_sampling_error(strength: float) -> None:
     teacher = build("resnet18_cifar_w16", num_classes=10).eval()
+    for parameter in teacher.parameters():
+        nn.init.constant_(parameter, 9.0)  # far from what is drawn, so that no weight is drawn as it was
     student = copy.deepcopy(teacher)
     report = {layer.name: layer for layer in reinitialise(student, EXAMPLE, BcuOptions(strength=strength))}
     before, after = teacher.state_dict(), student.state_dict()
