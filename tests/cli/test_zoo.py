@@ -506,13 +506,17 @@ def test_a_single_attack_takes_no_option_of_a_zoo(
     assert not list(tmp_path.iterdir())
 
 
-def _is_training(parent: int, attack: str) -> bool:
-    """Whether a child handles termination signals itself by now (SigCgt): it does so while it trains."""
+def _is_training(parent: int, out: str) -> bool:
+    """Whether the child that writes ``out`` handles termination signals itself (SigCgt), as while it trains.
+
+    A child that has not become its command yet has the command line and the handlers of its parent, which
+    names the attacks too: so it is told by its output.
+    """
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             status = Path(f"/proc/{child}/status").read_text().splitlines()
             caught = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt"))
-            if attack in Path(f"/proc/{child}/cmdline").read_text() and caught >> (signal.SIGTERM - 1) & 1:
+            if out in Path(f"/proc/{child}/cmdline").read_text() and caught >> (signal.SIGTERM - 1) & 1:
                 return True
     return False
 
@@ -528,7 +532,7 @@ def test_a_true_zoo_is_interrupted_goes_on_and_is_repaired(tmp_path: Path) -> No
     command = [sys.executable, "-m", "bcu_cli", "attack", "all", *words]
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not _is_training(process.pid, "badnets") and process.poll() is None:
+        while not _is_training(process.pid, "badnets-t0-s0.safetensors") and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
