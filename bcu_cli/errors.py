@@ -58,5 +58,9 @@ class TrainingError(BcuError):
     """A training that cannot go on: out of memory, or a loss that is not a number."""
 
 
+class ScanError(BcuError):
+    """A network that the detectors of backdoors cannot judge."""
+
+
 class OutputError(BcuError):
     """A file that cannot be written: no permission, no space, or it would overwrite the input."""

@@ -219,6 +219,13 @@ _ALL = (
         "The network cannot be told from its tensors, or is no image classifier",
         "Name it with --arch.",
     ),
+    Rule(
+        "scan-undecided",
+        "unread",
+        "Whether the network behaves as if it had a backdoor was not decided",
+        "The detectors give scores and evidence; from which score on they mean a backdoor has not been "
+        "calibrated. Compare them with those of networks that you trust, or cleanse the model.",
+    ),
 )
 
 RULES: dict[str, Rule] = {rule.id: rule for rule in _ALL}

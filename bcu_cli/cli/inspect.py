@@ -1,4 +1,7 @@
-"""``bcu inspect``: what model files are, and whether they are safe to open; nothing in them is run."""
+"""``bcu inspect``: what model files are, and whether they are safe to open; nothing in them is run.
+
+With ``--scan`` the networks that are known are also looked at by the detectors of backdoors.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcu_cli.cli import output
+from bcu_cli.cli import output, running, scanning
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
-from bcu_cli.cli.options import Arch, Json
+from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std
 from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 _MOST_SHOWN = 20
 _OUTPUT = "What it says"
+_SCAN = "Looking for a backdoor (--scan)"
 _FAIL_ON = ("unsafe", "inconclusive")
 
 
@@ -51,9 +55,44 @@ Output = Annotated[
 ]
 
 
+Scan = Annotated[
+    bool,
+    typer.Option(
+        "--scan",
+        help="Let detectors of backdoors look at the networks. They give scores and evidence; the scores are "
+        "not calibrated yet, so that the verdict is always inconclusive (exit code 2).",
+        rich_help_panel=_SCAN,
+    ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of unlabeled pictures like those that the network is for: five detectors in place of "
+        "two.",
+        rich_help_panel=_SCAN,
+    ),
+]
+Evidence = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder to write the detectors' pictures to: the triggers that they found.",
+        rich_help_panel=_SCAN,
+    ),
+]
+
+
 def inspect(
     paths: Paths,
     arch: Arch = None,
+    scan: Scan = False,
+    images: Images = None,
+    evidence: Evidence = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: DeviceName = "auto",
+    precision: Precision = "auto",
+    seed: Seed = 0,
     fail_on: FailOn = "unsafe",
     output_format: Output = None,
     as_json: Json = False,
@@ -61,13 +100,23 @@ def inspect(
     """Say what files are, by their content, and whether they are safe to open.
 
     An unsafe file exits 1; what cannot be read or is not recognised exits 2, and so does a folder without
-    models. Whether a model behaves as if it had a backdoor is not looked at: a file without findings can
-    still hold one.
+    models. Whether a model behaves as if it had a backdoor is looked at with --scan only: a file without
+    findings can still hold one.
     """
     if as_json and output_format not in {None, _Format.JSON}:
         raise UsageError(f"--json and --format {output_format} cannot both be", "leave one of them out")
     failing = _failing(fail_on)
+    if not scan:
+        of_scan = {"--images": images, "--evidence": evidence, "--input-size": input_size}
+        scanning.refuse_without_scan({**of_scan, "--mean": mean, "--std": std})
     inspected = _inspect(paths, arch)
+    if scan:
+        said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
+        options = scanning.ScanOptions(
+            images=images, evidence=evidence, model=said, device=device, precision=precision, seed=seed
+        )
+        scanning.scan_all(inspected["files"], options)
+    inspected["verdict"] = _verdict(inspected["files"], inspected["problems"])
     code = _exit_code(inspected, failing)
     problems = [file["problem"] for file in inspected["files"] if file["problem"]]
     for problem in [*inspected["problems"], *problems]:
@@ -103,7 +152,6 @@ def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
     problems = [{"path": str(path), **asdict(problem)} for path, problem in found.problems]
     return {
         "command": "inspect",
-        "verdict": _verdict(files, problems),
         "files": files,
         "problems": problems,
         "passed_over": [str(path) for path in found.passed_over],
@@ -136,6 +184,9 @@ def _show(inspected: dict[str, Any]) -> None:
         output.table(
             f"{len(files)} files", ("file", "kind", "safe to open", "architecture"), map(_row, files)
         )
+    for file in files:
+        if "scan" in file:
+            scanning.show(file["scan"])
     if inspected["passed_over"]:
         output.say(f"{len(inspected['passed_over'])} pictures, texts and empty files were passed over")
 

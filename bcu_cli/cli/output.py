@@ -94,6 +94,10 @@ class Bar:
         if note:
             self._progress.update(self._task, note=note)
 
+    def restart(self, note: str) -> None:
+        """Begin anew with another part of the work."""
+        self._progress.reset(self._task, total=None, note=note)
+
 
 @contextmanager
 def bar(description: str) -> Iterator[Bar]:

@@ -36,14 +36,16 @@ class ModelOptions:
     std: str | None
 
 
-def load_model(path: Path, options: ModelOptions, *, pictures: Path | str, download: bool = False) -> Loaded:
+def load_model(
+    path: Path, options: ModelOptions, *, pictures: Path | str | None, download: bool = False
+) -> Loaded:
     """Read a model file and make it a classifier; what was noticed on the way is said.
 
     Args:
         path: The file.
         options: What the user says.
         pictures: A folder, or as a text what ``--data`` names: some of its pictures may decide what the file
-            does not say, by BatchNorm statistics.
+            does not say, by BatchNorm statistics. None where there are none.
         download: Whether ``--download`` was given.
 
     Raises:
@@ -62,15 +64,18 @@ def load_model(path: Path, options: ModelOptions, *, pictures: Path | str, downl
             input_size=options.input_size,
             mean=numbers(options.mean, "--mean"),
             std=numbers(options.std, "--std"),
-            images=lambda preprocessing: take(geometry_of(preprocessing)),
+            images=take and (lambda preprocessing: take(geometry_of(preprocessing))),
         )
     output.say(f"{path.name}: {'; '.join(loaded.evidence)}")
     return loaded
 
 
 @contextmanager
-def _sampler(pictures: Path | str, *, download: bool) -> Iterator[Callable[[Geometry], Tensor]]:
+def _sampler(pictures: Path | str | None, *, download: bool) -> Iterator[Callable[[Geometry], Tensor] | None]:
     """What takes some pictures in a wanted shape; a zip file is unpacked once, and only if it is called."""
+    if pictures is None:
+        yield None
+        return
     from bcu_cli.images.folder import sample
     from bcu_cli.images.sources import open_source
 

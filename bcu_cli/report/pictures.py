@@ -45,6 +45,23 @@ def write_sheet(trigger: Trigger, images: Tensor, path: Path) -> str:
     return sha256_of(path)
 
 
+def write_picture(pixels: Tensor, path: Path) -> str:
+    """Write one picture, float ``[C, H, W]`` in [0, 1] with C 1 or 3, as PNG; returns the file's SHA-256.
+
+    A picture smaller than ``SMALLEST_SIDE`` is enlarged by a whole number, each pixel to a square.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    height, width = pixels.shape[-2:]
+    scale = _scale(height, width)
+    picture = _picture((pixels * 255.0).round().to(torch.uint8))
+    with atomic_write(path) as temporary:
+        enlarged = picture.resize((scale * width, scale * height), Image.Resampling.NEAREST)
+        enlarged.save(temporary, format="PNG")
+    return sha256_of(path)
+
+
 def sheet(trigger: Trigger, images: Tensor) -> Image.Image:
     """A column for each image, uint8 ``[N, C, H, W]`` with C 1 or 3: clean, triggered, difference.
 
@@ -53,7 +70,7 @@ def sheet(trigger: Trigger, images: Tensor) -> Image.Image:
     triggered = trigger.apply_to_bytes(images)
     difference = (triggered.int() - images.int()).abs().mul(GAIN).clamp(max=255).to(torch.uint8)
     height, width = images.shape[-2:]
-    scale = max(1, -(-SMALLEST_SIDE // min(height, width)))
+    scale = _scale(height, width)
     height, width = scale * height, scale * width
     size = (MARGIN + len(images) * (width + GAP), GAP + len(ROWS) * (height + GAP))
     drawn = Image.new("RGB", size, _BACKGROUND)
@@ -66,6 +83,10 @@ def sheet(trigger: Trigger, images: Tensor) -> Image.Image:
             enlarged = _picture(picture).resize((width, height), Image.Resampling.NEAREST)
             drawn.paste(enlarged, (MARGIN + column * (width + GAP), top))
     return drawn
+
+
+def _scale(height: int, width: int) -> int:
+    return max(1, -(-SMALLEST_SIDE // min(height, width)))
 
 
 def _picture(pixels: Tensor) -> Image.Image:

@@ -1,0 +1,177 @@
+"""``bcu inspect --scan``: the detectors of backdoors on the networks of files that are safe to open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.cli import output, running
+from bcu_cli.errors import BcuError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bcu_cli.models import Classifier
+    from bcu_cli.scan.base import OnStep, Subject
+    from bcu_cli.scan.behaviour import Looked
+    from bcu_cli.training.devices import Device
+
+_RULE = "scan-undecided"
+_MOST_IMAGES = 2_000
+"""More images than any detector looks at need not be decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanOptions:
+    """How networks are looked at.
+
+    Args:
+        images: Folder of unlabeled pictures; without, only the detectors that need none look.
+        evidence: Folder for the pictures that detectors make, None for none.
+        model: What the user says of the models.
+        device: Where they run, as the user says.
+        precision: In which precision, as the user says.
+        seed: Decides everything that is drawn.
+    """
+
+    images: Path | None
+    evidence: Path | None
+    model: running.ModelOptions
+    device: str
+    precision: str
+    seed: int
+
+
+def scan_all(files: list[dict[str, Any]], options: ScanOptions) -> None:
+    """Add to the document of each file whose network is known what the detectors say of it.
+
+    Every such file is left undecided (rule ``scan-undecided``): the scores are not calibrated yet, and what
+    is not known is not called clean.
+
+    Raises:
+        UsageError: There is no such device.
+        ImagesError: There is no such folder of images.
+    """
+    from bcu_cli.images.folder import list_files
+    from bcu_cli.training import devices
+
+    device = devices.choose(options.device, options.precision)
+    if options.images is not None:
+        list_files(options.images)  # refuses once what it would refuse for each file
+    for file in files:
+        if file["safe"] is not True or file["problem"]:
+            continue
+        try:
+            file["scan"] = _scan(Path(file["path"]), file["sha256"], options, device)
+            message, hint = (
+                f"whether {file['path']} has a backdoor was not decided: the scores are not calibrated",
+                "compare them with those of networks that you trust; bcu cleanse takes no chances",
+            )
+        except BcuError as error:
+            message, hint = error.message, error.hint
+        file["problem"] = {"rule": _RULE, "message": message, "hint": hint}
+
+
+def refuse_without_scan(given: dict[str, object]) -> None:
+    """Options of a scan without ``--scan`` would do nothing.
+
+    Raises:
+        UsageError: One was given.
+    """
+    if names := [name for name, value in given.items() if value is not None]:
+        raise UsageError(f"{names[0]} is for a scan", "add --scan")
+
+
+def show(scan: dict[str, Any]) -> None:
+    """What the detectors said of one network, for people."""
+    output.table(
+        f"Scan of {scan['model']['path']}: {scan['verdict']}, the scores are not calibrated",
+        ("detector", "score", "most suspicious", "evidence", "seconds"),
+        [
+            (
+                each["detector"],
+                f"{each['score']:.2f}",
+                "-" if each["class"] is None else f"class {each['class']}",
+                ", ".join(f"{name} {_plain(value)}" for name, value in each["evidence"].items()),
+                f"{each['seconds']:.0f}",
+            )
+            for each in scan["detectors"]
+        ],
+    )
+
+
+def _plain(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _scan(path: Path, sha256: str | None, options: ScanOptions, device: Device) -> dict[str, Any]:
+    """One network: load it, ask the detectors, write what they drew."""
+    from bcu_cli.report import document
+    from bcu_cli.scan.base import Subject
+
+    loaded = running.load_model(path, options.model, pictures=options.images)
+    model = loaded.classifier
+    images = None if options.images is None else _images(options.images, model, options.seed)
+    model.to(device.torch).eval()
+    looked = _look(Subject(model=model, images=images, device=device, seed=options.seed), path)
+    pictures = [] if options.evidence is None else _write(looked, options.evidence, path, sha256)
+    return {
+        "verdict": "inconclusive",
+        **document.environment(device),
+        "seed": options.seed,
+        "model": document.model(loaded),
+        "images": None if images is None else {"path": str(options.images), "used": len(images)},
+        "detectors": [each.document() for each in looked],
+        "pictures": pictures,
+    }
+
+
+def _images(folder: Path, model: Classifier, seed: int) -> Tensor:
+    import torch
+
+    from bcu_cli.images.folder import load_unlabeled
+
+    geometry = running.geometry_of(model.preprocessing)
+    generator = torch.Generator().manual_seed(seed)
+    data = running.with_bar(
+        lambda bar: load_unlabeled(
+            folder, geometry, at_most=_MOST_IMAGES, generator=generator, on_progress=bar
+        ),
+        folder,
+    )
+    return data.images
+
+
+def _look(subject: Subject, path: Path) -> list[Looked]:
+    """Ask the detectors, with a bar that says which is at work."""
+    from bcu_cli.scan.behaviour import look
+
+    with output.bar(f"scanning {path.name}") as bar:
+
+        def start(name: str) -> OnStep:
+            done = 0
+
+            def advance(now: int, of: int) -> None:
+                nonlocal done
+                bar.advance(now - done, of, name)
+                done = now
+
+            bar.restart(name)
+            return advance
+
+        return look(subject, start)
+
+
+def _write(looked: list[Looked], folder: Path, path: Path, sha256: str | None) -> list[dict[str, Any]]:
+    """Write the pictures of all detectors; their names say of which model and detector they are."""
+    from bcu_cli.report import document, pictures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for each in looked:
+        for name, pixels in each.scores.pictures.items():
+            stem = "-".join([path.stem, *([sha256[:8]] if sha256 else []), each.scores.detector, name])
+            target = folder / f"{stem}.png"
+            written.append(document.written(target, pictures.write_picture(pixels, target)))
+    return written

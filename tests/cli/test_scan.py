@@ -1,0 +1,102 @@
+"""``bcu inspect --scan``: what the detectors say reaches the report, and never more than is known."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from bcu_cli.models import build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+SAID = ("--mean", "0.5", "--std", "0.5", "--input-size", "16")
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """A network of nine classes that has learnt nothing."""
+    save_file(build("resnet8", num_classes=9).state_dict(), tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors"
+
+
+@pytest.mark.slow
+def test_detectors_lead_to_the_class_of_the_backdoor(
+    bcu, backdoored: Path, photos: Path, tmp_path: Path
+) -> None:
+    ran = bcu("inspect", backdoored, "--scan", "--images", photos, "--evidence", tmp_path / "seen", "--json")
+    assert ran.code == 2  # never 0: without calibrated thresholds nothing is called clean
+    assert ran.json["verdict"] == "inconclusive"
+    (file,) = ran.json["files"]
+    assert file["safe"] is True
+    assert file["problem"]["rule"] == "scan-undecided"
+    scan = file["scan"]
+    assert scan["verdict"] == "inconclusive"
+    assert scan["images"]["used"] == 320
+    found = {each["detector"]: each for each in scan["detectors"]}
+    assert list(found) == ["inversion", "lipschitz", "mmbd", "perturbation", "skew"]
+    assert all(len(each["per_class"]) == (0 if each["class"] is None else 8) for each in found.values())
+    assert found["inversion"]["class"] == 0
+    assert found["inversion"]["evidence"]["success"] > 0.8
+    assert {picture["path"].rpartition("-")[2] for picture in scan["pictures"]} == {
+        *("mask.png", "trigger.png", "input.png", "perturbation.png")
+    }
+    for picture in scan["pictures"]:
+        with Image.open(picture["path"]) as opened:
+            assert opened.size == (64, 64)
+
+
+def test_without_images_two_detectors_look(bcu, network: Path) -> None:
+    ran = bcu("inspect", network, "--scan", *SAID)
+    assert ran.code == 2
+    assert "lipschitz" in ran.out
+    assert "mmbd" in ran.out
+    assert "inversion" not in ran.out
+    assert "not decided: the scores are not calibrated" in ran.error
+
+
+def test_sarif_says_that_it_was_not_decided(bcu, network: Path) -> None:
+    (run,) = bcu("inspect", network, "--scan", *SAID, "--format", "sarif").json["runs"]
+    (invocation,) = run["invocations"]
+    assert invocation["executionSuccessful"] is False
+    (note,) = invocation["toolExecutionNotifications"]
+    assert note["descriptor"]["id"] == "scan-undecided"
+
+
+def test_what_is_unsafe_is_not_scanned(bcu, tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(pickle.dumps({"a": print}))
+    ran = bcu("inspect", tmp_path / "m.pt", "--scan", "--json")
+    assert ran.code == 1
+    assert "scan" not in ran.json["files"][0]
+
+
+def test_too_few_classes_and_what_is_asked_for_are_said(bcu, network: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.safetensors"
+    save_file(build("resnet8", num_classes=2).state_dict(), few)
+    ran = bcu("inspect", few, "--scan", *SAID)
+    assert ran.code == 2
+    assert "with 2 classes none can stand out" in ran.error
+    ran = bcu("inspect", network, "--scan")
+    assert ran.code == 2
+    assert "--mean" in ran.err
+
+
+@pytest.mark.parametrize(
+    "words", [["--images", "x"], ["--evidence", "x"], ["--mean", "0.5"], ["--std", "1"], ["--input-size", 8]]
+)
+def test_options_of_a_scan_need_it(bcu, network: Path, words: list[object]) -> None:
+    ran = bcu("inspect", network, *words)
+    assert ran.code == 2
+    assert f"{words[0]} is for a scan" in ran.error
+    assert "add --scan" in ran.err
+
+
+def test_a_missing_folder_is_said_once(bcu, network: Path, tmp_path: Path) -> None:
+    ran = bcu("inspect", network, "--scan", "--images", tmp_path / "nowhere")
+    assert ran.code == 2
+    assert ran.err.count("nowhere") == 1
