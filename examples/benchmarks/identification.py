@@ -15,10 +15,10 @@ random weights do not have. The verdicts:
 - wrong: one architecture, presented as certain, that is another one
 - no classifier: nothing in the network depends on the number of classes, or it cannot be built
 
-Whether networks held equal are equal is tried on a sample of those that were right only because of it: both
-get the same weights, drawn anew so that no layer is switched off, and the same two pictures. Small rivals are
-tried the same way and ought to differ. The order is drawn, so that a part of the run is a fair sample; with
---log it goes on where it stopped.
+Whether networks held equal are equal is tried on those that are not named themselves, but one held equal to
+them: both get the same weights, drawn anew so that no layer is switched off, and the same two pictures. Small
+rivals are tried the same way and ought to differ. The order is drawn, so that a part of the run is a fair
+sample; with --log it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from bcu_cli.models import identify
 from bcu_cli.models.index import load_index
 
 CLASSES = 1000
-SMALL = 30_000_000
-"""Rivals with fewer parameters are run in pairs; of equals all are."""
+SMALL, MIDDLING = 30_000_000, 150_000_000
+"""Rivals with fewer parameters than the one, and equals with fewer than the other, are run in pairs."""
 SIZES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384)
 SAME, DISTINCT = 1e-7, 1e-5
 """Of the largest output, in double precision: how far same outputs may, and two pictures' must be apart."""
@@ -234,7 +234,11 @@ def main() -> None:
                 talk(f"{i} of {len(names)}")
     said = [answers[name] for name in names]
     counts = collections.Counter(answer["verdict"] for answer in said)
-    equals = [(a["name"], a["named"]) for a in said if a["verdict"] == "right" and a["name"] != a["named"]]
+    equals = [
+        (answer["name"], answer["named"])
+        for answer in said
+        if answer.get("first") and answer["name"] != answer["named"] and answer["parameters"] < MIDDLING
+    ]
     small = [answer for answer in said if answer["verdict"] == "open" and answer["parameters"] < SMALL]
     rivals = [(answer["named"], rival) for answer in small for rival in answer["rivals"]]
     result = {
