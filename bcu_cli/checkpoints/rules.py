@@ -219,6 +219,24 @@ _ALL = (
         "The network cannot be told from its tensors, or is no image classifier",
         "Name it with --arch.",
     ),
+    Rule(
+        "reader-crashed",
+        "unread",
+        "The process that looked at the file broke",
+        f"Nothing is known of it. It may be made to break what opens it. {_REPORT}",
+    ),
+    Rule(
+        "reader-timeout",
+        "unread",
+        "Looking at the file took too long",
+        "Nothing is known of it. It may be made to keep its readers busy, or the disk is very slow.",
+    ),
+    Rule(
+        "reader-out-of-memory",
+        "unread",
+        "Looking at the file took too much memory",
+        "Nothing is known of it. It takes far more than a file of its size should, or there is too little.",
+    ),
 )
 
 RULES: dict[str, Rule] = {rule.id: rule for rule in _ALL}
