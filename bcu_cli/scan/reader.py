@@ -1,8 +1,8 @@
 """Looks at files in a process of its own, so that a file which breaks its parser breaks nothing else.
 
-One process looks at one file after another. It limits its own memory and what it writes, its parent limits the
-time. Where it dies or takes too long that file stays undecided, and the next one gets a new process. What comes
-back is a line of JSON: nothing is unpickled that a process sends which has read hostile files.
+One process looks at one file after another. It limits its own memory and what it writes, its parent limits
+the time. Where it dies or takes too long that file stays undecided, and the next one gets a new process. What
+comes back is a line of JSON: nothing is unpickled that a process sends which has read hostile files.
 
 This module is both ends, and imports little: the process is to start while its parent still gets ready.
 """
@@ -32,8 +32,8 @@ LIMITS = resource is not None
 
 _MEMORY = 4 * 2**30
 """Bytes for any file: torch, built for CUDA, takes 0.8 GB of it when it is imported."""
-_MEMORY_PER_BYTE = 4
-"""The file in memory, once more where an archive's member is unpacked, and what looking for NaN takes."""
+_MEMORY_PER_BYTE = 6
+"""Looking for NaN in one large tensor takes 2 to 4 times the tensor beside the file itself."""
 _SECONDS = 120.0
 """For any file; a slow disk may take most of it to import torch."""
 _SECONDS_PER_BYTE = 60 / 10**9
@@ -57,8 +57,8 @@ _REPORT = "nothing is known of it: do not open it with anything else; report it 
 class Reader:
     """The process that looks at files, from its parent's side; a context, which ends it.
 
-    It is in a session of its own, so that Ctrl-C at the terminal reaches the parent alone, which then ends it.
-    Linux ends it too when the parent is killed.
+    It is in a session of its own, so that Ctrl-C at the terminal reaches the parent alone, which then ends
+    it. Linux ends it too when the parent is killed.
     """
 
     def __init__(self) -> None:
