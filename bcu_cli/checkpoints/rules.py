@@ -226,6 +226,24 @@ _ALL = (
         "The detectors give scores and evidence; from which score on they mean a backdoor has not been "
         "calibrated. Compare them with those of networks that you trust, or cleanse the model.",
     ),
+    Rule(
+        "reader-crashed",
+        "unread",
+        "The process that looked at the file broke",
+        f"Nothing is known of it. It may be made to break what opens it. {_REPORT}",
+    ),
+    Rule(
+        "reader-timeout",
+        "unread",
+        "Looking at the file took too long",
+        "Nothing is known of it. It may be made to keep its readers busy, or the disk is very slow.",
+    ),
+    Rule(
+        "reader-out-of-memory",
+        "unread",
+        "Looking at the file took too much memory",
+        "Nothing is known of it. It takes far more than a file of its size should, or there is too little.",
+    ),
 )
 
 RULES: dict[str, Rule] = {rule.id: rule for rule in _ALL}

@@ -141,14 +141,19 @@ def _failing(fail_on: str) -> frozenset[str]:
 
 
 def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
-    from bcu_cli.scan.inspection import find_files, inspect_file
+    from bcu_cli.scan.reader import LIMITS, Reader
 
-    found = find_files(paths)
+    if not LIMITS:
+        output.say("this system sets no limits to memory: only the time that each file takes is limited")
     files = []
-    with output.bar("Inspecting") as bar:
-        for path in found.files:
-            files.append(inspect_file(path, arch).document())
-            bar.advance(1, of=len(found.files), note=path.name)
+    with Reader() as reader:  # which starts while the files are looked for
+        from bcu_cli.scan.inspection import find_files
+
+        found = find_files(paths)
+        with output.bar("Inspecting") as bar:
+            for path in found.files:
+                files.append(reader.inspect(path, arch))
+                bar.advance(1, of=len(found.files), note=path.name)
     problems = [{"path": str(path), **asdict(problem)} for path, problem in found.problems]
     return {
         "command": "inspect",

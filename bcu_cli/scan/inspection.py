@@ -18,7 +18,7 @@ from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
 from bcu_cli.errors import ArchitectureError, CheckpointError, UnsafeFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from bcu_cli.checkpoints import Description
     from bcu_cli.models import Architecture
@@ -131,12 +131,18 @@ def find_files(paths: Sequence[Path]) -> Found:
     return found
 
 
-def inspect_file(path: Path, arch: str | None = None) -> Inspection:
+def inspect_file(
+    path: Path, arch: str | None = None, before_reading: Callable[[], None] = lambda: None
+) -> Inspection:
     """Find out what a file is.
 
     Args:
         path: The file.
         arch: The user's ``--arch``.
+        before_reading: Called before weights are read, the first thing that needs torch.
+
+    Raises:
+        MemoryError: There is too little memory to tell.
     """
     from bcu_cli.checkpoints import inspect_only
 
@@ -145,17 +151,35 @@ def inspect_file(path: Path, arch: str | None = None) -> Inspection:
     except UnsafeFileError as error:  # it hides what it does, so that there is nothing to list
         return Inspection(path=path, findings=(_finding(error),), problem=None)
     except CheckpointError as error:
+        _raise_lack_of_memory(error)
         return Inspection(path=path, problem=_problem(error, error.rule))
     if description.is_unsafe:
         return Inspection(path=path, description=description, findings=description.findings)
     try:
-        return _open(description, arch)
+        return _open(description, arch, before_reading)
     except CheckpointError as error:
+        _raise_lack_of_memory(error)
         problem = _problem(error, error.rule)
         return Inspection(path=path, description=description, findings=description.findings, problem=problem)
 
 
-def _open(description: Description, arch: str | None) -> Inspection:
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what led to it, is that no memory was left; C++ has no error of its own for it."""
+    said = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")
+    while not isinstance(error, MemoryError) and not any(text in str(error) for text in said):
+        if error.__cause__ is None:
+            return False
+        error = error.__cause__
+    return True
+
+
+def _raise_lack_of_memory(error: CheckpointError) -> None:
+    """Nothing is wrong with a file of which a reader says that it is damaged because no memory was left."""
+    if is_lack_of_memory(error):
+        raise MemoryError from error
+
+
+def _open(description: Description, arch: str | None, before_reading: Callable[[], None]) -> Inspection:
     """What is known of a file that is safe to open."""
     from bcu_cli.checkpoints import outline, read
     from bcu_cli.models import identify
@@ -164,6 +188,7 @@ def _open(description: Description, arch: str | None) -> Inspection:
     if description.format is Format.SAFETENSORS and description.size > WHOLE_BYTES:
         content, not_finite = outline(description), None
     else:
+        before_reading()
         content = read(description.path)
         not_finite = _not_finite(content)
     architecture, problem = None, None

@@ -371,15 +371,15 @@ def test_a_debug_run_shows_the_traceback(capfd: pytest.CaptureFixture[str], tmp_
 
 
 def test_a_torchvision_that_does_not_fit_torch_is_explained(
-    bcu, untrained: Path, monkeypatch: pytest.MonkeyPatch
+    bcu, untrained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bcu_cli import checkpoints
 
     def broken(path: Path) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(checkpoints, "inspect_only", broken)
-    ran = bcu("inspect", untrained)
+    monkeypatch.setattr(checkpoints, "read", broken)
+    ran = bcu("cleanse", untrained, "--images", photos, "--out", tmp_path / "out.safetensors")
     assert ran.code == 2
     assert "not built for each other" in ran.error
     assert "pip install" in ran.err

@@ -1,0 +1,312 @@
+"""Looks at files in a process of its own, so that a file which breaks its parser breaks nothing else.
+
+One process looks at one file after another. It limits its own memory and what it writes, its parent limits
+the time. Where it dies or takes too long that file stays undecided, and the next one gets a new process. What
+comes back is a line of JSON: nothing is unpickled that a process sends which has read hostile files.
+
+This module is both ends, and imports little: the process is to start while its parent still gets ready.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+LIMITS = resource is not None
+"""Whether this system lets a process limit its memory and what it writes."""
+
+_MEMORY = 4 * 2**30
+"""Bytes for any file: torch, built for CUDA, takes 0.8 GB of it when it is imported."""
+_MEMORY_PER_BYTE = 6
+"""Looking for NaN in one large tensor takes 2 to 4 times the tensor beside the file itself."""
+_SECONDS = 120.0
+"""For any file; a slow disk may take most of it to import torch."""
+_SECONDS_PER_BYTE = 60 / 10**9
+_MOST_BYTES = 64 * 2**20
+"""Of an answer. Names and metadata of the largest models take a few megabytes."""
+_SECONDS_TO_DIE = 5.0
+_PR_SET_PDEATHSIG = 1
+
+_PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[2])
+from bcu_cli.scan import reader
+reader.serve(int(sys.argv[1]))
+"""
+"""The process, which finds modules where its parent does and never in the folder that it runs in."""
+
+_OWN_RULES = ("reader-crashed", "reader-timeout", "reader-out-of-memory")
+_REPORT = "nothing is known of it: do not open it with anything else; report it to where you found it"
+
+
+class Reader:
+    """The process that looks at files, from its parent's side; a context, which ends it.
+
+    It is in a session of its own, so that Ctrl-C at the terminal reaches the parent alone, which then ends
+    it. Linux ends it too when the parent is killed.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = _start()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def inspect(self, path: Path, arch: str | None = None) -> dict[str, Any]:
+        """What :func:`bcu_cli.scan.inspection.inspect_file` finds out of a file, as plain values.
+
+        Args:
+            path: The file.
+            arch: The user's ``--arch``.
+
+        Returns:
+            Its document; one with a problem where the process did not survive the file.
+
+        Raises:
+            BcuError: It cannot be looked at for a reason that is not the file's.
+        """
+        if self._process is None:
+            self._process = _start()
+        size = _size(path)
+        request = {"path": str(path), "arch": arch, "memory": _MEMORY + _MEMORY_PER_BYTE * size}
+        seconds = _SECONDS + _SECONDS_PER_BYTE * size
+        line, in_time = _ask(self._process, json.dumps(request).encode() + b"\n", seconds)
+        if not in_time:
+            self._end()
+            return _timeout(path, seconds)
+        if not line.endswith(b"\n"):
+            return _died(path, self._end(), too_long=len(line) >= _MOST_BYTES)
+        try:
+            answer = json.loads(line)
+            document, refused = answer.get("file"), answer.get("refused")
+        except (ValueError, RecursionError, AttributeError):
+            document = refused = None
+        if refused:
+            _raise(*refused)
+        if not isinstance(document, dict) or document.get("path") != str(path):
+            self._end()
+            return _crashed(path, "its description makes no sense")
+        if (document.get("problem") or {}).get("rule") in _OWN_RULES:
+            self._end()  # it may lack what it could not allocate, such as half of torch
+        return document
+
+    def _end(self) -> int | None:
+        """End the process; returns what it has ended with, None where it has not ended by itself."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        code = process.poll()
+        _kill(process)
+        last = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):  # what was never read by it
+                pipe.close()  # type: ignore[union-attr]
+        return last if code is not None else None
+
+
+def _start() -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",  # each thread's stack counts as memory, on large machines gigabytes of it
+    }
+    return subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-P", "-c", _PROGRAM, str(os.getpid()), json.dumps(sys.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a library's complaints may hold what the file says
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _ask(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tuple[bytes, bool]:
+    """The line that it answers, without its end where it is too long or the process died; and if in time."""
+    assert process.stdin is not None  # noqa: S101 - for the types
+    assert process.stdout is not None  # noqa: S101
+    overran = threading.Event()
+
+    def end() -> None:
+        overran.set()
+        _kill(process)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        with suppress(OSError):  # it is dead: there will be no answer
+            process.stdin.write(request)
+            process.stdin.flush()
+        line = process.stdout.readline(_MOST_BYTES)
+        if not line.endswith(b"\n") and len(line) < _MOST_BYTES:  # it is ending: let it, to learn by what
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_SECONDS_TO_DIE)
+    finally:
+        timer.cancel()
+        timer.join()
+    return line, not overran.is_set()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill it and what it may have started."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, with those of all the files that it is an index of."""
+    from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
+    from bcu_cli.errors import CheckpointError
+
+    files = [path]
+    if path.name.endswith(INDEX_SUFFIX):
+        with suppress(CheckpointError):
+            files += read_index(path)
+    size = 0
+    for file in files:
+        with suppress(OSError, ValueError):  # looking at it says what is wrong with it
+            size += file.stat().st_size
+    return size
+
+
+def _raise(message: str, hint: str) -> None:
+    from bcu_cli.errors import BcuError
+
+    raise BcuError(message, hint)
+
+
+def _died(path: Path, code: int | None, *, too_long: bool) -> dict[str, Any]:
+    if too_long:
+        return _crashed(path, "its description is too long")
+    if code is None:
+        return _crashed(path, "it stopped answering")
+    if code >= 0:
+        return _crashed(path, f"it ended with code {code}")
+    with suppress(ValueError):  # a signal without a name
+        name = signal.Signals(-code).name
+        if name == "SIGKILL":  # Linux kills whoever takes most memory when there is none left
+            return _out_of_memory(path)
+        return _crashed(path, f"it ended by {name}")
+    return _crashed(path, f"it ended by signal {-code}")
+
+
+def _crashed(path: Path, how: str) -> dict[str, Any]:
+    message = f"{path} broke the process that looked at it: {how}"
+    return _undecided(path, rule="reader-crashed", message=message, hint=_REPORT)
+
+
+def _timeout(path: Path, seconds: float) -> dict[str, Any]:
+    message = f"{path} took more than {seconds:.0f} seconds to look at"
+    hint = "nothing is known of it; where the disk is slow, look at a copy on a fast one"
+    return _undecided(path, rule="reader-timeout", message=message, hint=hint)
+
+
+def _out_of_memory(path: Path) -> dict[str, Any]:
+    message = f"{path} takes more memory to look at than a file of its size should, or than there is"
+    hint = "nothing is known of it; if the machine has little memory left, look at it on a larger one"
+    return _undecided(path, rule="reader-out-of-memory", message=message, hint=hint)
+
+
+def _undecided(path: Path, *, rule: str, message: str, hint: str) -> dict[str, Any]:
+    from bcu_cli.scan.inspection import Inspection, Problem
+
+    return Inspection(path=path, problem=Problem(rule=rule, message=message, hint=hint)).document()
+
+
+def serve(parent: int) -> None:
+    """Be that process: answer each line on stdin with a line on stdout, until there are no more.
+
+    Args:
+        parent: The id of the process to end with.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before it was asked for
+            return
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no answer
+    _limit("RLIMIT_CORE", 0)
+    _limit("RLIMIT_FSIZE", 0)
+    for line in sys.stdin.buffer:
+        _respond(json.loads(line), answers)
+
+
+def _respond(request: dict[str, Any], answers: BinaryIO) -> None:
+    path = Path(request["path"])
+    _limit("RLIMIT_DATA", request["memory"])
+    answer = _answer(path, request["arch"])
+    answers.write(answer + b"\n")
+    answers.flush()
+
+
+def _answer(path: Path, arch: str | None) -> bytes:
+    from bcu_cli.errors import BcuError
+    from bcu_cli.scan.inspection import is_lack_of_memory
+
+    try:
+        return json.dumps({"file": _look(path, arch)}, allow_nan=False).encode()
+    except BcuError as error:
+        return json.dumps({"refused": [error.message, error.hint]}).encode()
+    except Exception as error:  # one that was foreseen by nobody
+        if is_lack_of_memory(error):
+            document = _out_of_memory(path)
+        else:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            document = _crashed(path, f"{type(error).__name__}: {reason}")
+    return json.dumps({"file": document}).encode()
+
+
+def _look(path: Path, arch: str | None) -> dict[str, Any]:
+    from bcu_cli.scan.inspection import inspect_file
+
+    return inspect_file(path, arch, before_reading=_import_torch).document()
+
+
+def _import_torch() -> None:
+    """Let Python keep the modules that it compiles for torch's first import, then allow no writing at all.
+
+    Before this, nothing but Python's own code has seen a file.
+    """
+    if "torch" in sys.modules:
+        return
+    _limit("RLIMIT_FSIZE", None)
+    try:
+        import torch  # noqa: F401 - imported for those who need it later
+    finally:
+        _limit("RLIMIT_FSIZE", 0, for_good=True)
+
+
+def _limit(name: str, most: int | None, *, for_good: bool = False) -> None:
+    """Limit this process; None is without a limit. What the system or the user limits more stays so."""
+    if resource is None:
+        return
+    which = getattr(resource, name)
+    _, hard = resource.getrlimit(which)
+    most = resource.RLIM_INFINITY if most is None else most
+    if hard != resource.RLIM_INFINITY and (most == resource.RLIM_INFINITY or most > hard):
+        most = hard
+    resource.setrlimit(which, (most, most if for_good else hard))
