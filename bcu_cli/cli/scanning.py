@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from bcu_cli.scan.behaviour import Looked
     from bcu_cli.training.devices import Device
 
-_RULE = "scan-undecided"
 _MOST_IMAGES = 2_000
 """More images than any detector looks at need not be decoded."""
 
@@ -54,6 +53,7 @@ def scan_all(files: list[dict[str, Any]], options: ScanOptions) -> None:
         ImagesError: There is no such folder of images.
     """
     from bcu_cli.images.folder import list_files
+    from bcu_cli.scan.behaviour import RULE
     from bcu_cli.training import devices
 
     device = devices.choose(options.device, options.precision)
@@ -70,7 +70,7 @@ def scan_all(files: list[dict[str, Any]], options: ScanOptions) -> None:
             )
         except BcuError as error:
             message, hint = error.message, error.hint
-        file["problem"] = {"rule": _RULE, "message": message, "hint": hint}
+        file["problem"] = {"rule": RULE, "message": message, "hint": hint}
 
 
 def refuse_without_scan(given: dict[str, object]) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from bcu_cli.scan.base import OnStep, Scores, Subject
 
+RULE = "scan-undecided"
+"""Of a network that was not judged: the scores are not calibrated yet."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
