@@ -166,11 +166,14 @@ def inspect_file(
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error, or what led to it, is that no memory was left; C++ has no error of its own for it."""
     said = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")
-    while not isinstance(error, MemoryError) and not any(text in str(error) for text in said):
-        if error.__cause__ is None:
-            return False
-        error = error.__cause__
-    return True
+    seen: set[int] = set()  # errors can be causes of each other: Python does not look for circles
+    reason: BaseException | None = error
+    while reason is not None and id(reason) not in seen:
+        if isinstance(reason, MemoryError) or any(text in str(reason) for text in said):
+            return True
+        seen.add(id(reason))
+        reason = reason.__cause__
+    return False
 
 
 def _raise_lack_of_memory(error: CheckpointError) -> None:

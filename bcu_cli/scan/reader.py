@@ -167,7 +167,9 @@ def _ask(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tu
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill it and what it may have started."""
+    """Kill it and what it may have started; not what may have got its id once it was waited for."""
+    if process.returncode is not None:
+        return
     if sys.platform == "win32":
         process.kill()
     else:

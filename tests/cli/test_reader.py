@@ -211,7 +211,9 @@ def test_a_lack_of_memory_is_no_damage() -> None:
         raise ValueError("damaged") from error.value
     except ValueError as damaged:
         assert is_lack_of_memory(damaged)
-    assert not is_lack_of_memory(ValueError("damaged"))
+    first, second = ValueError("damaged"), ValueError("because")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_lack_of_memory(first)
 
 
 def test_the_size_of_an_index_is_that_of_its_files(tmp_path: Path) -> None:
