@@ -142,16 +142,21 @@ def is_gone(folder: Path) -> bool:
 def test_the_process_ends_with_its_parent(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     (tmp_path / "hang.pt").write_bytes(b"\x80\x02")
     program = (
-        "import sys; from bcu_cli.scan import reader; reader._PROGRAM = sys.argv[2]; "
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # & ignores it
+        "from bcu_cli.scan import reader; reader._PROGRAM = sys.argv[2]; "
         "from bcu_cli.cli.app import run; sys.exit(run(['inspect', sys.argv[1]]))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), PROGRAM], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not (folders := list(tmp_path.glob("process-*"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    parent.send_signal(sent)
-    _, err = parent.communicate(timeout=30)
+    command = [sys.executable, "-c", program, str(tmp_path), PROGRAM]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as parent:
+        try:
+            deadline = time.monotonic() + 60
+            while not (folders := list(tmp_path.glob("process-*"))):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            parent.send_signal(sent)
+            _, err = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
     assert parent.returncode == code
     assert b"Traceback" not in err
     assert is_gone(folders[0])
