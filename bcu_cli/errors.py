@@ -64,3 +64,21 @@ class ScanError(BcuError):
 
 class OutputError(BcuError):
     """A file that cannot be written: no permission, no space, or it would overwrite the input."""
+
+
+class InstallationError(BcuError):
+    """Packages that are missing or do not fit each other: no fault of any file."""
+
+
+def faulty_installation(error: BaseException) -> InstallationError | None:
+    """What is wrong with the installed packages, where that is what an error of theirs means; else None."""
+    if "torchvision::nms does not exist" in str(error):
+        return InstallationError(
+            "the installed torch and torchvision were not built for each other",
+            "install both together: pip install --force-reinstall torch torchvision",
+        )
+    if isinstance(error, ModuleNotFoundError):
+        return InstallationError(
+            f"the package {error.name} is not installed", "pip install bcu-cli installs all it needs"
+        )
+    return None

@@ -224,7 +224,7 @@ _ALL = (
         "unread",
         "Whether the network behaves as if it had a backdoor was not decided",
         "The detectors give scores and evidence; from which score on they mean a backdoor has not been "
-        "calibrated. Compare them with those of networks that you trust, or cleanse the model.",
+        "calibrated. Compare them with those of networks that you trust.",
     ),
     Rule(
         "reader-crashed",

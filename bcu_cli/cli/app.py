@@ -13,7 +13,7 @@ import typer
 from bcu_cli.cli import attack, cleanse, demo, evaluate, inspect, output
 from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED
 from bcu_cli.cli.options import Version
-from bcu_cli.errors import BcuError
+from bcu_cli.errors import BcuError, faulty_installation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,13 +89,8 @@ def _explain(error: Exception) -> tuple[str, str]:
             error.format_message(),
             f"{context.command_path if context else 'bcu'} --help lists what it takes",
         )
-    if "torchvision::nms does not exist" in str(error):
-        return (
-            "the installed torch and torchvision were not built for each other",
-            "install both together: pip install --force-reinstall torch torchvision",
-        )
-    if isinstance(error, ModuleNotFoundError):
-        return f"the package {error.name} is not installed", "pip install bcu-cli installs all it needs"
+    if installation := faulty_installation(error):
+        return installation.message, installation.hint
     if isinstance(error, MemoryError):
         return "there is not enough memory", "use fewer images (--max-images) or a smaller --input-size"
     reason = str(error).strip().splitlines()

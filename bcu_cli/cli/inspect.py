@@ -109,13 +109,14 @@ def inspect(
     if not scan:
         of_scan = {"--images": images, "--evidence": evidence, "--input-size": input_size}
         scanning.refuse_without_scan({**of_scan, "--mean": mean, "--std": std})
+    said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
+    options = scanning.ScanOptions(
+        images=images, evidence=evidence, model=said, device=device, precision=precision, seed=seed
+    )
+    where = scanning.prepare(options) if scan else None
     inspected = _inspect(paths, arch)
-    if scan:
-        said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
-        options = scanning.ScanOptions(
-            images=images, evidence=evidence, model=said, device=device, precision=precision, seed=seed
-        )
-        scanning.scan_all(inspected["files"], options)
+    if where:
+        scanning.scan_all(inspected["files"], options, where)
     inspected["verdict"] = _verdict(inspected["files"], inspected["problems"])
     code = _exit_code(inspected, failing)
     problems = [file["problem"] for file in inspected["files"] if file["problem"]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.cli import output, running
-from bcu_cli.errors import BcuError, UsageError
+from bcu_cli.errors import BcuError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,23 +42,36 @@ class ScanOptions:
     seed: int
 
 
-def scan_all(files: list[dict[str, Any]], options: ScanOptions) -> None:
-    """Add to the document of each file whose network is known what the detectors say of it.
-
-    Every such file is left undecided (rule ``scan-undecided``): the scores are not calibrated yet, and what
-    is not known is not called clean.
+def prepare(options: ScanOptions) -> Device:
+    """Refuse, before any file is looked at, what would be refused for each; returns where to scan.
 
     Raises:
         UsageError: There is no such device.
         ImagesError: There is no such folder of images.
+        OutputError: The folder for the evidence cannot be made.
     """
     from bcu_cli.images.folder import list_files
-    from bcu_cli.scan.behaviour import RULE
     from bcu_cli.training import devices
 
-    device = devices.choose(options.device, options.precision)
     if options.images is not None:
-        list_files(options.images)  # refuses once what it would refuse for each file
+        list_files(options.images)
+    if options.evidence is not None:
+        try:
+            options.evidence.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"--evidence {options.evidence} cannot be used: {error.strerror}"
+            raise OutputError(message, "name a folder that is there or can be made") from error
+    return devices.choose(options.device, options.precision)
+
+
+def scan_all(files: list[dict[str, Any]], options: ScanOptions, device: Device) -> None:
+    """Add to the document of each file whose network is known what the detectors say of it.
+
+    Every such file is left undecided (rule ``scan-undecided``): the scores are not calibrated yet, and what
+    is not known is not called clean.
+    """
+    from bcu_cli.scan.behaviour import RULE
+
     for file in files:
         if file["safe"] is not True or file["problem"]:
             continue
@@ -66,10 +79,14 @@ def scan_all(files: list[dict[str, Any]], options: ScanOptions) -> None:
             file["scan"] = _scan(Path(file["path"]), file["sha256"], options, device)
             message, hint = (
                 f"whether {file['path']} has a backdoor was not decided: the scores are not calibrated",
-                "compare them with those of networks that you trust; bcu cleanse takes no chances",
+                "compare them with those of networks that you trust",
             )
         except BcuError as error:
             message, hint = error.message, error.hint
+        except Exception as error:  # of one network: it must not hide what was found in the other files
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            message = f"{file['path']} could not be scanned: {type(error).__name__}: {reason}"
+            hint = "where memory ran out: another --device; else report it with the name of the architecture"
         file["problem"] = {"rule": RULE, "message": message, "hint": hint}
 
 
@@ -167,7 +184,6 @@ def _write(looked: list[Looked], folder: Path, path: Path, sha256: str | None) -
     """Write the pictures of all detectors; their names say of which model and detector they are."""
     from bcu_cli.report import document, pictures
 
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for each in looked:
         for name, pixels in each.scores.pictures.items():

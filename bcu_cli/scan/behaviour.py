@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
         on_start: Called with the name of a detector before it starts; returns what is told of its progress.
 
     Raises:
-        ScanError: The network has too few classes for one to stand out.
+        ScanError: The network has too few classes for one to stand out, or answers that are no numbers.
     """
     if subject.model.num_classes < FEWEST_CLASSES:
         raise ScanError(
@@ -60,5 +61,18 @@ def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
             continue
         started = time.perf_counter()
         scores = kind().scan(replace(subject, on_step=on_start(kind.name)))
+        if not _is_finite(scores):
+            raise ScanError(
+                f"the network's answers are NaN or infinite, so that {kind.name} can tell nothing",
+                "its weights are far too large or damaged; get another copy",
+            )
         looked.append(Looked(scores=scores, seconds=time.perf_counter() - started))
     return looked
+
+
+def _is_finite(scores: Scores) -> bool:
+    numbers = [value for value in scores.evidence.values() if isinstance(value, float)]
+    tensors = [scores.per_class, *scores.pictures.values()]
+    return all(map(math.isfinite, [scores.score, *numbers])) and all(
+        bool(tensor.isfinite().all()) for tensor in tensors
+    )

@@ -266,7 +266,7 @@ def _respond(request: dict[str, Any], answers: BinaryIO) -> None:
 
 
 def _answer(path: Path, arch: str | None) -> bytes:
-    from bcu_cli.errors import BcuError
+    from bcu_cli.errors import BcuError, faulty_installation
     from bcu_cli.scan.inspection import is_lack_of_memory
 
     try:
@@ -274,6 +274,8 @@ def _answer(path: Path, arch: str | None) -> bytes:
     except BcuError as error:
         return json.dumps({"refused": [error.message, error.hint]}).encode()
     except Exception as error:  # one that was foreseen by nobody
+        if installation := faulty_installation(error):
+            return json.dumps({"refused": [installation.message, installation.hint]}).encode()
         if is_lack_of_memory(error):
             document = _out_of_memory(path)
         else:

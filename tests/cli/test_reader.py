@@ -54,6 +54,8 @@ reader.serve(int(sys.argv[1]))
 """
 """The process as it is, but for files with these names."""
 
+PLAIN = reader._PROGRAM
+
 EXPECTED = {
     "abort": ("reader-crashed", "it ended by SIGABRT"),
     "crash": ("reader-crashed", "it ended by SIGSEGV"),
@@ -175,6 +177,23 @@ def test_what_is_no_fault_of_the_file_ends_the_command(tmp_path: Path, monkeypat
     with reader.Reader() as one, pytest.raises(BcuError, match="no such --arch") as error:
         one.inspect(tmp_path, "the hint")
     assert error.value.hint == "the hint"
+
+
+def test_a_faulty_installation_is_no_fault_of_the_file(tmp_path: Path, monkeypatch) -> None:
+    from bcu_cli.errors import BcuError
+
+    def program(error: str) -> str:
+        look = f"def look(path, arch):\n    raise {error}\nreader._look = look\nreader.serve"
+        return PLAIN.replace("reader.serve", look)
+
+    for error, words in {
+        "RuntimeError('operator torchvision::nms does not exist')": "not built for each other",
+        "ModuleNotFoundError('no', name='timm')": "package timm is not installed",
+    }.items():
+        monkeypatch.setattr(reader, "_PROGRAM", program(error))
+        with reader.Reader() as one, pytest.raises(BcuError, match=words) as raised:
+            one.inspect(tmp_path)
+        assert "pip install" in raised.value.hint
 
 
 def test_it_says_the_same_as_looking_in_this_process(tmp_path: Path) -> None:

@@ -86,6 +86,41 @@ def test_too_few_classes_and_what_is_asked_for_are_said(bcu, network: Path, tmp_
     assert "--mean" in ran.err
 
 
+@pytest.mark.parametrize("how", ["answers that are no numbers", "a detector that fails"])
+def test_a_scan_that_fails_hides_no_finding(
+    bcu, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    (tmp_path / "unsafe.pt").write_bytes(pickle.dumps({"a": print}))
+    if how == "a detector that fails":
+
+        def fail(self: object, subject: object) -> None:
+            raise RuntimeError("not implemented for this layer")
+
+        monkeypatch.setattr("bcu_cli.scan.lipschitz.LipschitzOutliers.scan", fail)
+    else:
+        state = build("resnet8", num_classes=9).state_dict()
+        state["bn1.weight"] *= 1e30
+        state["fc.weight"] *= 3e38
+        save_file(state, network)
+    ran = bcu("inspect", tmp_path, "--scan", *SAID, "--json")
+    assert ran.code == 1  # for the unsafe one
+    problem = {file["path"].rpartition("/")[2]: file["problem"] for file in ran.json["files"]}[
+        "m.safetensors"
+    ]
+    assert problem["rule"] == "scan-undecided"
+    assert ("NaN or infinite" if how.startswith("answers") else "not implemented for") in problem["message"]
+    network.with_name("unsafe.pt").unlink()
+    assert bcu("inspect", tmp_path, "--scan", *SAID).code == 2
+
+
+def test_evidence_needs_a_folder_before_anything_is_inspected(bcu, network: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ran = bcu("inspect", network, "--scan", *SAID, "--evidence", tmp_path / "file")
+    assert ran.code == 2
+    assert "cannot be used" in ran.error
+    assert not ran.out
+
+
 @pytest.mark.parametrize(
     "words", [["--images", "x"], ["--evidence", "x"], ["--mean", "0.5"], ["--std", "1"], ["--input-size", 8]]
 )
