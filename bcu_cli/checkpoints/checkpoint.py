@@ -31,13 +31,14 @@ class Finding:
     Attributes:
         rule: A stable id, such as ``pickle-global``.
         message: What was found, in one line.
-        severity: ``unsafe`` if opening the file the ordinary way could do harm, else ``note``.
+        severity: ``unsafe`` if opening the file the ordinary way could do harm, ``suspicious`` if its network
+            behaves as if it had a backdoor, else ``note``.
         offset: Where in the file's pickle the opcode stands, in bytes, where there is one.
     """
 
     rule: str
     message: str
-    severity: Literal["unsafe", "note"]
+    severity: Literal["unsafe", "suspicious", "note"]
     offset: int | None = None
 
 

@@ -16,14 +16,15 @@ class Rule:
 
     Attributes:
         id: Stable, in lower case with hyphens.
-        level: ``unsafe`` (opening the file the ordinary way could do harm), ``unread`` (bcu did not read the
-            file, so that nothing is known of it) or ``note``.
+        level: ``unsafe`` (opening the file the ordinary way could do harm), ``suspicious`` (it can be opened,
+            and behaves as if it had a backdoor), ``unread`` (bcu did not read the file, or did not judge what
+            is in it) or ``note``.
         title: What it is about, in a few words.
         help: What that means and what to do, in a sentence or two.
     """
 
     id: str
-    level: Literal["unsafe", "unread", "note"]
+    level: Literal["unsafe", "suspicious", "unread", "note"]
     title: str
     help: str
 
@@ -220,11 +221,25 @@ _ALL = (
         "Name it with --arch.",
     ),
     Rule(
+        "scan-suspicious",
+        "suspicious",
+        "The network behaves as if it had a backdoor",
+        "One class is easier to reach than the others by far, as in networks that were trained with a "
+        "trigger. The report says how often that is a false alarm. Cleanse it, or get another.",
+    ),
+    Rule(
         "scan-undecided",
         "unread",
         "Whether the network behaves as if it had a backdoor was not decided",
-        "The detectors give scores and evidence; from which score on they mean a backdoor has not been "
-        "calibrated. Compare them with those of networks that you trust.",
+        "Its scores lie between those of clean and of backdoored networks. Scan it with pictures, with more "
+        "of them, or with another seed.",
+    ),
+    Rule(
+        "scan-failed",
+        "unread",
+        "The detectors could not look at the network",
+        "It has too few classes, answers that are no numbers, or needs more than the memory holds; the "
+        "message says which. Nothing is known of how it behaves.",
     ),
     Rule(
         "reader-crashed",

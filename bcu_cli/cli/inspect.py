@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _MOST_SHOWN = 20
 _OUTPUT = "What it says"
 _SCAN = "Looking for a backdoor (--scan)"
-_FAIL_ON = ("unsafe", "inconclusive")
+_FAIL_ON = ("unsafe", "suspicious", "inconclusive")
 
 
 class _Format(StrEnum):
@@ -42,8 +42,8 @@ Paths = Annotated[
 FailOn = Annotated[
     str,
     typer.Option(
-        help="What makes the exit code 1: unsafe, inconclusive, or both with a comma. Whatever was not "
-        "decided and is not named here makes it 2.",
+        help="What makes the exit code 1: unsafe, suspicious, inconclusive, or several with a comma. "
+        "Whatever was not decided and is not named here makes it 2.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -59,8 +59,8 @@ Scan = Annotated[
     bool,
     typer.Option(
         "--scan",
-        help="Let detectors of backdoors look at the networks. They give scores and evidence; the scores are "
-        "not calibrated yet, so that the verdict is always inconclusive (exit code 2).",
+        help="Let detectors of backdoors look at the networks: clean-looking, suspicious (exit code 1) or "
+        "inconclusive (exit code 2), and how often that is wrong.",
         rich_help_panel=_SCAN,
     ),
 ]
@@ -93,7 +93,7 @@ def inspect(
     device: DeviceName = "auto",
     precision: Precision = "auto",
     seed: Seed = 0,
-    fail_on: FailOn = "unsafe",
+    fail_on: FailOn = "unsafe,suspicious",
     output_format: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -165,21 +165,27 @@ def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
 
 
 def _verdict(files: list[dict[str, Any]], problems: list[dict[str, Any]]) -> str:
+    scans = [file["scan"]["verdict"] for file in files if "scan" in file]
     if any(file["safe"] is False for file in files):
         return "unsafe"
+    if "suspicious" in scans:
+        return "suspicious"
     if problems or any(file["problem"] for file in files):
         return "inconclusive"
-    return "safe-to-open"
+    return "clean-looking" if scans else "safe-to-open"
 
 
 def _exit_code(inspected: dict[str, Any], failing: frozenset[str]) -> int:
-    """1 for what was asked to fail; else 2 where anything is left undecided: an unsafe file is not opened."""
+    """1 for what was asked to fail; else 2 where anything is left undecided: an unsafe file is not opened.
+
+    Whoever leaves ``suspicious`` out of what fails has it reported only.
+    """
     verdicts = {_verdict([file], []) for file in inspected["files"]}
     if inspected["problems"]:
         verdicts.add("inconclusive")
     if verdicts & failing:
         return BAD
-    return DONE if verdicts == {"safe-to-open"} else FAILED
+    return FAILED if verdicts & {"unsafe", "inconclusive"} else DONE
 
 
 def _show(inspected: dict[str, Any]) -> None:

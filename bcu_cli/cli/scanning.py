@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bcu_cli.models import Classifier
     from bcu_cli.scan.base import OnStep, Subject
     from bcu_cli.scan.behaviour import Looked
+    from bcu_cli.scan.verdict import Calibration
     from bcu_cli.training.devices import Device
 
 _MOST_IMAGES = 2_000
@@ -65,29 +66,35 @@ def prepare(options: ScanOptions) -> Device:
 
 
 def scan_all(files: list[dict[str, Any]], options: ScanOptions, device: Device) -> None:
-    """Add to the document of each file whose network is known what the detectors say of it.
-
-    Every such file is left undecided (rule ``scan-undecided``): the scores are not calibrated yet, and what
-    is not known is not called clean.
-    """
-    from bcu_cli.scan.behaviour import RULE
+    """Add to the document of each file whose network is known what the detectors say of it, and a verdict."""
+    from bcu_cli.checkpoints import Finding
+    from bcu_cli.scan.behaviour import FAILED, SUSPICIOUS, UNDECIDED
 
     for file in files:
         if file["safe"] is not True or file["problem"]:
             continue
         try:
-            file["scan"] = _scan(Path(file["path"]), file["sha256"], options, device)
-            message, hint = (
-                f"whether {file['path']} has a backdoor was not decided: the scores are not calibrated",
-                "compare them with those of networks that you trust",
-            )
+            file["scan"] = scan = _scan(Path(file["path"]), file["sha256"], options, device)
         except BcuError as error:
-            message, hint = error.message, error.hint
+            file["problem"] = {"rule": FAILED, "message": error.message, "hint": error.hint}
         except Exception as error:  # of one network: it must not hide what was found in the other files
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             message = f"{file['path']} could not be scanned: {type(error).__name__}: {reason}"
             hint = "where memory ran out: another --device; else report it with the name of the architecture"
-        file["problem"] = {"rule": RULE, "message": message, "hint": hint}
+            file["problem"] = {"rule": FAILED, "message": message, "hint": hint}
+        else:
+            if scan["verdict"] == "suspicious":
+                message = f"it behaves as if it had a backdoor to class {scan['class']}"
+                finding = Finding(rule=SUSPICIOUS, message=message, severity="suspicious")
+                file["findings"].append(asdict(finding))
+            elif scan["verdict"] == "inconclusive":
+                file["problem"] = {
+                    "rule": UNDECIDED,
+                    "message": f"whether {file['path']} has a backdoor was not decided: {_between(scan)}",
+                    "hint": "scan it with more --images, or with another --seed"
+                    if scan["images"]
+                    else "scan it with --images, a folder of unlabeled pictures",
+                }
 
 
 def refuse_without_scan(given: dict[str, object]) -> None:
@@ -103,7 +110,7 @@ def refuse_without_scan(given: dict[str, object]) -> None:
 def show(scan: dict[str, Any]) -> None:
     """What the detectors said of one network, for people."""
     output.table(
-        f"Scan of {scan['model']['path']}: {scan['verdict']}, the scores are not calibrated",
+        f"Scan of {scan['model']['path']}",
         ("detector", "score", "most suspicious", "evidence", "seconds"),
         [
             (
@@ -116,6 +123,22 @@ def show(scan: dict[str, Any]) -> None:
             for each in scan["detectors"]
         ],
     )
+    rates = scan["calibration"]
+    suspect = f", class {scan['class']}" if scan["verdict"] == "suspicious" else ""
+    thresholds = f"clean-looking below {rates['clean_below']:.2f}, suspicious from 1"
+    output.facts(
+        [
+            ("verdict", f"{scan['verdict']}{suspect}"),
+            ("suspicion", f"{scan['suspicion']:.2f} ({thresholds})"),
+            ("clean ones called suspicious", output.measure(rates["false_alarms"])),
+            ("backdoored ones called clean-looking", output.measure(rates["misses"])),
+        ]
+    )
+
+
+def _between(scan: dict[str, Any]) -> str:
+    below = scan["calibration"]["clean_below"]
+    return f"its suspicion of {scan['suspicion']:.2f} lies between {below:.2f} and 1"
 
 
 def _plain(value: object) -> str:
@@ -126,21 +149,42 @@ def _scan(path: Path, sha256: str | None, options: ScanOptions, device: Device) 
     """One network: load it, ask the detectors, write what they drew."""
     from bcu_cli.report import document
     from bcu_cli.scan.base import Subject
+    from bcu_cli.scan.verdict import judge
 
     loaded = running.load_model(path, options.model, pictures=options.images)
     model = loaded.classifier
     images = None if options.images is None else _images(options.images, model, options.seed)
     model.to(device.torch).eval()
     looked = _look(Subject(model=model, images=images, device=device, seed=options.seed), path)
+    verdict = judge([each.scores for each in looked])
     pictures = [] if options.evidence is None else _write(looked, options.evidence, path, sha256)
     return {
-        "verdict": "inconclusive",
+        "verdict": verdict.word,
+        "class": verdict.target,
+        "suspicion": verdict.suspicion,
+        "calibration": _rates(verdict.calibration),
         **document.environment(device),
         "seed": options.seed,
         "model": document.model(loaded),
         "images": None if images is None else {"path": str(options.images), "used": len(images)},
         "detectors": [each.document() for each in looked],
         "pictures": pictures,
+    }
+
+
+def _rates(calibration: Calibration) -> dict[str, Any]:
+    """What a verdict is worth: how often it was wrong, of networks that the thresholds were not made of."""
+    from bcu_cli.evaluation.measures import Proportion
+
+    def share(counts: tuple[int, int]) -> dict[str, Any]:
+        return Proportion(hits=counts[0], of=counts[1]).as_json()
+
+    return {
+        "clean_below": calibration.clean_below,
+        "suspicious_from": 1.0,
+        "networks": sum(calibration.networks),
+        "false_alarms": share(calibration.false_alarms),
+        "misses": share(calibration.misses),
     }
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from bcu_cli.checkpoints import Rule
 
-_LEVELS = {"unsafe": "error", "unread": "error", "note": "note"}
+_LEVELS = {"unsafe": "error", "suspicious": "error", "unread": "error", "note": "note"}
+_SEVERITIES = {"unsafe": "9.0", "suspicious": "7.0"}
+"""What GitHub sorts by."""
 _IDS = list(RULES)
 
 
@@ -62,8 +64,8 @@ def _descriptor(rule: Rule) -> dict[str, Any]:
         "help": {"text": rule.help},
         "defaultConfiguration": {"level": _LEVELS[rule.level]},
     }
-    if rule.level == "unsafe":  # what GitHub sorts by
-        described["properties"] = {"tags": ["security"], "security-severity": "9.0"}
+    if severity := _SEVERITIES.get(rule.level):
+        described["properties"] = {"tags": ["security"], "security-severity": severity}
     return described
 
 

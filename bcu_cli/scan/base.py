@@ -132,19 +132,25 @@ def find(name: str) -> type[Detector]:
     return found
 
 
-def stands_out(per_class: Tensor) -> tuple[float, int]:
-    """How far the largest value lies above the others, and where it is.
+def above_others(per_class: Tensor) -> Tensor:
+    """How far each class's value lies above the median of the others', ``[K]``, in the values' own units.
 
-    The distance is from the others' median, in units of their median absolute deviation (times 1.4826, which
-    makes it a standard deviation for a normal distribution), with a floor of a hundredth of the median, so
-    that a network whose other classes are all alike is not suspicious for a hair.
+    Not in units of their spread, as is common: between so few classes that is itself a matter of chance, and
+    clean networks whose classes happen to be alike would stand out most.
+
+    Args:
+        per_class: float ``[K]``.
+    """
+    count = len(per_class)
+    others = per_class.expand(count, count)[~torch.eye(count, dtype=torch.bool)].view(count, count - 1)
+    return per_class - others.median(1).values
+
+
+def stands_out(per_class: Tensor) -> tuple[float, int]:
+    """How far the largest value lies above the others' median, and where it is.
 
     Args:
         per_class: float ``[K]``.
     """
     index = int(per_class.argmax())
-    others = torch.cat([per_class[:index], per_class[index + 1 :]])
-    median = others.median()
-    spread = 1.4826 * (others - median).abs().median()
-    floor = 0.01 * median.abs() + 1e-6
-    return float((per_class[index] - median) / torch.maximum(spread, floor)), index
+    return float(above_others(per_class)[index]), index

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from bcu_cli.scan.base import OnStep, Scores, Subject
 
-RULE = "scan-undecided"
-"""Of a network that was not judged: the scores are not calibrated yet."""
+SUSPICIOUS, UNDECIDED, FAILED = "scan-suspicious", "scan-undecided", "scan-failed"
+"""The rules: it looks backdoored; the scores lie between; the detectors could not look at it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,13 @@ import torch
 from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
 from bcu_cli.scan.optimising import frozen, logits, margin
 
+SMALLEST_MARGIN = 0.01
+"""Classes that no input is answered with have a margin below 0, which has no logarithm."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaximumMargin(Detector):
-    """The largest margin that any input of [0, 1] reaches for a class, for each class.
+    """The largest margin that any input of [0, 1] reaches for a class, for each class: its logarithm.
 
     Deviation from the paper (30 starts, 300 steps of SGD at 0.01): fewer starts and steps, of Adam, which
     scales each pixel's step.
@@ -50,9 +53,10 @@ class MaximumMargin(Detector):
                 subject.report(step + 1, self.steps)
             with torch.no_grad():
                 reached = margin(model(inputs).float(), classes)
-        per_class = reached.view(-1, self.starts).amax(1).cpu()
+        margins = reached.view(-1, self.starts).amax(1).cpu()
+        per_class = margins.clamp(min=SMALLEST_MARGIN).log()
         score, target = stands_out(per_class)
-        evidence = {"margin": float(per_class[target]), "median": float(per_class.median())}
+        evidence = {"margin": float(margins[target]), "median": float(margins.median())}
         picture = inputs.detach()[target * self.starts + int(reached.view(-1, self.starts)[target].argmax())]
         return Scores(
             detector=self.name,

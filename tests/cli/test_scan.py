@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bcu_cli.models import build
+from bcu_cli.scan import verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,13 +31,15 @@ def test_detectors_lead_to_the_class_of_the_backdoor(
     bcu, backdoored: Path, photos: Path, tmp_path: Path
 ) -> None:
     ran = bcu("inspect", backdoored, "--scan", "--images", photos, "--evidence", tmp_path / "seen", "--json")
-    assert ran.code == 2  # never 0: without calibrated thresholds nothing is called clean
-    assert ran.json["verdict"] == "inconclusive"
+    assert ran.code == 1
+    assert ran.json["verdict"] == "suspicious"
     (file,) = ran.json["files"]
     assert file["safe"] is True
-    assert file["problem"]["rule"] == "scan-undecided"
+    assert file["problem"] is None
+    assert [finding["rule"] for finding in file["findings"]] == ["scan-suspicious"]
     scan = file["scan"]
-    assert scan["verdict"] == "inconclusive"
+    assert (scan["verdict"], scan["class"]) == ("suspicious", 0)
+    assert scan["suspicion"] > scan["calibration"]["suspicious_from"]
     assert scan["images"]["used"] == 320
     found = {each["detector"]: each for each in scan["detectors"]}
     assert list(found) == ["inversion", "lipschitz", "mmbd", "perturbation", "skew"]
@@ -51,21 +54,63 @@ def test_detectors_lead_to_the_class_of_the_backdoor(
             assert opened.size == (64, 64)
 
 
-def test_without_images_two_detectors_look(bcu, network: Path) -> None:
+@pytest.fixture
+def thresholds(monkeypatch: pytest.MonkeyPatch):
+    """Make the networks of a test suspicious, inconclusive or clean-looking, whatever their scores."""
+
+    def choose(word: str) -> None:
+        weight = {"suspicious": 1e6, "inconclusive": 1e-6, "clean-looking": 1e-6}[word]
+        calibration = verdict.Calibration(
+            weights={"mmbd": weight},
+            clean_below=1.0 if word == "clean-looking" else 0.0,
+            networks=(20, 40),
+            false_alarms=(1, 10),
+            misses=(2, 20),
+        )
+        monkeypatch.setattr(
+            verdict, "calibrations", lambda: {"images": calibration, "no images": calibration}
+        )
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"), [("suspicious", 1, 0), ("inconclusive", 2, 1), ("clean-looking", 0, 0)]
+)
+def test_the_verdict_decides_the_exit_code(
+    bcu, network: Path, thresholds, word: str, code: int, said: int
+) -> None:
+    thresholds(word)
     ran = bcu("inspect", network, "--scan", *SAID)
-    assert ran.code == 2
-    assert "lipschitz" in ran.out
-    assert "mmbd" in ran.out
-    assert "inversion" not in ran.out
-    assert "not decided: the scores are not calibrated" in ran.error
+    assert ran.code == code
+    assert word in ran.out
+    assert "10.00 % (1 of 10; " in ran.out  # how often it is wrong
+    assert {"lipschitz", "mmbd"} <= set(ran.out.split())
+    assert "inversion" not in ran.out  # which needs images
+    assert ("was not decided" in ran.err) == bool(said)
+    document = bcu("inspect", network, "--scan", *SAID, "--json").json
+    assert document["verdict"] == document["files"][0]["scan"]["verdict"] == word
 
 
-def test_sarif_says_that_it_was_not_decided(bcu, network: Path) -> None:
+def test_what_fails_can_be_chosen(bcu, network: Path, thresholds) -> None:
+    thresholds("suspicious")
+    assert bcu("inspect", network, "--scan", *SAID, "--fail-on", "unsafe").code == 0
+    thresholds("inconclusive")
+    assert bcu("inspect", network, "--scan", *SAID, "--fail-on", "unsafe,inconclusive").code == 1
+
+
+@pytest.mark.parametrize("word", ["suspicious", "inconclusive"])
+def test_sarif_says_what_was_decided_and_what_was_not(bcu, network: Path, thresholds, word: str) -> None:
+    thresholds(word)
     (run,) = bcu("inspect", network, "--scan", *SAID, "--format", "sarif").json["runs"]
     (invocation,) = run["invocations"]
-    assert invocation["executionSuccessful"] is False
-    (note,) = invocation["toolExecutionNotifications"]
-    assert note["descriptor"]["id"] == "scan-undecided"
+    assert invocation["executionSuccessful"] is (word == "suspicious")
+    notes = [note["descriptor"]["id"] for note in invocation["toolExecutionNotifications"]]
+    results = [(result["ruleId"], result["level"]) for result in run["results"]]
+    if word == "suspicious":
+        assert (notes, results) == ([], [("scan-suspicious", "error")])
+    else:
+        assert (notes, results) == (["scan-undecided"], [])
 
 
 def test_what_is_unsafe_is_not_scanned(bcu, tmp_path: Path) -> None:
@@ -107,7 +152,7 @@ def test_a_scan_that_fails_hides_no_finding(
     problem = {file["path"].rpartition("/")[2]: file["problem"] for file in ran.json["files"]}[
         "m.safetensors"
     ]
-    assert problem["rule"] == "scan-undecided"
+    assert problem["rule"] == "scan-failed"
     assert ("NaN or infinite" if how.startswith("answers") else "not implemented for") in problem["message"]
     network.with_name("unsafe.pt").unlink()
     assert bcu("inspect", tmp_path, "--scan", *SAID).code == 2

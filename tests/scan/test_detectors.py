@@ -10,7 +10,7 @@ from torch import nn
 
 from bcu_cli import scan
 from bcu_cli.models import Classifier, Preprocessing
-from bcu_cli.scan.base import Subject, find, stands_out
+from bcu_cli.scan.base import Subject, find
 from bcu_cli.scan.lipschitz import LipschitzOutliers
 from bcu_cli.scan.optimising import frozen, margin, success_rates
 from bcu_cli.training.devices import choose
@@ -103,7 +103,7 @@ def test_there_is_no_other() -> None:
 def test_a_planted_shortcut_stands_out(name: str) -> None:
     scores, clean = find(name)().scan(subject(60.0)), find(name)().scan(subject(0.0))
     assert scores.target == TARGET
-    assert scores.score > 3
+    assert scores.score > 1  # a margin e times as large, a patch e times as small
     assert scores.score > clean.score
     assert clean.target != TARGET
 
@@ -158,14 +158,6 @@ def test_an_outlying_channel_is_found_and_its_bound_is_right() -> None:
     assert scores.score == pytest.approx(
         (10 - 17 / 8) / torch.tensor([1.0] * 7 + [10.0]).std().item(), rel=1e-4
     )
-
-
-def test_how_far_a_class_stands_out() -> None:
-    score, target = stands_out(torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0, 7.0]))
-    assert target == 5
-    assert score == pytest.approx((7 - 2) / 1.4826)  # the others: median 2, deviations 1 0 1 0 1
-    alike, _ = stands_out(torch.tensor([1.0, 1.0, 1.0, 1.005]))
-    assert alike < 1  # a hair is nothing, though the others do not differ at all
 
 
 def test_margins_and_rates() -> None:

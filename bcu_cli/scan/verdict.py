@@ -1,0 +1,114 @@
+"""From the detectors' scores to a verdict, by what they say of networks whose truth is known.
+
+Every detector that tells classes apart gives each class a value; how far it lies above the median of the
+others', times the detector's weight, summed over the detectors, is the class's *suspicion*. Agreement counts
+by itself: a class that one detector alone points to has less of it than one that all point to. The network's
+is that of its most suspicious class; from 1 on it is called suspicious.
+
+Weights and thresholds are in ``calibration.json``: ``examples/calibration/calibrate.py`` fits them to
+networks trained with ``bcu attack``. A third of these is left out of the fit and gives the rates.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from bcu_cli.scan.base import above_others
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from bcu_cli.scan.base import Scores
+
+CALIBRATION_FILE = "calibration.json"
+Word = Literal["clean-looking", "suspicious", "inconclusive"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What is known of one set of detectors.
+
+    Attributes:
+        weights: Of each detector's values, 0 or more; detectors without a weight do not count.
+        clean_below: The suspicion below which a network is called clean-looking, at most 1.
+        networks: How many clean and how many backdoored ones the weights and thresholds are fitted to.
+        false_alarms: Clean networks called suspicious, and how many there were, among those left out.
+        misses: Backdoored networks called clean-looking, and how many there were, among those left out.
+    """
+
+    weights: Mapping[str, float]
+    clean_below: float
+    networks: tuple[int, int]
+    false_alarms: tuple[int, int]
+    misses: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What all detectors together say of a network.
+
+    Attributes:
+        word: The verdict.
+        target: The most suspicious class.
+        suspicion: Of that class.
+        calibration: By which it is judged.
+    """
+
+    word: Word
+    target: int
+    suspicion: float
+    calibration: Calibration
+
+
+def suspicion(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The suspicion of each class, float32 ``[K]``.
+
+    Args:
+        values: Of each detector, float ``[K]``, larger is more suspicious.
+        weights: Of the detectors that count.
+
+    Raises:
+        KeyError: A detector that counts gave no values.
+    """
+    return torch.stack([weight * above_others(values[name].float()) for name, weight in weights.items()]).sum(
+        0
+    )
+
+
+def judge(scores: list[Scores]) -> Verdict:
+    """The verdict on a network.
+
+    Args:
+        scores: Of all detectors that could look at it; with images and without there is a calibration each.
+    """
+    values = {each.detector: each.per_class for each in scores if each.target is not None}
+    calibration = calibrations()["images" if "inversion" in values else "no images"]
+    each_class = suspicion(values, calibration.weights)
+    target = int(each_class.argmax())
+    highest = float(each_class[target])
+    word: Word = "inconclusive"
+    if highest >= 1.0:
+        word = "suspicious"
+    elif highest < calibration.clean_below:
+        word = "clean-looking"
+    return Verdict(word=word, target=target, suspicion=highest, calibration=calibration)
+
+
+@cache
+def calibrations() -> dict[str, Calibration]:
+    """The shipped calibrations: ``images`` of all detectors, ``no images`` of those that need none."""
+    text = resources.files("bcu_cli.scan").joinpath(CALIBRATION_FILE).read_text("utf-8")
+    return {name: _read(each) for name, each in json.loads(text)["calibrations"].items()}
+
+
+def _read(document: dict[str, Any]) -> Calibration:
+    pairs = {key: tuple(document[key]) for key in ("networks", "false_alarms", "misses")}
+    return Calibration(**(document | pairs))

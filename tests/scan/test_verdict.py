@@ -1,0 +1,97 @@
+"""From scores to a verdict: the arithmetic by hand, and that the shipped thresholds are what was fitted."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcu_cli.scan import verdict
+from bcu_cli.scan.base import Scores, above_others, stands_out
+
+ROOT = Path(__file__).parents[2]
+
+
+def scores(detector: str, values: list[float]) -> Scores:
+    per_class = torch.tensor(values)
+    score, target = stands_out(per_class)
+    return Scores(detector=detector, score=score, target=target, per_class=per_class)
+
+
+def calibration(**weights: float) -> verdict.Calibration:
+    counts = {"networks": (10, 20), "false_alarms": (0, 5), "misses": (1, 9)}
+    return verdict.Calibration(weights=weights, clean_below=0.5, **counts)
+
+
+def test_a_class_is_compared_with_the_median_of_the_others() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0, 10.0])
+    assert above_others(values).tolist() == [1 - 3, 2 - 3, 3 - 2, 10 - 2]  # of two middle values the lower
+    assert stands_out(values) == (8.0, 3)
+
+
+def test_suspicion_adds_what_the_detectors_say_of_the_same_class() -> None:
+    values = {"a": torch.tensor([0.0, 4.0, 0.0, 0.0]), "b": torch.tensor([0.0, 0.0, 3.0, 0.0])}
+    assert verdict.suspicion(values, {"a": 0.5, "b": 1.0}).tolist() == [0.0, 2.0, 3.0, 0.0]
+    assert verdict.suspicion(values, {"a": 0.5}).tolist() == [0.0, 2.0, 0.0, 0.0]
+    with pytest.raises(KeyError):
+        verdict.suspicion(values, {"a": 1.0, "c": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("height", "word"),
+    [(1.0, "suspicious"), (0.99, "inconclusive"), (0.5, "inconclusive"), (0.49, "clean-looking")],
+)
+def test_the_word_depends_on_the_most_suspicious_class(
+    monkeypatch: pytest.MonkeyPatch, height: float, word: str
+) -> None:
+    monkeypatch.setattr(verdict, "calibrations", lambda: {"no images": calibration(mmbd=1.0), "images": None})
+    judged = verdict.judge([scores("mmbd", [0.0, 0.0, 0.0, height]), scores_without_classes()])
+    assert (judged.word, judged.target) == (word, 3)
+    assert judged.suspicion == pytest.approx(height)
+
+
+def scores_without_classes() -> Scores:
+    return Scores(detector="lipschitz", score=9.0, target=None, per_class=torch.empty(0))
+
+
+def test_with_images_another_calibration_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"no images": calibration(mmbd=1.0), "images": calibration(mmbd=1.0, inversion=1.0)}
+    monkeypatch.setattr(verdict, "calibrations", lambda: both)
+    judged = verdict.judge([scores("mmbd", [0, 0, 0, 0.9]), scores("inversion", [0, 0, 0, 0.4])])
+    assert judged.word == "suspicious"
+    assert judged.calibration is both["images"]
+
+
+def test_the_shipped_thresholds_are_what_is_fitted_to_the_scores(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "examples" / "calibration" / "calibrate.py"))
+    script["fit"](ROOT / "examples" / "calibration" / "scores.json", tmp_path / "c.json")
+    made = json.loads((tmp_path / "c.json").read_text())
+    shipped = json.loads((ROOT / "bcu_cli" / "scan" / verdict.CALIBRATION_FILE).read_text())
+    assert made.keys() == shipped.keys()
+    for name, each in shipped["calibrations"].items():
+        other = made["calibrations"][name]
+        assert other["weights"] == pytest.approx(each["weights"], rel=1e-3, abs=1e-3)
+        assert other["clean_below"] == pytest.approx(each["clean_below"], rel=1e-3)
+        assert [other[key] for key in ("networks", "false_alarms", "misses")] == [
+            each[key] for key in ("networks", "false_alarms", "misses")
+        ]
+
+
+def test_the_thresholds_are_made_of_enough_networks_and_not_of_those_that_judge_them() -> None:
+    script = runpy.run_path(str(ROOT / "examples" / "calibration" / "calibrate.py"))
+    networks = script["networks"](ROOT / "examples" / "calibration" / "scores.json")
+    clean = [n for n in networks if n.target is None]
+    backdoored = [n for n in networks if n.target is not None]
+    assert len(clean) >= 20
+    assert len(backdoored) >= 40
+    assert len({n.row["arch"] for n in networks}) == 3
+    assert len({n.row["data"] for n in networks}) == 2
+    for name, each in verdict.calibrations().items():
+        assert all(weight >= 0 for weight in each.weights.values()), name
+        assert 0 < each.clean_below <= 1
+        held_out = each.false_alarms[1] + each.misses[1]
+        assert sum(each.networks) + held_out == len(networks)
+        assert held_out >= len(networks) / 4
