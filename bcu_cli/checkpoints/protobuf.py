@@ -22,8 +22,8 @@ _WIRES = {  # by the type of a field; messages are bytes
     "numbers": (BYTES, FIXED32, FIXED64),
     "varints": (BYTES, VARINT),
 }
-_MOST_FIELDS = 3_000_000
-"""Of all messages of a file together; a network of a thousand layers has some ten thousand."""
+_MOST_FIELDS = 300_000
+"""Of all messages of a file together; a network's thousand operators have some tens of thousands."""
 _MOST_DEPTH = 40
 _MOST_VARINT_BYTES = 10
 _MAX_FIELD = 2**29 - 1
