@@ -356,6 +356,130 @@ def broken() -> dict[str, bytes]:
     return made
 
 
+def field(number: int, value: int | str | bytes) -> bytes:
+    """One field of a protobuf message."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value % 2**64)
+    data = value.encode() if isinstance(value, str) else value
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    last = bytes([value & 0x7F])
+    return last if value < 0x80 else bytes([value & 0x7F | 0x80]) + _varint(value >> 7)
+
+
+def onnx_tensor(name: str, dims: list[int], data: bytes, *more: bytes, kind: int = 1) -> bytes:
+    """A TensorProto; of float32, if nothing else is said."""
+    return b"".join(field(1, size) for size in dims) + field(2, kind) + field(8, name) + data + b"".join(more)
+
+
+def onnx_outside(name: str, dims: list[int], **said: str) -> bytes:
+    """A TensorProto whose bytes are in another file."""
+    pairs = b"".join(field(13, field(1, key) + field(2, value)) for key, value in said.items())
+    return onnx_tensor(name, dims, pairs, field(14, 1))
+
+
+def onnx_node(op: str, inputs: list[str], outputs: list[str], *attributes: bytes, domain: str = "") -> bytes:
+    """A NodeProto."""
+    names = b"".join(field(1, name) for name in inputs) + b"".join(field(2, name) for name in outputs)
+    return names + field(4, op) + b"".join(field(5, one) for one in attributes) + field(7, domain)
+
+
+def onnx_graph(nodes: list[bytes], tensors: list[bytes]) -> bytes:
+    """A GraphProto from "x" of 3 channels to "y"."""
+    sizes = b"".join(field(1, size) for size in (field(2, "n"), field(1, 3), field(1, 8), field(1, 8)))
+    image = field(1, "x") + field(2, field(1, field(1, 1) + field(2, sizes)))
+    body = b"".join(field(1, node) for node in nodes) + b"".join(field(5, tensor) for tensor in tensors)
+    return body + field(11, image) + field(12, field(1, "y"))
+
+
+def onnx_model(graph: bytes, *more: bytes) -> bytes:
+    """A ModelProto."""
+    return field(1, 8) + field(2, "pytorch") + field(7, graph) + field(8, field(2, 17)) + b"".join(more)
+
+
+def onnx_of(state: dict[str, torch.Tensor], **changed: bytes) -> bytes:
+    """:class:`Small` as an ONNX model; ``changed`` replaces tensors, with ``_`` for the dot."""
+    tensors = {
+        name.replace(".", "_"): onnx_tensor(name, list(tensor.shape), field(9, tensor.numpy().tobytes()))
+        for name, tensor in state.items()
+    }
+    return onnx_model(onnx_graph(ONNX_NODES, list((tensors | changed).values())))
+
+
+ONNX_NODES = [
+    onnx_node("Conv", ["x", "conv.weight", "conv.bias"], ["a"]),
+    onnx_node("GlobalAveragePool", ["a"], ["b"]),
+    onnx_node("Flatten", ["b"], ["c"]),
+    onnx_node("Gemm", ["c", "fc.weight", "fc.bias"], ["y"], field(1, "transB") + field(3, 1) + field(20, 2)),
+]
+
+
+def onnx_hostile() -> dict[str, bytes]:
+    """ONNX models that reach out of their folder, or for code of somebody's own."""
+    state = Small().state_dict()
+    good = onnx_of(state)
+    made = {
+        f"external_{name}": onnx_of(state, fc_bias=onnx_outside("fc.bias", [5], location=location))
+        for name, location in {
+            "parent": "../../../../etc/passwd",
+            "absolute": "/etc/passwd",
+            "hidden_parent": "weights/../../x",
+            "drive": "C:\\Windows\\x",
+            "share": "\\\\server\\share",
+            "nowhere": "",
+        }.items()
+    }
+    custom = onnx_node("Run", ["x"], ["z"], domain="evil")
+    inner = onnx_node("If", ["x"], ["z"], field(1, "then_branch") + field(6, onnx_graph([custom], [])))
+    context = onnx_node("EPContext", ["x"], ["z"], domain="com.microsoft")
+    for name, node in {"custom": custom, "custom_in_a_branch": inner, "compiled": context}.items():
+        made[name] = onnx_model(onnx_graph([*ONNX_NODES, node], []))
+    function = field(1, "f") + field(7, custom) + field(10, "own")
+    made["custom_in_a_function"] = onnx_model(onnx_graph(ONNX_NODES, []), field(25, function))
+    made["two_formats"] = good + zipped({"x": b"x"})
+    return {f"onnx_{name}": data for name, data in made.items()}
+
+
+def onnx_broken() -> dict[str, bytes]:
+    """ONNX models that are damaged, or claim what cannot be."""
+    state = Small().state_dict()
+    good = onnx_of(state)
+    sizes = {
+        "huge": [2**31, 2**31],
+        "overflow": [2**62, 4],
+        "negative": [-5],
+        "short": [4],
+        "ranks": [1] * 999,
+    }
+    deep = onnx_graph(ONNX_NODES, [])
+    for _ in range(100):
+        deep = onnx_graph([onnx_node("If", ["x"], ["z"], field(1, "then_branch") + field(6, deep))], [])
+    bias = onnx_tensor("fc.bias", [5], field(9, bytes(20)))
+    made = {
+        **{
+            name: onnx_of(state, fc_bias=onnx_tensor("fc.bias", dims, field(9, bytes(20))))
+            for name, dims in sizes.items()
+        },
+        "duplicate": onnx_of(state, other=bias),
+        "two_values": onnx_model(onnx_graph([*ONNX_NODES, ONNX_NODES[0]], [])),
+        "two_graphs": good + field(7, onnx_graph(ONNX_NODES, [])),
+        "two_places": onnx_of(state, fc_bias=bias + field(4, bytes(20))),
+        "type": onnx_of(state, fc_bias=onnx_tensor("fc.bias", [5], field(9, bytes(20)), kind=99)),
+        "text": onnx_of(state, fc_bias=onnx_tensor("fc.bias", [1], field(6, b"x"), kind=8)),
+        "missing": onnx_of(state, fc_bias=onnx_outside("fc.bias", [5], location="nowhere.bin")),
+        "offset": onnx_of(state, fc_bias=onnx_outside("fc.bias", [5], location="w", offset="-1")),
+        "length": onnx_of(state, fc_bias=onnx_outside("fc.bias", [5], location="w", length=str(2**40))),
+        "deep": onnx_model(deep),
+        "many": onnx_model(field(1, b"") * 310_000),
+        "truncated": good[: len(good) // 2],
+        "no_graph": field(1, 8) + field(2, "pytorch"),
+        "redefined": onnx_model(onnx_graph(ONNX_NODES, []), field(25, field(1, "Gemm"))),
+    }
+    return {f"onnx_{name}": data for name, data in made.items()}
+
+
 def shared(state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint with a list of a thousand times a list of a thousand times a list, and so on."""
     value: list[Any] = [1.0]
@@ -465,6 +589,7 @@ def harmless() -> dict[str, bytes]:
         "average.ckpt": saved({"model": state, "model_ema": state, "args": {"lr": 0.1, "tags": ["a", "b"]}}),
         "model.safetensors": safetensors_bytes(state, metadata={"format": "pt"}),
         "script.pt": scripted(network),
+        "model.onnx": onnx_of(state),
         "nested.pt": saved({"net": {"weights": state}, "history": [0.5, float("nan")]}),
     }
 
@@ -489,8 +614,10 @@ def files(canary: Path) -> dict[str, dict[str, bytes]]:
     """All files: kind of file to name to content."""
     return {
         "hostile": {f"{name}.pkl": data for name, data in (calls(canary) | obfuscated(canary)).items()}
-        | {f"{name}.pt": data for name, data in archives(canary).items()},
-        "broken": {f"{name}.pt": data for name, data in broken().items()},
+        | {f"{name}.pt": data for name, data in archives(canary).items()}
+        | {f"{name}.onnx": data for name, data in onnx_hostile().items()},
+        "broken": {f"{name}.pt": data for name, data in broken().items()}
+        | {f"{name}.onnx": data for name, data in onnx_broken().items()},
         "foreign": {f"{name}.pt": data for name, data in foreign().items()},
         "harmless": harmless(),
     }

@@ -1,12 +1,14 @@
 """Bytes to named tensors and back: what a model file is, whether it is safe, its weights, and writing them.
 
 Nothing here imports torch until tensors are read or written, and nothing that a file brings along is run
-before :func:`load_script`, which runs only TorchScript made of known tensor operations.
+before :func:`load_script`, which runs only TorchScript made of known tensor operations. An ONNX graph
+(:func:`load_graph`) is only data; bcu's own code does what its nodes name.
 """
 
 from __future__ import annotations
 
 from .checkpoint import Checkpoint, Description, Finding, Format, Outline, Plain
+from .onnx_file import Graph, Node, load_graph
 from .operators import forbidden_operators, is_pure
 from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
 from .rules import RULES, Rule
@@ -23,7 +25,9 @@ __all__ = [
     "Description",
     "Finding",
     "Format",
+    "Graph",
     "Header",
+    "Node",
     "Outline",
     "Plain",
     "Rule",
@@ -33,6 +37,7 @@ __all__ = [
     "forbidden_operators",
     "inspect_only",
     "is_pure",
+    "load_graph",
     "load_script",
     "outline",
     "read",

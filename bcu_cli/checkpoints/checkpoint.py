@@ -16,12 +16,13 @@ Plain: TypeAlias = Union[str, int, float, bool, list["Plain"], tuple["Plain", ..
 
 
 class Format(enum.StrEnum):
-    """The model file formats that can be read; all but ``torch.export``'s can be written."""
+    """The model file formats that can be read; all but ``torch.export``'s and ONNX can be written."""
 
     SAFETENSORS = "safetensors"
     PICKLE = "pickle"
     TORCHSCRIPT = "torchscript"
     EXPORTED = "torch.export"
+    ONNX = "onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Description:
             index and of each); None where that would take long and was not asked for.
         size: Of the file, in bytes.
         findings: What the static look found; empty for an ordinary file.
-        operators: TorchScript and torch.export only: every operator that the code or graph names, sorted.
+        operators: TorchScript, torch.export and ONNX only: every operator that is named in them, sorted.
     """
 
     path: Path

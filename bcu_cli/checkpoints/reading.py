@@ -9,7 +9,7 @@ from typing import Any
 
 from bcu_cli.errors import CheckpointError
 
-from . import exported, hub, pickles, safetensors_file, shards, torchscript
+from . import exported, hub, onnx_file, pickles, safetensors_file, shards, torchscript
 from .checkpoint import Checkpoint, Description, Finding, Format, Outline
 from .sniff import Kind, sniff
 from .weights import Weights, flat_weights, no_weights, split_prefix
@@ -19,6 +19,7 @@ _FORMATS = {
     Kind.SAFETENSORS: Format.SAFETENSORS,
     Kind.TORCHSCRIPT: Format.TORCHSCRIPT,
     Kind.EXPORTED: Format.EXPORTED,
+    Kind.ONNX: Format.ONNX,
     Kind.ZIP_PICKLE: Format.PICKLE,
     Kind.LEGACY_PICKLE: Format.PICKLE,
     Kind.PLAIN_PICKLE: Format.PICKLE,
@@ -28,11 +29,11 @@ _SUFFIXES = {
     Format.SAFETENSORS: (".safetensors",),
     Format.PICKLE: _PICKLE_SUFFIXES,
     Format.EXPORTED: (".pt2",),
+    Format.ONNX: (".onnx",),
     Format.TORCHSCRIPT: (*_PICKLE_SUFFIXES, ".torchscript", ".ts", ".jit"),
 }
 
 _OTHER_SUFFIXES = (
-    ".onnx",
     ".h5",
     ".hdf5",
     ".keras",
@@ -94,8 +95,9 @@ def outline(description: Description) -> Outline:
 def read(path: Path) -> Checkpoint:
     """Read a model file's weights.
 
-    The code of a TorchScript archive is not run, so that code which :func:`load_script` would refuse is only
-    a finding here. For a folder it is the model in it, for an index the tensors of all its files.
+    The code of a TorchScript archive and the graph of an ONNX model are not run, so that what
+    :func:`load_script` and :func:`load_graph` would refuse in them is only a finding here. For a folder it is
+    the model in it, for an index the tensors of all its files.
 
     Raises:
         UnsafeFileError: Opening it the ordinary way could run somebody's program; it was not opened.
@@ -104,7 +106,8 @@ def read(path: Path) -> Checkpoint:
     path = model_in(path)
     kind = sniff(path)
     description = _describe(path, kind, hashed=True)
-    not_code = [item for item in description.findings if item.rule != torchscript.OPERATOR_RULE]
+    code = (torchscript.OPERATOR_RULE, onnx_file.OPERATOR_RULE)
+    not_code = [item for item in description.findings if item.rule not in code]
     pickles.refuse_if_unsafe(path, not_code)
     return Checkpoint(**_as_arguments(description) | _as_arguments(_weights(path, kind)))
 
@@ -139,6 +142,8 @@ def _weights(path: Path, kind: Kind) -> Weights:
         return Weights(tensors=torchscript.load(path))
     if kind is Kind.EXPORTED:
         return flat_weights(path, exported.load(path), {})
+    if kind is Kind.ONNX:
+        return flat_weights(path, onnx_file.load(path), onnx_file.look_at(path).metadata)
     if kind is not Kind.SHARDS:
         return pickles.load(path, kind)
     tensors: dict[str, Any] = {}
@@ -157,12 +162,16 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
         return _describe_shards(path, hashed=hashed)
     findings: list[Finding] = []
     operators: tuple[str, ...] = ()
+    files: tuple[Path, ...] = (path,)
     if kind is Kind.SAFETENSORS:
         safetensors_file.read_header(path)
     elif kind is Kind.TORCHSCRIPT:
         findings, operators = torchscript.find_faults(path)
     elif kind is Kind.EXPORTED:
         findings, operators = exported.find_faults(path)
+    elif kind is Kind.ONNX:
+        look = onnx_file.look_at(path)
+        findings, operators, files = look.findings, look.operators, (path, *look.files)
     else:
         findings = pickles.find_faults(path, kind)
         if all(finding.rule == "pickle-object" for finding in findings):
@@ -173,8 +182,8 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
         path=path,
         format=_FORMATS[kind],
         kind=kind.value,
-        sha256=sha256_of(path) if hashed else None,
-        size=path.stat().st_size,
+        sha256=_hash([sha256_of(file) for file in files]) if hashed else None,
+        size=sum(file.stat().st_size for file in files),
         findings=tuple(findings),
         operators=operators,
     )
@@ -185,7 +194,7 @@ def _describe_shards(path: Path, *, hashed: bool) -> Description:
     parts = []
     for part in shards.read_index(path):
         kind = sniff(part)
-        if kind in {Kind.SHARDS, Kind.TORCHSCRIPT, Kind.EXPORTED}:
+        if kind in {Kind.SHARDS, Kind.TORCHSCRIPT, Kind.EXPORTED, Kind.ONNX}:
             message = f"the index {path} names {part.name}, which is no file of weights ({kind.value})"
             raise CheckpointError(message, "download the whole folder again", rule="shards")
         parts.append(_describe(part, kind, hashed=hashed))
@@ -199,10 +208,15 @@ def _describe_shards(path: Path, *, hashed: bool) -> Description:
         path=path,
         format=parts[0].format,
         kind=f"{parts[0].kind} in {len(parts)} files",
-        sha256=hashlib.sha256(" ".join(hashes).encode()).hexdigest() if hashed else None,
+        sha256=_hash(hashes) if hashed else None,
         size=path.stat().st_size + sum(part.size for part in parts),
         findings=tuple(findings),
     )
+
+
+def _hash(hashes: list[str]) -> str:
+    """That of the file; of a model in several, over those of them all."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _renamed(path: Path, kind: Kind) -> Finding | None:

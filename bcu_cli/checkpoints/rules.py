@@ -99,6 +99,21 @@ _ALL = (
         f"torch evaluates such expressions as Python when it loads the archive. {_REPORT}",
     ),
     Rule(
+        "onnx-operator",
+        "unsafe",
+        "The ONNX graph calls an operator that ONNX does not have",
+        "Nobody knows what it does: runtimes load a shared library for it, run Python, or take compiled code "
+        "from the file. bcu does not; where the weights are of a known architecture, --arch rebuilds that. "
+        "An operator that ONNX Runtime has built in is reported by this rule as a note.",
+    ),
+    Rule(
+        "onnx-external-path",
+        "unsafe",
+        "The ONNX model has tensors in a file outside of its folder",
+        "Programs that load it open whatever file the path leads to, such as somebody's secrets, as weights. "
+        f"{_REPORT}",
+    ),
+    Rule(
         "archive-program",
         "unsafe",
         "The archive carries something besides weights and graphs",
@@ -177,6 +192,25 @@ _ALL = (
         "unread",
         "A zip member is encrypted",
         "It cannot be read, and scanners pass what they cannot read. torch never writes such files.",
+    ),
+    Rule(
+        "onnx-layout",
+        "unread",
+        "The ONNX model breaks the format",
+        "A field is cut short or stands twice, a shape is impossible, or graphs are nested beyond reason. "
+        f"{_AGAIN}",
+    ),
+    Rule(
+        "onnx-duplicate-name",
+        "unread",
+        "Two values of the ONNX graph have one name",
+        "Such a file means different things to different readers. Get it from its publisher again.",
+    ),
+    Rule(
+        "onnx-data-missing",
+        "unread",
+        "A file with tensors of the ONNX model is missing or too short",
+        "Large models have their weights in a file beside them. Put it there, under the name it had.",
     ),
     Rule(
         "shards",

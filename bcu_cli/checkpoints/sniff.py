@@ -13,6 +13,7 @@ from bcu_cli.errors import CheckpointError, UnsafeFileError
 from . import shards
 from .archive import member_names
 from .exported import MARKER
+from .onnx_schema import looks_like_onnx
 from .opcodes import BrokenPickleError, globals_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Kind(enum.StrEnum):
     PLAIN_PICKLE = "plain pickle"
     TORCHSCRIPT = "TorchScript archive"
     EXPORTED = "torch.export archive"
+    ONNX = "ONNX model"
     SHARDS = "index of a model in several files"
 
 
@@ -48,7 +50,6 @@ _FOREIGN = [  # formats of models and archives: (pattern at the very start of th
     (rb"BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive", _UNPACK),
     (rb".{257}ustar", "a tar archive (torch before 0.1.10 wrote such checkpoints)", _UNPACK),
     (rb"\x7fELF|MZ", "a program", _NO_MODEL),
-    (rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model", _EXPORT),
 ]
 _NO_MODELS = [  # what lies beside models: as above
     (rb"\x89PNG|\xff\xd8\xff|GIF8|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*", "a picture", _NO_MODEL),
@@ -76,12 +77,8 @@ def sniff(path: Path) -> Kind:
     if zipfile.is_zipfile(path) and not any(re.match(pattern, head, re.DOTALL) for pattern, *_ in _FOREIGN):
         message = f"{path} does not begin as a zip archive and ends as one; it was not opened"
         raise UnsafeFileError(message, "other programs could open another model in it", rule="polyglot")
-    if _LEGACY_MAGIC.match(head):
-        return Kind.LEGACY_PICKLE
-    if head[8:9] == b"{" and head[4:8] == bytes(4):  # a header size below 4 GiB, then JSON
-        return Kind.SAFETENSORS
-    if re.match(rb"\x80[\x02-\x05]", head):
-        return Kind.PLAIN_PICKLE
+    if (kind := _signed_kind(head)) is not None:
+        return kind
     for rule, table in (("unsupported-format", _FOREIGN), ("not-a-model", _NO_MODELS)):
         for pattern, what, hint in table:
             if re.match(pattern, head, re.DOTALL):
@@ -117,6 +114,17 @@ def _head(path: Path) -> bytes:
     if not head:
         raise CheckpointError(f"{path} is empty", "download the file again", rule="not-a-model")
     return head
+
+
+def _signed_kind(head: bytes) -> Kind | None:
+    """The kind of a file that begins as only that kind does; None for others."""
+    if _LEGACY_MAGIC.match(head):
+        return Kind.LEGACY_PICKLE
+    if head[8:9] == b"{" and head[4:8] == bytes(4):  # a header size below 4 GiB, then JSON
+        return Kind.SAFETENSORS
+    if re.match(rb"\x80[\x02-\x05]", head):
+        return Kind.PLAIN_PICKLE
+    return Kind.ONNX if looks_like_onnx(head) else None
 
 
 def _zip_kind(path: Path) -> Kind:

@@ -129,9 +129,9 @@ def write(
 
     Raises:
         OutputError: The file cannot be written, or the format has no place for a tensor.
-        ValueError: ``format`` is TorchScript, which :func:`write_torchscript` writes, or torch.export's.
+        ValueError: ``format`` is TorchScript, which :func:`write_torchscript` writes, torch.export's or ONNX.
     """
-    if format in {Format.TORCHSCRIPT, Format.EXPORTED}:
+    if format in {Format.TORCHSCRIPT, Format.EXPORTED, Format.ONNX}:
         raise ValueError(f"write does not write {format}")
     prefix = like.prefix if like else ""
     named = {prefix + name: tensor for name, tensor in tensors.items()}

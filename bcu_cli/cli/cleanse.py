@@ -46,7 +46,8 @@ def cleanse(
     format: Annotated[  # noqa: A002 - the name of the option
         str,
         typer.Option(
-            help="same (as the original; of torch.export: safetensors), safetensors, pickle, torchscript."
+            help="same (as the original; of torch.export and ONNX: safetensors, or torchscript where a graph "
+            "is all that is known), safetensors, pickle, torchscript."
         ),
     ] = "same",
     max_images: Annotated[
@@ -158,13 +159,22 @@ def _pair(text: str) -> tuple[float, float]:
 
 
 def _format(loaded: Loaded, name: str) -> Format:
-    """The format to write: what was asked for, else the original's where it can be written."""
+    """The format to write: what was asked for, else the original's where it can be written.
+
+    Raises:
+        UsageError: The network is one that its graph alone tells how to run, and the format has no graph.
+    """
     from bcu_cli.checkpoints import Format
 
+    original = loaded.checkpoint.format
+    if loaded.architecture.name == Format.ONNX:
+        if name not in {"same", Format.TORCHSCRIPT}:
+            message = f"only its graph tells how to run {loaded.checkpoint.path}, and {name} has no graph"
+            raise UsageError(message, "--format torchscript")
+        return Format.TORCHSCRIPT
     if name != "same":
         return Format(name)
-    original = loaded.checkpoint.format
-    return Format.SAFETENSORS if original is Format.EXPORTED else original
+    return Format.SAFETENSORS if original in {Format.EXPORTED, Format.ONNX} else original
 
 
 class _Cleansing:

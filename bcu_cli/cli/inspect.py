@@ -35,8 +35,8 @@ class _Format(StrEnum):
 Paths = Annotated[
     list[Path],
     typer.Argument(
-        help="Model files (safetensors, pickled .pt/.pth, TorchScript), folders of them at any depth, or "
-        "hf-hub:OWNER/NAME[@REVISION]."
+        help="Model files (safetensors, pickled .pt/.pth, TorchScript, ONNX), folders of them at any depth, "
+        "or hf-hub:OWNER/NAME[@REVISION]."
     ),
 ]
 FailOn = Annotated[

@@ -29,7 +29,7 @@ Version = Annotated[
 Model = Annotated[
     Path,
     typer.Argument(
-        help="The model: safetensors, a pickled .pt/.pth, TorchScript, a folder as hubs have them, or "
+        help="The model: safetensors, a pickled .pt/.pth, TorchScript, ONNX, a folder as hubs have them, or "
         "hf-hub:OWNER/NAME[@REVISION]."
     ),
 ]

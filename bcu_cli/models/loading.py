@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models import deciding, fingerprint
 from bcu_cli.models.architecture import Architecture
-from bcu_cli.models.claims import read_claims
+from bcu_cli.models.claims import Claim, read_claims
 from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.fitting import fill, refuse_broken
 from bcu_cli.models.identification import Found, ambiguous, find
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
     from bcu_cli.models.index import Candidate
 
-TORCHSCRIPT = "torchscript"
+TORCHSCRIPT, ONNX = "torchscript", "onnx"
 
 #: Pictures for a preprocessing's size and cropping: ``float [N, C, H, W]`` in [0, 1], not normalised.
 ImageSource = Callable[[Preprocessing], Tensor]
@@ -69,7 +69,8 @@ def load(
     Raises:
         ArchitectureError: The weights are broken, are no image classifier's, fit no (or not the given)
             architecture, or what is needed to run them cannot be found out and must be given.
-        UnsafeFileError: It is TorchScript that only its own code could run, and that is not allowed to.
+        UnsafeFileError: It is TorchScript or ONNX of which only its own code or graph is known, and that has
+            something in it that is not allowed to run.
     """
     refuse_broken(checkpoint.tensors, checkpoint.path.name)
     loader = _Loader(checkpoint, deciding.Options(input_size=input_size, mean=mean, std=std), images)
@@ -96,9 +97,9 @@ class _Loader:
                 what=self.what,
             )
         except ArchitectureError as error:
-            if self.checkpoint.format != TORCHSCRIPT or arch is not None:
+            if self.checkpoint.format not in {TORCHSCRIPT, ONNX} or arch is not None:
                 raise
-            return self._load_script(error)
+            return self._load_own(error)
         choices = self._choices(found)
         best = self._best(found, choices)
         architecture, network, decision = choices[best]
@@ -217,13 +218,17 @@ class _Loader:
         classifier.num_classes = logits.shape[1]
         return classifier
 
-    def _load_script(self, reason: ArchitectureError) -> Loaded:
-        """Run the file's own (allow-listed) code, since its tensors fit no known architecture."""
-        from bcu_cli.checkpoints import load_script
-
-        network: nn.Module = load_script(self.checkpoint)
+    def _load_own(self, reason: ArchitectureError) -> Loaded:
+        """Run the file's own (allow-listed) code or graph, since its tensors fit no known architecture."""
+        own = str(self.checkpoint.format)
+        claims = tuple(claim for claim in self.claims if claim.arch in (None, own))
+        if own == TORCHSCRIPT:
+            network, what = _script(self.checkpoint), "TorchScript code"
+        else:
+            network, size = _graph(self.checkpoint)
+            what = "ONNX graph"
+            claims += (Claim(source="the graph's input", input_size=size),)
         network = network.float().eval()
-        claims = tuple(claim for claim in self.claims if claim.arch in (None, TORCHSCRIPT))
         channels = next((claim.input_size[0] for claim in claims if claim.input_size), 3)
         decision = deciding.decide(
             deciding.Question(
@@ -234,17 +239,33 @@ class _Loader:
         )
         classifier = self._classifier(network, decision.preprocessing, 0)
         architecture = Architecture(
-            name=TORCHSCRIPT, source="the file's own code", num_classes=classifier.num_classes
+            name=own, source=f"the file's own {what}", num_classes=classifier.num_classes
         )
         return Loaded(
             classifier=classifier,
             architecture=architecture,
             checkpoint=self.checkpoint,
             evidence=(
-                f"architecture: the file's own TorchScript code runs, since {reason.message}",
+                f"architecture: the file's own {what} runs, since {reason.message}",
                 *decision.evidence,
             ),
         )
+
+
+def _script(checkpoint: Checkpoint) -> nn.Module:
+    from bcu_cli.checkpoints import load_script
+
+    return load_script(checkpoint)
+
+
+def _graph(checkpoint: Checkpoint) -> tuple[nn.Module, tuple[int, int, int] | None]:
+    """The network of an ONNX graph, and the size of its input where it is fixed."""
+    from bcu_cli.checkpoints import load_graph
+    from bcu_cli.models.graph import GraphNetwork
+
+    graph = load_graph(checkpoint)
+    size = tuple(side for side in graph.input_shape[1:] if side)
+    return GraphNetwork(graph, checkpoint.path.name), size if len(size) == 3 else None
 
 
 def _channels(network: nn.Module, in_channels: int, name: str) -> int:

@@ -60,7 +60,7 @@ def of(inspected: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
 
 def test_it_is_large_enough(inspected: dict[str, Any]) -> None:
     assert len(of(inspected, "hostile")) + len(of(inspected, "broken")) >= 60
-    assert len(of(inspected, "harmless")) == 10
+    assert len(of(inspected, "harmless")) == 11
 
 
 def test_what_could_run_is_a_finding(inspected: dict[str, Any], corpus: Path) -> None:
@@ -123,6 +123,7 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "legacy": lambda: hostile.harmless()["state_dict_legacy.pth"],
     "script": lambda: hostile.harmless()["script.pt"],
     "exported": lambda: hostile.exported(hostile.Small().eval()),
+    "onnx": lambda: hostile.harmless()["model.onnx"],
     "pickle": lambda: hostile.obfuscated(Path("/nowhere/canary"))["stack_global_memo"],
     "index": lambda: b'{"metadata": {}, "weight_map": {"a.weight": "a.safetensors", "b": "b.safetensors"}}',
 }

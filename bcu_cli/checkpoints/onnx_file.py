@@ -1,0 +1,310 @@
+"""ONNX models: weights, operators and graph, read by bcu itself; no library of ONNX is needed, or run.
+
+Format: the ONNX project's ``onnx.proto`` and "Open Neural Network Exchange Intermediate Representation".
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from bcu_cli.errors import CheckpointError, UnsafeFileError
+
+from .archive import damaged
+from .checkpoint import Finding
+from .onnx_schema import SCHEMA
+from .onnx_tensors import check, numbers, read_tensor, unfit
+from .protobuf import BrokenMessageError, Decoder, Message, TooManyFieldsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import torch
+
+    from .checkpoint import Checkpoint
+
+OPERATOR_RULE = "onnx-operator"
+_MOST_BYTES = 2**31  # of any protobuf, says the format
+_STANDARD = ("ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "ai.onnx.preview")
+_OF_RUNTIMES = ("com.microsoft", "com.microsoft.nchwc")
+"""Domains of operators that ONNX Runtime has built in; its optimiser writes them."""
+_DANGEROUS = ("com.microsoft::EPContext", "com.microsoft::PythonOp", "com.microsoft::PythonOpGrad")
+"""These load compiled code, from the file or from a path in it, or run Python."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One operation of a graph.
+
+    Attributes:
+        operator: Such as ``ai.onnx::Conv``.
+        inputs: The names of its values; an input that is left out is an empty text.
+        outputs: Likewise.
+        attributes: Numbers, texts, tensors, lists of numbers, and None for what bcu does not know.
+    """
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A graph as it stands in a file, with nothing known of what its operators do.
+
+    Attributes:
+        input: The name of its one input.
+        input_shape: Of it; None where a size is not fixed. Empty where nothing is said of it.
+        output: The name of its first output.
+        nodes: In an order in which they can run.
+        tensors: The constants, by name.
+        version: Of the set of ONNX's own operators.
+    """
+
+    input: str
+    input_shape: tuple[int | None, ...]
+    output: str
+    nodes: tuple[Node, ...]
+    tensors: dict[str, torch.Tensor]
+    version: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is found in a file by looking at all of it.
+
+    Attributes:
+        findings: What its user should know.
+        operators: All that its graphs, those within others, and its functions name, sorted.
+        files: Those that hold tensors and lie beside the file, sorted.
+        metadata: Texts.
+    """
+
+    findings: list[Finding]
+    operators: tuple[str, ...]
+    files: tuple[Path, ...]
+    metadata: dict[str, str]
+
+
+def look_at(path: Path) -> Look:
+    """Look at every graph and tensor of a file; no tensor is read.
+
+    Raises:
+        CheckpointError: The file is damaged, breaks the format, or lacks its external data, and nothing
+            unsafe was found in it before.
+    """
+    model = _decode(path)
+    findings: dict[str, Finding] = {}
+    files: set[Path] = set()
+    error: CheckpointError | None = None
+    for tensor in _tensors(model):
+        try:
+            external = check(path, tensor)
+            files |= {external.file} if external else set()
+        except UnsafeFileError as unsafe:
+            findings[unsafe.message] = Finding(rule=unsafe.rule, message=unsafe.message, severity="unsafe")
+        except CheckpointError as broken:
+            error = error or broken
+    own = {_operator(function, "name") for function in model["functions"]}
+    operators = sorted({_operator(node, "op_type") for node in _nodes(model)} | own)
+    for operator in operators:
+        if (severity := _severity(operator, operator in own)) is not None:
+            message = f"has a graph that calls {operator}, which is no operator of ONNX"
+            findings[message] = Finding(rule=OPERATOR_RULE, message=message, severity=severity)
+    try:
+        _check_graphs(path, model)
+    except CheckpointError as broken:
+        error = error or broken
+    if error and not any(finding.severity == "unsafe" for finding in findings.values()):
+        raise error
+    metadata = {pair.get("key", ""): pair.get("value", "") for pair in model["metadata_props"]}
+    return Look(list(findings.values()), tuple(operators), tuple(sorted(files)), metadata)
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    """Read the weights under the names that the graph gives them.
+
+    These are the constants of the graph but whole numbers of at most one dimension, with which it only
+    reckons shapes. Exporters keep equal tensors once: a constant that is passed on under another name has
+    both. Look at the file first (:func:`look_at`).
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    constants = _constants(path, _decode(path)["graph"])
+    return {name: tensor for name, tensor in constants.items() if _is_weight(tensor)}
+
+
+def load_graph(checkpoint: Checkpoint) -> Graph:
+    """Read the graph of a file to run it.
+
+    Raises:
+        UnsafeFileError: It calls operators of somebody's own.
+        CheckpointError: It is damaged, or of a form that bcu does not run.
+    """
+    path = checkpoint.path
+    for finding in look_at(path).findings:
+        if finding.severity == "unsafe":
+            hint = "if the network is of a known architecture, name it with --arch: then the graph is not run"
+            raise UnsafeFileError(f"{path} {finding.message}", hint, rule=finding.rule)
+    model = _decode(path)
+    graph = model["graph"]
+    constants = _constants(path, graph)
+    inputs = [value for value in graph["input"] if value.get("name") not in constants]
+    if len(inputs) != 1 or not graph["output"]:
+        raise unfit(path, f"it has {len(inputs)} inputs and {len(graph['output'])} outputs")
+    versions = {
+        opset.get("domain", "") or "ai.onnx": opset.get("version", 0) for opset in model["opset_import"]
+    }
+    shape = inputs[0].get("type", {}).get("tensor_type", {}).get("shape", {}).get("dim", [])
+    return Graph(
+        input=inputs[0].get("name", ""),
+        input_shape=tuple(size.get("dim_value") for size in shape),
+        output=graph["output"][0].get("name", ""),
+        nodes=tuple(
+            Node(
+                operator=_operator(node, "op_type"),
+                inputs=tuple(node["input"]),
+                outputs=tuple(node["output"]),
+                attributes={one.get("name", ""): _value(path, one) for one in node["attribute"]},
+            )
+            for node in graph["node"]
+            if not constants.keys() & set(node["output"])
+        ),
+        tensors=constants,
+        version=versions.get("ai.onnx", 0),
+    )
+
+
+def _decode(path: Path) -> Message:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise damaged(path, "no ONNX file has more than 2 GiB", "impossible-size")
+        model = Decoder(SCHEMA).decode(memoryview(path.read_bytes()), "model")
+    except TooManyFieldsError as error:
+        raise damaged(path, f"as an ONNX model {error}", "impossible-size") from error
+    except BrokenMessageError as error:
+        raise damaged(path, f"as an ONNX model, {error}", "onnx-layout") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", rule="file-missing") from error
+    if "graph" not in model:
+        raise damaged(path, "it is an ONNX model without a graph", "onnx-layout")
+    return model
+
+
+def _graphs(message: Message) -> Iterator[Message]:
+    """All graphs in a model, a function or a graph, itself among them; functions have nodes as graphs do."""
+    pending = [message]
+    while pending:
+        item = pending.pop()
+        if "node" in item:
+            yield item
+            for node in item["node"]:
+                for attribute in node["attribute"]:
+                    pending += attribute["graphs"] + _present(attribute, "g")
+        pending += item.get("functions", [])
+        for holder in (item, *item.get("training_info", [])):
+            pending += _present(holder, "graph", "initialization", "algorithm")
+
+
+def _present(message: Message, *keys: str) -> list[Message]:
+    return [message[key] for key in keys if key in message]
+
+
+def _nodes(message: Message) -> Iterator[Message]:
+    return (node for graph in _graphs(message) for node in graph["node"])
+
+
+def _tensors(model: Message) -> Iterator[Message]:
+    """Every tensor in a file: initializers, those in attributes, and the parts of sparse ones."""
+    attributes = [one for node in _nodes(model) for one in node["attribute"]]
+    attributes += [one for function in model["functions"] for one in function["attribute_proto"]]
+    sparse = [one for graph in _graphs(model) for one in graph.get("sparse_initializer", [])]
+    for graph in _graphs(model):
+        yield from graph.get("initializer", [])
+    for attribute in attributes:
+        yield from attribute["tensors"] + _present(attribute, "t")
+        sparse += attribute["sparse_tensors"] + _present(attribute, "sparse_tensor")
+    for one in sparse:
+        yield from _present(one, "values", "indices")
+
+
+def _check_graphs(path: Path, model: Message) -> None:
+    """Raise where a name stands for two values in one graph, or tensors are sparse."""
+    for function in model["functions"]:
+        if (function.get("domain") or "ai.onnx") in _STANDARD:
+            raise unfit(path, f"it has a meaning of its own for {_operator(function, 'name')[:60]}")
+    for graph in _graphs(model):
+        if graph.get("sparse_initializer"):
+            message = f"{path} has sparse tensors"
+            raise CheckpointError(message, "export ordinary ones", rule="unsupported-weights")
+        names = [tensor.get("name", "") for tensor in graph.get("initializer", [])]
+        names += [name for node in graph["node"] for name in node["output"] if name]
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                message = f"{path} has two values of the name {name[:60]!r}"
+                hint = "such a file means different things to different readers; get it again"
+                raise CheckpointError(message, hint, rule="onnx-duplicate-name")
+            seen.add(name)
+
+
+def _operator(message: Message, key: str) -> str:
+    return f"{message.get('domain') or 'ai.onnx'}::{message.get(key, '')}"
+
+
+def _severity(operator: str, is_own: bool) -> Literal["unsafe", "note"] | None:
+    """How bad it is that an operator is called; None for ONNX's own and for the file's own functions."""
+    domain = operator.partition("::")[0]
+    if operator in _DANGEROUS:
+        return "unsafe"
+    if is_own or domain in _STANDARD:
+        return None
+    return "note" if domain in _OF_RUNTIMES else "unsafe"
+
+
+def _is_constant(node: Message) -> bool:
+    return _operator(node, "op_type") == "ai.onnx::Constant" and len(node["output"]) == 1
+
+
+def _constants(path: Path, graph: Message) -> dict[str, torch.Tensor]:
+    """The initializers, what the nodes for constants give, and both under the names they are passed on by."""
+    import torch
+
+    found = {tensor.get("name", ""): read_tensor(path, tensor) for tensor in graph["initializer"]}
+    for node in filter(_is_constant, graph["node"]):
+        values = [_value(path, one) for one in node["attribute"]]
+        if len(values) != 1 or values[0] is None or isinstance(values[0], str):
+            raise unfit(path, f"the constant {node['output'][0][:60]!r} is not of numbers")
+        value = values[0] if isinstance(values[0], torch.Tensor) else torch.tensor(values[0])
+        found[node["output"][0]] = value
+    for node in graph["node"]:
+        if (
+            _operator(node, "op_type") == "ai.onnx::Identity"
+            and node["input"][:1]
+            and node["input"][0] in found
+        ):
+            found |= dict.fromkeys(node["output"][:1], found[node["input"][0]])
+    return found
+
+
+def _is_weight(tensor: torch.Tensor) -> bool:
+    return tensor.dim() > 1 or (tensor.dim() == 1 and tensor.is_floating_point())
+
+
+def _value(path: Path, attribute: Message) -> Any:
+    """The value of an attribute; None for a graph, a sparse tensor and the like."""
+    if "t" in attribute:
+        return read_tensor(path, attribute["t"])
+    if "f" in attribute:
+        return struct.unpack("<f", attribute["f"])[0]
+    if "i" in attribute:
+        return attribute["i"]
+    if "s" in attribute:
+        return str(attribute["s"], "utf-8", "replace")
+    if attribute["floats"]:
+        return numbers(attribute["floats"], "f")
+    return attribute["ints"] if attribute["ints"] or attribute.get("type") == 7 else None

@@ -1,0 +1,197 @@
+"""The tensors of an ONNX file: whether each has the bytes that it says, and where those lie.
+
+Bytes stand in the tensor itself, in a form for each type of number, or in another file (external data). Which
+file is a path that somebody else wrote: it is only opened where it lies in the model's folder.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.errors import CheckpointError, UnsafeFileError
+
+from .archive import damaged
+from .protobuf import Message, packed, signed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import torch
+
+_TYPES = {  # ONNX's numbers of its types: (as torch calls it, bytes of one value, the field for its values)
+    1: ("float32", 4, "float_data"),
+    2: ("uint8", 1, "int32_data"),
+    3: ("int8", 1, "int32_data"),
+    4: ("uint16", 2, "int32_data"),
+    5: ("int16", 2, "int32_data"),
+    6: ("int32", 4, "int32_data"),
+    7: ("int64", 8, "int64_data"),
+    9: ("bool", 1, "int32_data"),
+    10: ("float16", 2, "int32_data"),
+    11: ("float64", 8, "double_data"),
+    12: ("uint32", 4, "uint64_data"),
+    13: ("uint64", 8, "uint64_data"),
+    16: ("bfloat16", 2, "int32_data"),
+}
+_TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_BITS_OF_HALVES = ("float16", "bfloat16")  # stand as the number that their 16 bits make
+_EXTERNAL = 1
+_MOST_DIMENSIONS = 64
+_LAST_BYTES = bytes(range(0x80))
+"""Those that end a varint."""
+LAYOUT_RULE = "onnx-layout"
+EXTERNAL_RULE = "onnx-external-path"
+_HINT = "export the model again, or get the file from its publisher again"
+
+
+@dataclass(frozen=True)
+class External:
+    """Where the bytes of a tensor lie outside of the file.
+
+    Attributes:
+        file: Which lies in the model's folder, and is long enough.
+        offset: In bytes.
+        length: In bytes.
+    """
+
+    file: Path
+    offset: int
+    length: int
+
+
+def check(path: Path, tensor: Message) -> External | None:
+    """Check that a tensor's bytes are there and as many as its shape and type take; none is read.
+
+    Returns:
+        Where they lie, if outside of the file.
+
+    Raises:
+        UnsafeFileError: They lie outside of the model's folder.
+        CheckpointError: They do not fit, are not there, or are of a kind that bcu does not know.
+    """
+    name = repr(tensor.get("name", "")[:60])
+    dims = tensor["dims"]
+    if tensor.get("data_type") not in _TYPES:
+        message = f"{path}: {name} is of a type that bcu does not know ({tensor.get('data_type', 0)})"
+        raise CheckpointError(message, "export it in float32", rule="unsupported-weights")
+    if len(dims) > _MOST_DIMENSIONS or any(size < 0 for size in dims):
+        raise unfit(path, f"{name} has the shape {dims[:8]}")
+    if "segment" in tensor:
+        raise unfit(path, f"{name} is only a part of a tensor")
+    dtype, width, field = _TYPES[tensor["data_type"]]
+    count = math.prod(dims)
+    held = [key for key in _TYPED if tensor[key]]
+    if tensor.get("data_location") == _EXTERNAL:
+        if held or "raw_data" in tensor:
+            raise unfit(path, f"{name} lies in two places")
+        return _external(path, tensor, name, count * width)
+    if "raw_data" in tensor:
+        found = len(tensor["raw_data"])
+        fits = found == count * width and not held
+    else:
+        found = sum(map(_count_varints, tensor[field])) * width
+        if field in {"float_data", "double_data"}:
+            found = sum(map(len, tensor[field]))
+        fits = found == count * width and held in ([], [field])
+    if not fits:
+        what = f"{name}, {dtype} of shape {dims[:8]}, takes {count * width:,} bytes and has {found:,}"
+        raise damaged(path, what, "impossible-size")
+    return None
+
+
+def read_tensor(path: Path, tensor: Message) -> torch.Tensor:
+    """The tensor, in memory of its own.
+
+    Raises:
+        CheckpointError: As of :func:`check`.
+    """
+    import torch
+
+    external = check(path, tensor)
+    dtype, _, field = _TYPES[tensor["data_type"]]
+    if external is not None:
+        with external.file.open("rb") as file:
+            file.seek(external.offset)
+            data = file.read(external.length)
+        if len(data) != external.length:
+            raise damaged(path, f"{external.file} became shorter", "onnx-data-missing")
+    elif "raw_data" in tensor or field in {"float_data", "double_data"}:
+        data = bytes(tensor["raw_data"]) if "raw_data" in tensor else b"".join(map(bytes, tensor[field]))
+    else:
+        return _of_varints(tensor[field], dtype).reshape(tensor["dims"])
+    if not data:
+        return torch.empty(tensor["dims"], dtype=getattr(torch, dtype))
+    if dtype == "bool":
+        return (torch.frombuffer(bytearray(data), dtype=torch.uint8) != 0).reshape(tensor["dims"])
+    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).reshape(tensor["dims"])
+
+
+def unfit(path: Path, why: str) -> CheckpointError:
+    """The error for a file that is not as ONNX says."""
+    return CheckpointError(f"{path} is no sound ONNX model: {why}", _HINT, rule=LAYOUT_RULE)
+
+
+def numbers(chunks: list[memoryview], kind: str) -> list[Any]:
+    """The values of a field of numbers of fixed size; ``kind`` is ``f`` or ``d``."""
+    data = b"".join(map(bytes, chunks))
+    return list(struct.unpack(f"<{len(data) // struct.calcsize(kind)}{kind}", data))
+
+
+def _count_varints(value: memoryview | int) -> int:
+    if isinstance(value, int):
+        return 1
+    data = bytes(value)
+    return len(data) - len(data.translate(None, _LAST_BYTES))
+
+
+def _of_varints(values: list[memoryview | int], dtype: str) -> torch.Tensor:
+    import torch
+
+    def each() -> Iterator[int]:
+        for value in values:
+            yield from [signed(value)] if isinstance(value, int) else packed(value)
+
+    integers = torch.tensor([value & 2**64 - 1 for value in each()], dtype=torch.uint64).view(torch.int64)
+    if dtype in _BITS_OF_HALVES:
+        return integers.to(torch.int16).view(getattr(torch, dtype))
+    return integers.to(getattr(torch, dtype))
+
+
+def _external(path: Path, tensor: Message, name: str, needed: int) -> External:
+    """Where the bytes lie: ``location`` below the model's folder, from ``offset`` (0) on ``length`` bytes."""
+    said = {pair.get("key", ""): pair.get("value", "") for pair in tensor["external_data"]}
+    location = said.get("location", "")
+    file = _inside(path, location, name)
+    try:
+        offset, length = int(said.get("offset", "0")), int(said.get("length", str(needed)))
+    except ValueError as error:
+        raise unfit(path, f"{name} lies at no whole number of bytes") from error
+    if offset < 0 or length != needed:
+        raise unfit(path, f"{name} takes {needed:,} bytes and says that it has {length:,} from {offset:,} on")
+    if not file.is_file():
+        message = f"{path} has {name} in the file {location!r}, which is not there"
+        raise CheckpointError(message, "put it beside the model", rule="onnx-data-missing")
+    if file.stat().st_size < offset + length:
+        message = f"{path} has {name} in the file {location!r}, which is too short"
+        raise CheckpointError(message, "get that file again", rule="onnx-data-missing")
+    return External(file, offset, length)
+
+
+def _inside(path: Path, location: str, name: str) -> Path:
+    """The file at a location, which must be below the model's folder, also with every link followed."""
+    steps = PurePosixPath(location).parts
+    odd = not steps or set(location) & set("\\:\0") or location.startswith("/") or ".." in steps
+    if not odd:
+        file = path.parent.joinpath(*steps)
+        try:
+            if file.resolve().is_relative_to(path.parent.resolve()):
+                return file
+        except (OSError, RuntimeError):  # links in a circle, a name that is too long
+            pass
+    message = f"{path} has {name} in the file {location[:120]!r}, which does not lie in the model's folder"
+    raise UnsafeFileError(message, "other programs would open that file", rule=EXTERNAL_RULE)

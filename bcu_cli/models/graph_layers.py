@@ -1,0 +1,186 @@
+"""The operators of ONNX graphs that have weights, or windows that slide, as modules of torch.
+
+Weights are in the modules that the defenses know: convolutions, linear layers and batch normalisation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bcu_cli.models.graph_operators import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bcu_cli.checkpoints import Node
+
+_WINDOW = frozenset({"kernel_shape", "strides", "pads", "auto_pad", "dilations"})
+_MOST_PADDING = 1024
+
+
+def layer_of(node: Node, tensors: dict[str, Tensor]) -> nn.Module | None:
+    """The module that computes a node from its first input; None where it is not one of these operators.
+
+    Args:
+        node: Of the graph.
+        tensors: The graph's constants.
+
+    Raises:
+        UnsupportedError: Its weights, or what it is told to do with them, are not for torch's modules.
+    """
+    name = node.operator.removeprefix("ai.onnx::")
+    if name not in _MAKERS:
+        return None
+    make, attributes = _MAKERS[name]
+    if odd := set(node.attributes) - attributes:
+        raise UnsupportedError(f"{name} with {sorted(odd)[0]}")
+    weights = [tensors.get(value) for value in node.inputs[1:]]
+    if name == "MatMul" and (weights[0] is None or weights[0].dim() != 2):
+        return None  # of two values: no layer
+    if any(weight is None and value for weight, value in zip(weights, node.inputs[1:], strict=True)):
+        raise UnsupportedError(f"{name} with weights that are computed")
+    return make(node.attributes, [None if weight is None else weight.float() for weight in weights])
+
+
+class _Padding(nn.Module):
+    """Pads images as a window's ``auto_pad`` says, or unevenly."""
+
+    def __init__(self, a: dict[str, Any], kernel: list[int], value: float) -> None:
+        super().__init__()
+        self.kernel = [d * (k - 1) + 1 for k, d in zip(kernel, a.get("dilations", [1, 1]), strict=True)]
+        self.strides = a.get("strides", [1, 1])
+        self.auto, self.pads, self.value = a.get("auto_pad", "NOTSET"), a.get("pads", [0] * 4), value
+
+    def forward(self, images: Tensor) -> Tensor:
+        top, left, bottom, right = self.pads
+        if self.auto in {"SAME_UPPER", "SAME_LOWER"}:
+            total = [
+                max(0, (-(-size // s) - 1) * s + k - size)
+                for size, s, k in zip(images.shape[2:], self.strides, self.kernel, strict=True)
+            ]
+            less, more = [t // 2 for t in total], [t - t // 2 for t in total]
+            (top, left), (bottom, right) = (less, more) if self.auto == "SAME_UPPER" else (more, less)
+        return F.pad(images, (left, right, top, bottom), value=self.value)
+
+
+class _Then(nn.Sequential):
+    """One module after another, called as the operator that they make up."""
+
+
+def _window(a: dict[str, Any], kernel: list[int], value: float) -> tuple[_Padding | None, tuple[int, int]]:
+    """What pads before a window, if it must, and the even padding that torch does itself."""
+    pads = a.get("pads", [0] * 4)
+    if len(kernel) != 2 or len(pads) != 4:
+        raise UnsupportedError("a window that is not over two dimensions")
+    if not all(0 <= pad <= _MOST_PADDING for pad in pads):
+        raise UnsupportedError(f"a padding of {pads}")
+    if a.get("auto_pad", "NOTSET") in {"NOTSET", "VALID"} and pads[:2] == pads[2:]:
+        return None, (0, 0) if a.get("auto_pad") == "VALID" else (pads[0], pads[1])
+    return _Padding(a, kernel, value), (0, 0)
+
+
+def _joined(before: nn.Module | None, layer: nn.Module) -> nn.Module:
+    return layer if before is None else _Then(before, layer)
+
+
+def _convolution(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
+    weight, bias = (*weights, None)[:2]
+    if weight is None or weight.dim() != 4:
+        raise UnsupportedError("a convolution that is not over two dimensions")
+    groups, kernel = a.get("group", 1), list(weight.shape[2:])
+    before, padding = _window(a, kernel, 0.0)
+    layer = nn.Conv2d(
+        *(weight.shape[1] * groups, weight.shape[0], kernel),  # type: ignore[arg-type]
+        stride=tuple(a.get("strides", [1, 1])),
+        padding=padding,
+        dilation=tuple(a.get("dilations", [1, 1])),
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
+    )
+    return _joined(before, _filled(layer, weight=weight, bias=bias))
+
+
+def _gemm(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
+    """``alpha * x @ w (transposed or not) + beta * b`` as a linear layer; x is not transposed."""
+    weight, bias = (*weights, None)[:2]
+    if weight is None or weight.dim() != 2 or a.get("transA", 0):
+        raise UnsupportedError("a Gemm that is no linear layer")
+    weight = (weight if a.get("transB", 0) else weight.T) * a.get("alpha", 1.0)
+    if bias is not None:
+        bias = (bias * a.get("beta", 1.0)).broadcast_to(1, weight.shape[0])[0]
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    return _filled(layer, weight=weight, bias=bias)
+
+
+def _matmul(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
+    return _gemm(a, weights)
+
+
+def _batch_norm(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
+    if len(weights) != 4 or any(weight is None for weight in weights):
+        raise UnsupportedError("a BatchNormalization without one of its inputs")
+    names = ("weight", "bias", "running_mean", "running_var")
+    layer = nn.BatchNorm2d(
+        len(weights[0]),  # type: ignore[arg-type]
+        eps=a.get("epsilon", 1e-5),
+        momentum=1 - a.get("momentum", 0.9),
+        device="meta",
+    )
+    return _filled(layer, **dict(zip(names, weights, strict=True)), num_batches_tracked=torch.tensor(0))
+
+
+def _max_pool(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:  # noqa: ARG001 - it has none
+    before, padding = _window(a, a["kernel_shape"], -torch.inf)
+    return _joined(
+        before,
+        nn.MaxPool2d(
+            tuple(a["kernel_shape"]),
+            stride=tuple(a.get("strides", [1, 1])),
+            padding=padding,
+            dilation=tuple(a.get("dilations", [1, 1])),
+            ceil_mode=bool(a.get("ceil_mode", 0)),
+        ),
+    )
+
+
+def _average_pool(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:  # noqa: ARG001
+    before, padding = _window(a, a["kernel_shape"], 0.0)
+    if before is not None and not a.get("count_include_pad", 0):
+        raise UnsupportedError("an AveragePool with uneven padding")
+    if set(a.get("dilations", [1])) != {1}:
+        raise UnsupportedError("an AveragePool with dilation")
+    return _joined(
+        before,
+        nn.AvgPool2d(
+            tuple(a["kernel_shape"]),
+            stride=tuple(a.get("strides", [1, 1])),
+            padding=padding,
+            ceil_mode=bool(a.get("ceil_mode", 0)),
+            count_include_pad=bool(a.get("count_include_pad", 0)),
+        ),
+    )
+
+
+def _filled(layer: nn.Module, **tensors: Tensor | None) -> nn.Module:
+    """The layer with these weights, which must be of its shapes; none is shared with another layer."""
+    state = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
+    try:
+        layer.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise UnsupportedError(f"{type(layer).__name__} with weights of shapes that do not fit") from error
+    return layer.requires_grad_()
+
+
+_MAKERS: dict[str, tuple[Callable[[dict[str, Any], list[Tensor | None]], nn.Module], frozenset[str]]] = {
+    "Conv": (_convolution, _WINDOW | {"group"}),
+    "Gemm": (_gemm, frozenset({"alpha", "beta", "transA", "transB"})),
+    "MatMul": (_matmul, frozenset()),
+    "BatchNormalization": (_batch_norm, frozenset({"epsilon", "momentum", "training_mode", "spatial"})),
+    "MaxPool": (_max_pool, _WINDOW | {"ceil_mode", "storage_order"}),
+    "AveragePool": (_average_pool, _WINDOW | {"ceil_mode", "count_include_pad"}),
+}
