@@ -66,35 +66,48 @@ def prepare(options: ScanOptions) -> Device:
 
 
 def scan_all(files: list[dict[str, Any]], options: ScanOptions, device: Device) -> None:
-    """Add to the document of each file whose network is known what the detectors say of it, and a verdict."""
-    from bcu_cli.checkpoints import Finding
-    from bcu_cli.scan.behaviour import FAILED, SUSPICIOUS, UNDECIDED
+    """Add to the document of each file whose network can run what the detectors say of it, and a verdict.
+
+    One whose architecture is not known can run where the file holds its graph (TorchScript, ONNX).
+    """
+    from bcu_cli.scan.inspection import ARCHITECTURE
 
     for file in files:
-        if file["safe"] is not True or file["problem"]:
-            continue
-        try:
-            file["scan"] = scan = _scan(Path(file["path"]), file["sha256"], options, device)
-        except BcuError as error:
-            file["problem"] = {"rule": FAILED, "message": error.message, "hint": error.hint}
-        except Exception as error:  # of one network: it must not hide what was found in the other files
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-            message = f"{file['path']} could not be scanned: {type(error).__name__}: {reason}"
-            hint = "where memory ran out: another --device; else report it with the name of the architecture"
-            file["problem"] = {"rule": FAILED, "message": message, "hint": hint}
-        else:
-            if scan["verdict"] == "suspicious":
-                message = f"it behaves as if it had a backdoor to class {scan['class']}"
-                finding = Finding(rule=SUSPICIOUS, message=message, severity="suspicious")
-                file["findings"].append(asdict(finding))
-            elif scan["verdict"] == "inconclusive":
-                file["problem"] = {
-                    "rule": UNDECIDED,
-                    "message": f"whether {file['path']} has a backdoor was not decided: {_between(scan)}",
-                    "hint": "scan it with more --images, or with another --seed"
-                    if scan["images"]
-                    else "scan it with --images, a folder of unlabeled pictures",
-                }
+        unknown = file["problem"] and file["problem"]["rule"] == ARCHITECTURE
+        if file["safe"] is True and (unknown or not file["problem"]):
+            _scan_one(file, options, device)
+
+
+def _scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> None:
+    from bcu_cli.scan.behaviour import FAILED
+
+    earlier, file["problem"] = file["problem"], None
+    try:
+        file["scan"] = _scan(Path(file["path"]), file["sha256"], options, device)
+    except BcuError as error:
+        file["problem"] = earlier or {"rule": FAILED, "message": error.message, "hint": error.hint}
+    except Exception as error:  # of one network: it must not hide what was found in the other files
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        message = f"{file['path']} could not be scanned: {type(error).__name__}: {reason}"
+        hint = "where memory ran out: another --device; else report it with the name of the architecture"
+        file["problem"] = {"rule": FAILED, "message": message, "hint": hint}
+    else:
+        _conclude(file, file["scan"])
+
+
+def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
+    """What the verdict makes of the file: a finding, a problem, or neither."""
+    from bcu_cli.checkpoints import Finding
+    from bcu_cli.scan.behaviour import SUSPICIOUS, UNDECIDED
+
+    if scan["verdict"] == "suspicious":
+        message = f"it behaves as if it had a backdoor to class {scan['class']}"
+        file["findings"].append(asdict(Finding(rule=SUSPICIOUS, message=message, severity="suspicious")))
+    elif scan["verdict"] == "inconclusive":
+        message = f"whether {file['path']} has a backdoor was not decided: {_between(scan)}"
+        more = "scan it with more --images, or with another --seed"
+        hint = more if scan["images"] else "scan it with --images, a folder of unlabeled pictures"
+        file["problem"] = {"rule": UNDECIDED, "message": message, "hint": hint}
 
 
 def refuse_without_scan(given: dict[str, object]) -> None:

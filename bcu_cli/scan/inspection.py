@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Description
     from bcu_cli.models import Architecture
 
+ARCHITECTURE = "architecture-unknown"
+"""The rule of a file whose network is none of the known ones; where the file holds its graph it runs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -198,7 +201,7 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
     try:
         architecture = identify(content, arch)
     except ArchitectureError as error:
-        problem = _problem(error, "architecture-unknown")
+        problem = _problem(error, ARCHITECTURE)
     if not_finite:
         problem = _broken(description.path, not_finite)
     return Inspection(
