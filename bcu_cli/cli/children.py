@@ -13,7 +13,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from bcu_cli.errors import BcuError, UsageError
 
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 Command: TypeAlias = "tuple[str, Sequence[str]]"
 """A name, and the words of what to run."""
+
+
+class Engine(Protocol):
+    """What runs commands, and asks after each which others come next."""
+
+    def __call__(
+        self, commands: Iterable[Command], *, stop: Stop, on_end: Callable[[str, Ended], Iterable[Command]]
+    ) -> None:
+        """Run them; once a stop is requested no more are started, and those that run are ended."""
+
+
 _SECONDS_BETWEEN_LOOKS = 0.1
 _BYTES_OF_A_CHILD = 2 * 2**30
 """A generous guess: torch, CIFAR-10 and a ResNet-18 take 1.5 GB."""
@@ -66,6 +77,9 @@ class _Child:
 
     def has_ended(self) -> bool:
         return self._process.poll() is not None
+
+    def wait(self) -> None:
+        self._process.wait()
 
     def ask_to_stop(self) -> None:
         """Once: a second signal would make it stop without keeping its state."""
@@ -131,6 +145,20 @@ def failure(ended: Ended, hint: str) -> BcuError:
         if ended.code < 0:
             return BcuError(f"signal {-ended.code} ended it: {last}", "if memory ran out: fewer --jobs")
         return BcuError(f"it ended with exit code {ended.code}: {last}", hint)
+
+
+def run_one(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
+    """Run a command; where this process is interrupted meanwhile, it is asked to stop and waited for."""
+    child = _Child(command, environment, ())
+    try:
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            child.ask_to_stop()
+            child.wait()
+    finally:
+        ended = child.end()
+    return ended
 
 
 def run_all(

@@ -13,6 +13,7 @@ from bcu_cli.cli.locked import ANOTHER_FOLDER, UNFINISHED, locked
 from bcu_cli.cli.trigger_choice import trigger_beside
 from bcu_cli.errors import BcuError, CheckpointError, UsageError
 from bcu_cli.evaluation.gates import Gate, judge
+from bcu_cli.report import json_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -110,14 +111,12 @@ class Zoo:
         Raises:
             BcuError: It is no report on what lies in the folder, or cannot be written.
         """
-        from bcu_cli.report import document
-
         try:
             report = json.loads(text)
             report["zoo"] = {**self._stamp(entry), "threads": self._threads}
         except (ValueError, TypeError) as error:
             raise CheckpointError("it ended without a report", "run the same command again") from error
-        document.write(self._report(entry), report)
+        json_file.write(self._report(entry), report)
         self._rows[entry] = self._read(entry)
 
     def fail(self, entry: Entry, message: str, hint: str) -> None:
@@ -143,9 +142,7 @@ class Zoo:
 
     def write_index(self) -> None:
         """Write the index, in place of the last one."""
-        from bcu_cli.report import document
-
-        document.write(self._index, {"schema_version": output.SCHEMA_VERSION, **self.index()})
+        json_file.write(self._index, {"schema_version": output.SCHEMA_VERSION, **self.index()})
 
     @property
     def _index(self) -> Path:

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import __version__
-from bcu_cli.checkpoints import atomic_write
 from bcu_cli.training.throughput import measure_peak
 
 if TYPE_CHECKING:
@@ -106,16 +105,6 @@ def images(data: ImageSet, **more: Any) -> dict[str, Any]:
 def written(path: Path, sha256: str) -> dict[str, Any]:
     """A file that the command wrote."""
     return {"path": str(path), "sha256": sha256, "bytes": path.stat().st_size}
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a document in place of the last one.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def fingerprint_of(data: ImageSet) -> str:
