@@ -96,11 +96,16 @@ class TableOf:
     def as_text(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows for people; what is the same in all rows is among the facts."""
         keys = [key for key in _PLACE if key in _ALWAYS or _differs(self.rows, key)]
+        compared = any(row.paper for row in self.rows)
         header = [*keys, "n"]
         for measure in _SHOWN:
-            name = measure.upper()
-            header += [f"{name} before", "after", "drop", "paper", "difference"]
-        return header, [self._line(row, keys) for row in self.rows]
+            header += [
+                f"{measure.upper()} before",
+                "after",
+                "drop",
+                *(["paper", "difference"] if compared else []),
+            ]
+        return header, [_line(row, keys, compared=compared) for row in self.rows]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -110,15 +115,6 @@ class TableOf:
         ]
         errors = [{"cell": name, "error": error} for name, error in self.errors]
         return {"plan": self.plan, "rows": rows, "errors": errors, "facts": dict(self.facts)}
-
-    def _line(self, row: Row, keys: Sequence[str]) -> list[str]:
-        count = f"{row.count}, {row.failed} failed" if row.failed else str(row.count)
-        line = [*(str(row.place[key]) for key in keys), count]
-        for measure in _SHOWN:
-            paper = points(row.paper.after[measure]) if row.paper else "–"
-            line += [spread(side.get(measure)) for side in (row.before, row.after, row.drop)]
-            line += [paper, points(row.difference(measure), sign=True)]
-        return line
 
 
 def of(cells: Iterable[dict[str, Any]]) -> list[TableOf]:
@@ -143,6 +139,17 @@ def spread(value: Spread | None) -> str:
     if value is None:
         return "–"
     return points(value.mean) + (f" ± {points(value.deviation)}" if value.deviation is not None else "")
+
+
+def _line(row: Row, keys: Sequence[str], *, compared: bool) -> list[str]:
+    count = f"{row.count}, {row.failed} failed" if row.failed else str(row.count)
+    line = [*(str(row.place[key]) for key in keys), count]
+    for measure in _SHOWN:
+        line += [spread(side.get(measure)) for side in (row.before, row.after, row.drop)]
+        if compared:
+            paper = points(row.paper.after[measure]) if row.paper else "–"
+            line += [paper, points(row.difference(measure), sign=True)]
+    return line
 
 
 def _table(cells: list[dict[str, Any]]) -> TableOf:

@@ -143,7 +143,7 @@ def table(
         )
         return
     for one in made:
-        output.table(one.heading, *one.as_text())
+        benchmark_output.show_table(one)
     output.say(f"written: {', '.join(map(str, written.values()))}")
 
 
@@ -186,7 +186,7 @@ def _show(plan: Plan, cells: Sequence[Cell], results: Results, *, as_json: bool)
     if as_json:
         output.document({"command": "benchmark", **made.as_json()})
     else:
-        output.table(made.heading, *made.as_text())
+        benchmark_output.show_table(made)
     if failed := sum(1 for cell in found if cell["error"]):
         output.say(f"{failed} of {len(cells)} cells failed; the same command again tries them once more")
         raise typer.Exit(FAILED)

@@ -11,6 +11,7 @@ from bcu_cli.cli import output
 if TYPE_CHECKING:
     from bcu_cli.benchmark.cell import Cell, Plan
     from bcu_cli.benchmark.results import Results
+    from bcu_cli.benchmark.table import TableOf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,12 @@ def outlook_document(outlook: Outlook) -> dict[str, Any]:
         "jobs": outlook.jobs,
         "estimated_seconds": outlook.seconds,
     }
+
+
+def show_table(table: TableOf) -> None:
+    """Rows, what is the same in all of them, and what has failed."""
+    output.table(table.heading, *table.as_text())
+    output.facts([*table.facts, *(("failed", f"{name}: {why}") for name, why in table.errors)])
 
 
 def line(cell: dict[str, Any]) -> str:

@@ -79,7 +79,9 @@ class _Child:
         return self._process.poll() is not None
 
     def wait(self) -> None:
-        self._process.wait()
+        """Looks again and again: where Ray cancels a task, no signal arrives that would end a system call."""
+        while not self.has_ended():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def ask_to_stop(self) -> None:
         """Once: a second signal would make it stop without keeping its state."""
