@@ -17,7 +17,7 @@ COMMANDS = sorted(
         line.strip().removeprefix("$ ")
         for page in (README, (ROOT / "examples/results.md").read_text())
         for line in page.replace("\\\n", " ").splitlines()
-        if re.match(r"\s+(\$ )?bcu (inspect|cleanse|evaluate|attack|demo)\b", line)
+        if re.match(r"\s+(\$ )?bcu (inspect|cleanse|evaluate|attack|benchmark|demo)\b", line)
     }
 )
 
@@ -29,7 +29,8 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_every_command_exists(bcu, command: str) -> None:
     _, name, *words = shlex.split(command.partition(" > ")[0])
-    shown = bcu(name, "--help").out
+    within = [words[0] if words[0] == "table" else "run"] if name == "benchmark" else []
+    shown = bcu(name, *within, "--help").out
     for option in (word for word in words if word.startswith("--")):
         assert re.search(rf"{option}\b", shown), f"{name} has no {option}"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bcu_cli.cli import attack, cleanse, demo, evaluate, inspect, output
+from bcu_cli.cli import attack, benchmark, cleanse, demo, evaluate, inspect, output
 from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED
 from bcu_cli.cli.options import Version
 from bcu_cli.errors import BcuError, faulty_installation
@@ -41,6 +41,7 @@ app.command("inspect")(inspect.inspect)
 app.command("cleanse")(cleanse.cleanse)
 app.command("evaluate")(evaluate.evaluate)
 app.command("attack")(attack.attack)
+app.add_typer(benchmark.app, name="benchmark")
 app.command("demo")(demo.demo)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,14 +13,31 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from bcu_cli.errors import BcuError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from bcu_cli.cli.running import Stop
 
+Command: TypeAlias = "tuple[str, Sequence[str]]"
+"""A name, and the words of what to run."""
+
+
+class Engine(Protocol):
+    """What runs commands, and asks after each which others come next."""
+
+    def __call__(
+        self, commands: Iterable[Command], *, stop: Stop, on_end: Callable[[str, Ended], Iterable[Command]]
+    ) -> None:
+        """Run them; once a stop is requested no more are started, and those that run are ended."""
+
+
 _SECONDS_BETWEEN_LOOKS = 0.1
+_BYTES_OF_A_CHILD = 2 * 2**30
+"""A generous guess: torch, CIFAR-10 and a ResNet-18 take 1.5 GB."""
 _TIED = """
 import ctypes, os, signal, sys
 getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(1, signal.SIGTERM)
@@ -30,11 +49,12 @@ if os.getppid() == int(sys.argv[1]):
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """What a process ended with; a negative code is the signal that killed it."""
+    """What a process ended with, and after how many seconds; a negative code is the signal that killed it."""
 
     code: int
     out: str
     err: str
+    seconds: float
 
 
 class _Child:
@@ -43,6 +63,7 @@ class _Child:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], keep_open: Sequence[int]
     ) -> None:
+        self._started = time.perf_counter()
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - end closes them
         self._process = subprocess.Popen(  # noqa: S603 - our own program, words of our own
             [sys.executable, "-IS", "-c", _TIED, str(os.getpid()), *command],
@@ -56,6 +77,11 @@ class _Child:
 
     def has_ended(self) -> bool:
         return self._process.poll() is not None
+
+    def wait(self) -> None:
+        """Looks again and again: where Ray cancels a task, no signal arrives that would end a system call."""
+        while not self.has_ended():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def ask_to_stop(self) -> None:
         """Once: a second signal would make it stop without keeping its state."""
@@ -71,16 +97,79 @@ class _Child:
             with file:
                 file.seek(0)
                 texts.append(file.read().decode(errors="replace"))
-        return Ended(code=code, out=texts[0], err=texts[1])
+        seconds = round(time.perf_counter() - self._started, 3)
+        return Ended(code=code, out=texts[0], err=texts[1], seconds=seconds)
+
+
+def at_a_time(jobs: str | None, entries: int, *, on_gpu: bool) -> tuple[int, int]:
+    """How many models are trained at a time, and with how many threads each.
+
+    ``auto`` is one a core on the CPU, where two processes of one thread train 1.35 times as many images a
+    second as one of two (examples/benchmarks/many_at_once.py), and one on a GPU, where more have not been
+    measured. It depends on how many entries are asked for and never on how many are left: the number of
+    threads can change the last bits.
+
+    Raises:
+        UsageError: No such number.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if jobs in {None, "auto"}:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        count = 1 if on_gpu else max(1, min(cores, entries, memory // _BYTES_OF_A_CHILD))
+    elif jobs and re.fullmatch(r"[1-9]\d{0,3}", jobs, re.ASCII):
+        count = int(jobs)
+    else:
+        raise UsageError(f"--jobs {jobs} is no number of models at a time", "--jobs 2, or auto")
+    return count, max(1, cores // count)
+
+
+def with_threads(count: int) -> dict[str, str]:
+    """The variables that tell a process with how many threads to compute."""
+    return {name: str(count) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def on_gpu(device: str) -> bool:
+    """Whether what is asked for by ``--device`` is another processor than the CPU."""
+    import torch
+
+    if device == "auto":  # asked like this, CUDA takes no memory
+        return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return device != "cpu"
+
+
+def failure(ended: Ended, hint: str) -> BcuError:
+    """Why a command of bcu ended without a result; ``hint`` is for where it did not say so itself."""
+    try:
+        error = json.loads(ended.out)["error"]
+        return BcuError(str(error["message"]), str(error["hint"]))
+    except (ValueError, KeyError, TypeError):
+        last = (ended.err.strip().splitlines() or ["it said nothing"])[-1]
+        if ended.code < 0:
+            return BcuError(f"signal {-ended.code} ended it: {last}", "if memory ran out: fewer --jobs")
+        return BcuError(f"it ended with exit code {ended.code}: {last}", hint)
+
+
+def run_one(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
+    """Run a command; where this process is interrupted meanwhile, it is asked to stop and waited for."""
+    child = _Child(command, environment, ())
+    try:
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            child.ask_to_stop()
+            child.wait()
+    finally:
+        ended = child.end()
+    return ended
 
 
 def run_all(
-    commands: Sequence[tuple[str, Sequence[str]]],
+    commands: Iterable[Command],
     *,
     jobs: int,
     environment: Mapping[str, str],
     stop: Stop,
-    on_end: Callable[[str, Ended], None],
+    on_end: Callable[[str, Ended], Iterable[Command]],
     keep_open: Sequence[int] = (),
 ) -> None:
     """Run commands in their order, so many at a time.
@@ -89,11 +178,12 @@ def run_all(
     An exception, a second Ctrl-C among them, kills them.
 
     Args:
-        commands: Names, and the words of what to run.
+        commands: What to run, under names that differ.
         jobs: How many at a time.
         environment: Variables that they see beside those of this process.
         stop: Whether to stop.
-        on_end: Called with the name of each that has ended, and with what.
+        on_end: Called with the name of each that has ended, and with what; the commands that it returns come
+            before those that wait.
         keep_open: File descriptors that they inherit.
     """
     waiting = deque(commands)
@@ -110,7 +200,7 @@ def run_all(
                     child.ask_to_stop()
             ended = [name for name, child in running.items() if child.has_ended()]
             for name in ended:
-                on_end(name, running.pop(name).end())
+                waiting.extendleft(reversed([*on_end(name, running.pop(name).end())]))
             if not ended:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
     finally:

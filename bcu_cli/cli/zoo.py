@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from dataclasses import asdict, dataclass
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 COMMAND = (sys.executable, "-m", "bcu_cli", "attack")
 """What trains an entry; its name and options follow."""
 _MOST_NUMBERS = 10_000
-_BYTES_OF_A_CHILD = 2 * 2**30
-"""A generous guess: torch, CIFAR-10 and a ResNet-18 take 1.5 GB."""
 _ITS_OWN = {"name", "data", "out", "seeds", "targets", "only", "jobs", "as_json"}
 _NO_MATTER = {"download"}
 """Handed on, but the models are the same without."""
@@ -91,28 +88,6 @@ def whole_numbers(text: str, option: str) -> list[int]:
     return sorted(found)
 
 
-def at_a_time(jobs: str | None, entries: int, *, on_gpu: bool) -> tuple[int, int]:
-    """How many models are trained at a time, and with how many threads each.
-
-    ``auto`` is one a core on the CPU, where two processes of one thread train 1.35 times as many images a
-    second as one of two (examples/benchmarks/many_at_once.py), and one on a GPU, where more have not been
-    measured. It depends on how many entries are asked for and never on how many are left: the number of
-    threads can change the last bits.
-
-    Raises:
-        UsageError: No such number.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jobs in {None, "auto"}:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        count = 1 if on_gpu else max(1, min(cores, entries, memory // _BYTES_OF_A_CHILD))
-    elif jobs and re.fullmatch(r"[1-9]\d{0,3}", jobs, re.ASCII):
-        count = int(jobs)
-    else:
-        raise UsageError(f"--jobs {jobs} is no number of models at a time", "--jobs 2, or auto")
-    return count, max(1, cores // count)
-
-
 def train_all(context: typer.Context, zoo_options: ZooOptions, *, data: object, out: Path) -> NoReturn:
     """Train what is missing of a zoo, and say which models pass.
 
@@ -132,7 +107,7 @@ def train_all(context: typer.Context, zoo_options: ZooOptions, *, data: object, 
     plain = [text for text in in_force["setting"] or [] if "." not in text.partition("=")[0]]
     if plain and len({entry.attack for entry in entries}) > 2:
         raise UsageError(f"--setting {plain[0]} does not say of which attack", "like --setting sig.delta=60")
-    jobs, threads = at_a_time(zoo_options.jobs, len(entries), on_gpu=_check(data, in_force))
+    jobs, threads = children.at_a_time(zoo_options.jobs, len(entries), on_gpu=_check(data, in_force))
     with Zoo(out, data=str(data), options=in_force, jobs=jobs, threads=threads) as zoo:
         with output.bar(f"checking {out}") as bar:
             missing = zoo.missing(entries, on_each=lambda: bar.advance(1, len(entries)))
@@ -181,17 +156,12 @@ def _handed_on(context: typer.Context) -> tuple[dict[str, Any], dict[str, list[s
 
 def _check(data: object, in_force: dict[str, Any]) -> bool:
     """Refuse once what every entry would refuse, where that is quickly seen; returns whether a GPU trains."""
-    import torch
-
     from bcu_cli.models.fresh import usual_size
 
     if ":" not in str(data) and not Path(str(data)).exists():
         raise ImagesError(f"{data} does not exist", "name a folder that holds pictures")
     usual_size(in_force["arch"], in_force["input_size"])
-    device: str = in_force["device"]
-    if device == "auto":  # asked like this, CUDA takes no memory
-        return torch.cuda.is_available() or torch.backends.mps.is_available()
-    return device != "cpu"
+    return children.on_gpu(in_force["device"])
 
 
 def _words(entry: Entry, given: dict[str, list[str]]) -> list[str]:
@@ -228,10 +198,10 @@ def _train(
     with running.stoppable() as stop, output.bar(f"training {zoo.folder}") as bar:
         bar.advance(there, total)
 
-        def after(name: str, ended: children.Ended) -> None:
+        def after(name: str, ended: children.Ended) -> tuple[()]:
             nonlocal done
             if ended.code and stop.requested:
-                return
+                return ()
             for line in ended.err.splitlines():
                 if line.startswith("warning: ") and line not in warned:
                     warned.add(line)
@@ -239,7 +209,7 @@ def _train(
             entry = by_name[name]
             try:
                 if ended.code:
-                    raise _failure(ended)
+                    raise children.failure(ended, "run that attack alone with --debug")
                 zoo.keep(entry, ended.out)
             except BcuError as error:
                 zoo.fail(entry, error.message, error.hint)
@@ -250,11 +220,12 @@ def _train(
             bar.advance(1, total, line)
             if row["error"] or not sys.stderr.isatty():
                 output.say(f"{done} of {total}: {line}")
+            return ()
 
         children.run_all(
             [(entry.name, command(entry)) for entry in missing],
             jobs=jobs,
-            environment={name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+            environment=children.with_threads(threads),
             stop=stop,
             on_end=after,
             keep_open=[zoo.lock],
@@ -262,18 +233,6 @@ def _train(
     if done < total:
         output.say(f"{done} of {total} models are there; the same command again goes on")
         raise KeyboardInterrupt
-
-
-def _failure(ended: children.Ended) -> BcuError:
-    """Why a process ended without a model."""
-    try:
-        error = json.loads(ended.out)["error"]
-        return BcuError(str(error["message"]), str(error["hint"]))
-    except (ValueError, KeyError, TypeError):
-        last = (ended.err.strip().splitlines() or ["it said nothing"])[-1]
-        if ended.code < 0:
-            return BcuError(f"signal {-ended.code} ended it: {last}", "if memory ran out: fewer --jobs")
-        return BcuError(f"it ended with exit code {ended.code}: {last}", "run that attack alone with --debug")
 
 
 def _share(row: dict[str, Any], what: str) -> str:

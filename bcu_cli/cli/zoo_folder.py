@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from bcu_cli import __version__
 from bcu_cli.cli import output
+from bcu_cli.cli.locked import ANOTHER_FOLDER, UNFINISHED, locked
 from bcu_cli.cli.trigger_choice import trigger_beside
-from bcu_cli.errors import BcuError, CheckpointError, OutputError, UsageError
+from bcu_cli.errors import BcuError, CheckpointError, UsageError
 from bcu_cli.evaluation.gates import Gate, judge
+from bcu_cli.report import json_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
 ZOO_FORMAT = 1
 CLEAN = "none"
 """The model without a backdoor, that the others of its seed are compared with."""
-_SECONDS_TO_WAIT = 20.0
-_UNFINISHED = ".bcu-*.part"
-"""What a process leaves behind that is killed while it writes."""
-_ANOTHER_FOLDER = "name a new folder with --out"
 _NOT_READABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -81,22 +76,16 @@ class Zoo:
         self._rows: dict[Entry, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = os.open(self.folder, os.O_RDONLY)
-        except OSError as error:
-            raise OutputError(f"{self.folder} cannot be used: {error.strerror}", _ANOTHER_FOLDER) from error
-        with ExitStack() as on_failure:
-            on_failure.callback(os.close, self.lock)
-            self._take_lock()
+        with ExitStack() as stack:
+            self.lock = stack.enter_context(locked(self.folder))
             self._rows = self._earlier_rows()
-            for leftover in self.folder.glob(_UNFINISHED):
+            for leftover in self.folder.glob(UNFINISHED):
                 leftover.unlink()
-            on_failure.pop_all()
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.lock)
+        self._lock.close()
 
     def model(self, entry: Entry) -> Path:
         """The file of its model; trigger and report lie beside it."""
@@ -127,7 +116,7 @@ class Zoo:
             report["zoo"] = {**self._stamp(entry), "threads": self._threads}
         except (ValueError, TypeError) as error:
             raise CheckpointError("it ended without a report", "run the same command again") from error
-        _write(self._report(entry), report)
+        json_file.write(self._report(entry), report)
         self._rows[entry] = self._read(entry)
 
     def fail(self, entry: Entry, message: str, hint: str) -> None:
@@ -153,7 +142,7 @@ class Zoo:
 
     def write_index(self) -> None:
         """Write the index, in place of the last one."""
-        _write(self._index, {"schema_version": output.SCHEMA_VERSION, **self.index()})
+        json_file.write(self._index, {"schema_version": output.SCHEMA_VERSION, **self.index()})
 
     @property
     def _index(self) -> Path:
@@ -203,36 +192,19 @@ class Zoo:
             clean_acc=clean["acc"]["value"] if clean and has_clean else None,
         )
 
-    def _take_lock(self) -> None:
-        """The processes that train inherit the lock, so that it outlives a run that is killed."""
-        deadline, said = time.monotonic() + _SECONDS_TO_WAIT, False
-        while True:
-            try:
-                return fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    message = f"another run is at work on {self.folder}"
-                    raise UsageError(message, "wait until it has ended, or stop it") from error
-            except OSError:  # a file system without locks
-                return None
-            if not said:
-                output.say(f"waiting for another run to leave {self.folder}")
-            said = True
-            time.sleep(0.1)
-
     def _earlier_rows(self) -> dict[Entry, dict[str, Any]]:
         """What an earlier run recorded; nothing in an empty folder."""
-        files = set(self.folder.iterdir()) - set(self.folder.glob(_UNFINISHED))
+        files = set(self.folder.iterdir()) - set(self.folder.glob(UNFINISHED))
         if not files:
             return {}
         if self._index not in files:
-            raise UsageError(f"{self.folder} is not empty, and is no zoo", _ANOTHER_FOLDER)
+            raise UsageError(f"{self.folder} is not empty, and is no zoo", ANOTHER_FOLDER)
         try:
             index = json.loads(self._index.read_text())
             made_with = {key: index[key] for key in self._identity}
             rows = {_entry_of(row): row for row in index["entries"]}
         except _NOT_READABLE as error:
-            raise UsageError(f"{self._index} is no index of a zoo", _ANOTHER_FOLDER) from error
+            raise UsageError(f"{self._index} is no index of a zoo", ANOTHER_FOLDER) from error
         if files == {self._index}:  # nothing has been trained, so that nothing is lost
             return {}
         self._refuse_another(made_with)
@@ -243,20 +215,13 @@ class Zoo:
         for key in ("zoo_format", "version"):
             if theirs[key] != mine[key]:
                 what = f"by another version of bcu ({key.replace('_', ' ')} {theirs[key]}, not {mine[key]})"
-                raise UsageError(f"{self.folder} was made {what}", _ANOTHER_FOLDER)
+                raise UsageError(f"{self.folder} was made {what}", ANOTHER_FOLDER)
         theirs, mine = ({"data": side["data"], **side["options"]} for side in (theirs, mine))
         for key in mine | theirs:
             if theirs.get(key) != mine.get(key):
                 what = f"--{key.replace('_', '-')} {theirs.get(key)}, not {mine.get(key)}"
-                hint = "repeat the options that it was made with, or " + _ANOTHER_FOLDER
+                hint = "repeat the options that it was made with, or " + ANOTHER_FOLDER
                 raise UsageError(f"{self.folder} was made with {what}", hint)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    from bcu_cli.checkpoints import atomic_write
-
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _row(entry: Entry, report: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -103,16 +103,21 @@ def as_html(page: Page) -> str:
     body = [
         f"<h1>{escaped(page.title)}</h1>",
         f'<ul class="verdict">{verdict}</ul>' if verdict else "",
-        _facts(page.facts),
+        facts(page.facts),
         f"<nav><ul>{links}</ul></nav>" if len(page.sections) > 1 else "",
         *(_section(section, i) for i, section in enumerate(page.sections)),
     ]
+    return framed(page.title, body)
+
+
+def framed(title: str, parts: Iterable[str]) -> str:
+    """A whole page around parts of it, with the style of all pages."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         '<meta name="color-scheme" content="light dark"/>'
-        f"<title>{escaped(page.title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(part for part in body if part)
+        f"<title>{escaped(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(part for part in parts if part)
         + "\n</main></body></html>\n"
     )
 
@@ -125,7 +130,7 @@ def _section(section: Section, number: int) -> str:
     )
     return f"""<section id="s{number}">
 <h2>{escaped(section.title)}</h2>
-{_facts(section.facts)}
+{facts(section.facts)}
 <div class="wide"><table>
 <thead><tr><th scope="col">measure</th><th scope="col">value</th><th scope="col">images</th>
 <th scope="col">95 % interval</th></tr></thead>
@@ -138,8 +143,9 @@ def _section(section: Section, number: int) -> str:
 </section>"""
 
 
-def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in facts)
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """Names and values."""
+    rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in pairs)
     return f"<dl>{rows}</dl>" if rows else ""
 
 
@@ -164,5 +170,6 @@ svg { display: block; }
 svg text { fill: var(--ink); } svg .faint { fill: var(--faint); }
 svg .grid { fill: none; stroke: var(--line); } svg line { stroke: var(--ink); }
 svg .right { fill: var(--right); } svg .wrong { fill: var(--wrong); }
+svg path { fill: none; stroke-width: 2; }
 svg .bar { fill: var(--bar); } svg .marked { fill: var(--marked); } svg .on { fill: var(--on); }
 """

@@ -6,7 +6,7 @@ from collections import Counter
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from bcu_cli.report.text import counted, escaped, numbered
+from bcu_cli.report.text import counted, escaped, numbered, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,6 +73,44 @@ def bars(rows: Sequence[Bar], label: str) -> str:
             )
         parts.append(_text(NAME_WIDTH + BAR_WIDTH + 10, middle, counted(bar.share), "start"))
     return _svg(NAME_WIDTH + BAR_WIDTH + _TEXT_WIDTH, len(rows) * _BAR_HEIGHT + 4, label, parts)
+
+
+def curves(numbers: Sequence[int], lines: Sequence[tuple[str, Sequence[float | None]]], label: str) -> str:
+    """Shares over numbers, from 0 to 100 %, evenly spaced; a line's name stands at its end.
+
+    Args:
+        numbers: Along the x axis, in ascending order.
+        lines: Names, and a share in [0, 1] for each number; None where there is none.
+        label: What the shares are of.
+    """
+    height, step, left, top = 220, 110, 50, 14
+    width = step * max(1, len(numbers) - 1)
+    parts = [f'<rect class="grid" x="{left}" y="{top}" width="{width}" height="{height}"/>']
+    parts += [_text(left - 6, top + height * (1 - s), f"{100 * s:.0f} %", "end") for s in (0.0, 0.5, 1.0)]
+    parts += [_text(left + step * i, top + height + 14, f"{x:,}", "middle") for i, x in enumerate(numbers)]
+    ends = []
+    for i, (name, shares) in enumerate(lines):
+        points = [
+            (left + step * j, top + height * (1 - share))
+            for j, share in enumerate(shares)
+            if share is not None
+        ]
+        if not points:
+            continue
+        colour = f"hsl({360 * i // len(lines)} 60% 50%)"
+        path = "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points)
+        shown = ", ".join("–" if share is None else f"{100 * share:.2f} %" for share in shares)
+        parts.append(
+            f'<g><title>{escaped(f"{name}: {shown}")}</title><path d="{path}" stroke="{colour}"/>{dots}</g>'
+        )
+        ends.append((points[-1][1], name, colour))
+    lowest = 0.0
+    for y, name, colour in sorted(ends):
+        lowest = max(lowest + 12, y)  # names that would lie upon each other stand below each other
+        parts.append(f'<rect x="{left + width + 10}" y="{lowest - 4}" width="8" height="8" fill="{colour}"/>')
+        parts.append(_text(left + width + 22, lowest, shortened(name), "start", name))
+    return _svg(left + width + NAME_WIDTH, max(top + height + 24, lowest + 12), label, parts)
 
 
 def _index(number: int, x: float, y: float, cell: int) -> str:

@@ -123,7 +123,7 @@ def test_a_format_within_another_is_a_finding(bcu, zoo: Path) -> None:
 
 def test_options_that_make_no_sense(bcu, zoo: Path) -> None:
     ran = bcu("inspect", zoo, "--fail-on", "unsafe,everything")
-    assert (ran.code, "everything is none of unsafe, inconclusive" in ran.error) == (2, True)
+    assert (ran.code, "everything is none of unsafe, suspicious, inconclusive" in ran.error) == (2, True)
     assert bcu("inspect", zoo, "--json", "--format", "sarif").code == 2
     assert bcu("inspect").code == 2
 

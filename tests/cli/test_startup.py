@@ -28,7 +28,7 @@ def test_help_is_instant() -> None:
     assert min(seconds() for _ in range(5)) < 0.3
 
 
-@pytest.mark.parametrize("command", ["inspect", "cleanse", "evaluate", "attack", "demo"])
+@pytest.mark.parametrize("command", ["inspect", "cleanse", "evaluate", "attack", "benchmark", "demo"])
 def test_every_command_has_help(bcu, command: str) -> None:
     ran = bcu(command, "--help")
     assert ran.code == 0
@@ -52,8 +52,8 @@ def test_layers_import_only_downwards() -> None:
 
     import bcu_cli
 
-    levels = [["cli"], ["attacks", "defenses", "scan", "evaluation", "report"], ["training", "triggers"],
-              ["models", "images"], ["checkpoints"], ["errors"]]  # fmt: skip
+    levels = [["cli"], ["benchmark"], ["attacks", "defenses", "scan", "evaluation", "report"],
+              ["training", "triggers"], ["models", "images"], ["checkpoints"], ["errors"]]  # fmt: skip
     level = {name: i for i, names in enumerate(levels) for name in names}
     root = Path(bcu_cli.__file__).parent
     wrong = []

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from bcu_cli import attacks
-from bcu_cli.cli import children, running, zoo, zoo_folder
+from bcu_cli.cli import children, locked, running, zoo, zoo_folder
 from bcu_cli.errors import UsageError
 from bcu_cli.images import signs
 
@@ -127,15 +127,15 @@ def test_texts_that_are_no_numbers(text: str) -> None:
 def test_models_at_a_time_on_four_cores(
     monkeypatch: pytest.MonkeyPatch, jobs: str | None, entries: int, on_gpu: bool, expected: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(zoo.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(zoo.os, "sysconf", {"SC_PHYS_PAGES": 2**24, "SC_PAGE_SIZE": 2**12}.get)
-    assert zoo.at_a_time(jobs, entries, on_gpu=on_gpu) == expected
+    monkeypatch.setattr(children.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(children.os, "sysconf", {"SC_PHYS_PAGES": 2**24, "SC_PAGE_SIZE": 2**12}.get)
+    assert children.at_a_time(jobs, entries, on_gpu=on_gpu) == expected
 
 
 def test_fewer_at_a_time_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    monkeypatch.setattr(zoo.os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)  # 4 GiB
-    assert zoo.at_a_time("auto", 61, on_gpu=False) == (2, 8)
+    monkeypatch.setattr(children.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(children.os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)  # 4 GiB
+    assert children.at_a_time("auto", 61, on_gpu=False) == (2, 8)
 
 
 def test_every_combination_and_a_clean_model_of_each_seed() -> None:
@@ -361,7 +361,7 @@ def test_images_that_changed_meanwhile_fail_the_gate(keeper: Keeper) -> None:
 def test_so_many_run_at_a_time_with_their_share_of_threads(
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zoo.os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setattr(children.os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
     keeper.tell(seconds=0.5)
     assert keeper(*TWO, "--targets", "0-1", "--jobs", 3).code == 0
     lines = [json.loads(line) for line in (keeper.data / "log").read_text().splitlines()]
@@ -437,7 +437,7 @@ def test_a_killed_start_leaves_a_folder_that_the_next_run_takes(keeper: Keeper) 
 
 
 def test_two_runs_do_not_work_on_one_zoo(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo_folder, "_SECONDS_TO_WAIT", 0.2)
+    monkeypatch.setattr(locked, "_SECONDS_TO_WAIT", 0.2)
     assert keeper(*TWO).code == 0
     descriptor = os.open(keeper.folder, os.O_RDONLY)
     try:
@@ -454,7 +454,7 @@ def test_an_error_ends_what_runs(tmp_path: Path) -> None:
     class BrokenError(Exception):
         pass
 
-    def fail(name: str, ended: children.Ended) -> None:
+    def fail(name: str, ended: children.Ended) -> NoReturn:
         raise BrokenError
 
     pid = tmp_path / "pid"

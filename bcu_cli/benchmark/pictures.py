@@ -1,0 +1,145 @@
+"""The pictures of a plan as folders of links: what to train on, what to measure on, what a defense is given.
+
+The paper (section 4.1) divides the test set of CIFAR-10 and GTSRB into 5,000 defense images and the rest.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import defaultdict
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcu_cli.benchmark.cell import OWN, fingerprint
+from bcu_cli.errors import ImagesError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from bcu_cli.benchmark.cell import Cell, DataSet, Images
+
+    Links = Iterator[tuple[Path, Path]]
+_SEED = 0
+"""Which pictures are drawn is the same for all seeds of a plan."""
+_LABELLED, _DEFENSE = "labelled", "defense"
+
+
+class Pictures:
+    """Where the pictures of a plan's cells are.
+
+    Args:
+        root: What the folders of a plan are below.
+        links: A folder for the links.
+    """
+
+    def __init__(self, root: Path, links: Path) -> None:
+        self._root, self._links = root, links
+
+    def labelled(self, data: DataSet) -> Path:
+        """It holds ``train`` and ``test``, each with one subfolder a class."""
+        return self._drawn(data) / _LABELLED
+
+    def of(self, cell: Cell) -> Path:
+        """What a cell's defense is given, in subfolders that only a method with labels reads."""
+        images = cell.images
+        if images.name == OWN:
+            return self._drawn(cell.model.data) / _DEFENSE
+        return self._root / images.folder if images.classes is None else self._drawn(images)
+
+    def missing(self, cells: Iterable[Cell]) -> list[Path]:
+        """Folders that the plan names and that are not there."""
+        named = {one.folder for cell in cells for one in (cell.model.data, cell.images) if one.folder}
+        return [self._root / folder for folder in sorted(named) if not (self._root / folder).is_dir()]
+
+    def prepare(self, cells: Iterable[Cell]) -> None:
+        """Make the links that are missing, or lead nowhere.
+
+        Raises:
+            ImagesError: Pictures that a cell needs are not there, or too few.
+        """
+        cells = list(cells)
+        if missing := self.missing(cells):
+            hint = "unpack the pictures there, or say with --data-root where they are"
+            raise ImagesError(f"there is no folder {missing[0]}", hint)
+        for data in {cell.model.data.name: cell.model.data for cell in cells}.values():
+            self._make(self._drawn(data), self._root / data.folder, partial(_divide, data))
+        for images in {cell.images.name: cell.images for cell in cells}.values():
+            if images.classes is not None:
+                self._make(self._drawn(images), self._root / images.folder, partial(_draw_classes, images))
+
+    def _drawn(self, one: DataSet | Images) -> Path:
+        return self._links / f"{one.name}-{fingerprint(asdict(one))[:8]}"
+
+    def _make(self, folder: Path, source: Path, links: Callable[[Path], Links]) -> None:
+        """A folder of links, whole or not at all."""
+        if _leads_into(folder, source):
+            return
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        for leftover in (folder, unfinished):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for place, target in links(source):
+            link = unfinished / place
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(target.resolve())
+        unfinished.rename(folder)
+
+
+def _leads_into(folder: Path, source: Path) -> bool:
+    """Whether the first link below a folder leads to something below ``source``."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            return path.exists() and path.resolve().is_relative_to(source.resolve())
+    return False
+
+
+def _divide(data: DataSet, source: Path) -> Links:
+    """Links to the pictures to train on, to measure on, and for the defense, by where they are to be."""
+    parts = {}
+    for part, limit in (("train", data.train_images), ("test", data.test_images)):
+        files = sorted(file for file in (source / part).glob("*/*") if file.is_file())
+        if part == data.defense_from:
+            if len(files) <= data.defense_images:
+                what = f"{source / part} holds {len(files)} pictures, not more than {data.defense_images}"
+                raise ImagesError(what, f"lower defense-images of {data.name} in the plan")
+            random.Random(_SEED).shuffle(files)  # noqa: S311 - no secret
+            parts["defense"], files = files[: data.defense_images], files[data.defense_images :]
+        if not files:
+            hint = "it must hold train and test, each with one subfolder of pictures a class"
+            raise ImagesError(f"{source / part} holds no pictures in subfolders", hint)
+        parts[part] = files if limit is None else _each_its_share(files, limit)
+    places = {"train": Path(_LABELLED, "train"), "test": Path(_LABELLED, "test"), "defense": Path(_DEFENSE)}
+    for part, files in parts.items():
+        for file in files:
+            yield places[part] / file.parent.name / file.name, file
+
+
+def _each_its_share(files: Sequence[Path], count: int) -> list[Path]:
+    """So many of the files, drawn at random, of each class in proportion."""
+    by_class = defaultdict(list)
+    for file in files:
+        by_class[file.parent.name].append(file)
+    placed = []
+    for name in sorted(by_class):
+        some = sorted(by_class[name])
+        random.Random(f"{_SEED} {name}").shuffle(some)  # noqa: S311 - no secret
+        placed += [((rank + 0.5) / len(some), name, file) for rank, file in enumerate(some)]
+    return [file for _, _, file in sorted(placed)[:count]]
+
+
+def _draw_classes(images: Images, source: Path) -> Links:
+    """Links to ``per_class`` pictures of each of ``classes`` classes, drawn at random."""
+    by_class = defaultdict(list)
+    for file in sorted(file for file in source.rglob("*") if file.is_file()):
+        inner = file.relative_to(source).parts
+        by_class[inner[0] if len(inner) > 1 else file.name.partition("_")[0]].append(file)
+    enough = [name for name, files in sorted(by_class.items()) if len(files) >= (images.per_class or 0)]
+    if len(enough) < (images.classes or 0):
+        what = f"{source} has {len(enough)} classes of {images.per_class} pictures or more"
+        raise ImagesError(f"{what}, not {images.classes}", f"lower classes or per-class of {images.name}")
+    chance = random.Random(_SEED)  # noqa: S311 - no secret
+    for name in chance.sample(enough, images.classes or 0):
+        for file in chance.sample(by_class[name], images.per_class or 0):
+            yield Path(name) / file.name, file

@@ -1,0 +1,191 @@
+"""Reading a plan: what is measured, as TOML says it, and the cells that this comes to."""
+
+from __future__ import annotations
+
+import tomllib
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli import attacks
+from bcu_cli.benchmark.cell import KEYS, OWN, Backdoored, Cell, DataSet, Images, Plan, Target
+from bcu_cli.benchmark.toml_table import Table, merged
+from bcu_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_BY_THE_PLAN = {"data", "out", "seed", "target-class", "resume", "json", "images", "max-images", "format"}
+_EXAMPLES = {"data": "cifar10", "attacks": "badnets", "defenses": "bcu"}
+_OF_A_ZOO = {"seeds", "targets", "only", "jobs", "preview", "download", "arch"}
+
+
+def read(path: Path, size: str | None) -> Plan:
+    """Read a plan.
+
+    Args:
+        path: The TOML file.
+        size: Which of its ``[size.NAME]`` tables is laid over the rest; None where it has none.
+
+    Raises:
+        UsageError: It cannot be read, or says something that makes no sense.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", "name a plan, a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is no TOML: {error}", "examples/plans shows what plans look like"
+        ) from error
+    sizes = raw.pop("size", {})
+    Table({"size": sizes}, "", path.name).tables("size")  # refuses what is none
+    if size is None and sizes:
+        raise UsageError(f"{path.name} has several sizes", f"say which: --size {' or --size '.join(sizes)}")
+    if size is not None and size not in sizes:
+        known = f"it has {', '.join(sizes)}" if sizes else "leave --size out"
+        raise UsageError(f"{path.name} has no size {size}", known)
+    whole = merged(raw, sizes[size]) if size else raw
+    return _plan(Table(whole, "", path.name), path.stem, size or "")
+
+
+def only(cells: Sequence[Cell], conditions: Sequence[str]) -> list[Cell]:
+    """The cells that meet every condition, like ``attack=wanet`` or ``seed=0,1``.
+
+    Raises:
+        UsageError: No such condition, or no such cell.
+    """
+    left = list(cells)
+    for condition in conditions:
+        key, equals, values = condition.partition("=")
+        if key not in KEYS or not equals:
+            hint = f"like attack=wanet or seed=0,1; the keys are {', '.join(KEYS)}"
+            raise UsageError(f"--only {condition} is no condition", hint)
+        wanted = {value.strip() for value in values.split(",")}
+        there = {str(cell.coordinates[key]): None for cell in cells}
+        if strangers := sorted(wanted - set(there)):
+            raise UsageError(
+                f"--only {condition}: no {key} is {strangers[0]}", f"there are {', '.join(there)}"
+            )
+        left = [cell for cell in left if str(cell.coordinates[key]) in wanted]
+    if not left:
+        raise UsageError("no cell meets every --only", "leave one of them out")
+    return left
+
+
+def _plan(table: Table, name: str, size: str) -> Plan:
+    title, note, paper = (table.text(key, "") for key in ("title", "note", "paper"))
+    numbers = table.wholes("max-images", [2500], least=1)
+    conditions = table.texts("only", []) if "only" in table else []
+    models = _models(table)
+    sources = {key: _images(one, key, numbers) for key, one in table.tables("images").items()}
+    defenses = _defenses(table)
+    table.done()
+    own = {OWN: (Images(name=OWN), numbers)}
+    cells = [
+        Cell(model=model, defense=key, options=options, images=images, max_images=number)
+        for model, (key, (options, its_numbers)), (images, numbers) in product(
+            models, defenses.items(), (sources or own).values()
+        )
+        for number in its_numbers or numbers
+    ]
+    for cell in cells:
+        if cell.images.name == OWN and cell.max_images > cell.model.data.defense_images:
+            there = f"{cell.model.data.name} gives a defense {cell.model.data.defense_images} images"
+            raise table.error(f"{there}, not {cell.max_images}", "raise defense-images, or lower max-images")
+    return Plan(
+        name=name,
+        size=size,
+        title=title or name,
+        note=note,
+        paper=paper,
+        cells=tuple(only(cells, conditions)),
+    )
+
+
+def _defenses(table: Table) -> dict[str, tuple[dict[str, Any], list[int]]]:
+    """Options of each defense, and its own numbers of images where it has some."""
+    common = table.table("defense").options(_BY_THE_PLAN)
+    defenses = {}
+    for name, one in _some(table, "defenses").items():
+        numbers = one.wholes("max-images", [], least=1) if "max-images" in one else []
+        options = common | one.options(_BY_THE_PLAN)
+        if options.get("method") == "bcu":  # what bcu cleanse does without
+            del options["method"]
+        defenses[name] = options, numbers
+    return defenses
+
+
+def _models(table: Table) -> list[Backdoored]:
+    architectures = table.texts("architectures", ["resnet18_cifar"])
+    common = table.table("attack").options(_BY_THE_PLAN | _OF_A_ZOO)
+    data = [_data_set(one, key) for key, one in _some(table, "data").items()]
+    attacked = {key: _attack(one, key) for key, one in _some(table, "attacks").items()}
+    implanted: list[tuple[Target, int]] = []
+    for part in table.array("models"):
+        implanted += product(part.classes("targets"), part.wholes("seeds", [0], least=0))
+        part.done()
+    if len(set(implanted)) < len(implanted):
+        raise table.error("[[models]] names a target with a seed twice", "leave one of them out")
+    return [
+        Backdoored(
+            data=data_set,
+            arch=arch,
+            label=label,
+            attack=attack,
+            options=common | of_data | own,
+            target=target,
+            seed=seed,
+        )
+        for (data_set, of_data), arch, (label, (attack, own)), (target, seed) in product(
+            data, architectures, attacked.items(), implanted
+        )
+    ]
+
+
+def _some(table: Table, key: str) -> dict[str, Table]:
+    if not (found := table.tables(key)):
+        raise table.error(f"there is no [{key}.NAME]", f"name at least one, like [{key}.{_EXAMPLES[key]}]")
+    return found
+
+
+def _data_set(table: Table, name: str) -> tuple[DataSet, dict[str, Any]]:
+    data = DataSet(
+        name=name,
+        folder=table.text("folder", name),
+        defense_images=table.whole("defense-images", 5000) or 0,
+        defense_from=table.text("defense-from", "test"),
+        train_images=table.whole("train-images", None),
+        test_images=table.whole("test-images", None),
+    )
+    if data.defense_from not in {"test", "train"}:
+        raise table.error(f'defense-from is "{data.defense_from}"', 'defense-from = "test", or "train"')
+    options = table.table("attack").options(_BY_THE_PLAN | _OF_A_ZOO)
+    table.done()
+    return data, options
+
+
+def _attack(table: Table, name: str) -> tuple[str, dict[str, Any]]:
+    attack = table.text("attack", name)
+    known = [one for one in attacks.names() if one != "none"]
+    if attack not in known:
+        said = f"name it with attack, one of {', '.join(known)}"
+        raise table.error(f"no attack is called {attack}", said)
+    return attack, table.options(_BY_THE_PLAN | _OF_A_ZOO)
+
+
+def _images(table: Table, name: str, numbers: list[int]) -> tuple[Images, list[int]]:
+    images = Images(
+        name=name,
+        folder=table.text("folder", ""),
+        classes=table.whole("classes", None),
+        per_class=table.whole("per-class", None),
+    )
+    numbers = table.wholes("max-images", numbers, least=1)
+    table.done()
+    if (name == OWN) != (images.folder == ""):
+        hint = f"[images.{OWN}] is the defense set of the cell's own data, and has none; all others need one"
+        raise table.error(f'[images.{name}] has folder = "{images.folder}"', hint)
+    if (images.classes is None) != (images.per_class is None):
+        raise table.error(f"[images.{name}] has one of classes and per-class", "give both, or none")
+    return images, numbers

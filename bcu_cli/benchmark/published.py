@@ -1,0 +1,52 @@
+"""The figures of the paper, beside which a table puts those that were measured."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the paper says of one attack and one defense, as shares in [0, 1].
+
+    Args:
+        before: ASR and ACC of the backdoored networks.
+        after: ASR and ACC of the cleansed ones.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+@cache
+def tables() -> dict[str, dict[str, Any]]:
+    """The paper's tables by name, as ``paper.toml`` has them."""
+    return tomllib.loads((files(__package__) / "paper.toml").read_text(encoding="utf-8"))
+
+
+def find(table: str, place: dict[str, Any]) -> Published | None:
+    """What a table says of a cell's coordinates; None where it does not have them."""
+    found = tables().get(table)
+    if found is None:
+        return None
+    row = found.get(str(place["attack"]))
+    column = " ".join(str(place[key]) for key in found["by"])
+    if not isinstance(row, list) or column not in found["columns"]:
+        return None
+    own = "original" not in found
+    original = row[0] if own else tables()[found["original"]][place["attack"]][0]
+    return Published(before=_shares(original), after=_shares(row[found["columns"].index(column) + own]))
+
+
+def title(table: str) -> str:
+    """The name of a table in the paper; empty where there is none."""
+    return str(tables().get(table, {}).get("title", ""))
+
+
+def _shares(pair: list[float]) -> dict[str, float]:
+    asr, acc = pair
+    return {"asr": asr / 100, "acc": acc / 100}

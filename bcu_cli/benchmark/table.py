@@ -1,0 +1,239 @@
+"""The table of a plan's cells: mean and deviation over targets and seeds, beside the paper's figures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.benchmark import published
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from bcu_cli.benchmark.published import Published
+
+MEASURES = ("asr", "acc", "ra")
+_SHOWN = ("asr", "acc")
+"""Those of which the paper has figures; RA is in the CSV file."""
+_PLACE = ("data", "arch", "images", "max-images", "attack", "defense")
+_ALWAYS = {"attack", "defense"}
+MEAN = "mean"
+"""In the place of an attack: the mean of all attacks' means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Shares of several networks.
+
+    Args:
+        mean: Their mean.
+        deviation: Their standard deviation (of a sample, n − 1); None for one alone.
+        count: How many.
+    """
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Cells that differ in target and seed alone.
+
+    Args:
+        place: Their other coordinates.
+        classes: Of how many classes their images were drawn, where a plan says it.
+        failed: How many of them have failed.
+        before: The backdoored networks' measures by name; empty where all have failed.
+        after: The cleansed networks'.
+        drop: ``before`` − ``after``, network by network.
+        paper: What the paper says.
+    """
+
+    place: dict[str, Any]
+    classes: int | None
+    failed: int
+    before: dict[str, Spread]
+    after: dict[str, Spread]
+    drop: dict[str, Spread]
+    paper: Published | None
+
+    @property
+    def count(self) -> int:
+        """Networks that were measured."""
+        return self.after["acc"].count if self.after else 0
+
+    def difference(self, measure: str) -> float | None:
+        """What is left after cleansing, less what the paper has left."""
+        if self.paper is None or measure not in self.after:
+            return None
+        return self.after[measure].mean - self.paper.after[measure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOf:
+    """The table of one plan in one size.
+
+    Args:
+        plan: Name, size, title, note and paper, as in its cells.
+        rows: In the plan's order; for several attacks, their mean after them.
+        errors: Cells that have failed, and why.
+        facts: Names and values of what the cells have in common.
+    """
+
+    plan: dict[str, str]
+    rows: tuple[Row, ...]
+    errors: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+
+    @property
+    def heading(self) -> str:
+        """Title and size."""
+        return f"{self.plan['title']} ({self.plan['size']})" if self.plan["size"] else self.plan["title"]
+
+    def as_text(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows for people; what is the same in all rows is among the facts."""
+        keys = [key for key in _PLACE if key in _ALWAYS or _differs(self.rows, key)]
+        compared = any(row.paper for row in self.rows)
+        header = [*keys, "n"]
+        for measure in _SHOWN:
+            header += [
+                f"{measure.upper()} before",
+                "after",
+                "drop",
+                *(["paper", "difference"] if compared else []),
+            ]
+        return header, [_line(row, keys, compared=compared) for row in self.rows]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rows = [
+            asdict(row) | {"difference": {measure: row.difference(measure) for measure in _SHOWN}}
+            for row in self.rows
+        ]
+        errors = [{"cell": name, "error": error} for name, error in self.errors]
+        return {"plan": self.plan, "rows": rows, "errors": errors, "facts": dict(self.facts)}
+
+
+def of(cells: Iterable[dict[str, Any]]) -> list[TableOf]:
+    """A table for each plan and size.
+
+    Args:
+        cells: As their files hold them.
+    """
+    by_plan: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        by_plan[cell["plan"]["name"], cell["plan"]["size"]].append(cell)
+    return [_table(sorted(some, key=lambda cell: cell["position"])) for _, some in sorted(by_plan.items())]
+
+
+def points(share: float | None, *, sign: bool = False) -> str:
+    """A share in percent, without the sign for it."""
+    return "–" if share is None else f"{100 * share:{'+' if sign else ''}.2f}".replace("-", "−")
+
+
+def spread(value: Spread | None) -> str:
+    """Mean and deviation in percent."""
+    if value is None:
+        return "–"
+    return points(value.mean) + (f" ± {points(value.deviation)}" if value.deviation is not None else "")
+
+
+def _line(row: Row, keys: Sequence[str], *, compared: bool) -> list[str]:
+    count = f"{row.count}, {row.failed} failed" if row.failed else str(row.count)
+    line = [*(str(row.place[key]) for key in keys), count]
+    for measure in _SHOWN:
+        line += [spread(side.get(measure)) for side in (row.before, row.after, row.drop)]
+        if compared:
+            paper = points(row.paper.after[measure]) if row.paper else "–"
+            line += [paper, points(row.difference(measure), sign=True)]
+    return line
+
+
+def _table(cells: list[dict[str, Any]]) -> TableOf:
+    plan = cells[0]["plan"]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        groups[tuple(cell["cell"][key] for key in _PLACE)].append(cell)
+    rows = [_row(dict(zip(_PLACE, key, strict=True)), some, plan["paper"]) for key, some in groups.items()]
+    made = [cell["made"] for cell in cells if cell["made"]]
+    one = {key: str(rows[0].place[key]) for key in _PLACE if not (key in _ALWAYS or _differs(rows, key))}
+    facts = {
+        "note": {plan["note"]} - {""},
+        "paper": {published.title(plan["paper"])} - {""},
+        **{key: {value} for key, value in one.items()},
+        "made with": {f"bcu {m['versions'].get('bcu')}, torch {m['versions'].get('torch')}" for m in made},
+        "on": {f"{m['device'].get('name')}, {m['device'].get('precision')}" for m in made},
+    }
+    return TableOf(
+        plan=plan,
+        rows=(*rows, *_means(rows)),
+        errors=tuple(
+            (_name(cell), f"{cell['error']['step']}: {cell['error']['message']}")
+            for cell in cells
+            if cell["error"]
+        ),
+        facts=tuple((name, "; ".join(sorted(values))) for name, values in facts.items() if values),
+    )
+
+
+def _name(cell: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in cell["cell"].items())
+
+
+def _differs(rows: Sequence[Row], key: str) -> bool:
+    return len({row.place[key] for row in rows}) > 1
+
+
+def _row(place: dict[str, Any], cells: list[dict[str, Any]], paper: str) -> Row:
+    good = [cell for cell in cells if not cell["error"]]
+    sides: dict[str, dict[str, Spread]] = {"before": {}, "after": {}, "drop": {}}
+    for measure in MEASURES if good else ():
+        before, after = ([cell[side][measure]["value"] for cell in good] for side in ("before", "after"))
+        drop = [one - other for one, other in zip(before, after, strict=True)]
+        for side, values in zip(sides, (before, after, drop), strict=True):
+            sides[side][measure] = _spread(values)
+    classes = cells[0]["decides"]["images"]["classes"]
+    found = published.find(paper, place)
+    return Row(place=place, classes=classes, failed=len(cells) - len(good), paper=found, **sides)
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    deviation = stdev(values) if len(values) > 1 else None
+    return Spread(mean=mean(values), deviation=deviation, count=len(values))
+
+
+def _means(rows: Sequence[Row]) -> list[Row]:
+    """The mean over attacks, each counted once, where there are several; the paper's over the same ones."""
+    alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[tuple(value for key, value in row.place.items() if key != "attack")].append(row)
+    means = []
+    for some in alike.values():
+        good = [row for row in some if row.after]
+        if len(some) < 2 or len(good) < len(some):  # a mean of some of the attacks would be compared with all
+            continue
+        sides = {
+            side: {m: _mean([getattr(row, side)[m] for row in good]) for m in MEASURES}
+            for side in ("before", "after", "drop")
+        }
+        place = some[0].place | {"attack": MEAN}
+        paper = _mean_of_paper([row.paper for row in good])
+        means.append(Row(place=place, classes=some[0].classes, failed=0, paper=paper, **sides))
+    return means
+
+
+def _mean(spreads: Sequence[Spread]) -> Spread:
+    return Spread(mean=mean(s.mean for s in spreads), deviation=None, count=sum(s.count for s in spreads))
+
+
+def _mean_of_paper(papers: Sequence[Published | None]) -> Published | None:
+    known = [paper for paper in papers if paper]
+    if len(known) < len(papers):
+        return None
+    before, after = (
+        {m: mean(getattr(paper, side)[m] for paper in known) for m in _SHOWN} for side in ("before", "after")
+    )
+    return published.Published(before=before, after=after)

@@ -1,0 +1,21 @@
+"""Writing JSON documents so that nothing is lost; needs no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.checkpoints import atomic_write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a document in place of the last one.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

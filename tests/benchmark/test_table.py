@@ -1,0 +1,131 @@
+"""Tables and drawings of cells that are made up, worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from bcu_cli.benchmark import table as tables
+from bcu_cli.benchmark import writing
+from bcu_cli.benchmark.estimate import in_words
+
+MADE = {"versions": {"bcu": "1", "torch": "2"}, "device": {"name": "a <CPU>", "precision": "bf16"}}
+
+
+def cell(
+    number: int, asr: float, *, acc: float = 0.5, attack: str = "sig", seed: int = 0, **more: Any
+) -> dict[str, Any]:
+    """A cell with so many images that leaves so much ASR of 1.0, and so much ACC of 0.75."""
+    place = {"data": "cifar10", "arch": "a", "attack": attack, "target": 0, "seed": seed, "defense": "bcu"}
+    return {
+        "plan": {"name": "figure4", "size": "", "title": "A | <title>", "note": "", "paper": "figure4"},
+        "position": number + seed,
+        "cell": place | {"images": "own", "max-images": number},
+        "decides": {"images": {"classes": None}},
+        "before": {"acc": {"value": 0.75}, "asr": {"value": 1.0}, "ra": {"value": 0.0}},
+        "after": {"acc": {"value": acc}, "asr": {"value": asr}, "ra": {"value": 0.5}},
+        "made": MADE,
+        "error": None,
+    } | more
+
+
+def test_mean_deviation_and_drop() -> None:
+    (made,) = tables.of([cell(500, 0.1), cell(500, 0.2, seed=1), cell(500, 0.6, seed=2)])
+    (row,) = made.rows
+    # mean 0.9 / 3; squares 0.04 + 0.01 + 0.09 over n - 1 = 2
+    assert row.after["asr"] == tables.Spread(
+        mean=pytest.approx(0.3), deviation=pytest.approx(0.07**0.5), count=3
+    )
+    assert row.drop["asr"].mean == pytest.approx(0.7)
+    assert row.drop["acc"].mean == pytest.approx(0.25)
+    assert row.before["asr"].deviation == 0.0
+    assert row.paper is None
+    assert tables.spread(row.after["asr"]) == "30.00 ± 26.46"
+
+
+def test_one_network_has_no_deviation() -> None:
+    (made,) = tables.of([cell(500, 0.1)])
+    assert tables.spread(made.rows[0].after["asr"]) == "10.00"
+    assert made.rows[0].after["asr"].deviation is None
+
+
+def test_the_paper_stands_beside_and_means_are_over_the_same_attacks() -> None:
+    (made,) = tables.of([cell(2500, 0.02), cell(2500, 0.10, attack="wanet"), cell(500, 0.5)])
+    rows = {(row.place["attack"], row.place["max-images"]): row for row in made.rows}
+    assert rows["wanet", 2500].difference("asr") == pytest.approx(0.10 - 0.0986)
+    assert rows["mean", 2500].after["asr"].mean == pytest.approx(0.06)
+    paper = rows["mean", 2500].paper
+    assert paper is not None
+    assert paper.after["asr"] == pytest.approx((0.0091 + 0.0986) / 2)
+    assert ("mean", 500) not in rows
+
+
+def test_a_failed_attack_leaves_no_mean() -> None:
+    error = {"step": "attack", "message": "no", "hint": ""}
+    failed = cell(500, 0.5, attack="iab", error=error, before=None, after=None, made=None)
+    (made,) = tables.of([cell(500, 0.1), failed])
+    assert [(row.place["attack"], row.count, row.failed) for row in made.rows] == [
+        ("sig", 1, 0),
+        ("iab", 0, 1),
+    ]
+    assert made.errors[0][1] == "attack: no"
+    header, lines = made.as_text()
+    assert len({len(line) for line in [header, *lines]}) == 1
+
+
+def test_curves_over_the_number_of_images() -> None:
+    made = tables.of([cell(1000, 0.25, acc=0.5), cell(500, 1.0, acc=0.0), cell(5000, 0.0, acc=1.0)])
+    root = ET.fromstring(writing.as_html(made).removeprefix("<!DOCTYPE html>"))
+    asr, acc = root.iter("svg")
+    # from top (14) to bottom (234), 110 pixels between numbers, which ascend
+    assert [path.get("d") for path in asr.iter("path")] == ["M50.0 14.0 L160.0 179.0 L270.0 234.0"]
+    assert [path.get("d") for path in acc.iter("path")] == ["M50.0 234.0 L160.0 124.0 L270.0 14.0"]
+    assert [text.text for text in asr.iter("text")][3:6] == ["500", "1,000", "5,000"]
+
+
+def test_curves_over_the_number_of_classes() -> None:
+    some = []
+    for classes, asr in ((200, 0.0), (20, 0.5)):
+        one = cell(2000, asr, decides={"images": {"classes": classes}})
+        some.append(one | {"cell": one["cell"] | {"images": f"{classes}x{2000 // classes}"}})
+    asr, _ = ET.fromstring(writing.as_html(tables.of(some)).removeprefix("<!DOCTYPE html>")).iter("svg")
+    assert [path.get("d") for path in asr.iter("path")] == ["M50.0 124.0 L160.0 234.0"]
+
+
+def test_one_number_is_no_curve() -> None:
+    assert "<svg" not in writing.as_html(tables.of([cell(500, 0.1), cell(500, 0.2, attack="iab")]))
+
+
+def test_markdown_and_csv_are_well_formed() -> None:
+    made = tables.of([cell(500, 0.125), cell(2500, 0.5)])
+    markdown = writing.as_markdown(made)
+    assert "## A \\| &lt;title>" in markdown
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + 2
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    rows = list(csv.DictReader(io.StringIO(writing.as_csv(made))))
+    assert [(row["max-images"], row["asr_after"], row["asr_drop"], row["networks"]) for row in rows] == [
+        ("500", "0.125", "0.875", "1"),
+        ("2500", "0.5", "0.5", "1"),
+    ]
+    assert (rows[0]["asr_after_paper"], rows[0]["ra_after"]) == ("", "0.5")
+    assert float(rows[1]["asr_difference"]) == pytest.approx(0.5 - 0.0091)
+
+
+def test_plans_and_sizes_are_tables_of_their_own() -> None:
+    other = cell(500, 0.2)
+    made = tables.of([cell(500, 0.1), other | {"plan": other["plan"] | {"size": "smoke"}}])
+    assert [one.heading for one in made] == ["A | <title>", "A | <title> (smoke)"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0, "0 s"), (89.4, "89 s"), (90.0, "2 min"), (5399.0, "90 min"), (9000.0, "2.5 h")],
+)
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
