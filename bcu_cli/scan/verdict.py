@@ -1,11 +1,11 @@
 """From the detectors' scores to a verdict, by what they say of networks whose truth is known.
 
 Every detector that tells classes apart gives each class a value; how far it lies above the median of the
-others', times the detector's weight, summed over the detectors, is the class's *suspicion*. Agreement counts
-by itself: a class that one detector alone points to has less of it than one that all point to. The network's
-is that of its most suspicious class; from 1 on it is called suspicious.
+others' is measured in units of what clean networks reach with this detector. The root of the sum of the
+squares is the class's *suspicion*: one detector that is sure is enough, and several that agree count more.
+The network's is that of its most suspicious class; from 1 on it is called suspicious.
 
-Weights and thresholds are in ``calibration.json``: ``examples/calibration/calibrate.py`` fits them to
+Units and thresholds are in ``calibration.json``: ``examples/calibration/calibrate.py`` fits them to
 networks trained with ``bcu attack``. A third of these is left out of the fit and gives the rates.
 """
 
@@ -37,14 +37,14 @@ class Calibration:
     """What is known of one set of detectors.
 
     Attributes:
-        weights: Of each detector's values, 0 or more; detectors without a weight do not count.
+        units: Of each detector's values; detectors without one do not count.
         clean_below: The suspicion below which a network is called clean-looking, at most 1.
-        networks: How many clean and how many backdoored ones the weights and thresholds are fitted to.
+        networks: How many clean and how many backdoored ones units and thresholds are fitted to.
         false_alarms: Clean networks called suspicious, and how many there were, among those left out.
         misses: Backdoored networks called clean-looking, and how many there were, among those left out.
     """
 
-    weights: Mapping[str, float]
+    units: Mapping[str, float]
     clean_below: float
     networks: tuple[int, int]
     false_alarms: tuple[int, int]
@@ -68,19 +68,18 @@ class Verdict:
     calibration: Calibration
 
 
-def suspicion(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def suspicion(values: Mapping[str, Tensor], units: Mapping[str, float]) -> Tensor:
     """The suspicion of each class, float32 ``[K]``.
 
     Args:
         values: Of each detector, float ``[K]``, larger is more suspicious.
-        weights: Of the detectors that count.
+        units: Of the detectors that count.
 
     Raises:
         KeyError: A detector that counts gave no values.
     """
-    return torch.stack([weight * above_others(values[name].float()) for name, weight in weights.items()]).sum(
-        0
-    )
+    gaps = [above_others(values[name].float()).clamp(min=0.0) / unit for name, unit in units.items()]
+    return torch.stack(gaps).square().sum(0).sqrt()
 
 
 def judge(scores: list[Scores]) -> Verdict:
@@ -91,7 +90,7 @@ def judge(scores: list[Scores]) -> Verdict:
     """
     values = {each.detector: each.per_class for each in scores if each.target is not None}
     calibration = calibrations()["images" if "inversion" in values else "no images"]
-    each_class = suspicion(values, calibration.weights)
+    each_class = suspicion(values, calibration.units)
     target = int(each_class.argmax())
     highest = float(each_class[target])
     word: Word = "inconclusive"

@@ -7,7 +7,7 @@
 
 ``draw`` makes two data sets: the built-in road signs, and the ten classes of GTSRB (a folder with train/ and
 test/) with the most pictures. ``train`` trains the networks with ``bcu attack all``, ``scan`` looks at each
-with ``bcu inspect --scan``; both go on where they stopped. ``fit`` takes a second: it fits weights and
+with ``bcu inspect --scan``; both go on where they stopped. ``fit`` takes a second: it fits units and
 thresholds to two thirds of the networks, and prints what they make of the others. What it writes is shipped
 as ``bcu_cli/scan/calibration.json``.
 """
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images import signs
@@ -151,13 +150,13 @@ class Network:
         target: int | None = self.row["target_class"]
         return target
 
-    def each_class(self, weights: dict[str, float]) -> torch.Tensor:
+    def each_class(self, units: dict[str, float]) -> torch.Tensor:
         """The suspicion of each class."""
-        return suspicion({k: torch.tensor(v) for k, v in self.row["values"].items()}, weights)
+        return suspicion({k: torch.tensor(v) for k, v in self.row["values"].items()}, units)
 
-    def highest(self, weights: dict[str, float]) -> float:
+    def highest(self, units: dict[str, float]) -> float:
         """Of all classes."""
-        return float(self.each_class(weights).max())
+        return float(self.each_class(units).max())
 
 
 def networks(scores: Path) -> list[Network]:
@@ -174,45 +173,25 @@ def networks(scores: Path) -> list[Network]:
     ]
 
 
-def fit_weights(known: list[Network], names: tuple[str, ...]) -> dict[str, float]:
-    """Logistic regression, weights of 0 or more: targets of backdoors against classes of clean networks."""
-    unit = dict.fromkeys(names, 1.0)
-
-    def features(network: Network) -> torch.Tensor:  # [K, D]
-        return torch.stack([network.each_class({name: unit[name]}) for name in names], 1)
-
-    positive = torch.stack([features(n)[n.target] for n in known if n.target is not None])
-    negative = torch.cat([features(n) for n in known if n.target is None])
-    scale = torch.cat([positive, negative]).std(0)
-    raw, bias = torch.zeros(len(names), requires_grad=True), torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([raw, bias], max_iter=500, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        weight = F.softplus(raw)
-        total: torch.Tensor = (
-            F.softplus(-(positive / scale) @ weight - bias).mean()
-            + F.softplus((negative / scale) @ weight + bias).mean()
-            + 0.02 * weight.square().sum()
-        )
-        total.backward()  # type: ignore[no-untyped-call]
-        return total
-
-    optimizer.step(loss)
-    return dict(zip(names, (F.softplus(raw) / scale).tolist(), strict=True))
+def fit_units(known: list[Network], names: tuple[str, ...]) -> dict[str, float]:
+    """What clean networks reach with each detector: the mean of their highest classes and two deviations."""
+    clean = [network for network in known if network.target is None]
+    reached = {name: torch.tensor([network.highest({name: 1.0}) for network in clean]) for name in names}
+    return {name: float(values.mean() + 2.0 * values.std()) for name, values in reached.items()}
 
 
-def fit_thresholds(known: list[Network], weights: dict[str, float]) -> tuple[float, float]:
+def fit_thresholds(known: list[Network], units: dict[str, float]) -> tuple[float, float]:
     """From which suspicion on a network is suspicious, and below which it is clean-looking.
 
-    The first is such that a clean one reaches it in at most 5 % of cases: the highest of the clean ones
-    here, or the 95th percentile of a normal distribution with their mean and spread where that is higher.
-    The second is such that a tenth of the backdoored ones here lie below it, and no higher than the first.
+    The first is such that a clean one reaches it in at most 5 % of cases: just above the highest of the
+    clean ones here, or above the 95th percentile of a normal distribution with their mean and spread where
+    that is higher. The second is such that a tenth of the backdoored ones here lie below it, and no higher
+    than the first.
     """
-    clean = torch.tensor([n.highest(weights) for n in known if n.target is None])
-    backdoored = torch.tensor([n.highest(weights) for n in known if n.target is not None])
+    clean = torch.tensor([n.highest(units) for n in known if n.target is None])
+    backdoored = torch.tensor([n.highest(units) for n in known if n.target is not None])
     normal = torch.distributions.Normal(clean.mean(), clean.std()).icdf(torch.tensor(1 - FALSE_ALARMS))
-    high = float(torch.maximum(clean.max(), normal))
+    high = 1.01 * float(torch.maximum(clean.max(), normal))
     return high, min(high, float(backdoored.quantile(MISSES)))
 
 
@@ -223,14 +202,14 @@ def fit(scores: Path, out: Path) -> None:
     left_out = [n for n in everything if n.held_out]
     document: dict[str, Any] = {"made_by": "examples/calibration/calibrate.py", "calibrations": {}}
     for mode, names in DETECTORS.items():
-        weights = fit_weights(known, names)
-        high, low = fit_thresholds(known, weights)
-        weights = {name: weight / high for name, weight in weights.items()}
-        words = {id(n): _word(n.highest(weights), low / high) for n in everything}
+        units = fit_units(known, names)
+        high, low = fit_thresholds(known, units)
+        units = {name: unit * high for name, unit in units.items()}
+        words = {id(n): _word(n.highest(units), low / high) for n in everything}
         clean = [n for n in left_out if n.target is None]
         backdoored = [n for n in left_out if n.target is not None]
         document["calibrations"][mode] = {
-            "weights": {name: round(weight, 6) for name, weight in weights.items()},
+            "units": {name: round(unit, 6) for name, unit in units.items()},
             "clean_below": round(low / high, 6),
             "networks": [sum(n.target is None for n in known), sum(n.target is not None for n in known)],
             "false_alarms": [sum(words[id(n)] == "suspicious" for n in clean), len(clean)],
@@ -238,7 +217,7 @@ def fit(scores: Path, out: Path) -> None:
         }
         sys.stdout.write(f"\n{mode}: {document['calibrations'][mode]}\n\n")
         for title, which in (("held out", left_out), ("fitted to", known)):
-            sys.stdout.write(_table(title, which, words, weights))
+            sys.stdout.write(_table(title, which, words, units))
     out.write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -246,7 +225,7 @@ def _word(highest: float, clean_below: float) -> str:
     return "suspicious" if highest >= 1 else "clean-looking" if highest < clean_below else "inconclusive"
 
 
-def _table(title: str, which: list[Network], words: dict[int, str], weights: dict[str, float]) -> str:
+def _table(title: str, which: list[Network], words: dict[int, str], units: dict[str, float]) -> str:
     lines = [f"| {title} | networks | suspicious | of the right class | inconclusive | clean-looking |"]
     lines.append("|---|---|---|---|---|---|")
     groups = {attack: [n for n in which if n.row["attack"] == attack] for attack in ATTACKS}
@@ -255,7 +234,7 @@ def _table(title: str, which: list[Network], words: dict[int, str], weights: dic
         if not group:
             continue
         found = [n for n in group if words[id(n)] == "suspicious"]
-        right = sum(int(n.each_class(weights).argmax()) == n.target for n in found)
+        right = sum(int(n.each_class(units).argmax()) == n.target for n in found)
         share = Proportion(hits=len(found), of=len(group))
         low, high = share.interval
         others = [sum(words[id(n)] == word for n in group) for word in ("inconclusive", "clean-looking")]

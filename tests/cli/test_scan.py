@@ -42,12 +42,12 @@ def test_detectors_lead_to_the_class_of_the_backdoor(
     assert scan["suspicion"] > scan["calibration"]["suspicious_from"]
     assert scan["images"]["used"] == 320
     found = {each["detector"]: each for each in scan["detectors"]}
-    assert list(found) == ["inversion", "lipschitz", "mmbd", "perturbation", "skew"]
+    assert list(found) == ["inversion", "lipschitz", "mmbd", "perturbation", "skew", "warping"]
     assert all(len(each["per_class"]) == (0 if each["class"] is None else 8) for each in found.values())
     assert found["inversion"]["class"] == 0
     assert found["inversion"]["evidence"]["success"] > 0.8
     assert {picture["path"].rpartition("-")[2] for picture in scan["pictures"]} == {
-        *("mask.png", "trigger.png", "input.png", "perturbation.png")
+        *("mask.png", "trigger.png", "input.png", "perturbation.png", "warped.png")
     }
     for picture in scan["pictures"]:
         with Image.open(picture["path"]) as opened:
@@ -59,9 +59,9 @@ def thresholds(monkeypatch: pytest.MonkeyPatch):
     """Make the networks of a test suspicious, inconclusive or clean-looking, whatever their scores."""
 
     def choose(word: str) -> None:
-        weight = {"suspicious": 1e6, "inconclusive": 1e-6, "clean-looking": 1e-6}[word]
+        unit = {"suspicious": 1e-6, "inconclusive": 1e6, "clean-looking": 1e6}[word]
         calibration = verdict.Calibration(
-            weights={"mmbd": weight},
+            units={"mmbd": unit},
             clean_below=1.0 if word == "clean-looking" else 0.0,
             networks=(20, 40),
             false_alarms=(1, 10),

@@ -21,9 +21,9 @@ def scores(detector: str, values: list[float]) -> Scores:
     return Scores(detector=detector, score=score, target=target, per_class=per_class)
 
 
-def calibration(**weights: float) -> verdict.Calibration:
+def calibration(**units: float) -> verdict.Calibration:
     counts = {"networks": (10, 20), "false_alarms": (0, 5), "misses": (1, 9)}
-    return verdict.Calibration(weights=weights, clean_below=0.5, **counts)
+    return verdict.Calibration(units=units, clean_below=0.5, **counts)
 
 
 def test_a_class_is_compared_with_the_median_of_the_others() -> None:
@@ -34,8 +34,10 @@ def test_a_class_is_compared_with_the_median_of_the_others() -> None:
 
 def test_suspicion_adds_what_the_detectors_say_of_the_same_class() -> None:
     values = {"a": torch.tensor([0.0, 4.0, 0.0, 0.0]), "b": torch.tensor([0.0, 0.0, 3.0, 0.0])}
-    assert verdict.suspicion(values, {"a": 0.5, "b": 1.0}).tolist() == [0.0, 2.0, 3.0, 0.0]
-    assert verdict.suspicion(values, {"a": 0.5}).tolist() == [0.0, 2.0, 0.0, 0.0]
+    assert verdict.suspicion(values, {"a": 2.0, "b": 1.0}).tolist() == [0.0, 2.0, 3.0, 0.0]
+    assert verdict.suspicion(values, {"a": 2.0}).tolist() == [0.0, 2.0, 0.0, 0.0]
+    values["b"] = torch.tensor([0.0, 3.0, 0.0, -9.0])  # agreement counts, and what lies below the others not
+    assert verdict.suspicion(values, {"a": 1.0, "b": 1.0}).tolist() == [0.0, 5.0, 0.0, 0.0]
     with pytest.raises(KeyError):
         verdict.suspicion(values, {"a": 1.0, "c": 1.0})
 
@@ -60,7 +62,7 @@ def scores_without_classes() -> Scores:
 def test_with_images_another_calibration_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"no images": calibration(mmbd=1.0), "images": calibration(mmbd=1.0, inversion=1.0)}
     monkeypatch.setattr(verdict, "calibrations", lambda: both)
-    judged = verdict.judge([scores("mmbd", [0, 0, 0, 0.9]), scores("inversion", [0, 0, 0, 0.4])])
+    judged = verdict.judge([scores("mmbd", [0, 0, 0, 0.9]), scores("inversion", [0, 0, 0, 0.5])])
     assert judged.word == "suspicious"
     assert judged.calibration is both["images"]
 
@@ -73,7 +75,7 @@ def test_the_shipped_thresholds_are_what_is_fitted_to_the_scores(tmp_path: Path)
     assert made.keys() == shipped.keys()
     for name, each in shipped["calibrations"].items():
         other = made["calibrations"][name]
-        assert other["weights"] == pytest.approx(each["weights"], rel=1e-3, abs=1e-3)
+        assert other["units"] == pytest.approx(each["units"], rel=1e-3, abs=1e-3)
         assert other["clean_below"] == pytest.approx(each["clean_below"], rel=1e-3)
         assert [other[key] for key in ("networks", "false_alarms", "misses")] == [
             each[key] for key in ("networks", "false_alarms", "misses")
@@ -90,7 +92,7 @@ def test_the_thresholds_are_made_of_enough_networks_and_not_of_those_that_judge_
     assert len({n.row["arch"] for n in networks}) == 3
     assert len({n.row["data"] for n in networks}) == 2
     for name, each in verdict.calibrations().items():
-        assert all(weight >= 0 for weight in each.weights.values()), name
+        assert all(unit > 0 for unit in each.units.values()), name
         assert 0 < each.clean_below <= 1
         held_out = each.false_alarms[1] + each.misses[1]
         assert sum(each.networks) + held_out == len(networks)
