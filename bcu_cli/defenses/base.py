@@ -138,7 +138,9 @@ class Defense(ABC, Generic[O]):
         self.device = device
         self._data = data
         self.options = self.decide(options)
-        self.student = copy.deepcopy(teacher).cpu().eval().requires_grad_(True)
+        with torch.no_grad():  # else the weights of TorchScript's copy would not be leaves
+            self.student = copy.deepcopy(teacher).cpu().eval()
+        self.student.requires_grad_(True)
 
     @abstractmethod
     def stages(self) -> Iterator[Stage]:

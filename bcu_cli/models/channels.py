@@ -56,7 +56,10 @@ class Channels:
 
     @torch.no_grad()
     def cut(self, index: Tensor) -> None:
-        """Let some channels, int64 ``[M]``, be 0 for every image: in the convolution and in the norm."""
+        """Let some channels, int64 ``[M]``, be 0 for every image, in the convolution and in the norm.
+
+        Behind a GroupNorm without weights they are what the others of their group make them.
+        """
         convolution: Any = self.convolution
         norm: Any = self.norm
         for module in (convolution, norm):
