@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
 
 from bcu_cli.attacks.base import Attack, target_images
 from bcu_cli.training.loop import Stage
+from bcu_cli.training.objectives import cross_entropy
 from bcu_cli.triggers.base import answers_wanted
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bcu_cli.images.folder import ImageSet
-    from bcu_cli.training.loop import Objective
 
 
 class Poisoning(Attack):
@@ -60,12 +59,3 @@ class Poisoning(Attack):
             raise ValueError("an attack needs labels")
         objective = cross_entropy(self.model, poisoned.labels.to(self.device.torch))
         yield Stage(title="training", training=self.training(objective, images=poisoned.images))
-
-
-def cross_entropy(model: torch.nn.Module, labels: Tensor) -> Objective:
-    """The objective of an ordinary training; ``labels`` is int64 ``[N]`` on the device."""
-
-    def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - same at all times
-        return F.cross_entropy(model(images).float(), labels[index])
-
-    return objective

@@ -193,7 +193,8 @@ def attack(
     )
     where = _Where(data=data, download=download, arch=arch, out=out, surrogate=surrogate, preview=preview)
     run = _Attacking(kind, options, where, devices.choose(device, precision))
-    report = run.run(input_size, settings_of(name, setting, "--setting"), resume=resume)
+    settings = settings_of(name, setting, kind="attack", owners=attacks.names(), like="sig.delta=60")
+    report = run.run(input_size, settings, resume=resume)
     if as_json:
         output.document(report)
     else:

@@ -12,7 +12,7 @@ from bcu_cli.cli import evaluation_output, output, running
 from bcu_cli.cli.exit_codes import BAD
 from bcu_cli.cli.options import Arch, Data, DeviceName, Download, InputSize, Json, Mean, Std
 from bcu_cli.cli.trigger_choice import ALL, Own, TriggerChoice, parse_target
-from bcu_cli.errors import BcuError, ImagesError, UsageError
+from bcu_cli.errors import BcuError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -202,14 +202,9 @@ class _Evaluation:
 
     def _load(self, loaded: Loaded, names: tuple[str, ...]) -> ImageSet:
         """The labelled pictures, of as many classes as the model has or of classes that it names."""
-        count = loaded.classifier.num_classes
         geometry = running.geometry_of(loaded.classifier.preprocessing)
         data = running.load_to_measure(self.data, geometry, names, download=self.download)
-        if len(data.classes) != count:
-            raise ImagesError(
-                f"{data.root} has {len(data.classes)} classes, the model has {count} classes",
-                "which is which cannot be told; keep a subfolder for every class, empty ones too",
-            )
+        running.refuse_other_classes(data, loaded.classifier.num_classes)
         return data
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcu_cli import attacks
 from bcu_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _MODEL = "How the model is read"
 _RUN = "How it runs"
@@ -101,8 +103,17 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise UsageError(f"{option} {text} is no list of numbers", f"like {option} 0.5,0.5,0.5") from error
 
 
-def settings_of(owner: str, texts: list[str] | None, option: str) -> dict[str, float]:
-    """``NAME=NUMBER`` or ``OWNER.NAME=NUMBER``, several times, as a dictionary, without other owners'.
+def settings_of(
+    owner: str, texts: list[str] | None, *, kind: str, owners: Collection[str], like: str
+) -> dict[str, float]:
+    """``NAME=NUMBER`` or ``OWNER.NAME=NUMBER`` of ``--setting``, as a dictionary, without other owners'.
+
+    Args:
+        owner: Whose settings.
+        texts: What was given.
+        kind: What an owner is.
+        owners: Everybody who has settings.
+        like: An example.
 
     Raises:
         UsageError: One of them is no such thing.
@@ -111,11 +122,12 @@ def settings_of(owner: str, texts: list[str] | None, option: str) -> dict[str, f
     for text in texts or []:
         name, _, value = text.partition("=")
         whose, _, name = name.rpartition(".")
-        if whose and whose not in attacks.names():
-            raise UsageError(f"{option} {text}: no attack is called {whose}", f"like {option} sig.delta=60")
+        if whose and whose not in owners:
+            raise UsageError(f"--setting {text}: no {kind} is called {whose}", f"like --setting {like}")
         try:
             if whose in {"", owner}:
                 values[name] = float(value)
         except ValueError as error:
-            raise UsageError(f"{option} {text} is not NAME=NUMBER", f"like {option} delta=60") from error
+            example = like.rpartition(".")[2]
+            raise UsageError(f"--setting {text} is not NAME=NUMBER", f"like --setting {example}") from error
     return values

@@ -264,6 +264,34 @@ def load_to_measure(
         return with_bar(lambda bar: part.load(geometry, classes=classes, on_progress=bar), part.root)
 
 
+def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
+    """Decode labelled pictures as a model takes them: of classes that it names, or of as many as it has.
+
+    Raises:
+        ImagesError: There are none, or they are not of the model's classes.
+    """
+    from bcu_cli.models.metadata import class_names
+
+    size, count = geometry_of(loaded.classifier.preprocessing), loaded.classifier.num_classes
+    names = class_names(loaded.checkpoint.metadata, count)
+    data = with_bar(lambda bar: part.load(size, classes=names, on_progress=bar), part.root)
+    refuse_other_classes(data, count)
+    return data
+
+
+def refuse_other_classes(data: ImageSet, count: int) -> None:
+    """Refuse labelled pictures that are not of ``count`` classes, which are the model's.
+
+    Raises:
+        ImagesError: They are of more or fewer.
+    """
+    if len(data.classes) != count:
+        raise ImagesError(
+            f"{data.root} has {len(data.classes)} classes, the model has {count} classes",
+            "which is which cannot be told; keep a subfolder for every class, empty ones too",
+        )
+
+
 def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Path) -> ImageSet:
     """Load pictures with a bar, and warn of files that are none.
 

@@ -7,39 +7,32 @@ A trigger is on none of these images, so what the teacher does on triggered ones
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
-from math import ceil
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.nn import functional as F
 
+from bcu_cli.defenses import shares
+from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
 from bcu_cli.defenses.depth import Layer, measure
-from bcu_cli.errors import UsageError
-from bcu_cli.images.augmentation import Augmentation
-from bcu_cli.training.inference import predict
-from bcu_cli.training.loop import Training, TrainingOptions
+from bcu_cli.training.loop import Stage, Training
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
     from bcu_cli.models import Classifier
-    from bcu_cli.training.devices import Device
+    from bcu_cli.training.loop import Objective
 
 RATIOS = (0.01, 0.01, 0.01, 0.03, 0.03, 0.09, 0.09, 0.27, 0.27, 0.1)
 """Section 4.1: first convolution, the eight blocks of a ResNet-18, classifier."""
-
-PAPER_EPOCHS = 100
-FEWEST_STEPS, MOST_STEPS = 900, 8000
-"""The range of ``epochs=None``; the paper's settings (2,500 to 20,000 images, some held out) are inside."""
-
-MIRROR_AGREEMENT = 0.8
-"""Mirror images are used where the teacher answers the same for at least this share of them."""
+TARGETS = ("soft", "hard")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BcuOptions:
+class BcuOptions(TrainedOptions):
     """The method's parameters, with the paper's values.
 
     Args:
@@ -47,43 +40,38 @@ class BcuOptions:
         ratios: Share of weights drawn anew, from shallow to deep, three values or more: the first layer, the
             layers in between (each value takes an equal part of the depth: in a ResNet-18 one block), the
             classifier.
+        init: How these shares are spread over the layers, one of ``shares.INITS`` (Table 4).
         temperature: At the first and the last step, linear in between (the paper gives none; 1 to 4 are the
             settings that its authors published).
-        epochs: Passes over the images. None is the paper's 100, but at least ``FEWEST_STEPS`` steps and at
-            most ``MOST_STEPS``.
-        batch_size: Most images in a step.
-        learning_rate: Of the first step; it falls to 0 along a cosine.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        crop_padding: Pixels of padding of the random crop; None is an eighth of the shorter side, which on
-            32x32 images is the paper's 4.
-        flip: Whether mirror images are used. None asks the teacher: it knows whether a mirrored photo is
-            still of its class, and a mirrored traffic sign is not.
-        seed: Decides the weights drawn anew, and the order and views of the images.
+        targets: What the student learns: ``soft``, the teacher's probabilities, or ``hard``, the class that
+            it answers, by cross-entropy (Table 5).
     """
 
     strength: float = 1.0
     ratios: tuple[float, ...] = RATIOS
+    init: str = "adaptive"
     temperature: tuple[float, float] = (1.0, 4.0)
-    epochs: int | None = None
-    batch_size: int = 256
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop_padding: int | None = None
-    flip: bool | None = None
-    seed: int = 0
+    targets: str = "soft"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength < float("inf"):
-            raise UsageError(f"a strength of {self.strength} makes no sense", "--strength takes 0 or more")
-        if len(self.ratios) < 3 or not all(0 <= ratio <= 1 for ratio in self.ratios):
-            raise UsageError(
-                "--ratios takes three or more shares from 0 to 1",
-                "first layer, layers in between, classifier; the paper's are " + ",".join(map(str, RATIOS)),
-            )
-        if not all(0 < temperature < float("inf") for temperature in self.temperature):
-            raise UsageError("a temperature must be above 0", "the paper's rise from 1 to 4")
+        super().__post_init__()
+        require(
+            self.strength >= 0, f"a strength of {self.strength} makes no sense", "--strength takes 0 or more"
+        )
+        require(
+            len(self.ratios) >= 3 and all(0 <= ratio <= 1 for ratio in self.ratios),
+            "--ratios takes three or more shares from 0 to 1",
+            "first layer, layers in between, classifier; the paper's are " + ",".join(map(str, RATIOS)),
+        )
+        require(
+            all(0 < temperature < float("inf") for temperature in self.temperature),
+            "a temperature must be above 0",
+            "the paper's rise from 1 to 4",
+        )
+        shares.refuse_unknown(self.init)
+        require(
+            self.targets in TARGETS, f"there are no {self.targets} targets", f"--targets {', '.join(TARGETS)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,26 +85,41 @@ class Reinitialised:
     drawn_anew: int
 
 
-def ratio_of(depth: int, deepest: int, options: BcuOptions) -> float:
-    """The re-initialisation ratio delta at a depth from 1 to ``deepest`` (section 4.1).
+class Bcu(TrainedDefense[BcuOptions]):
+    """Pang et al. 2023."""
 
-    The first layer and the classifier have ratios of their own; the depths in between are divided equally
-    among the other ratios. In a ResNet-18 depths 2 to 17 are its eight blocks of two.
-    """
-    first, *between, last = options.ratios
-    if depth == deepest:
-        ratio = last
-    elif depth == 1:
-        ratio = first
-    else:
-        ratio = between[(depth - 2) * len(between) // (deepest - 2)]
-    return min(1.0, ratio * options.strength)
+    name = "bcu"
+    paper = "Pang et al., Backdoor Cleansing with Unlabeled Data, CVPR 2023"
+    Options: ClassVar[type[DefenseOptions]] = BcuOptions
+    needs_labels = False
+    needs_modules = False
+
+    reinitialised: list[Reinitialised]
+
+    def stages(self) -> Iterator[Stage]:
+        """Draw part of the student anew; then its training."""
+        self.reinitialised = reinitialise(self.student.network, self.example(), self.options)
+        objective = distillation(self.student, self.teacher, self.options)
+        self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        training = Training(
+            self.student,
+            self.data.images,
+            objective,
+            self.options.training(),
+            device=self.device,
+            seed=self.options.seed,
+        )
+        yield Stage(title="cleansing", training=training)
+
+    def did(self) -> dict[str, Any]:
+        """The layers with what was drawn anew."""
+        return {"reinitialised": [asdict(layer) for layer in self.reinitialised]}
 
 
 def reinitialise(student: nn.Module, example: Tensor, options: BcuOptions) -> list[Reinitialised]:
     """Draw part of each layer's weights and biases anew, in place (Eq. 3, Algorithm 1 lines 1-5).
 
-    Each entry is replaced with the probability of its layer's depth. New values are what PyTorch gives a
+    Each entry is replaced with the probability of its layer. New values are what PyTorch gives a
     fresh layer: uniform within 1/sqrt(fan_in). Normalisation layers are kept.
 
     Args:
@@ -126,18 +129,26 @@ def reinitialise(student: nn.Module, example: Tensor, options: BcuOptions) -> li
     """
     generator = torch.Generator().manual_seed(options.seed)
     layers = measure(student, example)
-    deepest = max(layer.depth for layer in layers)
-    done, seen = [], set[int]()
-    for layer in layers:
-        ratio = ratio_of(layer.depth, deepest, options)
-        fresh = {key: weight for key, weight in layer.weights.items() if id(weight) not in seen}
-        seen.update(map(id, fresh.values()))  # weights that two layers share are drawn once
-        drawn = sum(_redraw(weight, layer, ratio, generator) for weight in fresh.values())
-        total = sum(weight.numel() for weight in fresh.values())
+    own = _own_weights(layers)
+    totals = [sum(weight.numel() for weight in weights) for weights in own]
+    ratios = shares.ratios_of([layer.depth for layer in layers], totals, options)
+    done = []
+    for layer, weights, total, ratio in zip(layers, own, totals, ratios, strict=True):
+        drawn = sum(_redraw(weight, layer, ratio, generator) for weight in weights)
         done.append(
             Reinitialised(name=layer.name, depth=layer.depth, ratio=ratio, weights=total, drawn_anew=drawn)
         )
     return done
+
+
+def _own_weights(layers: list[Layer]) -> list[list[nn.Parameter]]:
+    """The weights of each layer; those that two layers share are the first one's."""
+    seen, own = set[int](), []
+    for layer in layers:
+        fresh = [weight for weight in layer.weights.values() if id(weight) not in seen]
+        seen.update(map(id, fresh))
+        own.append(fresh)
+    return own
 
 
 def _redraw(weight: nn.Parameter, layer: Layer, ratio: float, generator: torch.Generator) -> int:
@@ -149,27 +160,18 @@ def _redraw(weight: nn.Parameter, layer: Layer, ratio: float, generator: torch.G
     return int(mask.sum())
 
 
-def resolve(options: BcuOptions, teacher: nn.Module, images: Tensor, *, device: Device) -> BcuOptions:
-    """The options with everything that was left open decided for this teacher and these images.
+def distillation(student: Classifier, teacher: Classifier, options: BcuOptions) -> Objective:
+    """What the student learns from the teacher: its probabilities (Eq. 2), or the class that it answers."""
+    start, end = options.temperature
 
-    Args:
-        options: The user's.
-        teacher: The suspicious classifier.
-        images: uint8 ``[N, C, H, W]``: those that it will be distilled on.
-        device: Where to ask the teacher.
-    """
-    epochs, padding, flip = options.epochs, options.crop_padding, options.flip
-    if epochs is None:
-        steps_per_epoch = ceil(len(images) / options.batch_size)
-        steps = min(max(PAPER_EPOCHS * steps_per_epoch, FEWEST_STEPS), MOST_STEPS)
-        epochs = ceil(steps / steps_per_epoch)
-    if padding is None:
-        padding = min(images.shape[-2:]) // 8
-    if flip is None:
-        some = images[:: max(1, len(images) // 1000)]
-        same = predict(teacher, some, device) == predict(teacher, some.flip(-1), device)
-        flip = float(same.float().mean()) >= MIRROR_AGREEMENT
-    return replace(options, epochs=epochs, crop_padding=padding, flip=flip)
+    def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
+        with torch.no_grad():
+            targets = teacher(views)
+        if options.targets == "hard":
+            return F.cross_entropy(student(views).float(), targets.argmax(1))
+        return distillation_loss(student(views), targets, start + (end - start) * progress)
+
+    return objective
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -183,54 +185,3 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A cleansing that is ready to run.
-
-    Args:
-        student: The classifier to be.
-        training: Of the student.
-        options: With everything decided that was left open.
-        reinitialised: What was drawn anew, layer by layer.
-    """
-
-    student: Classifier
-    training: Training
-    options: BcuOptions
-    reinitialised: list[Reinitialised]
-
-
-def prepare(teacher: Classifier, images: Tensor, options: BcuOptions, *, device: Device) -> Prepared:
-    """Make the student, and the training that cleanses it.
-
-    Args:
-        teacher: The suspicious classifier, images in [0, 1] -> logits ``[N, K]``; moved to ``device`` and
-            put into eval mode.
-        images: uint8 ``[N, C, H, W]``, unlabeled.
-        options: The method's parameters.
-        device: Where to train.
-    """
-    options = resolve(options, teacher, images, device=device)
-    student = copy.deepcopy(teacher).cpu().eval()
-    done = reinitialise(student.network, images[:2].float() / 255.0, options)
-    teacher = teacher.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teacher.eval().requires_grad_(False)
-    start, end = options.temperature
-
-    def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
-        with torch.no_grad():
-            targets = teacher(views)
-        return distillation_loss(student(views), targets, start + (end - start) * progress)
-
-    how = TrainingOptions(
-        epochs=options.epochs or 0,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        augmentation=Augmentation(crop_padding=options.crop_padding or 0, flip=bool(options.flip)),
-    )
-    training = Training(student, images, objective, how, device=device, seed=options.seed)
-    return Prepared(student=student, training=training, options=options, reinitialised=done)

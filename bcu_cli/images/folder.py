@@ -204,6 +204,13 @@ class Part:
             root=self.root,
         )
 
+    def drawn(self, at_most: int, generator: torch.Generator) -> Part:
+        """At most so many of the pictures, drawn at random; the classes stay."""
+        order = torch.randperm(len(self.pictures), generator=generator)[:at_most].sort().values.tolist()
+        return replace(
+            self, pictures=[self.pictures[i] for i in order], labels=[self.labels[i] for i in order]
+        )
+
     def sample(self, geometry: Geometry, count: int = 256) -> Tensor:
         """Some pictures spread evenly over the classes, as the function ``sample`` has them of a folder."""
         return _sample(self.root, self.pictures, geometry, count)

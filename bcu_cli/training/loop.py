@@ -25,7 +25,7 @@ from bcu_cli.training.throughput import FlopCounter, Throughput
 if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
 
-Schedule = Literal["cosine", "one-cycle", "steps"]
+Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
 Objective = Callable[[Tensor, Tensor, float], Tensor]
 """(images float32 [N, C, H, W] in [0, 1], index int64 [N] of each, progress in [0, 1)) -> mean loss."""
 
@@ -44,7 +44,7 @@ class TrainingOptions:
         learning_rate: The highest one.
         schedule: ``cosine`` falls from it to 0; ``one-cycle`` first rises for a quarter of the steps, then
             falls, both linearly; ``steps`` divides it by 10 after a half and after three quarters of the
-            steps (the paper's milestones: 100 and 150 of 200 epochs).
+            steps (the paper's milestones: 100 and 150 of 200 epochs); ``constant`` leaves it.
         momentum: Of SGD.
         nesterov: Whether the momentum looks ahead.
         weight_decay: Of SGD, on all parameters.
@@ -310,6 +310,8 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
 
 def _schedule(name: Schedule, progress: float) -> float:
     """Share of the highest learning rate at ``progress`` in [0, 1)."""
+    if name == "constant":
+        return 1.0
     if name == "cosine":
         return (1.0 + cos(pi * progress)) / 2.0
     if name == "steps":

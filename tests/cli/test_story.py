@@ -27,10 +27,7 @@ def test_the_backdoor_is_there_then_gone_and_the_rest_stays(
     method = ["--strength", 5, "--learning-rate", 0.1, "--batch-size", 32, "--epochs", 40]
     report = bcu("cleanse", backdoored, "--images", photos, "--out", out, *method, "--json").json
     assert report["output"]["format"] == "safetensors"
-    assert (
-        report["agreement"]["after_distillation"]["value"]
-        > report["agreement"]["after_reinitialisation"]["value"]
-    )
+    assert report["agreement"]["after"]["value"] > report["agreement"]["before_training"]["value"]
 
     trigger = backdoored.with_name("bad.trigger.safetensors")
     ran = bcu("evaluate", backdoored, out, "--data", labelled, "--trigger", trigger, "--json")
@@ -94,6 +91,8 @@ def test_the_report_says_what_was_done(bcu, untrained: Path, photos: Path, tmp_p
     report = ran.json
     assert report["schema_version"] == 1
     assert report["versions"]["torch"] == torch.__version__.partition("+")[0] or report["versions"]["torch"]
+    assert report["method"] == "bcu"
+    assert "CVPR 2023" in report["paper"]
     assert report["options"]["seed"] == 3
     assert (report["images"]["found"], report["images"]["used"], report["images"]["held_out"]) == (
         320,
@@ -102,8 +101,8 @@ def test_the_report_says_what_was_done(bcu, untrained: Path, photos: Path, tmp_p
     )
     assert report["model"]["architecture"]["name"] == "resnet20"
     assert report["model"]["preprocessing"]["source"] == "metadata"
-    assert len(report["reinitialised"]) == 22
-    assert report["seconds"]["distillation"] > 0
+    assert len(report["did"]["reinitialised"]) == 22
+    assert report["seconds"]["cleansing"] > 0
     assert report["peak_memory"]["process_bytes"] > 0
     import hashlib
 

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from bcu_cli.defenses import bcu
-from bcu_cli.defenses.bcu import RATIOS, BcuOptions, distillation_loss, prepare, ratio_of, reinitialise
+from bcu_cli.defenses.base import decide
+from bcu_cli.defenses.bcu import RATIOS, Bcu, BcuOptions, distillation_loss, reinitialise
+from bcu_cli.defenses.shares import INITS, ratio_of, ratios_of
 from bcu_cli.errors import UsageError
+from bcu_cli.images.folder import ImageSet
 from bcu_cli.models import Classifier, Preprocessing, build
 from bcu_cli.training.devices import Device
 
@@ -96,7 +98,7 @@ def test_the_loss_is_the_kl_divergence_of_the_paper() -> None:
 def test_epochs_auto_is_the_papers_hundred_in_its_own_settings(images: int, epochs: int) -> None:
     options = BcuOptions(flip=False)
     pictures = torch.empty(1).expand(images, 3, 32, 32)
-    assert bcu.resolve(options, nn.Identity(), pictures, device=CPU).epochs == epochs
+    assert decide(options, nn.Identity(), pictures, device=CPU).epochs == epochs
 
 
 class Side(nn.Module):
@@ -119,15 +121,15 @@ def test_the_teacher_is_asked_whether_mirror_images_are_of_their_class() -> None
     images = torch.randint(
         0, 256, (200, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    assert bcu.resolve(BcuOptions(), Brightness(), images, device=CPU).flip is True
-    assert bcu.resolve(BcuOptions(), Side(), images, device=CPU).flip is False
-    assert bcu.resolve(BcuOptions(flip=True), Side(), images, device=CPU).flip is True
+    assert decide(BcuOptions(), Brightness(), images, device=CPU).flip is True
+    assert decide(BcuOptions(), Side(), images, device=CPU).flip is False
+    assert decide(BcuOptions(flip=True), Side(), images, device=CPU).flip is True
 
 
 def test_the_random_crop_is_the_papers_on_its_images_and_grows_with_them() -> None:
     for side, padding in ((32, 4), (64, 8), (224, 28)):
         images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-        assert bcu.resolve(BcuOptions(), Brightness(), images, device=CPU).crop_padding == padding
+        assert decide(BcuOptions(), Brightness(), images, device=CPU).crop_padding == padding
 
 
 def test_the_student_learns_from_the_teacher_and_the_teacher_stays_the_same() -> None:
@@ -140,9 +142,9 @@ def test_the_student_learns_from_the_teacher_and_the_teacher_stays_the_same() ->
     )
     before = copy.deepcopy(teacher.state_dict())
     options = BcuOptions(epochs=20, batch_size=32, ratios=(0.5, 0.5, 0.5), learning_rate=0.05, crop_padding=0)
-    prepared = prepare(teacher, images, options, device=CPU)
+    (stage,) = Bcu(teacher, ImageSet(images=images), options, device=CPU).stages()
     losses: list[float] = []
-    prepared.training.run(on_epoch=lambda epoch: losses.append(epoch.loss))
+    stage.training.run(on_epoch=lambda epoch: losses.append(epoch.loss))
     assert losses[-1] < losses[0] / 2
     assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
 
@@ -155,8 +157,68 @@ def test_the_student_learns_from_the_teacher_and_the_teacher_stays_the_same() ->
         {"ratios": (0.1, 0.2)},
         {"ratios": (0.1, 1.2, 0.1)},
         {"temperature": (0.0, 4.0)},
+        {"temperature": (1.0, float("inf"))},
+        {"init": "layer:5"},
+        {"init": "increasing"},
+        {"targets": "warm"},
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         BcuOptions(**options)
+
+
+def shares(init: str, strength: float = 1.0) -> tuple[list[int], list[int], list[float]]:
+    """Depth, weights and ratio of each layer of the paper's ResNet-18."""
+    from bcu_cli.defenses.depth import measure
+
+    with torch.device("meta"):
+        layers = measure(build("resnet18_cifar", num_classes=10), torch.zeros(1, 3, 32, 32))
+    depths = [layer.depth for layer in layers]
+    weights = [sum(weight.numel() for weight in layer.weights.values()) for layer in layers]
+    return depths, weights, ratios_of(depths, weights, BcuOptions(init=init, strength=strength))
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("init", ["uniform", "decreasing", "layer:3", "layer:4"])
+def test_every_initialisation_draws_as_many_weights_anew(init: str, strength: float) -> None:
+    _, weights, adaptive = shares("adaptive", strength)
+    _, _, ratios = shares(init, strength)
+    wanted, drawn = (sum(r * n for r, n in zip(each, weights, strict=True)) for each in (adaptive, ratios))
+    if init == "layer:3":  # a fifth of all weights is what its quarter of the depth has at most
+        assert drawn == pytest.approx(min(wanted, sum(n for n, r in zip(weights, ratios, strict=True) if r)))
+    else:
+        assert drawn == pytest.approx(wanted)
+    assert wanted / sum(weights) == pytest.approx(0.22 * strength, abs=0.02 * strength)  # "around 0.2"
+
+
+def test_the_initialisations_are_what_their_names_say() -> None:
+    depths, _, uniform = shares("uniform")
+    assert len(set(uniform)) == 1
+    by_depth = dict(zip(depths, shares("decreasing")[2], strict=True))
+    between = [by_depth[depth] for depth in range(1, 18)]
+    assert between == sorted(between, reverse=True)
+    assert between[0] > between[-1]
+    for quarter in range(1, 5):
+        single = shares(f"layer:{quarter}")[2]
+        touched = {depth for depth, ratio in zip(depths, single, strict=True) if ratio}
+        assert touched == set(range(4 * quarter - 2, 4 * quarter + 2))  # the two blocks of a ResNet's stage
+    assert len(INITS) == 7
+
+
+def test_strength_zero_of_any_initialisation_draws_nothing() -> None:
+    for init in INITS:
+        assert max(shares(init, 0.0)[2]) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_hard_targets_are_the_classes_that_the_teacher_answers() -> None:
+    from bcu_cli.defenses.bcu import distillation
+
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    teacher, student = Side(), Brightness()
+    index = torch.arange(6)
+    expected = F.cross_entropy(student(images), teacher(images).argmax(1))
+    hard = distillation(student, teacher, BcuOptions(targets="hard"))(images, index, 0.5)
+    assert hard.item() == pytest.approx(expected.item())
+    soft = distillation(student, teacher, BcuOptions())(images, index, 0.0)
+    assert soft.item() == pytest.approx(distillation_loss(student(images), teacher(images), 1.0).item())

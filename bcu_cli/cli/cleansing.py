@@ -1,0 +1,306 @@
+"""One cleansing, from the pictures to the report and what is shown of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.cli import output, running
+from bcu_cli.errors import ImagesError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from bcu_cli.checkpoints import Format
+    from bcu_cli.defenses.base import Defense, DefenseOptions
+    from bcu_cli.evaluation.measures import Proportion
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.models import Loaded
+    from bcu_cli.training.devices import Device
+    from bcu_cli.training.loop import Epoch, Stage
+
+_EPOCHS_WITH_AGREEMENT = 20
+FORMATS = ("same", "safetensors", "pickle", "torchscript")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Where the pictures come from, and their labels.
+
+    Args:
+        folder: None where the method needs no pictures and there are none.
+        at_most: Draw this many of them; None takes all.
+        pseudo_labels: Whether the model's own answers stand in for labels.
+    """
+
+    folder: Path | None
+    at_most: int | None
+    pseudo_labels: bool
+
+
+class Cleansing:
+    """A method on a model.
+
+    Args:
+        loaded: The model.
+        kind: The method.
+        options: The method's.
+        device: Where.
+        out: The file to write.
+        format: Its format, one of ``FORMATS``.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        kind: type[Defense[Any]],
+        options: DefenseOptions,
+        *,
+        device: Device,
+        out: Path,
+        format: str,  # noqa: A002 - the name of the option
+    ) -> None:
+        from bcu_cli.report import document
+
+        self.loaded = loaded
+        self.kind = kind
+        self.options = options
+        self.device = device
+        self.out = out
+        self.format = _format(loaded, format)
+        self.clock = document.Clock()
+
+    def run(self, pictures: Pictures, *, resume: bool) -> dict[str, Any]:
+        """Cleanse, write, and report."""
+        from bcu_cli.checkpoints.resume import StateFile
+        from bcu_cli.report import document
+
+        used, held_out = self._load(pictures)
+        self.clock.lap("reading images")
+        defense = self.kind(self.loaded.classifier, used, self.options, device=self.device)
+        images = used and document.images(
+            used, held_out=len(held_out) if held_out else 0, labels=self._labels_from(pictures)
+        )
+        in_force = document.options(defense.options)
+        keeper = StateFile(
+            self.out,
+            document.fingerprint(
+                "cleanse",
+                self.kind.name,
+                in_force,
+                self.loaded.checkpoint.sha256,
+                images and images["sha256"],
+                self.device.precision,
+            ),
+        )
+        watch = _Watch(defense, held_out, self.device)
+        stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
+        self.clock.lap("cleansing")
+        speed = document.training(stages, self.device) if stages else []
+        after = watch.agreement()
+        self.clock.lap("evaluation")
+        sha256 = self._write(defense)
+        keeper.remove()
+        self.clock.lap("writing")
+        agreement = after and {
+            "before_training": watch.before.as_json() if watch.before else None,
+            "after": after.as_json(),
+        }
+        return {
+            "command": "cleanse",
+            **document.environment(self.device),
+            "method": self.kind.name,
+            "paper": self.kind.paper,
+            "options": in_force,
+            "model": document.model(self.loaded),
+            "images": images,
+            "did": defense.did(),
+            "agreement": agreement,
+            "output": document.written(self.out, sha256) | {"format": self.format.value},
+            "left_out": list(self.loaded.checkpoint.left_out),
+            "training": speed,
+            "seconds": self.clock.seconds(),
+            "peak_memory": document.peak_memory(self.device),
+        }
+
+    def _labels_from(self, pictures: Pictures) -> str | None:
+        if not self.kind.needs_labels:
+            return None
+        return "the model's own answers" if pictures.pseudo_labels else "class subfolders"
+
+    def _load(self, pictures: Pictures) -> tuple[ImageSet | None, ImageSet | None]:
+        """The pictures to cleanse with, and those held out to compare the two models on."""
+        import torch
+
+        from bcu_cli.images.folder import FEW_IMAGES, hold_out
+        from bcu_cli.training.inference import predict
+
+        if pictures.folder is None:
+            return None, None
+        generator = torch.Generator().manual_seed(self.options.seed)
+        if self.kind.needs_labels and not pictures.pseudo_labels:
+            data = self._load_labelled(pictures.folder, pictures.at_most, generator)
+        else:
+            data = self._load_unlabeled(pictures.folder, pictures.at_most, generator)
+        if len(data) < FEW_IMAGES:
+            output.warn(
+                f"{len(data)} images are few; the paper uses 2,500, below {FEW_IMAGES} accuracy suffers"
+            )
+        used, held_out = hold_out(data, 0.1, most=1000, generator=generator)
+        if self.kind.needs_labels and pictures.pseudo_labels:
+            answers = predict(self.loaded.classifier, used.images, self.device)
+            used = replace(used, labels=answers)
+        return used, held_out
+
+    def _load_unlabeled(self, folder: Path, at_most: int | None, generator: Any) -> ImageSet:
+        from bcu_cli.images.folder import load_unlabeled
+
+        geometry = running.geometry_of(self.loaded.classifier.preprocessing)
+        return running.with_bar(
+            lambda bar: load_unlabeled(
+                folder, geometry, at_most=at_most, generator=generator, on_progress=bar
+            ),
+            folder,
+        )
+
+    def _load_labelled(self, folder: Path, at_most: int | None, generator: Any) -> ImageSet:
+        from bcu_cli.images.folder import FEWEST_IMAGES, list_files, list_labelled, subfolders
+
+        list_files(folder)  # says what is wrong with a folder that is none
+        if not subfolders(folder):
+            raise ImagesError(
+                f"--method {self.kind.name} learns from labels, and {folder} has no class subfolders",
+                "put the pictures of each class into a subfolder of its name, or let the model answer for "
+                "them: --pseudo-labels",
+            )
+        part = list_labelled(folder)
+        data = running.load_labels_of(
+            part if at_most is None else part.drawn(at_most, generator), self.loaded
+        )
+        if len(data) < FEWEST_IMAGES:
+            raise ImagesError(
+                f"{folder} holds {len(data)} readable pictures; at least {FEWEST_IMAGES} are needed",
+                "add some to each class",
+            )
+        return data
+
+    def _write(self, defense: Defense[Any]) -> str:
+        """Write the student in the place of the original; returns the SHA-256."""
+        from bcu_cli.models.export import write_like
+
+        return write_like(self.loaded, defense.student, self.out, self.format)
+
+
+class _Watch:
+    """How far the student agrees with the original on the pictures held out, as its training goes on."""
+
+    def __init__(self, defense: Defense[Any], held_out: ImageSet | None, device: Device) -> None:
+        from bcu_cli.training.inference import predict
+
+        self.before: Proportion | None = None
+        self._defense = defense
+        self._device = device
+        self._images: Tensor | None = held_out.images if held_out else None
+        self._reference = predict(defense.teacher, held_out.images, device) if held_out else None
+        self._stage: Stage | None = None
+
+    def stages(self) -> Iterator[Stage]:
+        """The defense's; the student is compared once before its training."""
+        for stage in self._defense.stages():
+            self._stage = stage
+            if self.before is None:
+                self.before = self.agreement()
+            yield stage
+
+    def agreement(self) -> Proportion | None:
+        """Of the student as it is now; None where nothing was held out."""
+        from bcu_cli.evaluation.measures import agreement
+
+        if self._images is None or self._reference is None:
+            return None
+        return agreement(self._defense.student, self._reference, self._images, self._device)
+
+    def on_epoch(self, epoch: Epoch) -> str:
+        """What stands behind the bar."""
+        trained = self._stage is not None and self._stage.training.model is self._defense.student
+        if not trained or epoch.number % max(1, epoch.of // _EPOCHS_WITH_AGREEMENT):
+            return ""
+        share = self.agreement()
+        return f"agreement {output.percent(share.value)}" if share else ""
+
+
+def _format(loaded: Loaded, name: str) -> Format:
+    """The format to write: what was asked for, else the original's where it can be written.
+
+    Raises:
+        UsageError: The network is one that its graph alone tells how to run, and the format has no graph.
+    """
+    from bcu_cli.checkpoints import Format
+
+    original = loaded.checkpoint.format
+    if loaded.architecture.name == Format.ONNX:
+        if name not in {"same", Format.TORCHSCRIPT}:
+            message = f"only its graph tells how to run {loaded.checkpoint.path}, and {name} has no graph"
+            raise UsageError(message, "--format torchscript")
+        return Format.TORCHSCRIPT
+    if name != "same":
+        return Format(name)
+    return Format.SAFETENSORS if original in {Format.EXPORTED, Format.ONNX} else original
+
+
+def show(report: dict[str, Any]) -> None:
+    """A report for people."""
+    model, images, did = report["model"], report["images"], report["did"]
+    facts = [
+        ("original", f"{model['path']} (SHA-256 {model['sha256'][:16]}…)"),
+        ("architecture", f"{model['architecture']['name']}, by {model['architecture']['source']}"),
+        ("preprocessing", output.preprocessing(model["preprocessing"])),
+        ("method", f"{report['method']}: {report['paper']}"),
+    ]
+    if images:
+        skipped = f", {len(images['skipped'])} skipped" if images["skipped"] else ""
+        labels = f"; labels: {images['labels']}" if images["labels"] else ""
+        facts.append(("images", f"{images['used']} used, {images['held_out']} held out{skipped}{labels}"))
+    if "reinitialised" in did:
+        facts.append(("re-initialised", _show_reinitialised(did["reinitialised"])))
+    if "pruned" in did:
+        facts.append(("pruned", _show_pruned(did["pruned"])))
+    for name, share in (report["agreement"] or {}).items():
+        if share:
+            facts.append((f"agreement {name.replace('_', ' ')}", output.measure(share)))
+    if report["training"]:
+        facts += output.speed(report)
+    facts += [
+        ("peak memory", output.size(report["peak_memory"]["process_bytes"])),
+        ("cleansed", f"{report['output']['path']} (SHA-256 {report['output']['sha256'][:16]}…)"),
+    ]
+    output.facts(facts)
+
+
+def _show_reinitialised(layers: list[dict[str, Any]]) -> str:
+    """The layers as a table; returns their sum."""
+    rows = [
+        (
+            str(layer["depth"]),
+            layer["name"],
+            f"{layer['weights']:,}",
+            f"{layer['drawn_anew']:,}",
+            output.percent(layer["drawn_anew"] / layer["weights"]),
+        )
+        for layer in layers
+    ]
+    header = ("depth", "layer", "weights", "drawn anew", "share")
+    output.table("Re-initialised weights, from shallow to deep", header, rows)
+    weights, anew = (sum(layer[key] for layer in layers) for key in ("weights", "drawn_anew"))
+    return f"{anew:,} of {weights:,} weights ({output.percent(anew / weights)})"
+
+
+def _show_pruned(layers: list[dict[str, Any]]) -> str:
+    """The layers as a table; returns their sum."""
+    rows = [(layer["name"], str(layer["channels"]), str(len(layer["pruned"]))) for layer in layers]
+    output.table("Pruned channels, in the order of use", ("convolution", "channels", "pruned"), rows)
+    pruned = sum(len(layer["pruned"]) for layer in layers)
+    return f"{pruned} of {sum(layer['channels'] for layer in layers)} channels"

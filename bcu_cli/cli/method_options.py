@@ -1,0 +1,109 @@
+"""The options of a method of ``bcu cleanse``, from what the user said."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.cli.options import numbers
+from bcu_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bcu_cli.defenses.base import Defense, DefenseOptions
+
+_SEED = "seed"
+NAMED = (
+    "strength",
+    "ratios",
+    "init",
+    "targets",
+    "temperature",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "crop_padding",
+    "flip",
+)
+"""What has an option of its own name; everything else is a ``--setting``."""
+
+
+def options_of(
+    kind: type[Defense[Any]], seed: int, said: Mapping[str, Any], settings: Mapping[str, float]
+) -> DefenseOptions:
+    """The options of a method.
+
+    Args:
+        kind: The method.
+        seed: For everything that is drawn.
+        said: What the options of ``NAMED`` say; None is the method's own value.
+        settings: What ``--setting`` says.
+
+    Raises:
+        UsageError: The method has no such option or setting, or the value makes no sense.
+    """
+    defaults = {field.name: field.default for field in fields(kind.Options) if field.name != _SEED}
+    given = {name: value for name, value in said.items() if value is not None}
+    for name in given:
+        if name not in defaults:
+            raise UsageError(f"--method {kind.name} has no {option(name)}", _there_are(kind.name, defaults))
+    for name in settings:
+        if name not in defaults or name in NAMED:
+            raise UsageError(f"--method {kind.name} has no setting {name}", _there_are(kind.name, defaults))
+    numeric = {name: _like(defaults[name], name, value) for name, value in settings.items()}
+    return kind.Options(seed=seed, **_parsed(given), **numeric)
+
+
+def option(name: str) -> str:
+    """How the user writes an option of ``NAMED``."""
+    return "--" + name.replace("_", "-")
+
+
+def _there_are(method: str, defaults: Mapping[str, Any]) -> str:
+    named = ", ".join(option(name) for name in defaults if name in NAMED)
+    settings = ", ".join(
+        f"--setting {name}={value:g}" for name, value in defaults.items() if name not in NAMED
+    )
+    return f"{method} takes {' and '.join(part for part in (named, settings) if part)}"
+
+
+def _like(default: Any, name: str, value: float) -> int | float:
+    if not isinstance(default, int):
+        return value
+    if not value.is_integer():
+        raise UsageError(f"--setting {name}={value:g} is no whole number", f"like --setting {name}={default}")
+    return int(value)
+
+
+def _parsed(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given as text, as values."""
+    parsed = dict(given)
+    if "ratios" in given:
+        parsed["ratios"] = numbers(given["ratios"], "--ratios")
+    if "temperature" in given:
+        if given.get("targets") == "hard":
+            raise UsageError("hard targets have no temperature", "leave --temperature or --targets hard out")
+        parsed["temperature"] = _pair(given["temperature"])
+    if "epochs" in given:
+        parsed["epochs"] = _epochs(given["epochs"])
+    return parsed
+
+
+def _epochs(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise UsageError(f"--epochs {text} is neither auto nor a number from 1", "--epochs auto")
+    return int(text)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    values = numbers(text, "--temperature")
+    if values is None or len(values) != 2:
+        raise UsageError(
+            "--temperature takes two numbers, of the first and the last step", "--temperature 1,4"
+        )
+    return values[0], values[1]

@@ -1,0 +1,173 @@
+"""Adversarial neuron pruning: channels that make the network fail when disturbed a little are pruned.
+
+Wu & Wang, Adversarial Neuron Pruning Purifies Backdoored Deep Models, NeurIPS 2021, arXiv:2110.14430. Each
+channel has a mask in [0, 1] on its weights. The masks learn to keep the loss low as it is (weight
+``alpha``) and under the worst relative disturbance of the weights and biases of at most ``epsilon``, found
+in one step of the gradient's sign from a random start (the rest); masks below ``threshold`` are pruned.
+2,000 steps of SGD with a learning rate of 0.2, a momentum of 0.9 and batches of 128; no other weight is
+trained.
+
+Deviations: the network stays in eval mode, so that the masks are learnt for the network as it answers, and
+its BatchNorm statistics stay. The masked weight of a channel is that of the norm behind its convolution,
+and the convolution's own where there is none. There are as many whole epochs as hold the steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from bcu_cli.defenses.base import Defense, DefenseOptions, require
+from bcu_cli.images.augmentation import NO_AUGMENTATION
+from bcu_cli.models.channels import Channels, find_channels, pruned_report
+from bcu_cli.training.loop import Stage, Training, TrainingOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnpOptions(DefenseOptions):
+    """The paper's settings.
+
+    Args:
+        epsilon: Largest disturbance of a channel, relative to its weights.
+        alpha: Weight of the loss without a disturbance, in [0, 1].
+        threshold: Channels whose mask is below are pruned.
+        steps: Of the masks' training.
+        batch_size: Most images in a step.
+        learning_rate: Of the masks; the same at all times.
+        momentum: Of SGD.
+    """
+
+    epsilon: float = 0.4
+    alpha: float = 0.2
+    threshold: float = 0.2
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 0.2
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epsilon >= 0, f"an epsilon of {self.epsilon:g} makes no sense", "--setting epsilon=0.4")
+        require(0 <= self.alpha <= 1, f"an alpha of {self.alpha:g} is no share", "--setting alpha=0.2")
+        require(
+            0 <= self.threshold <= 1,
+            f"a threshold of {self.threshold:g} is no mask's value",
+            "--setting threshold=0.2",
+        )
+        require(self.steps >= 1, f"{self.steps} steps learn nothing", "--setting steps=2000")
+
+
+class AdversarialNeuronPruning(Defense[AnpOptions]):
+    """Wu & Wang 2021."""
+
+    name = "anp"
+    paper = "Wu & Wang, Adversarial Neuron Pruning, NeurIPS 2021"
+    Options: ClassVar[type[DefenseOptions]] = AnpOptions
+
+    masks: list[Tensor]
+    pruned: list[tuple[Channels, Tensor]]
+
+    def stages(self) -> Iterator[Stage]:
+        """The training of the masks; what they hide is then pruned."""
+        options = self.options
+        layers = find_channels(self.student.network, self.example())
+        self.student.to(self.device.torch).requires_grad_(False)
+        masks = Masks(self.student, layers)
+        images, steps_per_epoch = self.data.images, ceil(len(self.data) / options.batch_size)
+        how = TrainingOptions(
+            epochs=ceil(options.steps / steps_per_epoch),
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            schedule="constant",
+            momentum=options.momentum,
+            weight_decay=0.0,
+            augmentation=NO_AUGMENTATION,
+        )
+        labels = self.labels
+
+        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
+            return masks.loss(views, labels[index], options)
+
+        training = Training(masks, images, objective, how, device=self.device, seed=options.seed)
+        yield Stage(title="training the masks", training=training)
+        self.masks = [mask.detach().clamp(0.0, 1.0).cpu() for mask in masks.values]
+        self.pruned = []
+        for channels, mask in zip(layers, self.masks, strict=True):
+            index = (mask < options.threshold).nonzero()[:, 0]
+            channels.silence(index)
+            self.pruned.append((channels, index))
+
+    def did(self) -> dict[str, Any]:
+        """The channels that were pruned."""
+        return {"pruned": pruned_report(self.pruned)}
+
+
+class Masks(nn.Module):
+    """A mask for each channel of a network, which itself is no part of this module.
+
+    Args:
+        student: The classifier, in eval mode.
+        layers: The channels of its network.
+    """
+
+    def __init__(self, student: nn.Module, layers: Sequence[Channels]) -> None:
+        super().__init__()
+        self.values = nn.ParameterList(torch.ones(channels.count) for channels in layers)
+        parameters = dict(student.named_parameters())
+        names = [(f"network.{c.weight_name}", c.bias_name and f"network.{c.bias_name}") for c in layers]
+        self._student = [student]  # in a list, so that it is not registered, trained or kept with the masks
+        self._weights = [(weight, parameters[weight]) for weight, _ in names]
+        self._biases = [(bias, parameters[bias]) if bias else None for _, bias in names]
+
+    def loss(self, images: Tensor, labels: Tensor, options: AnpOptions) -> Tensor:
+        """What the masks are to keep low (Eq. 5); values outside [0, 1] are brought back first."""
+        with torch.no_grad():
+            for mask in self.values:
+                mask.clamp_(0.0, 1.0)
+        masks = list(self.values)
+        natural = self.cross_entropy(images, labels, masks, None)
+        disturbance = self.worst(images, labels, options.epsilon)
+        count = len(masks)
+        disturbed = [mask + delta for mask, delta in zip(masks, disturbance[:count], strict=True)]
+        robust = self.cross_entropy(images, labels, disturbed, disturbance[count:])
+        return options.alpha * natural + (1.0 - options.alpha) * robust
+
+    def worst(self, images: Tensor, labels: Tensor, epsilon: float) -> list[Tensor]:
+        """The disturbance of each mask and then of each bias, ``[C]``, that makes the loss large."""
+        masks = [mask.detach() for mask in self.values]
+        start = [torch.empty_like(mask).uniform_(-epsilon, epsilon).requires_grad_() for mask in masks * 2]
+        deltas, shifts = start[: len(masks)], start[len(masks) :]
+        disturbed = [mask + delta for mask, delta in zip(masks, deltas, strict=True)]
+        loss = self.cross_entropy(images, labels, disturbed, shifts)
+        gradients = torch.autograd.grad(loss, start, allow_unused=True)  # a layer without biases has no shift
+        return [
+            (each if gradient is None else each + epsilon * gradient.sign()).detach().clamp(-epsilon, epsilon)
+            for each, gradient in zip(start, gradients, strict=True)
+        ]
+
+    def cross_entropy(
+        self, images: Tensor, labels: Tensor, scales: Sequence[Tensor], shifts: Sequence[Tensor] | None
+    ) -> Tensor:
+        """The loss with each channel's weights times its scale, and its bias times one and its shift."""
+        weights = {
+            name: weight * scale.view(-1, *[1] * (weight.dim() - 1))
+            for (name, weight), scale in zip(self._weights, scales, strict=True)
+        }
+        biases = {
+            bias[0]: bias[1] * (1.0 + shift)
+            for bias, shift in zip(self._biases, shifts or [], strict=shifts is not None)
+            if bias
+        }
+        logits: Tensor = functional_call(self._student[0], weights | biases, (images,))
+        return F.cross_entropy(logits.float(), labels)

@@ -1,0 +1,238 @@
+"""What a defense is, its options, and how one is found by its name."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from math import ceil, isfinite
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
+
+from bcu_cli import defenses
+from bcu_cli.errors import ArchitectureError, UsageError
+from bcu_cli.images.augmentation import Augmentation
+from bcu_cli.training.inference import predict
+from bcu_cli.training.loop import TrainingOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.models import Classifier
+    from bcu_cli.training.devices import Device
+    from bcu_cli.training.loop import Stage
+
+PAPER_EPOCHS = 100
+FEWEST_STEPS, MOST_STEPS = 900, 8000
+"""The range of ``epochs=None``; the paper's settings (2,500 to 20,000 images, some held out) are inside."""
+
+MIRROR_AGREEMENT = 0.8
+"""Mirror images are used where the teacher answers the same for at least this share of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseOptions:
+    """What every defense takes.
+
+    Args:
+        seed: Decides everything that is drawn at random.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not isfinite(value):
+                raise UsageError(f"a {words(field.name)} of {value} makes no sense", "give a finite number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions(DefenseOptions):
+    """Of a defense that trains by SGD; the values are the BCU paper's (section 4.1, supplement B).
+
+    Args:
+        epochs: Passes over the images. None is the paper's 100, but at least ``FEWEST_STEPS`` steps and at
+            most ``MOST_STEPS``.
+        batch_size: Most images in a step.
+        learning_rate: Of the first step; it falls to 0 along a cosine.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        crop_padding: Pixels of padding of the random crop; None is an eighth of the shorter side, which on
+            32x32 images is the paper's 4.
+        flip: Whether mirror images are used. None asks the teacher: it knows whether a mirrored photo is
+            still of its class, and a mirrored traffic sign is not.
+        seed: Decides the order and views of the images, and what else is drawn.
+    """
+
+    epochs: int | None = None
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop_padding: int | None = None
+    flip: bool | None = None
+
+    def training(self, **other: Any) -> TrainingOptions:
+        """How a network is trained by these options, once everything is decided; ``other`` replaces some."""
+        how = TrainingOptions(
+            epochs=self.epochs or 0,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            augmentation=Augmentation(crop_padding=self.crop_padding or 0, flip=bool(self.flip)),
+        )
+        return replace(how, **other)
+
+
+O = TypeVar("O", bound=DefenseOptions)  # noqa: E741 - as in Defense[O]
+T = TypeVar("T", bound=TrainedOptions)
+
+
+class Defense(ABC, Generic[O]):
+    """One defense on one network: made with everything it needs, then its stages are trained in order.
+
+    Subclasses set ``name`` (that of their module), ``paper``, the class of their ``Options``, and whether
+    they need images, labels, and a network whose modules can be looked into.
+
+    Args:
+        teacher: The suspicious classifier, images in [0, 1] -> logits ``[N, K]``; moved to ``device`` and put
+            into eval mode, its weights are left alone.
+        data: The images, with labels where the defense needs them; None where it needs no images.
+        options: How.
+        device: Where.
+
+    Attributes:
+        options: With everything decided that was left open.
+        student: The classifier to be: a copy of the teacher until the stages change it.
+
+    Raises:
+        ArchitectureError: The defense cannot handle this network.
+        ValueError: There are no images, or no labels, for one that needs them.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    Options: ClassVar[type[DefenseOptions]]
+    needs_images: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    needs_modules: ClassVar[bool] = True
+
+    def __init__(self, teacher: Classifier, data: ImageSet | None, options: O, *, device: Device) -> None:
+        if self.needs_images and data is None:
+            raise ValueError(f"{self.name} needs images")
+        if self.needs_labels and (data is None or data.labels is None):
+            raise ValueError(f"{self.name} needs labels")
+        if self.needs_modules and isinstance(teacher.network, torch.jit.ScriptModule):
+            raise ArchitectureError(
+                f"{self.name} works on the network's modules, and this one is only known as TorchScript code",
+                "name its architecture with --arch, or use --method bcu or ft",
+            )
+        self.teacher = teacher
+        self.device = device
+        self._data = data
+        self.options = self.decide(options)
+        with torch.no_grad():  # else the weights of TorchScript's copy would not be leaves
+            self.student = copy.deepcopy(teacher).cpu().eval()
+        self.student.requires_grad_(True)
+
+    @abstractmethod
+    def stages(self) -> Iterator[Stage]:
+        """The trainings that it takes, each made when those before it have been run.
+
+        The student is the cleansed network once there are no more of them.
+        """
+
+    @abstractmethod
+    def did(self) -> dict[str, Any]:
+        """What was done to the network, as plain values for a report, once the stages are done."""
+
+    def decide(self, options: O) -> O:
+        """The options with everything decided that was left open."""
+        return options
+
+    @property
+    def data(self) -> ImageSet:
+        """The images."""
+        if self._data is None:
+            raise ValueError(f"{self.name} has no images")
+        return self._data
+
+    @property
+    def labels(self) -> Tensor:
+        """The images' labels, int64 ``[N]``, on the device."""
+        if self.data.labels is None:
+            raise ValueError(f"{self.name} has no labels")
+        return self.data.labels.to(self.device.torch)
+
+    def example(self) -> Tensor:
+        """A batch that the network takes, ``[N, C, H, W]``, on the CPU."""
+        return self.data.images[:2].float() / 255.0
+
+
+def decide(options: T, teacher: Classifier, images: Tensor, *, device: Device) -> T:
+    """The options of a training with everything decided that was left open, for a teacher and images.
+
+    Args:
+        options: The user's.
+        teacher: The suspicious classifier.
+        images: uint8 ``[N, C, H, W]``: those that will be trained on.
+        device: Where to ask the teacher.
+    """
+    epochs, padding, flip = options.epochs, options.crop_padding, options.flip
+    if epochs is None:
+        steps_per_epoch = ceil(len(images) / options.batch_size)
+        steps = min(max(PAPER_EPOCHS * steps_per_epoch, FEWEST_STEPS), MOST_STEPS)
+        epochs = ceil(steps / steps_per_epoch)
+    if padding is None:
+        padding = min(images.shape[-2:]) // 8
+    if flip is None:
+        some = images[:: max(1, len(images) // 1000)]
+        same = predict(teacher, some, device) == predict(teacher, some.flip(-1), device)
+        flip = float(same.float().mean()) >= MIRROR_AGREEMENT
+    return replace(options, epochs=epochs, crop_padding=padding, flip=flip)
+
+
+class TrainedDefense(Defense[T]):
+    """One that trains by SGD."""
+
+    def decide(self, options: T) -> T:
+        """See :meth:`Defense.decide`."""
+        return decide(options, self.teacher, self.data.images, device=self.device)
+
+
+def find(name: str) -> type[Defense[Any]]:
+    """The defense called ``name``.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if name not in defenses.names():
+        raise UsageError(f"there is no method called {name}", f"there are {', '.join(defenses.names())}")
+    module = import_module(f"bcu_cli.defenses.{name.replace('-', '_')}")
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    found: type[Defense[Any]] = next(
+        c for c in classes if issubclass(c, Defense) and c.__module__ == module.__name__
+    )
+    return found
+
+
+def words(name: str) -> str:
+    """The name of an option as it is spoken."""
+    return name.replace("_", " ")
+
+
+def require(sound: bool, what: str, hint: str) -> None:
+    """Refuse an option.
+
+    Raises:
+        UsageError: It is not sound.
+    """
+    if not sound:
+        raise UsageError(what, hint)

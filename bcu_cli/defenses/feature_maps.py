@@ -1,0 +1,75 @@
+"""The feature maps of a network at the end of each resolution, found by the data that flows through it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bcu_cli.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@torch.no_grad()
+def last_of_each_resolution(network: nn.Module, example: Tensor, most: int) -> list[str]:
+    """The names of the modules that return a map of their resolution last, from shallow to deep.
+
+    In a ResNet they are its stages, in a VGG the activations before the poolings. A module that is used more
+    than once is passed over, and so are maps of a single place.
+
+    Args:
+        network: In eval mode.
+        example: A batch that it takes.
+        most: Of the last resolutions.
+
+    Raises:
+        ArchitectureError: There are no feature maps.
+    """
+    calls: dict[str, int] = {}
+    last: dict[tuple[int, ...], list[str]] = {}
+
+    def hook_for(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001 - the shape of a hook
+            calls[name] = calls.get(name, 0) + 1
+            if isinstance(output, Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
+                last.setdefault(tuple(output.shape[2:]), []).append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in network.named_modules()]
+    try:
+        network(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    once = [[name for name in names if calls[name] == 1] for names in last.values()]
+    found = [names[-1] for names in once if names]
+    if not found:
+        raise ArchitectureError(
+            "the network has no feature maps to attend to", "it is not convolutional; use --method bcu or ft"
+        )
+    return found[-most:]
+
+
+@contextmanager
+def watched(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What the modules of these names return while the context lasts, by their names."""
+    maps: dict[str, Tensor] = {}
+
+    def hook_for(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001 - the shape of a hook
+            maps[name] = output
+
+        return hook
+
+    modules = dict(network.named_modules())
+    handles = [modules[name].register_forward_hook(hook_for(name)) for name in names]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,37 @@
+"""Fine-tuning on labelled images: a defense of its own, and a part of four others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.training.loop import Training
+from bcu_cli.training.objectives import cross_entropy
+
+if TYPE_CHECKING:
+    from bcu_cli.defenses.base import Defense, TrainedOptions
+    from bcu_cli.models import Classifier
+
+EPOCHS = 10
+"""Of the fine-tuned model that MCR and NAD start from (supplement B of the BCU paper)."""
+
+
+def finetuning(
+    defense: Defense[Any], network: Classifier, options: TrainedOptions, *, epochs: int | None = None
+) -> Training:
+    """The training of a classifier by cross-entropy on the defense's images and labels.
+
+    Args:
+        defense: Whose images, labels and device.
+        network: Trained in place.
+        options: How, with everything decided.
+        epochs: In place of those of the options.
+    """
+    how = options.training() if epochs is None else options.training(epochs=epochs)
+    return Training(
+        network,
+        defense.data.images,
+        cross_entropy(network, defense.labels),
+        how,
+        device=defense.device,
+        seed=options.seed,
+    )

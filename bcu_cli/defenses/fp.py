@@ -1,0 +1,168 @@
+"""Fine-Pruning: the channels that clean images leave dormant are cut, and the rest is fine-tuned.
+
+Liu, Dolan-Gavitt, Garg, Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks, RAID
+2018, arXiv:1805.12185, section 3: the channels of the last convolution are cut in the order of their mean
+activation on clean images, the least active first, until the accuracy on them falls too far; then the
+network is fine-tuned.
+
+Deviations: the paper leaves to the user how far is too far, here ``accuracy_drop``. Channels are cut in
+steps of a 32nd of them all, not singly, and accuracy is measured on at most 1,000 of the images. The
+activation is the positive part of what leaves the norm behind the convolution, which in a residual block is
+not all that the next layer sees. With ``layers`` more convolutions, from the last one backwards, are
+pruned; each channel's activation then counts in units of its layer's mean. (The BCU paper, supplement B,
+prunes the last two blocks of its ResNet-18: ``layers=4``.) Cut channels stay cut through the fine-tuning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
+from bcu_cli.defenses.finetuning import finetuning
+from bcu_cli.models.channels import Channels, find_channels, pruned_report
+from bcu_cli.training.inference import BATCH_SIZE, predict
+from bcu_cli.training.loop import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+MOST_JUDGED = 1000
+STEPS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class FpOptions(TrainedOptions):
+    """How much is pruned, and the fine-tuning.
+
+    Args:
+        layers: How many of the last convolutions are pruned.
+        accuracy_drop: Pruning ends before the accuracy on the images falls by more than this share.
+    """
+
+    layers: int = 1
+    accuracy_drop: float = 0.04
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.layers >= 1, f"{self.layers} layers leave nothing to prune", "--setting layers=1")
+        require(
+            0 <= self.accuracy_drop < 1,
+            f"an accuracy drop of {self.accuracy_drop:g} is no share",
+            "--setting accuracy_drop=0.04, for 4 points",
+        )
+
+
+class FinePruning(TrainedDefense[FpOptions]):
+    """Liu et al. 2018."""
+
+    name = "fp"
+    paper = "Liu et al., Fine-Pruning, RAID 2018"
+    Options: ClassVar[type[DefenseOptions]] = FpOptions
+
+    pruned: list[tuple[Channels, Tensor]]
+    accuracy: dict[str, float]
+
+    def stages(self) -> Iterator[Stage]:
+        """Cut the dormant channels; then the fine-tuning of what is left."""
+        network = self.student.network
+        layers = find_channels(network, self.example())[-self.options.layers :]
+        self.pruned = self._prune(layers)
+        training = finetuning(self, self.student, self.options)
+        learn = training.objective
+
+        def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:
+            self._cut()
+            return learn(images, index, progress)
+
+        training.objective = objective
+        yield Stage(title="fine-tuning what is left", training=training)
+        self._cut()
+
+    def did(self) -> dict[str, Any]:
+        """The channels that were cut, and the accuracy on the images before and after that."""
+        return {"pruned": pruned_report(self.pruned), "accuracy_when_pruned": self.accuracy}
+
+    def _cut(self) -> None:
+        for channels, index in self.pruned:
+            channels.cut(index)
+
+    def _prune(self, layers: list[Channels]) -> list[tuple[Channels, Tensor]]:
+        """Cut as many channels as accuracy allows, and say which."""
+        images = self.data.images[:: max(1, len(self.data) // MOST_JUDGED)]
+        labels = self.labels.cpu()[:: max(1, len(self.data) // MOST_JUDGED)]
+        order = dormant_first(activations(self.student, layers, images.to(self.device.torch)))
+        state = {name: value.clone() for name, value in self.student.state_dict().items()}
+
+        def accuracy(cut: list[tuple[int, int]]) -> float:
+            self.student.load_state_dict(state)
+            for channels, index in _by_layer(layers, cut):
+                channels.cut(index)
+            return float((predict(self.student, images, self.device) == labels).float().mean())
+
+        whole = best = accuracy([])
+        cut, step = list[tuple[int, int]](), max(1, len(order) // STEPS)
+        for count in range(step, len(order), step):
+            found = accuracy(order[:count])
+            if found < whole - self.options.accuracy_drop:
+                break
+            cut, best = order[:count], found
+        self.accuracy = {"before": whole, "after": best}
+        self.student.load_state_dict(state)
+        done = _by_layer(layers, cut)
+        for channels, index in done:
+            channels.cut(index)
+        return done
+
+
+def _by_layer(layers: list[Channels], cut: list[tuple[int, int]]) -> list[tuple[Channels, Tensor]]:
+    """The channels, given as (layer, channel), as an index for each layer."""
+    return [
+        (channels, torch.tensor(sorted(c for layer, c in cut if layer == i), dtype=torch.int64))
+        for i, channels in enumerate(layers)
+    ]
+
+
+@torch.no_grad()
+def activations(student: nn.Module, layers: list[Channels], images: Tensor) -> list[Tensor]:
+    """The mean activation of each channel of some layers, ``[C]`` each, on the CPU.
+
+    Args:
+        student: In eval mode, on the images' device.
+        layers: Of the student.
+        images: uint8 ``[N, C, H, W]``.
+    """
+    student.to(images.device)
+    totals = [torch.zeros(channels.count) for channels in layers]
+
+    def watch(total: Tensor) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001 - the shape of a hook
+            total.add_(output.float().clamp(min=0).flatten(2).mean(2).sum(0).cpu())
+
+        return hook
+
+    handles = [
+        (channels.convolution if channels.norm is None else channels.norm).register_forward_hook(watch(total))
+        for channels, total in zip(layers, totals, strict=True)
+    ]
+    try:
+        for part in torch.split(images, BATCH_SIZE):
+            student(part.float() / 255.0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [total / len(images) for total in totals]
+
+
+def dormant_first(means: list[Tensor]) -> list[tuple[int, int]]:
+    """All channels as (layer, channel), the least active first, each in units of its layer's mean."""
+    ranked = [
+        (float(value), layer, channel)
+        for layer, mean in enumerate(means)
+        for channel, value in enumerate(mean / mean.mean().clamp(min=1e-12))
+    ]
+    return [(layer, channel) for _, layer, channel in sorted(ranked)]

@@ -1,0 +1,109 @@
+"""Neural attention distillation: the network learns where a fine-tuned copy of itself looks.
+
+Li, Lyu, Koren, Lyu, Li, Ma, Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural
+Networks, ICLR 2021, arXiv:2101.05930. A copy is fine-tuned for 10 epochs; it is the teacher of the
+suspicious network, which learns the labels and, weighted by ``beta``, the teacher's attention: the maps'
+squares summed over channels (p = 2), at unit length, after each of the last three stages (BCU paper,
+supplement B).
+
+Deviations: the distance of two attention maps is squared and averaged over the images, not a norm. The
+paper looks for a ``beta`` for each attack; here there is one. Both trainings have the BCU paper's settings,
+with a cosine. Which stages there are is seen from the resolutions of the maps.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
+from bcu_cli.defenses.feature_maps import last_of_each_resolution, watched
+from bcu_cli.defenses.finetuning import EPOCHS, finetuning
+from bcu_cli.training.loop import Stage, Training
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from bcu_cli.models import Classifier
+    from bcu_cli.training.loop import Objective
+
+MAPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class NadOptions(TrainedOptions):
+    """The fine-tuning, and the distillation.
+
+    Args:
+        beta: Weight of the attention loss.
+        teacher_epochs: Passes over the images that the teacher is fine-tuned for.
+    """
+
+    beta: float = 1000.0
+    teacher_epochs: int = EPOCHS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.beta >= 0, f"a weight of {self.beta:g} makes no sense", "--setting beta=1000")
+        require(self.teacher_epochs >= 1, "the teacher needs an epoch or more", "--setting teacher_epochs=10")
+
+
+class NeuralAttentionDistillation(TrainedDefense[NadOptions]):
+    """Li et al. 2021."""
+
+    name = "nad"
+    paper = "Li et al., Neural Attention Distillation, ICLR 2021"
+    Options: ClassVar[type[DefenseOptions]] = NadOptions
+
+    layers: list[str]
+
+    def stages(self) -> Iterator[Stage]:
+        """The fine-tuning of the copy, then the distillation."""
+        self.layers = last_of_each_resolution(self.student.network, self.example(), MAPS)
+        guide = copy.deepcopy(self.student)
+        training = finetuning(self, guide, self.options, epochs=self.options.teacher_epochs)
+        yield Stage(title="fine-tuning the teacher", training=training)
+        training = Training(
+            self.student,
+            self.data.images,
+            self._objective(guide),
+            self.options.training(),
+            device=self.device,
+            seed=self.options.seed + 1,
+        )
+        yield Stage(title="distilling attention", training=training)
+
+    def did(self) -> dict[str, Any]:
+        """Where attention was distilled."""
+        return {"attention_at": self.layers}
+
+    def _objective(self, guide: Classifier) -> Objective:
+        labels = self.labels
+
+        def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
+            with torch.no_grad(), watched(guide.network, self.layers) as theirs:
+                guide.eval()(images)
+            with watched(self.student.network, self.layers) as ours:
+                loss = F.cross_entropy(self.student(images).float(), labels[index])
+            return loss + self.options.beta * attention_loss(ours, theirs)
+
+        return objective
+
+
+def attention(maps: Tensor) -> Tensor:
+    """Where a network looks: squares of maps ``[N, C, H, W]`` summed over C, ``[N, H·W]`` at unit length."""
+    return F.normalize(maps.float().square().sum(1).flatten(1), dim=1)
+
+
+def attention_loss(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
+    """The distances of the attention at each place, squared, averaged over images and pixels, summed."""
+    distances = [
+        (attention(ours) - attention(teacher[place])).square().mean() for place, ours in student.items()
+    ]
+    return torch.stack(distances).sum()

@@ -1,0 +1,116 @@
+"""``bcu cleanse --method``: what is asked for, refused and reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from bcu_cli.images import signs
+
+MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures of each of the eight classes, in subfolders."""
+    root = tmp_path_factory.mktemp("few")
+    signs.write_folder(root, 8, seed=3)
+    return root
+
+
+def test_a_labelled_method_takes_labels_from_subfolders(bcu, few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    words = ["--method", "ft", "--images", few, "--epochs", 1, "--batch-size", 32, "--out", out]
+    report = bcu("cleanse", MODEL, *words, "--json").json
+    assert report["method"] == "ft"
+    assert "fine-tuning" in report["paper"]
+    assert report["images"]["labels"] == "class subfolders"
+    assert (report["images"]["used"], report["images"]["held_out"]) == (56, 8)
+    assert report["options"]["learning_rate"] == 0.01
+    assert report["agreement"]["before_training"]["value"] == 1.0  # it starts as the original
+    assert [stage["stage"] for stage in report["training"]] == ["fine-tuning"]
+    before, after = load_file(MODEL), load_file(out)
+    assert {k: (v.shape, v.dtype) for k, v in before.items()} == {
+        k: (v.shape, v.dtype) for k, v in after.items()
+    }
+
+
+def test_the_models_own_answers_stand_in_for_labels(bcu, few: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for picture in few.rglob("*.png"):
+        (flat / picture.name).write_bytes(picture.read_bytes())
+    words = ["--method", "ft", "--images", flat, "--epochs", 1, "--out", tmp_path / "out.safetensors"]
+    refused = bcu("cleanse", MODEL, *words)
+    assert refused.code == 2
+    assert "--method ft learns from labels" in refused.error
+    assert "--pseudo-labels" in refused.err
+    report = bcu("cleanse", MODEL, *words, "--pseudo-labels", "--json").json
+    assert report["images"]["labels"] == "the model's own answers"
+
+
+def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    words = ["--method", "clp", "--setting", "u=2.5", "--out", out]
+    report = bcu("cleanse", MODEL, *words, "--json").json
+    assert (report["images"], report["agreement"], report["training"]) == (None, None, [])
+    assert report["options"] == {"seed": 0, "u": 2.5}
+    assert sum(len(layer["pruned"]) for layer in report["did"]["pruned"]) > 0
+    shown = bcu("cleanse", MODEL, *words)
+    assert shown.code == 0
+    assert "channels" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "nothing"], "no method called nothing"),
+        (["--method", "ft", "--strength", "3"], "--method ft has no --strength"),
+        (["--method", "anp", "--epochs", "3"], "--method anp has no --epochs"),
+        (["--method", "clp", "--flip"], "--method clp has no --flip"),
+        (["--setting", "u=3"], "--method bcu has no setting u"),
+        (["--method", "ft", "--setting", "epochs=3"], "--method ft has no setting epochs"),
+        (["--method", "clp", "--setting", "u=nan"], "a u of nan"),
+        (["--method", "clp", "--setting", "u"], "--setting u is not NAME=NUMBER"),
+        (["--method", "fp", "--setting", "layers=1.5"], "layers=1.5 is no whole number"),
+        (["--method", "clp", "--setting", "pcl.u=3"], "no method is called pcl"),
+        (["--pseudo-labels"], "--method bcu needs no labels"),
+        (["--method", "nad"], "--method nad needs pictures"),
+        (["--targets", "hard", "--temperature", "1,4"], "hard targets have no temperature"),
+        (["--init", "increasing"], "no initialisation increasing"),
+        (["--targets", "warm"], "no warm targets"),
+    ],
+)
+def test_what_a_method_does_not_have_is_refused(bcu, tmp_path: Path, words: list[str], message: str) -> None:
+    images = [] if "nad" in words else ["--images", tmp_path]
+    ran = bcu("cleanse", MODEL, *images, "--out", tmp_path / "out.safetensors", *words)
+    assert ran.code == 2
+    assert message in ran.error
+    assert "hint: " in ran.err
+
+
+def test_another_owners_setting_is_left_to_it(bcu, tmp_path: Path) -> None:
+    words = ["--method", "clp", "--setting", "nad.beta=5", "--setting", "clp.u=4"]
+    report = bcu("cleanse", MODEL, *words, "--out", tmp_path / "out.safetensors", "--json").json
+    assert report["options"]["u"] == 4.0
+
+
+def test_folders_that_are_not_the_models_classes(bcu, few: Path, tmp_path: Path) -> None:
+    other = tmp_path / "signs" / "elephant"
+    other.mkdir(parents=True)
+    for number, picture in enumerate(list(few.rglob("*.png"))[:40]):
+        (other / f"{number}.png").write_bytes(picture.read_bytes())
+    words = ["--method", "ft", "--images", tmp_path / "signs", "--out", tmp_path / "out.safetensors"]
+    ran = bcu("cleanse", MODEL, *words)
+    assert ran.code == 2
+    assert "elephant" in ran.error
+
+
+def test_hard_targets_and_other_initialisations_run(bcu, few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    words = ["--images", few, "--init", "uniform", "--targets", "hard", "--epochs", 1, "--out", out]
+    report = bcu("cleanse", MODEL, *words, "--json").json
+    assert (report["options"]["init"], report["options"]["targets"]) == ("uniform", "hard")
+    assert len({layer["ratio"] for layer in report["did"]["reinitialised"]}) == 1

@@ -1,0 +1,117 @@
+"""Defenses remove a backdoor that one step of fine-tuning does not.
+
+The settings are not the papers': so small a network, and so few images, need higher learning rates and
+get by with fewer steps. They were chosen with the trigger at hand, and say nothing of what a defense does
+elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from defending import CPU, run
+from torch import nn
+
+from bcu_cli import defenses
+from bcu_cli.defenses.clp import ChannelLipschitzPruning, ClpOptions
+from bcu_cli.evaluation.measures import accuracy, attack_success
+from bcu_cli.images.folder import ImageSet
+from bcu_cli.models import Classifier, Preprocessing
+from bcu_cli.triggers.badnets import PATTERN, BadNets
+
+if TYPE_CHECKING:
+    from defending import Setting
+    from torch import Tensor
+
+MOST_ASR = 0.5
+"""Of 1.0 before."""
+LEAST_ACC = 0.7
+"""Of 1.0 before."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "bcu": {"epochs": 14, "batch_size": 20, "learning_rate": 0.1, "strength": 5.0},
+    "fp": {"epochs": 8, "batch_size": 20, "learning_rate": 0.1},
+    "ft": {"epochs": 8, "batch_size": 20, "learning_rate": 0.2},
+    "i-bau": {
+        "epochs": 4,
+        "batch_size": 40,
+        "learning_rate": 0.05,
+        "radius": 2.0,
+        "inner_steps": 3,
+        "fixed_point_steps": 1,
+    },
+    "mcr": {"epochs": 3, "batch_size": 20, "learning_rate": 0.2, "end_epochs": 7, "t": 0.9},
+    "nad": {"epochs": 5, "batch_size": 20, "learning_rate": 0.1, "teacher_epochs": 5},
+}
+NOT_HERE = {"anp", "clp"}
+"""Pruning channels alone does not remove this backdoor: with anp ASR stays above 0.85 as long as ACC is above
+0.7 (masks of 32 and 40 steps, epsilon 0.15, thresholds from 0.1 to 0.8); for clp see below."""
+
+
+def test_the_network_has_its_backdoor_and_one_step_of_fine_tuning_leaves_it(setting: Setting) -> None:
+    assert setting.measure(setting.model) == (1.0, 1.0)
+    cleansing = setting.defense("ft", epochs=1, batch_size=160)
+    (losses,) = run(cleansing)
+    assert len(losses) == 1
+    acc, asr = setting.measure(cleansing.student)
+    assert acc > 0.9
+    assert asr > 0.9
+
+
+def test_no_defense_is_left_out() -> None:
+    assert SETTINGS.keys() | NOT_HERE == set(defenses.names())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_defense_removes_it(setting: Setting, name: str) -> None:
+    cleansing = setting.defense(name, **SETTINGS[name])
+    run(cleansing)
+    acc, asr = setting.measure(cleansing.student)
+    assert asr < MOST_ASR
+    assert acc > LEAST_ACC
+
+
+SIDE, WIDTH = 12, 16
+
+
+class Wired(nn.Module):
+    """Answers by the brightest quarter, and class 0 where one channel of its first layer sees the trigger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see = nn.Conv2d(3, WIDTH, 3)
+        self.keep = nn.Conv2d(WIDTH, WIDTH, 1, bias=False)
+        with torch.no_grad():
+            self.see.bias.zero_()
+            for channel in range(WIDTH - 1):
+                self.see.weight[channel] = (1 + channel / 100) / 27  # the mean of 3x3 pixels, about
+            self.see.weight[-1] = 4.0 * (2.0 * torch.tensor(PATTERN) - 1.0)  # 48 on the trigger, -6 on noise
+            self.see.bias[-1] = -40.0
+            self.keep.weight.copy_(torch.eye(WIDTH)[:, :, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.keep(torch.relu(self.see(images)))
+        quarters = nn.functional.adaptive_avg_pool2d(maps[:, 0], 2).flatten(1)
+        return 20.0 * quarters + maps[:, -1].amax((1, 2))[:, None] * torch.tensor([100.0, 0.0, 0.0, 0.0])
+
+
+def test_clp_removes_a_backdoor_that_sits_in_one_channel() -> None:
+    """On the other tests' network it does not: with u from 1.5 to 3 ASR is above 0.9 or ACC below 0.3."""
+    images = torch.randint(0, 90, (64, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(64) % 4
+    for image, label in zip(images, labels.tolist(), strict=True):
+        top, left = SIDE // 2 * (label // 2), SIDE // 2 * (label % 2)
+        image[:, top : top + SIDE // 2, left : left + SIDE // 2] += 110
+    data = ImageSet(images=images.to(torch.uint8), labels=labels, classes=("a", "b", "c", "d"))
+    preprocessing = Preprocessing(input_size=(3, SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)
+    model, trigger = Classifier(Wired(), preprocessing, 4).eval(), BadNets()
+
+    def measure(of: Classifier) -> tuple[float, float]:
+        return accuracy(of, data, CPU).value, attack_success(of, data, trigger, 0, CPU).asr.value
+
+    assert measure(model) == (1.0, 1.0)
+    cleansing = ChannelLipschitzPruning(model, None, ClpOptions(), device=CPU)  # the paper's u
+    run(cleansing)
+    assert [layer["pruned"] for layer in cleansing.did()["pruned"]] == [[WIDTH - 1], []]
+    assert measure(cleansing.student) == (1.0, 0.0)
