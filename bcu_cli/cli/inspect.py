@@ -67,7 +67,7 @@ Scan = Annotated[
 Images = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of unlabeled pictures like those that the network is for: five detectors in place of "
+        help="Folder of unlabeled pictures like those that the network is for: six detectors in place of "
         "two.",
         rich_help_panel=_SCAN,
     ),

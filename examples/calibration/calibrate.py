@@ -99,8 +99,10 @@ def scan(work: Path, scores: Path) -> None:
         data, arch = zoo.name.split("-")[:2]
         index = json.loads((zoo / "index.json").read_text())
         for entry in index["entries"]:
-            if entry["asr"] and entry["asr"]["value"] < IMPLANTED:
-                sys.stderr.write(f"{zoo.name}/{entry['name']} is left out: ASR {entry['asr']['value']:.2%}\n")
+            asr = entry["asr"] and entry["asr"]["value"]
+            if entry["acc"] is None or (asr is not None and asr < IMPLANTED):
+                why = "not trained" if entry["acc"] is None else f"ASR {asr:.2%}"
+                sys.stderr.write(f"{zoo.name}/{entry['name']} is left out: {why}\n")
                 continue
             kept = work / "scans" / zoo.name / f"{entry['name']}.json"
             if not kept.exists():
@@ -115,7 +117,7 @@ def scan(work: Path, scores: Path) -> None:
                     "arch": arch,
                     **{key: entry[key] for key in ("name", "attack", "target_class", "seed")},
                     "acc": entry["acc"]["value"],
-                    "asr": entry["asr"] and entry["asr"]["value"],
+                    "asr": asr,
                     "scores": {each["detector"]: each["score"] for each in file["scan"]["detectors"]},
                     "values": {
                         each["detector"]: [round(value, 6) for value in each["per_class"]]
