@@ -82,17 +82,20 @@ def _scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> Non
     from bcu_cli.scan.behaviour import FAILED
 
     earlier, file["problem"] = file["problem"], None
+    path = Path(file["path"])
     try:
-        file["scan"] = _scan(Path(file["path"]), file["sha256"], options, device)
+        file["scan"], looked = _scan(path, options, device)
+        _conclude(file, file["scan"])
+        if options.evidence is not None:
+            file["scan"]["pictures"] = _write(looked, options.evidence, path, file["sha256"])
     except BcuError as error:
-        file["problem"] = earlier or {"rule": FAILED, "message": error.message, "hint": error.hint}
+        known = earlier is not None and earlier["message"] == error.message
+        file["problem"] = earlier if known else {"rule": FAILED, "message": error.message, "hint": error.hint}
     except Exception as error:  # of one network: it must not hide what was found in the other files
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         message = f"{file['path']} could not be scanned: {type(error).__name__}: {reason}"
         hint = "where memory ran out: another --device; else report it with the name of the architecture"
         file["problem"] = {"rule": FAILED, "message": message, "hint": hint}
-    else:
-        _conclude(file, file["scan"])
 
 
 def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
@@ -104,7 +107,7 @@ def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
         message = f"it behaves as if it had a backdoor to class {scan['class']}"
         file["findings"].append(asdict(Finding(rule=SUSPICIOUS, message=message, severity="suspicious")))
     elif scan["verdict"] == "inconclusive":
-        message = f"whether {file['path']} has a backdoor was not decided: {_between(scan)}"
+        message = f"whether {file['path']} has a backdoor was not decided: {_undecided(scan)}"
         more = "scan it with more --images, or with another --seed"
         hint = more if scan["images"] else "scan it with --images, a folder of unlabeled pictures"
         file["problem"] = {"rule": UNDECIDED, "message": message, "hint": hint}
@@ -149,8 +152,10 @@ def show(scan: dict[str, Any]) -> None:
     )
 
 
-def _between(scan: dict[str, Any]) -> str:
+def _undecided(scan: dict[str, Any]) -> str:
     below = scan["calibration"]["clean_below"]
+    if scan["suspicion"] < below:
+        return f"{scan['images']['used']} pictures are too few to call it clean-looking"
     return f"its suspicion of {scan['suspicion']:.2f} lies between {below:.2f} and 1"
 
 
@@ -158,8 +163,8 @@ def _plain(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _scan(path: Path, sha256: str | None, options: ScanOptions, device: Device) -> dict[str, Any]:
-    """One network: load it, ask the detectors, write what they drew."""
+def _scan(path: Path, options: ScanOptions, device: Device) -> tuple[dict[str, Any], list[Looked]]:
+    """Load one network and ask the detectors: the document, and what it does not hold, their pictures."""
     from bcu_cli.report import document
     from bcu_cli.scan.base import Subject
     from bcu_cli.scan.verdict import judge
@@ -169,9 +174,9 @@ def _scan(path: Path, sha256: str | None, options: ScanOptions, device: Device) 
     images = None if options.images is None else _images(options.images, model, options.seed)
     model.to(device.torch).eval()
     looked = _look(Subject(model=model, images=images, device=device, seed=options.seed), path)
-    verdict = judge([each.scores for each in looked])
-    pictures = [] if options.evidence is None else _write(looked, options.evidence, path, sha256)
-    return {
+    used = None if images is None else len(images)
+    verdict = judge([each.scores for each in looked], images=used)
+    scan = {
         "verdict": verdict.word,
         "class": verdict.target,
         "suspicion": verdict.suspicion,
@@ -179,10 +184,11 @@ def _scan(path: Path, sha256: str | None, options: ScanOptions, device: Device) 
         **document.environment(device),
         "seed": options.seed,
         "model": document.model(loaded),
-        "images": None if images is None else {"path": str(options.images), "used": len(images)},
+        "images": None if used is None else {"path": str(options.images), "used": used},
         "detectors": [each.document() for each in looked],
-        "pictures": pictures,
+        "pictures": [],
     }
+    return scan, looked
 
 
 def _rates(calibration: Calibration) -> dict[str, Any]:

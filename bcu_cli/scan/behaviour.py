@@ -7,9 +7,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bcu_cli import scan
 from bcu_cli.errors import ScanError
 from bcu_cli.scan.base import FEWEST_CLASSES, find
+from bcu_cli.scan.optimising import BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +21,14 @@ if TYPE_CHECKING:
 
 SUSPICIOUS, UNDECIDED, FAILED = "scan-suspicious", "scan-undecided", "scan-failed"
 """The rules: it looks backdoored; the scores lie between; the detectors could not look at it."""
+_NO_NUMBERS = (
+    "the network's answers are NaN or infinite, so that the detectors can tell nothing",
+    "its weights are far too large or damaged; get another copy",
+)
+_IMAGES_A_CLASS, _MOST_VALUES = 32, 2**27
+"""What the hungriest detector feeds the network at once for each class; the most values of all of them."""
+_NOISE, _PICTURES = 64, 512
+_NEARLY_ONE, _SMALLEST_RANGE, _LARGEST_SHARE = 1e-3, 0.1, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +59,10 @@ def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
         on_start: Called with the name of a detector before it starts; returns what is told of its progress.
 
     Raises:
-        ScanError: The network has too few classes for one to stand out, or answers that are no numbers.
+        ScanError: The network or the images are such that the detectors could tell nothing, or need too much.
     """
-    if subject.model.num_classes < FEWEST_CLASSES:
-        raise ScanError(
-            f"with {subject.model.num_classes} classes none can stand out from the others",
-            f"the detectors compare classes; they need {FEWEST_CLASSES} or more",
-        )
+    _refuse_sizes(subject)
+    _refuse_answers(subject)
     looked = []
     for kind in map(find, scan.names()):
         if kind.needs_images and subject.images is None:
@@ -62,12 +70,56 @@ def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
         started = time.perf_counter()
         scores = kind().scan(replace(subject, on_step=on_start(kind.name)))
         if not _is_finite(scores):
-            raise ScanError(
-                f"the network's answers are NaN or infinite, so that {kind.name} can tell nothing",
-                "its weights are far too large or damaged; get another copy",
-            )
+            message, hint = _NO_NUMBERS
+            raise ScanError(message, hint)
         looked.append(Looked(scores=scores, seconds=time.perf_counter() - started))
     return looked
+
+
+def _refuse_sizes(subject: Subject) -> None:
+    classes = subject.model.num_classes
+    if classes < FEWEST_CLASSES:
+        raise ScanError(
+            f"with {classes} classes none can stand out from the others",
+            f"the detectors compare classes; they need {FEWEST_CLASSES} or more",
+        )
+    size = subject.model.preprocessing.input_size
+    if classes * _IMAGES_A_CLASS * math.prod(size) > _MOST_VALUES:
+        raise ScanError(
+            f"{classes} classes of {size[1]}x{size[2]} pictures are too many to be looked at together",
+            "detectors of larger networks are not built yet",
+        )
+
+
+@torch.no_grad()
+def _refuse_answers(subject: Subject) -> None:
+    """Answers of which no detector could tell anything would look clean."""
+    model = subject.model
+    if subject.images is None:
+        shape = (_NOISE, *model.preprocessing.input_size)
+        pictures = torch.rand(shape, generator=subject.generator()).to(subject.device.torch)
+    else:
+        pictures = subject.drawn(_PICTURES)
+    answers = torch.cat([model(part).float() for part in torch.split(pictures, BATCH)])
+    if not answers.isfinite().all():
+        message, hint = _NO_NUMBERS
+        raise ScanError(message, hint)
+    if answers.min() >= 0 and (answers.sum(1) - 1.0).abs().max() < _NEARLY_ONE:
+        raise ScanError(
+            "the network answers with probabilities, and the detectors need logits",
+            "export it without its last softmax",
+        )
+    if float((answers.amax(1) - answers.amin(1)).median()) < _SMALLEST_RANGE:
+        raise ScanError(
+            "the network's answers hardly differ, so that the detectors can tell nothing",
+            "its last layer may have been scaled down; get another copy",
+        )
+    share, most = torch.bincount(answers.argmax(1), minlength=model.num_classes).max(0)
+    if subject.images is not None and int(share) > _LARGEST_SHARE * len(answers):
+        raise ScanError(
+            f"the network takes {int(share)} of {len(answers)} pictures for class {int(most)}",
+            "give --images of all its classes, like those that it was made for",
+        )
 
 
 def _is_finite(scores: Scores) -> bool:

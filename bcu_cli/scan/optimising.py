@@ -113,13 +113,14 @@ def success_rates(
         device: Where, and in which precision.
 
     Returns:
-        float32 ``[K]`` in [0, 1], on the CPU; 0 where all images are of the class.
+        float32 ``[K]`` in [0, 1], on the CPU; 0 where all images are of the class, NaN where an answer is.
     """
     before = logits(model, images, device).argmax(1)
     rates = torch.zeros(classes)
     for target in range(classes):
         others = images[before != target]
         if len(others):
-            led = logits(model, change(others, target), device).argmax(1) == target
-            rates[target] = led.float().mean()
+            answers = logits(model, change(others, target), device)
+            led = (answers.argmax(1) == target).float().mean()
+            rates[target] = led if answers.isfinite().all() else torch.nan
     return rates

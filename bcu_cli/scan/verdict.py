@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bcu_cli.scan.base import Scores
 
 CALIBRATION_FILE = "calibration.json"
+ENOUGH_IMAGES = 500
 Word = Literal["clean-looking", "suspicious", "inconclusive"]
 
 
@@ -82,21 +83,23 @@ def suspicion(values: Mapping[str, Tensor], units: Mapping[str, float]) -> Tenso
     return torch.stack(gaps).square().sum(0).sqrt()
 
 
-def judge(scores: list[Scores]) -> Verdict:
+def judge(scores: list[Scores], *, images: int | None) -> Verdict:
     """The verdict on a network.
 
     Args:
         scores: Of all detectors that could look at it; with images and without there is a calibration each.
+        images: How many the detectors had; with fewer than ``ENOUGH_IMAGES`` nothing is called clean-looking,
+            since their rates are too coarse to reach what the thresholds were made of.
     """
     values = {each.detector: each.per_class for each in scores if each.target is not None}
-    calibration = calibrations()["images" if "inversion" in values else "no images"]
+    calibration = calibrations()["no images" if images is None else "images"]
     each_class = suspicion(values, calibration.units)
     target = int(each_class.argmax())
     highest = float(each_class[target])
     word: Word = "inconclusive"
     if highest >= 1.0:
         word = "suspicious"
-    elif highest < calibration.clean_below:
+    elif highest < calibration.clean_below and (images is None or images >= ENOUGH_IMAGES):
         word = "clean-looking"
     return Verdict(word=word, target=target, suspicion=highest, calibration=calibration)
 

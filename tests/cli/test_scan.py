@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from bcu_cli.errors import OutputError
 from bcu_cli.models import build
 from bcu_cli.scan import verdict
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 SAID = ("--mean", "0.5", "--std", "0.5", "--input-size", "16")
 
@@ -156,6 +153,43 @@ def test_a_scan_that_fails_hides_no_finding(
     assert ("NaN or infinite" if how.startswith("answers") else "not implemented for") in problem["message"]
     network.with_name("unsafe.pt").unlink()
     assert bcu("inspect", tmp_path, "--scan", *SAID).code == 2
+
+
+@pytest.mark.parametrize("factor", [1e-6, "softmax"])
+def test_answers_that_tell_nothing_do_not_look_clean(bcu, tmp_path: Path, factor: float | str) -> None:
+    known = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
+    state, model = load_file(known), tmp_path / "m.safetensors"
+    code = "from bcu_cli.models import build\nfrom torch import nn\n\ndef make(num_classes):\n    "
+    if factor == "softmax":
+        code += "return nn.Sequential(build('resnet8', num_classes=num_classes), nn.Softmax(1))\n"
+        state = {f"0.{key}": value for key, value in state.items()}
+    else:
+        code += "return build('resnet8', num_classes=num_classes)\n"
+        state["fc.weight"] *= factor
+        state["fc.bias"] *= factor
+    (tmp_path / "net.py").write_text(code)
+    save_file(state, model)
+    said = ["--arch", f"{tmp_path / 'net.py'}:make", "--mean", "0.5", "--std", "0.5", "--input-size", "32"]
+    ran = bcu("inspect", model, "--scan", *said, "--json")
+    assert ran.code == 2
+    (file,) = ran.json["files"]
+    assert file["problem"]["rule"] == "scan-failed"
+    assert ("probabilities" if factor == "softmax" else "hardly differ") in file["problem"]["message"]
+
+
+def test_pictures_that_cannot_be_written_hide_no_verdict(
+    bcu, network: Path, thresholds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OutputError("the disk is full", "make room")
+
+    thresholds("suspicious")
+    monkeypatch.setattr("bcu_cli.report.pictures.write_picture", fail)
+    ran = bcu("inspect", network, "--scan", *SAID, "--evidence", tmp_path / "seen", "--json")
+    assert ran.code == 1
+    (file,) = ran.json["files"]
+    assert file["scan"]["verdict"] == "suspicious"
+    assert "disk is full" in file["problem"]["message"]
 
 
 def test_evidence_needs_a_folder_before_anything_is_inspected(bcu, network: Path, tmp_path: Path) -> None:

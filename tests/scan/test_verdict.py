@@ -50,7 +50,7 @@ def test_the_word_depends_on_the_most_suspicious_class(
     monkeypatch: pytest.MonkeyPatch, height: float, word: str
 ) -> None:
     monkeypatch.setattr(verdict, "calibrations", lambda: {"no images": calibration(mmbd=1.0), "images": None})
-    judged = verdict.judge([scores("mmbd", [0.0, 0.0, 0.0, height]), scores_without_classes()])
+    judged = verdict.judge([scores("mmbd", [0.0, 0.0, 0.0, height]), scores_without_classes()], images=None)
     assert (judged.word, judged.target) == (word, 3)
     assert judged.suspicion == pytest.approx(height)
 
@@ -62,9 +62,15 @@ def scores_without_classes() -> Scores:
 def test_with_images_another_calibration_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"no images": calibration(mmbd=1.0), "images": calibration(mmbd=1.0, inversion=1.0)}
     monkeypatch.setattr(verdict, "calibrations", lambda: both)
-    judged = verdict.judge([scores("mmbd", [0, 0, 0, 0.9]), scores("inversion", [0, 0, 0, 0.5])])
+    judged = verdict.judge([scores("mmbd", [0, 0, 0, 0.9]), scores("inversion", [0, 0, 0, 0.5])], images=900)
     assert judged.word == "suspicious"
     assert judged.calibration is both["images"]
+
+
+@pytest.mark.parametrize(("images", "word"), [(499, "inconclusive"), (500, "clean-looking")])
+def test_few_images_call_nothing_clean(monkeypatch: pytest.MonkeyPatch, images: int, word: str) -> None:
+    monkeypatch.setattr(verdict, "calibrations", lambda: {"images": calibration(mmbd=1.0)})
+    assert verdict.judge([scores("mmbd", [0.0, 0.0, 0.0, 0.1])], images=images).word == word
 
 
 def test_the_shipped_thresholds_are_what_is_fitted_to_the_scores(tmp_path: Path) -> None:
