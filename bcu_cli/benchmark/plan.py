@@ -89,6 +89,8 @@ def _plan(table: Table, name: str, size: str) -> Plan:
         )
         for number in its_numbers or numbers
     ]
+    if len({cell.name for cell in cells}) < len(cells):
+        raise table.error("two cells have the same name", "name defenses and images without hyphens")
     for cell in cells:
         if cell.images.name == OWN and cell.max_images > cell.model.data.defense_images:
             there = f"{cell.model.data.name} gives a defense {cell.model.data.defense_images} images"

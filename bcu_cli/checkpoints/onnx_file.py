@@ -6,6 +6,7 @@ Format: the ONNX project's ``onnx.proto`` and "Open Neural Network Exchange Inte
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,16 +99,20 @@ def look_at(path: Path) -> Look:
     """
     model = _decode(path)
     findings: dict[str, Finding] = {}
-    files: set[Path] = set()
+    files: Counter[Path] = Counter()
     error: CheckpointError | None = None
     for tensor in _tensors(model):
         try:
-            external = check(path, tensor)
-            files |= {external.file} if external else set()
+            if external := check(path, tensor):
+                files[external.file] += external.length
         except UnsafeFileError as unsafe:
             findings[unsafe.message] = Finding(rule=unsafe.rule, message=unsafe.message, severity="unsafe")
         except CheckpointError as broken:
             error = error or broken
+    for file, taken in files.items():
+        if taken > file.stat().st_size:
+            what = f"tensors take {taken:,} bytes of {file.name}, which has fewer"
+            error = error or damaged(path, what, "impossible-size")
     own = {_operator(function, "name") for function in model["functions"]}
     operators = sorted({_operator(node, "op_type") for node in _nodes(model)} | own)
     for operator in operators:
@@ -205,6 +210,8 @@ def _graphs(message: Message) -> Iterator[Message]:
             for node in item["node"]:
                 for attribute in node["attribute"]:
                     pending += attribute["graphs"] + _present(attribute, "g")
+            for attribute in item.get("attribute_proto", []):  # a function's defaults
+                pending += attribute["graphs"] + _present(attribute, "g")
         pending += item.get("functions", [])
         for holder in (item, *item.get("training_info", [])):
             pending += _present(holder, "graph", "initialization", "algorithm")
@@ -306,5 +313,8 @@ def _value(path: Path, attribute: Message) -> Any:
     if "s" in attribute:
         return str(attribute["s"], "utf-8", "replace")
     if attribute["floats"]:
-        return numbers(attribute["floats"], "f")
+        try:
+            return numbers(attribute["floats"], "f")
+        except ValueError as error:
+            raise unfit(path, f"an attribute of {error}") from error
     return attribute["ints"] if attribute["ints"] or attribute.get("type") == 7 else None

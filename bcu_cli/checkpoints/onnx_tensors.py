@@ -38,6 +38,7 @@ _TYPES = {  # ONNX's numbers of its types: (as torch calls it, bytes of one valu
     13: ("uint64", 8, "uint64_data"),
     16: ("bfloat16", 2, "int32_data"),
 }
+_LARGEST_SIZE = 2**31
 _TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _BITS_OF_HALVES = ("float16", "bfloat16")  # stand as the number that their 16 bits make
 _EXTERNAL = 1
@@ -79,7 +80,7 @@ def check(path: Path, tensor: Message) -> External | None:
     if tensor.get("data_type") not in _TYPES:
         message = f"{path}: {name} is of a type that bcu does not know ({tensor.get('data_type', 0)})"
         raise CheckpointError(message, "export it in float32", rule="unsupported-weights")
-    if len(dims) > _MOST_DIMENSIONS or any(size < 0 for size in dims):
+    if len(dims) > _MOST_DIMENSIONS or any(not 0 <= size < _LARGEST_SIZE for size in dims):
         raise unfit(path, f"{name} has the shape {dims[:8]}")
     if "segment" in tensor:
         raise unfit(path, f"{name} is only a part of a tensor")
@@ -137,8 +138,14 @@ def unfit(path: Path, why: str) -> CheckpointError:
 
 
 def numbers(chunks: list[memoryview], kind: str) -> list[Any]:
-    """The values of a field of numbers of fixed size; ``kind`` is ``f`` or ``d``."""
+    """The values of a field of numbers of fixed size; ``kind`` is ``f`` or ``d``.
+
+    Raises:
+        ValueError: The bytes are no whole number of them.
+    """
     data = b"".join(map(bytes, chunks))
+    if len(data) % struct.calcsize(kind):
+        raise ValueError(f"{len(data)} bytes are no whole number of values")
     return list(struct.unpack(f"<{len(data) // struct.calcsize(kind)}{kind}", data))
 
 
@@ -173,10 +180,14 @@ def _external(path: Path, tensor: Message, name: str, needed: int) -> External:
         raise unfit(path, f"{name} lies at no whole number of bytes") from error
     if offset < 0 or length != needed:
         raise unfit(path, f"{name} takes {needed:,} bytes and says that it has {length:,} from {offset:,} on")
-    if not file.is_file():
-        message = f"{path} has {name} in the file {location!r}, which is not there"
+    try:
+        size = file.stat().st_size if file.is_file() else None
+    except OSError:  # a name that no file can have
+        size = None
+    if size is None:
+        message = f"{path} has {name} in the file {location[:120]!r}, which is not there"
         raise CheckpointError(message, "put it beside the model", rule="onnx-data-missing")
-    if file.stat().st_size < offset + length:
+    if size < offset + length:
         message = f"{path} has {name} in the file {location!r}, which is too short"
         raise CheckpointError(message, "get that file again", rule="onnx-data-missing")
     return External(file, offset, length)

@@ -171,6 +171,8 @@ def cleanse(
     options = options_of(kind, seed, said, settings)
     if kind.needs_images and images is None:
         raise UsageError(f"--method {method} needs pictures", "name a folder of them with --images")
+    if images is None and max_images is not None:
+        raise UsageError("--max-images is of pictures", "name their folder with --images")
     if pseudo_labels and not kind.needs_labels:
         raise UsageError(f"--method {method} needs no labels", "leave --pseudo-labels out")
     if format not in FORMATS:

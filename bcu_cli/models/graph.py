@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.graph_layers import layer_of
 from bcu_cli.models.graph_operators import OPERATORS, Call, UnsupportedError
+from bcu_cli.models.registry import one_line
 
 if TYPE_CHECKING:
     from bcu_cli.checkpoints import Graph, Node
@@ -57,6 +58,8 @@ class GraphNetwork(nn.Module):
                 raise UnsupportedError("an output that nothing gives")
         except UnsupportedError as error:
             raise _refused(what, str(error)) from error
+        except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise _refused(what, f"a node that lacks something ({one_line(error)})") from error
         self._last_use = {name: i for i, step in enumerate(self._steps) for name in step.inputs}
 
     def forward(self, images: Tensor) -> Tensor:

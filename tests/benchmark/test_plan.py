@@ -189,6 +189,12 @@ def test_the_least_plan(tmp_path: Path) -> None:
         ("max-images = [0]\n" + LEAST, None, "max-images is not what it takes", "[500"),
         ("max-images = [5, 5]\n" + LEAST, None, "names something twice", "[500"),
         ("max-images = [5001]\n" + LEAST, None, "gives a defense 5000 images, not 5001", "defense-images"),
+        (
+            LEAST + "[defenses.bcu-own]\n[images.own]\n[images.own-own]\nfolder = 'x'",
+            None,
+            "two cells have the same name",
+            "without hyphens",
+        ),
         ("data = 3", None, "[data] is no table", "begin"),
         (LEAST + "[images.x]", None, '[images.x] has folder = ""', "own"),
         (LEAST + "[images.own]\nfolder = 'x'", None, "[images.own]", "own"),

@@ -181,3 +181,42 @@ def test_what_the_onnx_library_writes(tmp_path: Path) -> None:
         assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in STATE.items())
     graph = load_graph(read(beside))
     assert (graph.input, graph.input_shape, graph.output) == ("x", (None, 3, 8, 8), "y")
+
+
+def test_an_operator_hides_in_the_default_of_a_function(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    hidden = helper.make_graph([helper.make_node("Run", [], ["y"], domain="evil")], "h", [], [])
+    inner = helper.make_node("Identity", ["x"], ["y"])
+    opset = [helper.make_opsetid("", 17)]
+    function = helper.make_function("own", "Mine", ["x"], ["y"], [inner], opset)
+    function.attribute_proto.append(helper.make_attribute("body", hidden))
+    ports = [helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node("Mine", ["x"], ["y"], domain="own")], "g", ports[:1], ports[1:]
+    )
+    onnx.save(helper.make_model(graph, functions=[function], opset_imports=opset), tmp_path / "m.onnx")
+    assert "evil::Run" in inspect_only(tmp_path / "m.onnx").operators
+    assert rules(tmp_path / "m.onnx") == ["onnx-operator"]
+
+
+@pytest.mark.parametrize(
+    ("how", "rule"),
+    [("shared", "impossible-size"), ("long", "onnx-data-missing"), ("vast", "onnx-layout")],
+)
+def test_sizes_and_places_that_cannot_be(tmp_path: Path, how: str, rule: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "w.data").write_bytes(bytes(400))
+    location = "n" * 300 if how == "long" else "w.data"
+    tensors = []
+    for number in range(3):
+        tensor = onnx.TensorProto(name=f"w{number}", data_type=1, dims=[100], data_location=1)
+        tensor.external_data.add(key="location", value=location)
+        if how == "vast":
+            tensor = onnx.TensorProto(name=f"w{number}", data_type=1, dims=[0, 2**62, 2**62])
+        tensors.append(tensor)
+    graph = onnx.helper.make_graph([], "g", [], [], tensors)
+    (tmp_path / "m.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    with pytest.raises(CheckpointError) as error:
+        inspect_only(tmp_path / "m.onnx")
+    assert error.value.rule == rule

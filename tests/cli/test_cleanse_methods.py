@@ -70,6 +70,7 @@ def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
         (["--method", "ft", "--strength", "3"], "--method ft has no --strength"),
         (["--method", "anp", "--epochs", "3"], "--method anp has no --epochs"),
         (["--method", "clp", "--flip"], "--method clp has no --flip"),
+        (["--method", "clp", "--max-images", "5"], "--max-images is of pictures"),
         (["--setting", "u=3"], "--method bcu has no setting u"),
         (["--method", "ft", "--setting", "epochs=3"], "--method ft has no setting epochs"),
         (["--method", "clp", "--setting", "u=nan"], "a u of nan"),
@@ -84,7 +85,7 @@ def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
     ],
 )
 def test_what_a_method_does_not_have_is_refused(bcu, tmp_path: Path, words: list[str], message: str) -> None:
-    images = [] if "nad" in words else ["--images", tmp_path]
+    images = [] if {"nad", "--max-images"} & set(words) else ["--images", tmp_path]
     ran = bcu("cleanse", MODEL, *images, "--out", tmp_path / "out.safetensors", *words)
     assert ran.code == 2
     assert message in ran.error

@@ -71,6 +71,8 @@ def test_a_graph_can_be_trained(tmp_path: Path) -> None:
         (hostile.onnx_node("Relu", ["x"], ["z"]), "an output that nothing gives"),
         (hostile.onnx_node("Relu", ["x"], ["y"], hostile.field(1, "evil")), "Relu with evil"),
         (hostile.onnx_node("Conv", ["x", "x"], ["y"]), "weights that are computed"),
+        (hostile.onnx_node("MatMul", ["x"], ["y"]), "lacks something"),
+        (hostile.onnx_node("MaxPool", ["x"], ["y"]), "lacks something"),
     ],
 )
 def test_what_is_not_computed_is_refused(tmp_path: Path, node: bytes, words: str) -> None:
