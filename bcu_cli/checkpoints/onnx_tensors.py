@@ -194,13 +194,17 @@ def _external(path: Path, tensor: Message, name: str, needed: int) -> External:
 
 
 def _inside(path: Path, location: str, name: str) -> Path:
-    """The file at a location, which must be below the model's folder, also with every link followed."""
+    """The file at a location, which must be below the model's folder, also with every link followed.
+
+    In the caches of hubs a model is itself a link, and what belongs to it a link into the same folder.
+    """
     steps = PurePosixPath(location).parts
     odd = not steps or set(location) & set("\\:\0") or location.startswith("/") or ".." in steps
     if not odd:
         file = path.parent.joinpath(*steps)
         try:
-            if file.resolve().is_relative_to(path.parent.resolve()):
+            real = file.resolve()
+            if real.is_relative_to(path.parent.resolve()) or real.parent == path.resolve().parent:
                 return file
         except (OSError, RuntimeError):  # links in a circle, a name that is too long
             pass

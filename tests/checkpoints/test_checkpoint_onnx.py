@@ -104,6 +104,18 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, target: str) -
         read(path)
 
 
+def test_links_into_the_folder_of_the_model_itself_are_followed(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    outside = hostile.onnx_outside("fc.bias", [5], location="w.bin")
+    written(blobs / "a1", hostile.onnx_of(STATE, fc_bias=outside))
+    (blobs / "b2").write_bytes(STATE["fc.bias"].numpy().tobytes())
+    (snapshot / "m.onnx").symlink_to("../../blobs/a1")
+    (snapshot / "w.bin").symlink_to("../../blobs/b2")
+    assert torch.equal(read(snapshot / "m.onnx").tensors["fc.bias"], STATE["fc.bias"])
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "expected"),
     [
