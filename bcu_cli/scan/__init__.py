@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pkgutil import iter_modules
 
-_NO_DETECTORS = {"base", "behaviour", "inspection", "optimising", "reader", "verdict"}
+_NO_DETECTORS = {"base", "behaviour", "inspection", "optimising", "reader", "universal", "verdict"}
 
 
 def names() -> tuple[str, ...]:

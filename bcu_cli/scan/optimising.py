@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from bcu_cli.scan.base import Subject
     from bcu_cli.training.devices import Device
 
 BATCH = 256
@@ -54,49 +52,6 @@ def margin(answers: Tensor, wanted: Tensor) -> Tensor:
     own = answers.gather(1, wanted[:, None])[:, 0]
     marked = F.one_hot(wanted, answers.shape[1]).bool()
     return own - answers.masked_fill(marked, float("-inf")).amax(1)
-
-
-@dataclass(frozen=True)
-class Ascent:
-    """How changes are looked for: numbers from ``-radius`` to ``radius``, steps, and images of each step."""
-
-    radius: float
-    steps: int
-    batch: int
-
-
-def leading(
-    subject: Subject,
-    images: Tensor,
-    start: Tensor,
-    under: Callable[[Tensor, Tensor], Tensor],
-    how: Ascent,
-) -> Tensor:
-    """For each class the change that leads most images to it, by signed gradients of the margin.
-
-    The first step is a quarter of the range, and they shrink to nothing.
-
-    Args:
-        subject: The network.
-        images: Float ``[N, C, H, W]`` in [0, 1].
-        start: The changes at first, ``[K, ...]``.
-        under: Images ``[B, C, H, W]`` and changes ``[K, ...]`` to the images under each change,
-            ``[K * B, C, H, W]``, those of one class together.
-        how: The search.
-    """
-    generator, place = subject.generator(), subject.device.torch
-    changes = start.to(place)
-    wanted = torch.arange(len(start), device=place).repeat_interleave(how.batch)
-    with frozen(subject.model):
-        for step in range(how.steps):
-            seen = images[torch.randint(len(images), (how.batch,), generator=generator)]
-            changes.requires_grad_(True)
-            answers = logits(subject.model, under(seen, changes), subject.device)
-            (gradient,) = torch.autograd.grad(margin(answers, wanted).clamp(max=1.0).sum(), changes)
-            size = 2.0 * how.radius * (1.0 - step / how.steps) / 4.0
-            changes = (changes.detach() + size * gradient.sign()).clamp(-how.radius, how.radius)
-            subject.report(step + 1, how.steps)
-    return changes
 
 
 @torch.no_grad()

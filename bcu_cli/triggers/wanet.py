@@ -46,11 +46,7 @@ class WaNet(Trigger):
     def grid(self, images: Tensor) -> Tensor:
         """Where each pixel is taken from: ``[1, H, W, 2]``, x and y from -1 to 1 as in ``grid_sample``."""
         height, width = images.shape[-2:]
-        field = self.field.to(images)[None]
-        field = F.interpolate(field, size=(height, width), mode="bicubic", align_corners=True)
-        here = torch.eye(2, 3, dtype=images.dtype, device=images.device)[None]
-        identity = F.affine_grid(here, [1, 1, height, width], align_corners=True)
-        return (identity + self.strength / 32.0 * field.permute(0, 2, 3, 1)).clamp(-1.0, 1.0)
+        return grids(self.field.to(images)[None], (height, width), self.strength / 32.0)
 
     def settings(self) -> dict[str, Any]:
         """The strength."""
@@ -59,6 +55,21 @@ class WaNet(Trigger):
     def tensors(self) -> dict[str, Tensor]:
         """The field."""
         return {"field": self.field}
+
+
+def grids(fields: Tensor, size: tuple[int, int], scale: float = 1.0) -> Tensor:
+    """Where each pixel is taken from, ``[N, H, W, 2]``, x and y from -1 to 1 as in ``grid_sample``.
+
+    Args:
+        fields: How far each control point moves along x and y, float ``[N, 2, k, k]``; interpolated
+            bicubically.
+        size: H and W.
+        scale: Of the fields, whose unit is half the image's side.
+    """
+    moved = F.interpolate(fields, size=size, mode="bicubic", align_corners=True)
+    here = torch.eye(2, 3, dtype=fields.dtype, device=fields.device)[None]
+    identity = F.affine_grid(here, [1, 1, *size], align_corners=True)
+    return (identity + scale * moved.permute(0, 2, 3, 1)).clamp(-1.0, 1.0)
 
 
 def warp(images: Tensor, grid: Tensor) -> Tensor:
