@@ -64,8 +64,8 @@ def cleanse(
     epochs: Annotated[
         str | None,
         typer.Option(
-            help="A number, or auto: 100, fewer for very large folders, more for very small ones. "
-            "(default: auto; i-bau: 5)",
+            help="A number, or auto: 100, fewer for very large folders, more for very small ones; 0 (bcu) "
+            "writes the student as it is initialised. (default: auto; i-bau: 5)",
             rich_help_panel=_METHOD,
         ),
     ] = None,

@@ -95,8 +95,8 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
 def _epochs(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) == 0:
-        raise UsageError(f"--epochs {text} is neither auto nor a number from 1", "--epochs auto")
+    if not text.isdecimal():
+        raise UsageError(f"--epochs {text} is neither auto nor a number", "--epochs auto")
     return int(text)
 
 

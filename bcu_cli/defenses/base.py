@@ -58,7 +58,7 @@ class TrainedOptions(DefenseOptions):
 
     Args:
         epochs: Passes over the images. None is the paper's 100, but at least ``FEWEST_STEPS`` steps and at
-            most ``MOST_STEPS``.
+            most ``MOST_STEPS``. At least ``fewest_epochs``.
         batch_size: Most images in a step.
         learning_rate: Of the first step; it falls to 0 along a cosine.
         momentum: Of SGD.
@@ -77,6 +77,16 @@ class TrainedOptions(DefenseOptions):
     weight_decay: float = 5e-4
     crop_padding: int | None = None
     flip: bool | None = None
+
+    fewest_epochs: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.epochs is None or self.epochs >= self.fewest_epochs,
+            f"--epochs {self.epochs} trains nothing",
+            f"--epochs auto, or a number from {self.fewest_epochs}",
+        )
 
     def training(self, **other: Any) -> TrainingOptions:
         """How a network is trained by these options, once everything is decided; ``other`` replaces some."""

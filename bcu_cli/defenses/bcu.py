@@ -53,6 +53,9 @@ class BcuOptions(TrainedOptions):
     temperature: tuple[float, float] = (1.0, 4.0)
     targets: str = "soft"
 
+    fewest_epochs: ClassVar[int] = 0
+    """Without training the student is as it was initialised (Figure 3b)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
@@ -97,8 +100,10 @@ class Bcu(TrainedDefense[BcuOptions]):
     reinitialised: list[Reinitialised]
 
     def stages(self) -> Iterator[Stage]:
-        """Draw part of the student anew; then its training."""
+        """Draw part of the student anew; then its training, unless it is to have none."""
         self.reinitialised = reinitialise(self.student.network, self.example(), self.options)
+        if self.options.epochs == 0:
+            return
         objective = distillation(self.student, self.teacher, self.options)
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         training = Training(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from bcu_cli.images import signs
@@ -69,6 +70,8 @@ def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
         (["--method", "nothing"], "no method called nothing"),
         (["--method", "ft", "--strength", "3"], "--method ft has no --strength"),
         (["--method", "anp", "--epochs", "3"], "--method anp has no --epochs"),
+        (["--method", "ft", "--epochs", "0"], "--epochs 0 trains nothing"),
+        (["--method", "i-bau", "--epochs", "0"], "--epochs 0 trains nothing"),
         (["--method", "clp", "--flip"], "--method clp has no --flip"),
         (["--method", "clp", "--max-images", "5"], "--max-images is of pictures"),
         (["--setting", "u=3"], "--method bcu has no setting u"),
@@ -115,3 +118,20 @@ def test_hard_targets_and_other_initialisations_run(bcu, few: Path, tmp_path: Pa
     report = bcu("cleanse", MODEL, *words, "--json").json
     assert (report["options"]["init"], report["options"]["targets"]) == ("uniform", "hard")
     assert len({layer["ratio"] for layer in report["did"]["reinitialised"]}) == 1
+
+
+def test_no_epochs_write_the_student_as_it_is_initialised(bcu, few: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    report = bcu("cleanse", MODEL, "--images", few, "--epochs", 0, "--out", out, "--json").json
+    before, after = load_file(MODEL), load_file(out)
+    reinitialised = report["did"]["reinitialised"]
+    drawn = {f"{layer['name']}.{kind}" for layer in reinitialised for kind in ("weight", "bias")}
+    assert all(torch.equal(before[name], after[name]) for name in set(before) - drawn)  # the normalisations
+    changed = sum(int((before[name] != after[name]).sum()) for name in drawn & set(before))
+    assert changed == sum(layer["drawn_anew"] for layer in reinitialised) > 0
+    assert (report["options"]["epochs"], report["training"]) == (0, [])
+    assert report["agreement"]["before_training"] is None
+    assert report["agreement"]["after"]["value"] < 1
+    shown = bcu("cleanse", MODEL, "--images", few, "--epochs", 0, "--out", out)
+    assert shown.code == 0
+    assert "drawn anew" in shown.out
