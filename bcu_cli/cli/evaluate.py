@@ -9,9 +9,10 @@ import typer
 
 from bcu_cli import triggers
 from bcu_cli.cli import evaluation_output, output, running
+from bcu_cli.cli.evaluation_files import Files
 from bcu_cli.cli.exit_codes import BAD
 from bcu_cli.cli.options import Arch, Data, DeviceName, Download, InputSize, Json, Mean, Std
-from bcu_cli.cli.trigger_choice import ALL, Own, TriggerChoice, parse_target
+from bcu_cli.cli.trigger_choice import Own, TriggerChoice, parse_target
 from bcu_cli.errors import BcuError, UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +65,14 @@ def evaluate(
         Path | None,
         typer.Option(help="Write a PNG of some pictures with and without the trigger.", rich_help_panel=_OUT),
     ] = None,
+    tsne: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a PNG of the features in front of the last layer, a panel for each model, in two "
+            "dimensions by t-SNE (needs scikit-learn and matplotlib).",
+            rich_help_panel=_OUT,
+        ),
+    ] = None,
     trigger_image: Annotated[
         Path | None, typer.Option(help="A picture that is laid over each image.", rich_help_panel=_OWN)
     ] = None,
@@ -88,10 +97,8 @@ def evaluate(
 
     ASR, the attack success rate, and RA, the robust accuracy, leave out the images of the target class.
     """
-    from bcu_cli.checkpoints import sha256_of
     from bcu_cli.evaluation import conditions as gating
     from bcu_cli.report import document
-    from bcu_cli.report import page as pages
     from bcu_cli.training import devices
 
     own = Own(picture=trigger_image, mask=trigger_mask, mode=trigger_mode, alpha=alpha)
@@ -101,7 +108,8 @@ def evaluate(
     _refuse_contradictions(wanted)
     conditions = _conditions(fail_if or [], wanted, against)
     files = (*models, against, trigger_image, trigger_mask, Path(trigger) if trigger else None)
-    _check_outputs(wanted, page, preview, inputs=[file for file in files if file])
+    outputs = Files(page=page, preview=preview, tsne=tsne)
+    outputs.check(wanted, inputs=[file for file in files if file])
 
     clock = document.Clock()
     said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
@@ -114,7 +122,7 @@ def evaluate(
         wanted=wanted,
         reference=reference,
         device=chosen,
-        preview=preview,
+        outputs=outputs,
     )
     measured, stopped = _measure_all(run, models, conditions)
     clock.lap("evaluation")
@@ -127,12 +135,7 @@ def evaluate(
         report["gate"] = gate
     if stopped:
         report["error"] = {"message": stopped.message, "hint": stopped.hint}
-    if page:
-        pages.write(evaluation_output.page(report, measured), page)
-    outputs = {"page": page, "preview": preview}
-    report["outputs"] = {
-        name: document.written(path, sha256_of(path)) for name, path in outputs.items() if path
-    }
+    report["outputs"] = outputs.write(report, measured)
     report |= {"seconds": clock.seconds(), "peak_memory": document.peak_memory(chosen)}
     if as_json:
         output.document(report)
@@ -158,7 +161,7 @@ class _Evaluation:
         wanted: TriggerChoice,
         reference: Loaded | None,
         device: Device,
-        preview: Path | None,
+        outputs: Files,
     ) -> None:
         self.data = data
         self.download = download
@@ -166,7 +169,8 @@ class _Evaluation:
         self.wanted = wanted
         self.reference = reference
         self.device = device
-        self.preview = preview
+        self._preview = outputs.preview
+        self._with_features = outputs.tsne is not None
         self._pictures_taken: ImageSet | None = None
         self._taken_as: Any = None
 
@@ -181,10 +185,12 @@ class _Evaluation:
         if self.reference:
             measuring.refuse_incomparable(loaded, self.reference)
         data = self._pictures(loaded)
-        if self.preview:
-            pictures.write_sheet(chosen[0].trigger, data.images, self.preview)
-            self.preview = None  # the other models are shown the same trigger
-        return measuring.measure(loaded, data, chosen, self.reference, self.device)
+        if self._preview:
+            pictures.write_sheet(chosen[0].trigger, data.images, self._preview)
+            self._preview = None  # the other models are shown the same trigger
+        return measuring.measure(
+            loaded, data, chosen, self.reference, self.device, with_features=self._with_features
+        )
 
     def _pictures(self, loaded: Loaded) -> ImageSet:
         """The pictures for a model; decoded again only where it takes them otherwise than the last one."""
@@ -227,26 +233,6 @@ def _conditions(texts: Sequence[str], wanted: TriggerChoice, against: Path | Non
     conditions = [gating.parse(text) for text in texts]
     gating.refuse_unmeasured(conditions, there)
     return conditions
-
-
-def _check_outputs(
-    wanted: TriggerChoice, page: Path | None, preview: Path | None, *, inputs: list[Path]
-) -> None:
-    """Refuse before the work what could not be written after it."""
-    from bcu_cli.checkpoints import check_writable
-    from bcu_cli.report import page as pages
-
-    if page:
-        pages.check(page, inputs=inputs)
-    if not preview:
-        return
-    if preview.suffix != ".png":
-        raise UsageError(f"--preview {preview} is no .png", "name a file that ends in .png")
-    if not wanted or wanted.name == ALL:
-        raise UsageError("--preview shows one trigger", "name it with --trigger")
-    if preview == page:
-        raise UsageError(f"--page and --preview are both {page}", "give them different names")
-    check_writable(preview, inputs=inputs)
 
 
 def _measure_all(

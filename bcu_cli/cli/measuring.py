@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bcu_cli.cli.trigger_choice import Chosen
+    from bcu_cli.evaluation.features import Features
     from bcu_cli.evaluation.measures import AttackMeasures
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Loaded
@@ -28,6 +29,7 @@ class Measured:
         labels: int64 ``[N]``, the true classes.
         clean: int64 ``[N]``, the answers to clean images.
         triggered: The same to triggered ones, for each of the entry's triggers.
+        features: Of a sample, clean and with the first trigger; None where they were not asked for.
     """
 
     entry: dict[str, Any]
@@ -35,10 +37,17 @@ class Measured:
     labels: Tensor
     clean: Tensor
     triggered: tuple[Tensor, ...]
+    features: Features | None
 
 
 def measure(
-    loaded: Loaded, data: ImageSet, chosen: list[Chosen], reference: Loaded | None, device: Device
+    loaded: Loaded,
+    data: ImageSet,
+    chosen: list[Chosen],
+    reference: Loaded | None,
+    device: Device,
+    *,
+    with_features: bool,
 ) -> Measured:
     """Let a model answer once to the clean images and once to those with each trigger, and count.
 
@@ -48,15 +57,22 @@ def measure(
         chosen: Triggers; none measures clean images alone.
         reference: A model to compare it with.
         device: Where.
+        with_features: Whether to take the penultimate features of a sample too.
 
     Raises:
         ImagesError: All images are of the target class.
+        ArchitectureError: There are no features to take.
     """
+    from bcu_cli.evaluation.features import of_sample
     from bcu_cli.evaluation.measures import labels_of, matching
     from bcu_cli.report import document
     from bcu_cli.training.inference import predict
 
     labels, model = labels_of(data), loaded.classifier
+    features = None
+    if with_features:
+        trigger, what = chosen[0].trigger if chosen else None, str(loaded.checkpoint.path)
+        features = of_sample(model, data, trigger, device, what=what)
     clean = predict(model, data.images, device)
     entry = {"model": document.model(loaded), "images": document.images(data)}
     entry |= _clean(clean, labels, data.classes)
@@ -75,7 +91,14 @@ def measure(
     if entries:
         strongest = max(entries, key=lambda e: e["asr"]["value"])
         entry |= {key: strongest[key] for key in ("trigger", "asr", "ra")} | {"triggers": entries}
-    return Measured(entry=entry, classes=data.classes, labels=labels, clean=clean, triggered=tuple(triggered))
+    return Measured(
+        entry=entry,
+        classes=data.classes,
+        labels=labels,
+        clean=clean,
+        triggered=tuple(triggered),
+        features=features,
+    )
 
 
 def refuse_incomparable(loaded: Loaded, reference: Loaded) -> None:

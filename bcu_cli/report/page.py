@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.checkpoints import atomic_write, check_writable, sha256_of
 from bcu_cli.errors import UsageError
-from bcu_cli.report import svg
+from bcu_cli.report import optional, svg
 from bcu_cli.report.text import escaped, interval, percent
 
 if TYPE_CHECKING:
@@ -73,10 +72,8 @@ def check(path: Path, *, inputs: Iterable[Path]) -> None:
     """
     if path.suffix not in (".html", ".png"):
         raise UsageError(f"--page {path} is neither .html nor .png", "name a file with one of these endings")
-    if path.suffix == ".png" and find_spec("matplotlib") is None:
-        raise UsageError(
-            f"--page {path} needs matplotlib, which is not installed", 'pip install "bcu-cli[plots]"'
-        )
+    if path.suffix == ".png":
+        optional.require("--page", path, "matplotlib")
     check_writable(path, inputs=inputs)
 
 

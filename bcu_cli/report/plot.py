@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from math import nan
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from bcu_cli.report.text import numbered, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -29,17 +30,33 @@ _MOST_PIXELS = 60_000
 """Of a side; Agg draws up to 65,535."""
 
 
+@contextmanager
+def drawing(size: tuple[float, float], path: Path, *, dpi: int = _DPI) -> Iterator[Figure]:
+    """A figure of ``size`` (width and height in inches) to draw on; at the end it is written as PNG.
+
+    Names from files are no formulas, and a character that the font lacks is drawn as a box.
+    """
+    with mpl.rc_context({"text.parse_math": False, "font.size": 8}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        figure.savefig(
+            path,
+            format="png",
+            dpi=min(dpi, _MOST_PIXELS / max(size)),
+            bbox_inches="tight",  # long names may stand out of the figure
+            pad_inches=0.2,
+            metadata={"Software": None},
+        )
+
+
 def draw(sections: Sequence[Section], path: Path) -> None:
     """Write a PNG with a row for each section: the confusion matrix, and the bars."""
     heights = [
         min(max(_INCHES_A_CLASS * len(s.classes), _LEAST_INCHES), _MOST_INCHES) + 1.5 for s in sections
     ]
-    size = (max(heights) + 1.5 + _WIDTH_OF_BARS, sum(heights))
-    # Names from files are no formulas, and a character that the font lacks is drawn as a box.
-    with mpl.rc_context({"text.parse_math": False, "font.size": 8}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing((max(heights) + 1.5 + _WIDTH_OF_BARS, sum(heights)), path) as figure:
         axes = figure.subplots(
             len(sections),
             2,
@@ -50,14 +67,6 @@ def draw(sections: Sequence[Section], path: Path) -> None:
         for section, (left, right) in zip(sections, axes, strict=True):
             _matrix(left, section)
             _bars(right, section)
-        figure.savefig(
-            path,
-            format="png",
-            dpi=min(_DPI, _MOST_PIXELS / max(size)),
-            bbox_inches="tight",  # long names may stand out of the figure
-            pad_inches=0.2,
-            metadata={"Software": None},
-        )
 
 
 def _matrix(axes: Axes, section: Section) -> None:

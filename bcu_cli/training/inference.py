@@ -1,4 +1,4 @@
-"""What a classifier answers: batches in, classes out, however many fit into memory at a time."""
+"""What a classifier answers, or computes on the way: batches in, as many at a time as fit into memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 BATCH_SIZE = 512
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module, images: Tensor, device: Device, *, transform: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
@@ -38,12 +37,37 @@ def predict(
         TrainingError: A single image does not fit into memory.
     """
     model.to(device.torch).eval()
-    answers, start, size = [], 0, BATCH_SIZE
+    return in_batches(lambda batch: model(batch).argmax(1), images, device, transform=transform)
+
+
+@torch.inference_mode()
+def in_batches(
+    compute: Callable[[Tensor], Tensor],
+    images: Tensor,
+    device: Device,
+    *,
+    transform: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """What ``compute`` makes of the images, batch by batch.
+
+    Args:
+        compute: Maps images, float32 ``[N, C, H, W]`` in [0, 1] on the device, to a tensor ``[N, …]``.
+        images: uint8 ``[N, C, H, W]``.
+        device: Where.
+        transform: Changes each batch of uint8 images first; a trigger, say.
+
+    Returns:
+        ``[N, …]``, on the CPU.
+
+    Raises:
+        TrainingError: A single image does not fit into memory.
+    """
+    computed, start, size = [], 0, BATCH_SIZE
     while start < len(images):
         try:
             batch = images[start : start + size].to(device.torch)
             batch = transform(batch) if transform else batch
-            answers.append(model(batch.float() / 255.0).argmax(1).cpu())
+            computed.append(compute(batch.float() / 255.0).cpu())
             start += size
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -53,4 +77,4 @@ def predict(
                     f"one image does not fit into the memory of {device.name}", "use another --device"
                 ) from error
             size = (size + 1) // 2
-    return torch.cat(answers)
+    return torch.cat(computed)

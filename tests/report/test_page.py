@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bcu_cli.errors import OutputError, UsageError
+from bcu_cli.report import optional
 from bcu_cli.report import page as pages
 from bcu_cli.report.page import Bar, Page, Section, as_html
 from bcu_cli.report.svg import BAR_WIDTH, NAME_WIDTH
@@ -180,7 +181,7 @@ def test_other_endings_and_inputs_are_refused(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_there_is_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional, "find_spec", lambda name: None)
     pages.check(tmp_path / "x.html", inputs=[])
     with pytest.raises(UsageError, match="needs matplotlib") as caught:
         pages.check(tmp_path / "x.png", inputs=[])
