@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
+import hostile
 import pytest
 import torch
 from defending import CPU, Setting, backdoored_setting, classifier, pictures, small
@@ -9,8 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.evaluation.features import Features, balanced, last_linear, of_sample, penultimate
+from bcu_cli.models import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +111,16 @@ def test_torchscript_is_refused() -> None:
     with pytest.raises(ArchitectureError, match="TorchScript") as caught:
         of_sample(classifier(network), pictures(), None, CPU, what="it")
     assert "--arch" in caught.value.hint
+
+
+def test_a_graph_of_onnx_has_them(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(hostile.onnx_of(hostile.Small().state_dict()))
+    model = load(read(tmp_path / "m.onnx"), mean=(0.5,), std=(0.5,)).classifier
+    data = pictures(model.preprocessing.input_size[1])
+    layer = last_linear(model, data.images[:2], CPU, what="it")
+    with torch.no_grad():
+        found = layer(penultimate(model, layer, data.images, CPU))
+        assert torch.allclose(found, model(data.images.float() / 255.0), atol=1e-5)
 
 
 def test_what_is_done_to_the_logits_afterwards_does_not_matter() -> None:
