@@ -4,7 +4,8 @@ The settings are not all the papers': so small a network, and so few images, nee
 get by with fewer steps. They were chosen with the trigger at hand, and say nothing of what a defense does
 elsewhere. The papers' own are ``t`` and ``end_epochs`` of MCR, ``u`` of CLP, and of ANP all but steps, batch
 size and threshold: with the paper's 0.2 it depends on the seed whether the backdoor goes (ASR 0.00, 0.99 and
-0.01 at ACC above 0.97), with 0.4 it always does.
+0.01 at ACC above 0.97, seeds 0 to 2), and 100 or 400 steps leave it at 1.00. With 0.4 it goes at 60 steps
+with each of four seeds, and at 400 (ACC 0.89); at 100 ASR is 0.42.
 """
 
 from __future__ import annotations
