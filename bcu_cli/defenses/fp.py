@@ -5,12 +5,13 @@ Liu, Dolan-Gavitt, Garg, Fine-Pruning: Defending Against Backdooring Attacks on 
 activation on clean images, the least active first, until the accuracy on them falls too far; then the
 network is fine-tuned.
 
-Deviations: the paper leaves to the user how far is too far, here ``accuracy_drop``. Channels are cut in
-steps of a 32nd of them all, not singly, and accuracy is measured on at most 1,000 of the images. The
-activation is the positive part of what leaves the norm behind the convolution, which in a residual block is
-not all that the next layer sees. With ``layers`` more convolutions, from the last one backwards, are
-pruned; each channel's activation then counts in units of its layer's mean. (The BCU paper, supplement B,
-prunes the last two blocks of its ResNet-18: ``layers=4``.) Cut channels stay cut through the fine-tuning.
+Deviations: the paper leaves to the user how far is too far; the ``accuracy_drop`` of 4 points is chosen here.
+Channels are cut in steps of a 32nd of them all, not singly, and accuracy is measured on at most 1,000 of the
+images. The activation is the positive part of what leaves the norm behind the convolution, which in a
+residual block is not all that the next layer sees. With ``layers`` more convolutions, from the last one
+backwards, are pruned; each channel's activation then counts in units of its layer's mean. (The BCU paper,
+supplement B, prunes the last two blocks of its ResNet-18: ``layers=4``.) Cut channels stay cut through the
+fine-tuning.
 """
 
 from __future__ import annotations

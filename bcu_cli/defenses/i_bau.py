@@ -9,8 +9,10 @@ iteration (Algorithm 1). 5 rounds over the images.
 Deviations: each step looks for the perturbation of its own batch, from zero, not of all images once a
 round; it is kept within an L2 ball of ``radius`` on images in [0, 1], and moved by normalised steps, in
 eval mode. The weights are moved by SGD with a cosine, in train mode, and learn the clean images of the
-batch beside the perturbed ones. Radius and numbers of steps are chosen here, not taken from the paper. The
-BCU paper lets it run for 100 rounds (``--epochs 100``).
+batch beside the perturbed ones. The 5 rounds and the 5 fixed-point iterations are the authors' code's; it
+names a ball of 10 too, but keeps the perturbation small by a penalty instead, moves the weights by Adam, and
+perturbs one image in a hundred. ``inner_steps`` and the length of a step are chosen here. The BCU paper
+lets it run for 100 rounds (``--epochs 100``).
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ suspicious network, which learns the labels and, weighted by ``beta``, the teach
 squares summed over channels (p = 2), at unit length, after each of the last three stages (BCU paper,
 supplement B).
 
-Deviations: the distance of two attention maps is squared and averaged over the images, not a norm. The
-paper looks for a ``beta`` for each attack; here there is one. Both trainings have the BCU paper's settings,
-with a cosine. Which stages there are is seen from the resolutions of the maps.
+Deviations: the distance of two attention maps is squared and averaged, as in the authors' code; the paper has
+its norm. The paper looks for a ``beta`` for each attack, and the authors' code has one for each stage (500,
+1000, 1000; in its last version 0, 0, 5000); here all have the same. Both trainings have the BCU paper's
+settings, with a cosine, not the authors'. Which stages there are is seen from the resolutions of the maps.
 """
 
 from __future__ import annotations

@@ -71,6 +71,18 @@ def test_anp_looks_for_a_disturbance_within_epsilon_that_harms() -> None:
     assert harmed > untouched
 
 
+def test_anp_learns_masks_with_the_statistics_of_the_batch_and_keeps_those_of_the_network() -> None:
+    model = small()
+    masks = anp.Masks(model, find_channels(model.network, torch.zeros(1, 3, 8, 8))).train()
+    images, labels, whole = pictures().images / 255.0, pictures().labels, list(masks.values)
+    before = copy.deepcopy(model.state_dict())
+    trained = copy.deepcopy(model).train()
+    found = masks.cross_entropy(images, labels, whole, None)
+    assert found.item() == pytest.approx(F.cross_entropy(trained(images), labels).item())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert masks.eval().cross_entropy(images, labels, whole, None) == F.cross_entropy(model(images), labels)
+
+
 def test_anp_changes_nothing_but_the_weights_of_what_it_prunes() -> None:
     cleansing = defense("anp", steps=8, threshold=0.9)
     before = copy.deepcopy(cleansing.student.state_dict())

@@ -1,12 +1,17 @@
-"""Defenses remove a backdoor that one step of fine-tuning does not.
+"""Every defense removes a backdoor that one step of fine-tuning does not.
 
-The settings are not the papers': so small a network, and so few images, need higher learning rates and
+The settings are not all the papers': so small a network, and so few images, need higher learning rates and
 get by with fewer steps. They were chosen with the trigger at hand, and say nothing of what a defense does
-elsewhere.
+elsewhere. The papers' own are ``t`` and ``end_epochs`` of MCR, ``u`` of CLP, and of ANP all but steps, batch
+size and threshold: with the paper's 0.2 it depends on the seed whether the backdoor goes (ASR 0.00, 0.99 and
+0.01 at ACC above 0.97, seeds 0 to 2), and 100 or 400 steps leave it at 1.00. With 0.4 it goes at 60 steps
+with each of four seeds, and at 400 (ACC 0.89); at 100 ASR is 0.42.
 """
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,34 +24,38 @@ from bcu_cli.defenses.clp import ChannelLipschitzPruning, ClpOptions
 from bcu_cli.evaluation.measures import accuracy, attack_success
 from bcu_cli.images.folder import ImageSet
 from bcu_cli.models import Classifier, Preprocessing
+from bcu_cli.models.channels import find_channels
 from bcu_cli.triggers.badnets import PATTERN, BadNets
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from defending import Setting
     from torch import Tensor
 
-MOST_ASR = 0.5
+    from bcu_cli.defenses.base import Defense
+
+MOST_ASR = 0.2
 """Of 1.0 before."""
-LEAST_ACC = 0.7
+LEAST_ACC = 0.8
 """Of 1.0 before."""
 SETTINGS: dict[str, dict[str, Any]] = {
+    "anp": {"steps": 60, "batch_size": 32, "threshold": 0.4},
     "bcu": {"epochs": 14, "batch_size": 20, "learning_rate": 0.1, "strength": 5.0},
+    "clp": {},
     "fp": {"epochs": 8, "batch_size": 20, "learning_rate": 0.1},
-    "ft": {"epochs": 8, "batch_size": 20, "learning_rate": 0.2},
+    "ft": {"epochs": 10, "batch_size": 20, "learning_rate": 0.1},
     "i-bau": {
-        "epochs": 4,
+        "epochs": 2,
         "batch_size": 40,
         "learning_rate": 0.05,
         "radius": 2.0,
         "inner_steps": 3,
         "fixed_point_steps": 1,
     },
-    "mcr": {"epochs": 3, "batch_size": 20, "learning_rate": 0.2, "end_epochs": 7, "t": 0.9},
-    "nad": {"epochs": 5, "batch_size": 20, "learning_rate": 0.1, "teacher_epochs": 5},
+    "mcr": {"epochs": 12, "batch_size": 16, "learning_rate": 0.2},
+    "nad": {"epochs": 6, "batch_size": 20, "learning_rate": 0.05, "teacher_epochs": 6},
 }
-NOT_HERE = {"anp", "clp"}
-"""Pruning channels alone does not remove this backdoor: with anp ASR stays above 0.85 as long as ACC is above
-0.7 (masks of 32 and 40 steps, epsilon 0.15, thresholds from 0.1 to 0.8); for clp see below."""
 
 
 def test_the_network_has_its_backdoor_and_one_step_of_fine_tuning_leaves_it(setting: Setting) -> None:
@@ -60,16 +69,48 @@ def test_the_network_has_its_backdoor_and_one_step_of_fine_tuning_leaves_it(sett
 
 
 def test_no_defense_is_left_out() -> None:
-    assert SETTINGS.keys() | NOT_HERE == set(defenses.names())
+    assert SETTINGS.keys() == set(defenses.names())
+
+
+@pytest.fixture(scope="module")
+def cleanse(setting: Setting) -> Callable[[str], Defense[Any]]:
+    """Runs a defense of a name on the network, once."""
+
+    @cache
+    def once(name: str) -> Defense[Any]:
+        cleansing = setting.defense(name, **SETTINGS[name])
+        run(cleansing)
+        return cleansing
+
+    return once
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_defense_removes_it(setting: Setting, name: str) -> None:
-    cleansing = setting.defense(name, **SETTINGS[name])
-    run(cleansing)
-    acc, asr = setting.measure(cleansing.student)
+def test_a_defense_removes_it(setting: Setting, cleanse: Callable[[str], Defense[Any]], name: str) -> None:
+    acc, asr = setting.measure(cleanse(name).student)
     assert asr < MOST_ASR
     assert acc > LEAST_ACC
+
+
+def test_the_masks_of_anp_hit_few_channels_and_any_others_would_not_do(
+    setting: Setting, cleanse: Callable[[str], Defense[Any]]
+) -> None:
+    cleansing: Any = cleanse("anp")
+    masks = torch.cat(cleansing.masks)
+    assert (masks < SETTINGS["anp"]["threshold"]).float().mean() < 0.2
+    assert (masks > 0.9).float().mean() > 0.5
+    acc, _ = setting.measure(cleansing.student)
+    measured = []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):  # as many of each layer's channels, but any
+        other = copy.deepcopy(setting.model)
+        layers = find_channels(other.network, cleansing.example())
+        for channels, (_, index) in zip(layers, cleansing.pruned, strict=True):
+            channels.silence(torch.randperm(channels.count, generator=generator)[: len(index)])
+        measured.append(setting.measure(other))
+    others = torch.tensor(measured).mean(0)
+    assert others[0] < acc - 0.1
+    assert others[1] > 2 * MOST_ASR
 
 
 SIDE, WIDTH = 12, 16
@@ -97,7 +138,6 @@ class Wired(nn.Module):
 
 
 def test_clp_removes_a_backdoor_that_sits_in_one_channel() -> None:
-    """On the other tests' network it does not: with u from 1.5 to 3 ASR is above 0.9 or ACC below 0.3."""
     images = torch.randint(0, 90, (64, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(64) % 4
     for image, label in zip(images, labels.tolist(), strict=True):
