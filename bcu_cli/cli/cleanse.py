@@ -137,6 +137,14 @@ def cleanse(
         str | None,
         typer.Option(help="At the first and the last step. (default: 1,4)", rich_help_panel=_BCU),
     ] = None,
+    quick: Annotated[
+        bool | None,
+        typer.Option(
+            "--quick",
+            help="Of method auto: one strength, not tried on backdoors of our own first.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     seed: Seed = 0,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -166,6 +174,7 @@ def cleanse(
         "weight_decay": weight_decay,
         "crop_padding": crop_padding,
         "flip": flip,
+        "quick": quick,
     }
     settings = settings_of(method, setting, kind="method", owners=defenses.names(), like="clp.u=3")
     options = options_of(kind, seed, said, settings)

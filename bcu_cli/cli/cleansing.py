@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ class Cleansing:
 
         used, held_out = self._load(pictures)
         self.clock.lap("reading images")
-        defense = self.kind(self.loaded.classifier, used, self.options, device=self.device)
+        defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
         images = used and document.images(
             used, held_out=len(held_out) if held_out else 0, labels=self._labels_from(pictures)
         )
@@ -118,6 +118,7 @@ class Cleansing:
             "model": document.model(self.loaded),
             "images": images,
             "did": defense.did(),
+            "verdict": (judged := defense.verdict()) and asdict(judged),
             "agreement": agreement,
             "output": document.written(self.out, sha256) | {"format": self.format.value},
             "left_out": list(self.loaded.checkpoint.left_out),

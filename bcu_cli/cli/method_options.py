@@ -27,6 +27,7 @@ NAMED = (
     "weight_decay",
     "crop_padding",
     "flip",
+    "quick",
 )
 """What has an option of its own name; everything else is a ``--setting``."""
 
