@@ -1,7 +1,7 @@
 """Adversarial distillation that finds its strength by itself, and says what it can prove. bcu's own.
 
 From the paper (CVPR 2023) come the re-initialised student and its teaching on unlabeled images. What is
-added, since that alone leaves the backdoors of networks that its ratios were not tuned for (``docs/auto.md``):
+added, since that alone leaves the backdoors of networks its ratios were not tuned for (``docs/auto.md``):
 
 1. While the student learns, an :class:`Adversary` learns how all images can be led to a class, and the
    student is taught to give the teacher's answers to the *unchanged* images on the changed ones too: what
@@ -29,18 +29,19 @@ from bcu_cli.defenses import canary
 from bcu_cli.defenses.adversary import UNIVERSAL, Adversary, Limits
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
-from bcu_cli.evaluation.measures import Proportion
+from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.augmentation import NO_AUGMENTATION
 from bcu_cli.training.inference import predict
 from bcu_cli.training.loop import Companion, Stage, Training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
     from bcu_cli.models import Classifier
     from bcu_cli.training.loop import Objective
+    from bcu_cli.triggers.base import Trigger
 
 FEWEST_STEPS, EPOCHS, MOST_STEPS = 400, 20, 3000
 """A training has ``EPOCHS`` passes over the images, within these steps."""
@@ -50,13 +51,15 @@ ADVERSARY_UNTIL = 0.5
 TEMPERATURE = 2.0
 PLANTED = 0.8
 """What a canary must reach in the copy to prove anything."""
-DEAD = 0.1
+DEAD = 0.2
 """What it may still reach once it counts as removed."""
 WORKS = 0.9
 """What a trigger that was found reaches on the original."""
-HARMLESS = 0.3
+HARMLESS = 0.4
 """What it may still reach on the cleansed network: a clean one is led astray by some, too."""
 
+KEPT = 0.7
+"""Least agreement with the original on images held out."""
 
 Change = Callable[[Tensor], Tensor]
 """uint8 images ``[N, C, H, W]`` to as many."""
@@ -77,7 +80,7 @@ class Level:
 
 LEVELS = (
     Level(strength=1.0, limits=Limits(patch=0.03, shift=0.06, warp=0.125)),
-    Level(strength=1.0, limits=Limits(patch=0.06, shift=0.12, warp=0.125)),
+    Level(strength=1.0, limits=Limits(patch=0.06, shift=0.12, warp=0.25)),
 )
 
 
@@ -132,6 +135,7 @@ class Auto(TrainedDefense[AutoOptions]):
     canaries: list[Residue]
     trials: list[list[Residue]]
     found: list[Residue]
+    kept: Proportion
     _usual: Tensor
 
     def decide(self, options: AutoOptions) -> AutoOptions:
@@ -150,6 +154,7 @@ class Auto(TrainedDefense[AutoOptions]):
         if not self.options.quick:
             yield from self._try_on_canaries()
         yield self._cleansing(self.student, LEVELS[self.level], "cleansing")
+        self.kept = agreement(self.student, self._usual, self.held_out.images, self.device)
         yield from self._look_for_triggers()
 
     def did(self) -> dict[str, Any]:
@@ -177,6 +182,10 @@ class Auto(TrainedDefense[AutoOptions]):
             share = max((each.after.value for each in residues), default=0.0)
             if share > most:
                 return Verdict(word="not cleansed", why=f"{what} still works on {share:.0%} of the images")
+        if self.kept.value < KEPT:
+            return _unknown(
+                f"the cleansed network answers like the original on {self.kept.value:.0%} of the images alone"
+            )
         return Verdict(
             word="cleansed", why="neither the backdoors to test with nor the triggers found work any more"
         )
@@ -185,7 +194,7 @@ class Auto(TrainedDefense[AutoOptions]):
         """Plant them in a copy, and find the level that removes them."""
         planted = copy.deepcopy(self.teacher)
         triggers = canary.draw(self.teacher.preprocessing.input_size, self.options.seed)
-        targets = self._targets(len(triggers))
+        targets = self._targets(triggers)
         objective = canary.teaching(planted, self.teacher, triggers, targets)
         yield Stage(title="planting canaries", training=self._training(planted, objective, CANARY_STEPS))
         for level in range(len(LEVELS)):
@@ -205,11 +214,17 @@ class Auto(TrainedDefense[AutoOptions]):
             if all(each.after.value <= DEAD for each in self.canaries):
                 return
 
-    def _targets(self, count: int) -> list[int]:
-        """Different classes for the canaries, where there are enough."""
-        generator = torch.Generator().manual_seed(self.options.seed)
-        order = torch.randperm(self.teacher.num_classes, generator=generator).tolist()
-        return [order[k % len(order)] for k in range(count)]
+    def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
+        """For each canary the class that its trigger leads to least by nature, another for each."""
+        targets: list[int] = []
+        for trigger in triggers:
+            answers = predict(
+                self.teacher, self.held_out.images, self.device, transform=trigger.apply_to_bytes
+            )
+            counts = torch.bincount(answers, minlength=self.teacher.num_classes)
+            counts[targets[: self.teacher.num_classes - 1]] = len(answers) + 1
+            targets.append(int(counts.argmin()))
+        return targets
 
     def _cleansing(self, student: Classifier, level: Level, title: str) -> Stage:
         """Draw part of a copy anew, then teach it against an adversary."""
@@ -266,6 +281,7 @@ class Auto(TrainedDefense[AutoOptions]):
             )
             for kind, name in enumerate(UNIVERSAL)
             for slot, target in enumerate(adversary.wanted.tolist())
+            if bool((self._usual != target).any())
             for change in [_on_bytes(adversary, slot, kind)]
         ]
 

@@ -1,6 +1,6 @@
 """Canaries: backdoors of our own in a copy of the suspicious network, which a cleansing must remove.
 
-A user has no trigger to test a cleansed network with. A copy that was taught two triggers that nobody else
+A user has no trigger to test a cleansed network with. A copy that was taught triggers that nobody else
 knows is cleansed in the same way: where they stay, the cleansing is too weak for this network. They stand for
 a backdoor that was taught late and briefly; one that the network grew up with may sit deeper.
 """
@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from bcu_cli.triggers.custom import Custom
+from bcu_cli.triggers.wanet import WaNet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bcu_cli.training.loop import Objective
+    from bcu_cli.triggers.base import Trigger
 
-NAMES = ("patch", "blend")
+NAMES = ("patch", "blend", "warp")
 PATCH_SIDES = 6
 """The patch has a sixth of the image's shorter side."""
 ALPHA = 0.2
 """Of the blended picture."""
+STRENGTH = 3.0
+"""Of the warp, in WaNet's unit: one and a half pixels of 32, in the mean of its control points."""
 
 
-def draw(shape: tuple[int, int, int], seed: int) -> tuple[Custom, Custom]:
-    """Two triggers for images of ``shape`` (C, H, W): a patch of random colours, a smooth picture blended in."""
+def draw(shape: tuple[int, int, int], seed: int) -> tuple[Trigger, ...]:
+    """A patch of random colours, a smooth picture blended in, and a warp, for images ``(C, H, W)``."""
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = shape
     side = max(2, min(height, width) // PATCH_SIDES)
@@ -43,11 +47,12 @@ def draw(shape: tuple[int, int, int], seed: int) -> tuple[Custom, Custom]:
     return (
         Custom(picture=colours, mask=mask),
         Custom(picture=smooth, mask=everywhere, mode="blend", alpha=ALPHA),
+        WaNet(field=WaNet.for_images(shape, seed=seed + 1).field, strength=STRENGTH),
     )
 
 
 def teaching(
-    network: nn.Module, original: nn.Module, triggers: Sequence[Custom], targets: Sequence[int]
+    network: nn.Module, original: nn.Module, triggers: Sequence[Trigger], targets: Sequence[int]
 ) -> Objective:
     """Answer as the original does, but to each trigger with its target.
 
