@@ -113,6 +113,11 @@ class Verdict:
     word: Literal["cleansed", "not cleansed", "could not tell"]
     why: str
 
+    @property
+    def good(self) -> bool:
+        """Whether it was cleansed."""
+        return self.word == "cleansed"
+
 
 O = TypeVar("O", bound=DefenseOptions)  # noqa: E741 - as in Defense[O]
 T = TypeVar("T", bound=TrainedOptions)
@@ -188,7 +193,7 @@ class Defense(ABC, Generic[O]):
         """What was done to the network, as plain values for a report, once the stages are done."""
 
     def verdict(self) -> Verdict | None:
-        """What the defense makes of its own success once the stages are done; None where it does not judge."""
+        """What the defense makes of its own success once the stages are done; None if it does not judge."""
         return None
 
     def decide(self, options: O) -> O:
