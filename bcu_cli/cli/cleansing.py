@@ -82,7 +82,10 @@ class Cleansing:
         self.clock.lap("reading images")
         defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
         images = used and document.images(
-            used, held_out=len(held_out) if held_out else 0, labels=self._labels_from(pictures)
+            used,
+            held_out=len(held_out) if held_out else 0,
+            labels=self._labels_from(pictures),
+            suitability=self._suitability(used),
         )
         in_force = document.options(defense.options)
         keeper = StateFile(
@@ -136,7 +139,7 @@ class Cleansing:
         """The pictures to cleanse with, and those held out to compare the two models on."""
         import torch
 
-        from bcu_cli.images.folder import FEW_IMAGES, hold_out
+        from bcu_cli.images.folder import hold_out
         from bcu_cli.training.inference import predict
 
         if pictures.folder is None:
@@ -146,15 +149,23 @@ class Cleansing:
             data = self._load_labelled(pictures.folder, pictures.at_most, generator)
         else:
             data = self._load_unlabeled(pictures.folder, pictures.at_most, generator)
-        if len(data) < FEW_IMAGES:
-            output.warn(
-                f"{len(data)} images are few; the paper uses 2,500, below {FEW_IMAGES} accuracy suffers"
-            )
         used, held_out = hold_out(data, 0.1, most=1000, generator=generator)
         if self.kind.needs_labels and pictures.pseudo_labels:
             answers = predict(self.loaded.classifier, used.images, self.device)
             used = replace(used, labels=answers)
         return used, held_out
+
+    def _suitability(self, used: ImageSet) -> dict[str, Any]:
+        """How the pictures suit the model; warns of what is wanting."""
+        from bcu_cli.evaluation.suitability import suitability
+        from bcu_cli.models.metadata import class_names
+
+        classifier = self.loaded.classifier
+        classes = class_names(self.loaded.checkpoint.metadata, classifier.num_classes)
+        found = suitability(classifier, used.images, self.device, classes=classes).as_json()
+        for warning in found["warnings"]:
+            output.warn(warning)
+        return found
 
     def _load_unlabeled(self, folder: Path, at_most: int | None, generator: Any) -> ImageSet:
         from bcu_cli.images.folder import load_unlabeled
@@ -265,6 +276,7 @@ def show(report: dict[str, Any]) -> None:
         skipped = f", {len(images['skipped'])} skipped" if images["skipped"] else ""
         labels = f"; labels: {images['labels']}" if images["labels"] else ""
         facts.append(("images", f"{images['used']} used, {images['held_out']} held out{skipped}{labels}"))
+        facts.append(("suitability", _show_suitability(images["suitability"])))
     if "reinitialised" in did:
         facts.append(("re-initialised", _show_reinitialised(did["reinitialised"])))
     if "pruned" in did:
@@ -279,6 +291,12 @@ def show(report: dict[str, Any]) -> None:
         ("cleansed", f"{report['output']['path']} (SHA-256 {report['output']['sha256'][:16]}…)"),
     ]
     output.facts(facts)
+
+
+def _show_suitability(found: dict[str, Any]) -> str:
+    answered = f"the original answers {found['answered_classes']} of {found['of_classes']} classes for them"
+    spread = f"spread as over {found['effective_classes']:.1f}"
+    return f"{answered}, {spread}; median confidence {found['median_confidence']:.2f}"
 
 
 def _show_reinitialised(layers: list[dict[str, Any]]) -> str:
