@@ -107,9 +107,10 @@ class Suitability:
     def _unsure(self) -> str | None:
         if self.median_confidence >= SURE:
             return None
+        confidence = f"median confidence {self.median_confidence:.2f}"
         return (
-            f"the model is unsure of these pictures (median confidence {self.median_confidence:.2f}): unless it "
-            f"is unsure of all, about {ENOUGH} nearer to what it was made for would keep more accuracy"
+            f"the model is unsure of these pictures ({confidence}): unless it is unsure of all, "
+            f"about {ENOUGH} nearer to what it was made for would keep more accuracy"
         )
 
     def _rarest_first(self) -> list[int]:
