@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
 
-ENOUGH = 1000
-"""Pictures below which a cleansing loses accuracy that more of them would have kept."""
+ENOUGH = 900
+"""Pictures to learn from, below which more would keep more accuracy: 1,000 less the tenth held out."""
 EVEN, COVERED = 0.7, 0.95
 """Over what share of the classes the answers must be spread, and what share must be answered at all."""
 SURE = 0.88
@@ -90,9 +90,9 @@ class Suitability:
         if self.effective_classes >= EVEN * expected and self.answered >= COVERED * expected:
             return None
         fair = self.images / number
-        rare = [k for k in self._rarest_first() if self.counts[k] < fair / 2]
+        rare = [k for k in self._rarest_first() if self.counts[k] < fair]
         named = ", ".join(self.classes[k] for k in rare[:_NAMED])
-        named += f" and {len(rare) - _NAMED} others" if len(rare) > _NAMED else ""
+        named += f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else ""
         return f"{self._said()}: add pictures of {named} (about {ceil(ENOUGH / number)} of each)"
 
     def _said(self) -> str:

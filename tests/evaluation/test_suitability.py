@@ -48,7 +48,7 @@ def test_all_of_one_class() -> None:
     assert (found.counts, found.answered, found.effective_classes) == ((0, 0, ENOUGH, 0), 1, 1.0)
     (warning,) = found.warnings()
     assert "answers only 1 of 4 classes" in warning
-    assert "cat, dog, hen (about 250 of each)" in warning
+    assert "cat, dog, hen (about 225 of each)" in warning
 
 
 def test_even_sure_and_many_is_nothing_to_warn_of() -> None:
@@ -78,7 +78,7 @@ def test_answers_that_are_no_numbers() -> None:
 def test_few_pictures_and_how_many_more() -> None:
     (warning,) = of(100, 100, 100).warnings()
     assert warning.startswith("300 pictures")
-    assert "about 700 more" in warning
+    assert "about 600 more" in warning
     assert of(500, 500).warnings() == []
 
 
@@ -88,9 +88,14 @@ def test_a_class_that_is_taken_for_nearly_everything() -> None:
     assert "c1, c2, c3" in warning
 
 
+def test_uneven_answers_always_name_what_to_add() -> None:
+    (warning,) = of(550, *[50] * 9).warnings()  # no class is rarer than half of an even share
+    assert "c1, c2, c3, c4, c5 and 4 more" in warning
+
+
 def test_many_classes_are_not_all_named() -> None:
     (warning,) = of(*[0] * 90, *[100] * 10).warnings()
-    assert "c0, c1, c2, c3, c4 and 85 others (about 10 of each)" in warning
+    assert "c0, c1, c2, c3, c4 and 85 more (about 9 of each)" in warning
 
 
 def test_more_classes_than_pictures_are_no_reason_to_warn_of_classes() -> None:
