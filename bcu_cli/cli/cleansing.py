@@ -85,7 +85,10 @@ class Cleansing:
         self.clock.lap("reading images")
         defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
         images = used and document.images(
-            used, held_out=len(held_out) if held_out else 0, labels=self._labels_from(pictures)
+            used,
+            held_out=len(held_out) if held_out else 0,
+            labels=self._labels_from(pictures),
+            suitability=self._suitability(used),
         )
         in_force = document.options(defense.options)
         keeper = StateFile(
@@ -140,7 +143,7 @@ class Cleansing:
         """The pictures to cleanse with, and those held out to compare the two models on."""
         import torch
 
-        from bcu_cli.images.folder import FEW_IMAGES, hold_out
+        from bcu_cli.images.folder import hold_out
         from bcu_cli.training.inference import predict
 
         if pictures.folder is None:
@@ -150,15 +153,23 @@ class Cleansing:
             data = self._load_labelled(pictures.folder, pictures.at_most, generator)
         else:
             data = self._load_unlabeled(pictures.folder, pictures.at_most, generator)
-        if len(data) < FEW_IMAGES:
-            output.warn(
-                f"{len(data)} images are few; the paper uses 2,500, below {FEW_IMAGES} accuracy suffers"
-            )
         used, held_out = hold_out(data, 0.1, most=1000, generator=generator)
         if self.kind.needs_labels and pictures.pseudo_labels:
             answers = predict(self.loaded.classifier, used.images, self.device)
             used = replace(used, labels=answers)
         return used, held_out
+
+    def _suitability(self, used: ImageSet) -> dict[str, Any]:
+        """How the pictures suit the model; warns of what is wanting."""
+        from bcu_cli.evaluation.suitability import suitability
+        from bcu_cli.models.metadata import class_names
+
+        classifier = self.loaded.classifier
+        classes = class_names(self.loaded.checkpoint.metadata, classifier.num_classes)
+        found = suitability(classifier, used.images, self.device, classes=classes).as_json()
+        for warning in found["warnings"]:
+            output.warn(warning)
+        return found
 
     def _load_unlabeled(self, folder: Path, at_most: int | None, generator: Any) -> ImageSet:
         from bcu_cli.images.folder import load_unlabeled

@@ -30,6 +30,7 @@ def show(report: dict[str, Any]) -> None:
         skipped = f", {len(images['skipped'])} skipped" if images["skipped"] else ""
         labels = f"; labels: {images['labels']}" if images["labels"] else ""
         facts.append(("images", f"{images['used']} used, {images['held_out']} held out{skipped}{labels}"))
+        facts.append(("suitability", _show_suitability(images["suitability"])))
     if "reinitialised" in did:
         facts.append(("re-initialised", _show_reinitialised(did["reinitialised"])))
     if "pruned" in did:
@@ -129,3 +130,9 @@ def _show_pruned(layers: list[dict[str, Any]]) -> str:
     output.table("Pruned channels, in the order of use", ("convolution", "channels", "pruned"), rows)
     pruned = sum(len(layer["pruned"]) for layer in layers)
     return f"{pruned} of {sum(layer['channels'] for layer in layers)} channels"
+
+
+def _show_suitability(found: dict[str, Any]) -> str:
+    answered = f"the original answers {found['answered_classes']} of {found['of_classes']} classes for them"
+    spread = f"spread as over {found['effective_classes']:.1f}"
+    return f"{answered}, {spread}; median confidence {found['median_confidence']:.2f}"

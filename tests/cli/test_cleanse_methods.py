@@ -140,3 +140,19 @@ def test_no_epochs_write_the_student_as_it_is_initialised(bcu, few: Path, tmp_pa
     shown = bcu("cleanse", MODEL, *words)
     assert shown.code == 0
     assert "drawn anew" in shown.out
+
+
+def test_what_the_pictures_lack_is_said(bcu, few: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for folder in sorted(few.iterdir())[:4]:
+        for picture in folder.glob("*.png"):
+            (flat / f"{folder.name}-{picture.name}").write_bytes(picture.read_bytes())
+    ran = bcu("cleanse", MODEL, "--images", flat, "--epochs", 0, "--out", tmp_path / "o", "--json")
+    found = ran.json["images"]["suitability"]
+    assert (found["of_classes"], found["answered_classes"]) == (8, 4)
+    assert set(found["rarest_classes"]) == {folder.name for folder in sorted(few.iterdir())[:4]}
+    assert "warning: 24 pictures to learn from are few: about 900 more" in ran.err
+    assert "answers only 4 of 8 classes" in ran.err
+    assert all(folder.name in ran.err for folder in sorted(few.iterdir())[4:])
+    assert all(f"warning: {warning}" in ran.err for warning in found["warnings"])
