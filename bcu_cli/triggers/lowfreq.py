@@ -29,7 +29,7 @@ class LowFrequency(Trigger):
     name = "lowfreq"
     paper = "Zeng et al., Rethinking the Backdoor Attacks' Triggers, ICCV 2021, arXiv:2104.03413"
 
-    def __init__(self, *, pattern: Tensor, delta: float = 30.0) -> None:
+    def __init__(self, *, pattern: Tensor, delta: float = 45.0) -> None:
         self.pattern = pattern
         self.delta = delta
 
