@@ -170,13 +170,14 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def verdict(self) -> Verdict:
         """By what the canaries and the triggers that were found still do."""
-        if any(each.before.value < PLANTED for each in self.canaries):
+        planted = [each for each in self.canaries if each.before.value >= PLANTED]
+        if self.canaries and not planted:
             return _unknown("the backdoors to test with could not be taught to a copy of the network")
         working = [each for each in self.found if each.before.value >= WORKS]
         if not self.canaries and not working:
             return _unknown("no trigger was found on the original, and none was planted to test with")
         for what, residues, most in (
-            ("a backdoor to test with", self.canaries, DEAD),
+            ("a backdoor to test with", planted, DEAD),
             ("a trigger found on the original", working, HARMLESS),
         ):
             share = max((each.after.value for each in residues), default=0.0)
@@ -192,13 +193,13 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _try_on_canaries(self) -> Iterator[Stage]:
         """Plant them in a copy, and find the level that removes them."""
-        planted = copy.deepcopy(self.teacher)
+        planted = _copy_of(self.teacher)
         triggers = canary.draw(self.teacher.preprocessing.input_size, self.options.seed)
         targets = self._targets(triggers)
         objective = canary.teaching(planted, self.teacher, triggers, targets)
         yield Stage(title="planting canaries", training=self._training(planted, objective, CANARY_STEPS))
         for level in range(len(LEVELS)):
-            trial = copy.deepcopy(planted).cpu()
+            trial = _copy_of(planted)
             yield self._cleansing(trial, LEVELS[level], f"cleansing canaries, level {level + 1}")
             self.level = level
             self.canaries = [
@@ -211,7 +212,7 @@ class Auto(TrainedDefense[AutoOptions]):
                 for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
             ]
             self.trials.append(self.canaries)
-            if all(each.after.value <= DEAD for each in self.canaries):
+            if all(each.after.value <= DEAD for each in self.canaries if each.before.value >= PLANTED):
                 return
 
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
@@ -323,3 +324,11 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
 
 def _unknown(why: str) -> Verdict:
     return Verdict(word="could not tell", why=why)
+
+
+def _copy_of(network: Classifier) -> Classifier:
+    """A copy to train, on the CPU."""
+    with torch.no_grad():  # else the weights of TorchScript's copy would not be leaves
+        copied = copy.deepcopy(network).cpu()
+    copied.requires_grad_(True)
+    return copied

@@ -148,7 +148,8 @@ def test_what_the_pictures_lack_is_said(bcu, few: Path, tmp_path: Path) -> None:
     for folder in sorted(few.iterdir())[:4]:
         for picture in folder.glob("*.png"):
             (flat / f"{folder.name}-{picture.name}").write_bytes(picture.read_bytes())
-    ran = bcu("cleanse", MODEL, "--images", flat, "--epochs", 0, "--out", tmp_path / "o", "--json")
+    words = ["--method", "bcu", "--images", flat, "--epochs", 0, "--out", tmp_path / "o"]
+    ran = bcu("cleanse", MODEL, *words, "--json")
     found = ran.json["images"]["suitability"]
     assert (found["of_classes"], found["answered_classes"]) == (8, 4)
     assert set(found["rarest_classes"]) == {folder.name for folder in sorted(few.iterdir())[:4]}

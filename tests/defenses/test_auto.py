@@ -47,7 +47,8 @@ def judged(canaries: list[Residue], found: list[Residue], kept: int = 99) -> str
     [
         ([residue(100, 0), residue(95, 20)], [residue(95, 40)], "cleansed"),
         ([residue(100, 0), residue(95, 21)], [], "not cleansed"),  # a canary lives
-        ([residue(100, 0), residue(79, 0)], [], "could not tell"),  # a canary was never there
+        ([residue(100, 0), residue(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
+        ([residue(79, 0)], [], "could not tell"),  # nor do none
         ([residue(100, 0)], [residue(90, 41)], "not cleansed"),  # what was found still works
         ([residue(100, 0)], [residue(89, 89)], "cleansed"),  # what did not work before proves nothing
         ([], [residue(95, 5)], "cleansed"),  # --quick
@@ -73,10 +74,7 @@ def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(success, share(0)))
     run(cleansing)
     did = cleansing.did()
-    assert [[each["after"]["value"] for each in trial] for trial in did["trials"]] == [
-        [0.8, 0.8],
-        [0.05, 0.05],
-    ]
+    assert [[each["after"]["value"] for each in trial] for trial in did["trials"]] == [[0.8] * 3, [0.05] * 3]
     assert did["level"] == 2
     assert did["strength"] == 1.0
 

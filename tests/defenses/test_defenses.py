@@ -165,10 +165,7 @@ def test_a_network_that_a_method_cannot_handle_is_refused(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
 @contract
-def test_torchscript_is_cleansed_or_refused(name: str, request: pytest.FixtureRequest) -> None:
-    if name == "auto":
-        why = "its copy of a TorchScript network has weights that are no leaves"
-        request.applymarker(pytest.mark.xfail(raises=UserWarning, strict=True, reason=why))
+def test_torchscript_is_cleansed_or_refused(name: str) -> None:
     script = torch.jit.trace(small().network, torch.zeros(2, 3, 8, 8))
     if find(name).needs_modules:
         with pytest.raises(ArchitectureError, match="TorchScript"):
