@@ -212,7 +212,8 @@ class Auto(TrainedDefense[AutoOptions]):
                 for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
             ]
             self.trials.append(self.canaries)
-            if all(each.after.value <= DEAD for each in self.canaries if each.before.value >= PLANTED):
+            proofs = [each for each in self.canaries if each.before.value >= PLANTED]
+            if proofs and all(each.after.value <= DEAD for each in proofs):
                 return
 
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
