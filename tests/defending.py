@@ -51,7 +51,8 @@ class Setting:
     def defense(self, name: str, **options: Any) -> Defense[Any]:
         """A defense of this network, whose stages are to be run."""
         kind = find(name)
-        return kind(copy.deepcopy(self.model), self.data, kind.Options(**options), device=CPU)
+        model, held_out = copy.deepcopy(self.model), drawn(4, seed=4)
+        return kind(model, self.data, kind.Options(**options), device=CPU, held_out=held_out)
 
     def measure(self, model: Classifier) -> tuple[float, float]:
         """ACC and ASR."""
@@ -111,8 +112,8 @@ def small(*, norms: bool = True) -> Classifier:
     return classifier(nn.Sequential(*layers))
 
 
-def pictures(side: int = 8, count: int = 64) -> ImageSet:
-    generator = torch.Generator().manual_seed(0)
+def pictures(side: int = 8, count: int = 64, seed: int = 0) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
     return ImageSet(images=images, labels=torch.arange(count) % 4, classes=("a", "b", "c", "d"))
 
@@ -125,5 +126,6 @@ def quick(name: str, **more: Any) -> Any:
 
 def defense(name: str, model: Classifier | None = None, **more: Any) -> Defense[Any]:
     model = model or small()
-    data = pictures(model.preprocessing.input_size[1])
-    return find(name)(model, data, quick(name, **more), device=CPU)
+    side = model.preprocessing.input_size[1]
+    data, held_out = pictures(side), pictures(side, count=16, seed=1)
+    return find(name)(model, data, quick(name, **more), device=CPU, held_out=held_out)

@@ -44,7 +44,7 @@ def test_a_backdoor_in_real_pictures_is_removed(bcu, signs: Path, tmp_path: Path
     report = bcu("attack", "badnets", "--data", data, "--out", bad, *how, "--json").json
     assert report["acc"]["value"] > 0.95
     assert report["asr"]["value"] > 0.95
-    method = ["--strength", 3, "--learning-rate", 0.1, "--batch-size", 32, "--epochs", 40]
+    method = ["--method", "bcu", "--strength", 3, "--learning-rate", 0.1, "--batch-size", 32, "--epochs", 40]
     assert bcu("cleanse", bad, "--images", signs / "photos", "--out", clean, *method).code == 0
     trigger = tmp_path / "bad.trigger.safetensors"
     after = bcu("evaluate", clean, "--data", data, "--trigger", trigger, "--json").json["models"][0]

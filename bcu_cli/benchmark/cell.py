@@ -13,6 +13,8 @@ OWN = "own"
 """Images of the data set that the network was trained on."""
 KEYS = ("data", "arch", "attack", "target", "seed", "defense", "images", "max-images")
 """What tells the cells of a plan apart, and what --only may name."""
+PAPERS_METHOD = "bcu"
+"""The method of a defense that names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ class Cell:
     Args:
         model: The network.
         defense: The defense's name in the plan.
-        options: Of ``bcu cleanse``.
+        options: Of ``bcu cleanse``; without a method it is ``PAPERS_METHOD``.
         images: What the defense is given.
         max_images: So many of them.
     """
@@ -115,6 +117,11 @@ class Cell:
             "images": asdict(self.images) | {"name": ""},
             "max_images": self.max_images,
         }
+
+    @property
+    def command(self) -> dict[str, Any]:
+        """The options as ``bcu cleanse`` is given them: it has another default."""
+        return {"method": PAPERS_METHOD} | self.options
 
     @property
     def coordinates(self) -> dict[str, Any]:

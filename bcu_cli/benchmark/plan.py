@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import attacks
-from bcu_cli.benchmark.cell import KEYS, OWN, Backdoored, Cell, DataSet, Images, Plan, Target
+from bcu_cli.benchmark.cell import KEYS, OWN, PAPERS_METHOD, Backdoored, Cell, DataSet, Images, Plan, Target
 from bcu_cli.benchmark.toml_table import Table, merged
 from bcu_cli.errors import UsageError
 
@@ -112,7 +112,7 @@ def _defenses(table: Table) -> dict[str, tuple[dict[str, Any], list[int]]]:
     for name, one in _some(table, "defenses").items():
         numbers = one.wholes("max-images", [], least=1) if "max-images" in one else []
         options = common | one.options(_BY_THE_PLAN)
-        if options.get("method") == "bcu":  # what bcu cleanse does without
+        if options.get("method") == PAPERS_METHOD:
             del options["method"]
         defenses[name] = options, numbers
     return defenses

@@ -191,8 +191,8 @@ def attack(
         training=training,
         seed=seed,
     )
-    where = _Where(data=data, download=download, arch=arch, out=out, surrogate=surrogate, preview=preview)
-    run = _Attacking(kind, options, where, devices.choose(device, precision))
+    where = Where(data=data, download=download, arch=arch, out=out, surrogate=surrogate, preview=preview)
+    run = Attacking(kind, options, where, devices.choose(device, precision))
     settings = settings_of(name, setting, kind="attack", owners=attacks.names(), like="sig.delta=60")
     report = run.run(input_size, settings, resume=resume)
     if as_json:
@@ -216,7 +216,7 @@ def _schedule(text: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Where:
+class Where:
     """What is read and written."""
 
     data: str
@@ -232,10 +232,10 @@ class _Where:
         return trigger_beside(self.out)
 
 
-class _Attacking:
+class Attacking:
     """One attack from the pictures to the report."""
 
-    def __init__(self, kind: type[Attack], options: AttackOptions, where: _Where, device: Device) -> None:
+    def __init__(self, kind: type[Attack], options: AttackOptions, where: Where, device: Device) -> None:
         from bcu_cli.report import document
 
         self.kind = kind

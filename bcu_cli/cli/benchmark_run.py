@@ -195,7 +195,7 @@ class Run:
         model = self._results.network(cell.model)
         own = [f"--images={self._pictures.of(cell)}", f"--max-images={cell.max_images}"]
         own += [f"--seed={cell.model.seed}", f"--out={self._results.cleansed(cell)}", "--resume", "--json"]
-        return [*COMMAND, _CLEANSE, str(model), *_words(cell.options), *own]
+        return [*COMMAND, _CLEANSE, str(model), *_words(cell.command), *own]
 
     def _evaluate(self, cell: Cell) -> list[str]:
         model = self._results.network(cell.model)

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from bcu_cli import defenses
-from bcu_cli.cli import output, running
-from bcu_cli.cli.cleansing import FORMATS, Cleansing, Pictures, show
+from bcu_cli.cli import cleansing_output, output, running
+from bcu_cli.cli.cleansing import FORMATS, Cleansing, Pictures
+from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.method_options import options_of
 from bcu_cli.cli.options import (
     Arch,
@@ -28,6 +29,8 @@ from bcu_cli.errors import UsageError
 
 _METHOD = "The method; the defaults are its paper's"
 _BCU = "Of method bcu alone"
+_AUTO = "Of method auto alone"
+_EXIT_CODES = {"cleansed": DONE, "not cleansed": BAD, "could not tell": FAILED}
 
 
 def cleanse(
@@ -40,7 +43,9 @@ def cleanse(
             "subfolders. All methods but clp need it."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(defenses.names())}.")] = "bcu",
+    method: Annotated[
+        str, typer.Option(help=f"One of {', '.join(defenses.names())}; bcu is the paper's recipe.")
+    ] = "auto",
     pseudo_labels: Annotated[
         bool,
         typer.Option(
@@ -64,16 +69,18 @@ def cleanse(
     epochs: Annotated[
         str | None,
         typer.Option(
-            help="A number, or auto: 100, fewer for very large folders, more for very small ones; 0 (bcu) "
-            "writes the student as it is initialised. (default: auto; i-bau: 5)",
+            help="A number, or auto: 100 (method auto: 20 a cleansing), fewer for very large folders, "
+            "more for very small ones; 0 (bcu) writes the student as it is initialised. "
+            "(default: auto; i-bau: 5)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, help="(default: 256; anp: 128)", rich_help_panel=_METHOD)
+        int | None, typer.Option(min=2, help="(default: 256; anp, auto: 128)", rich_help_panel=_METHOD)
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="(default: 0.01; anp: 0.2)", rich_help_panel=_METHOD)
+        float | None,
+        typer.Option(min=0.0, help="(default: 0.01; anp: 0.2; auto: 0.05)", rich_help_panel=_METHOD),
     ] = None,
     momentum: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="(default: 0.9)", rich_help_panel=_METHOD)
@@ -137,6 +144,22 @@ def cleanse(
         str | None,
         typer.Option(help="At the first and the last step. (default: 1,4)", rich_help_panel=_BCU),
     ] = None,
+    quick: Annotated[
+        bool | None,
+        typer.Option(
+            "--quick",
+            help="One strength, not tried on backdoors of our own first: faster, and less is proved.",
+            rich_help_panel=_AUTO,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Write the result whatever the verdict; the exit code stays the verdict's.",
+            rich_help_panel=_AUTO,
+        ),
+    ] = False,
     seed: Seed = 0,
     device: DeviceName = "auto",
     precision: Precision = "auto",
@@ -146,10 +169,12 @@ def cleanse(
     """Remove a backdoor: re-initialise part of each layer, and distil on unlabeled pictures.
 
     The result has the same tensor names, shapes and types as the original, and takes its place.
-    Pang et al., Backdoor Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
+    The default finds its strength by itself and judges the result: where it is not cleansed (exit code 1), or
+    that could not be told (2), nothing is written. --method bcu is the recipe of Pang et al., Backdoor
+    Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
     """
     from bcu_cli.checkpoints import check_writable
-    from bcu_cli.defenses.base import find
+    from bcu_cli.defenses.base import Defense, find
     from bcu_cli.training import devices
 
     kind = find(method)
@@ -166,6 +191,7 @@ def cleanse(
         "weight_decay": weight_decay,
         "crop_padding": crop_padding,
         "flip": flip,
+        "quick": quick,
     }
     settings = settings_of(method, setting, kind="method", owners=defenses.names(), like="clp.u=3")
     options = options_of(kind, seed, said, settings)
@@ -175,16 +201,21 @@ def cleanse(
         raise UsageError("--max-images is of pictures", "name their folder with --images")
     if pseudo_labels and not kind.needs_labels:
         raise UsageError(f"--method {method} needs no labels", "leave --pseudo-labels out")
+    if force and kind.verdict is Defense.verdict:
+        raise UsageError(f"--method {method} writes its result anyway", "leave --force out")
     if format not in FORMATS:
         raise UsageError(f"there is no format {format}", f"--format takes {', '.join(FORMATS)}")
     check_writable(out, inputs=[model])
     chosen = devices.choose(device, precision)
     of_model = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
     loaded = running.load_model(model, of_model, pictures=images)
-    run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format)
+    run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format, force=force)
     pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels)
     report = run.run(pictures, resume=resume)
     if as_json:
         output.document(report)
     else:
-        show(report)
+        cleansing_output.show(report)
+    if report["verdict"] and (code := _EXIT_CODES[report["verdict"]["word"]]) != DONE:
+        cleansing_output.explain(report)
+        raise typer.Exit(code)

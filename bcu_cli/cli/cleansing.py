@@ -1,8 +1,8 @@
-"""One cleansing, from the pictures to the report and what is shown of it."""
+"""One cleansing, from the pictures to the report."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Cleansing:
         device: Where.
         out: The file to write.
         format: Its format, one of ``FORMATS``.
+        force: Whether to write it also where the method's verdict is not that it is cleansed.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Cleansing:
         device: Device,
         out: Path,
         format: str,  # noqa: A002 - the name of the option
+        force: bool,
     ) -> None:
         from bcu_cli.report import document
 
@@ -71,18 +73,22 @@ class Cleansing:
         self.device = device
         self.out = out
         self.format = _format(loaded, format)
+        self.force = force
         self.clock = document.Clock()
 
     def run(self, pictures: Pictures, *, resume: bool) -> dict[str, Any]:
-        """Cleanse, write, and report."""
+        """Cleanse, write where the verdict allows it, and report."""
         from bcu_cli.checkpoints.resume import StateFile
         from bcu_cli.report import document
 
         used, held_out = self._load(pictures)
         self.clock.lap("reading images")
-        defense = self.kind(self.loaded.classifier, used, self.options, device=self.device)
+        defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
         images = used and document.images(
-            used, held_out=len(held_out) if held_out else 0, labels=self._labels_from(pictures)
+            used,
+            held_out=len(held_out) if held_out else 0,
+            labels=self._labels_from(pictures),
+            suitability=self._suitability(used),
         )
         in_force = document.options(defense.options)
         keeper = StateFile(
@@ -102,7 +108,8 @@ class Cleansing:
         speed = document.training(stages, self.device) if stages else []
         after = watch.agreement()
         self.clock.lap("evaluation")
-        sha256 = self._write(defense)
+        judged = defense.verdict()
+        written = self._write(defense) if self.force or judged is None or judged.good else None
         keeper.remove()
         self.clock.lap("writing")
         agreement = after and {
@@ -118,8 +125,9 @@ class Cleansing:
             "model": document.model(self.loaded),
             "images": images,
             "did": defense.did(),
+            "verdict": judged and asdict(judged),
             "agreement": agreement,
-            "output": document.written(self.out, sha256) | {"format": self.format.value},
+            "output": written,
             "left_out": list(self.loaded.checkpoint.left_out),
             "training": speed,
             "seconds": self.clock.seconds(),
@@ -135,7 +143,7 @@ class Cleansing:
         """The pictures to cleanse with, and those held out to compare the two models on."""
         import torch
 
-        from bcu_cli.images.folder import FEW_IMAGES, hold_out
+        from bcu_cli.images.folder import hold_out
         from bcu_cli.training.inference import predict
 
         if pictures.folder is None:
@@ -145,15 +153,23 @@ class Cleansing:
             data = self._load_labelled(pictures.folder, pictures.at_most, generator)
         else:
             data = self._load_unlabeled(pictures.folder, pictures.at_most, generator)
-        if len(data) < FEW_IMAGES:
-            output.warn(
-                f"{len(data)} images are few; the paper uses 2,500, below {FEW_IMAGES} accuracy suffers"
-            )
         used, held_out = hold_out(data, 0.1, most=1000, generator=generator)
         if self.kind.needs_labels and pictures.pseudo_labels:
             answers = predict(self.loaded.classifier, used.images, self.device)
             used = replace(used, labels=answers)
         return used, held_out
+
+    def _suitability(self, used: ImageSet) -> dict[str, Any]:
+        """How the pictures suit the model; warns of what is wanting."""
+        from bcu_cli.evaluation.suitability import suitability
+        from bcu_cli.models.metadata import class_names
+
+        classifier = self.loaded.classifier
+        classes = class_names(self.loaded.checkpoint.metadata, classifier.num_classes)
+        found = suitability(classifier, used.images, self.device, classes=classes).as_json()
+        for warning in found["warnings"]:
+            output.warn(warning)
+        return found
 
     def _load_unlabeled(self, folder: Path, at_most: int | None, generator: Any) -> ImageSet:
         from bcu_cli.images.folder import load_unlabeled
@@ -187,11 +203,13 @@ class Cleansing:
             )
         return data
 
-    def _write(self, defense: Defense[Any]) -> str:
-        """Write the student in the place of the original; returns the SHA-256."""
+    def _write(self, defense: Defense[Any]) -> dict[str, Any]:
+        """Write the student in the place of the original; returns what the report says of the file."""
         from bcu_cli.models.export import write_like
+        from bcu_cli.report import document
 
-        return write_like(self.loaded, defense.student, self.out, self.format)
+        sha256 = write_like(self.loaded, defense.student, self.out, self.format)
+        return document.written(self.out, sha256) | {"format": self.format.value}
 
 
 class _Watch:
@@ -208,11 +226,13 @@ class _Watch:
         self._stage: Stage | None = None
 
     def stages(self) -> Iterator[Stage]:
-        """The defense's; the student is compared once before its training."""
+        """The defense's; the student is compared before its own training, or at the start if it has none."""
+        waiting = True
         for stage in self._defense.stages():
             self._stage = stage
-            if self.before is None:
+            if self.before is None or (waiting and self._trains_student()):
                 self.before = self.agreement()
+                waiting = not self._trains_student()
             yield stage
 
     def agreement(self) -> Proportion | None:
@@ -225,11 +245,13 @@ class _Watch:
 
     def on_epoch(self, epoch: Epoch) -> str:
         """What stands behind the bar."""
-        trained = self._stage is not None and self._stage.training.model is self._defense.student
-        if not trained or epoch.number % max(1, epoch.of // _EPOCHS_WITH_AGREEMENT):
+        if not self._trains_student() or epoch.number % max(1, epoch.of // _EPOCHS_WITH_AGREEMENT):
             return ""
         share = self.agreement()
         return f"agreement {output.percent(share.value)}" if share else ""
+
+    def _trains_student(self) -> bool:
+        return self._stage is not None and self._stage.training.model is self._defense.student
 
 
 def _format(loaded: Loaded, name: str) -> Format:
@@ -249,58 +271,3 @@ def _format(loaded: Loaded, name: str) -> Format:
     if name != "same":
         return Format(name)
     return Format.SAFETENSORS if original in {Format.EXPORTED, Format.ONNX} else original
-
-
-def show(report: dict[str, Any]) -> None:
-    """A report for people."""
-    model, images, did = report["model"], report["images"], report["did"]
-    facts = [
-        ("original", f"{model['path']} (SHA-256 {model['sha256'][:16]}…)"),
-        ("architecture", f"{model['architecture']['name']}, by {model['architecture']['source']}"),
-        ("preprocessing", output.preprocessing(model["preprocessing"])),
-        ("method", f"{report['method']}: {report['paper']}"),
-    ]
-    if images:
-        skipped = f", {len(images['skipped'])} skipped" if images["skipped"] else ""
-        labels = f"; labels: {images['labels']}" if images["labels"] else ""
-        facts.append(("images", f"{images['used']} used, {images['held_out']} held out{skipped}{labels}"))
-    if "reinitialised" in did:
-        facts.append(("re-initialised", _show_reinitialised(did["reinitialised"])))
-    if "pruned" in did:
-        facts.append(("pruned", _show_pruned(did["pruned"])))
-    for name, share in (report["agreement"] or {}).items():
-        if share:
-            facts.append((f"agreement {name.replace('_', ' ')}", output.measure(share)))
-    if report["training"]:
-        facts += output.speed(report)
-    facts += [
-        ("peak memory", output.size(report["peak_memory"]["process_bytes"])),
-        ("cleansed", f"{report['output']['path']} (SHA-256 {report['output']['sha256'][:16]}…)"),
-    ]
-    output.facts(facts)
-
-
-def _show_reinitialised(layers: list[dict[str, Any]]) -> str:
-    """The layers as a table; returns their sum."""
-    rows = [
-        (
-            str(layer["depth"]),
-            layer["name"],
-            f"{layer['weights']:,}",
-            f"{layer['drawn_anew']:,}",
-            output.percent(layer["drawn_anew"] / layer["weights"]),
-        )
-        for layer in layers
-    ]
-    header = ("depth", "layer", "weights", "drawn anew", "share")
-    output.table("Re-initialised weights, from shallow to deep", header, rows)
-    weights, anew = (sum(layer[key] for layer in layers) for key in ("weights", "drawn_anew"))
-    return f"{anew:,} of {weights:,} weights ({output.percent(anew / weights)})"
-
-
-def _show_pruned(layers: list[dict[str, Any]]) -> str:
-    """The layers as a table; returns their sum."""
-    rows = [(layer["name"], str(layer["channels"]), str(len(layer["pruned"]))) for layer in layers]
-    output.table("Pruned channels, in the order of use", ("convolution", "channels", "pruned"), rows)
-    pruned = sum(len(layer["pruned"]) for layer in layers)
-    return f"{pruned} of {sum(layer['channels'] for layer in layers)} channels"

@@ -27,8 +27,11 @@ NAMED = (
     "weight_decay",
     "crop_padding",
     "flip",
+    "quick",
 )
 """What has an option of its own name; everything else is a ``--setting``."""
+_OWNERS = dict.fromkeys(NAMED[:5], "bcu") | {"quick": "auto"}
+"""The method of an option that only one has."""
 
 
 def options_of(
@@ -49,7 +52,9 @@ def options_of(
     given = {name: value for name, value in said.items() if value is not None}
     for name in given:
         if name not in defaults:
-            raise UsageError(f"--method {kind.name} has no {option(name)}", _there_are(kind.name, defaults))
+            owner = f"it is an option of --method {_OWNERS[name]}; " if name in _OWNERS else ""
+            hint = owner + _there_are(kind.name, defaults)
+            raise UsageError(f"--method {kind.name} has no {option(name)}", hint)
     for name in settings:
         if name not in defaults or name in NAMED:
             raise UsageError(f"--method {kind.name} has no setting {name}", _there_are(kind.name, defaults))

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from math import ceil, isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 
@@ -101,6 +101,24 @@ class TrainedOptions(DefenseOptions):
         return replace(how, **other)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a defense makes of its own success.
+
+    Args:
+        word: ``cleansed``, ``not cleansed`` or ``could not tell``.
+        why: In words.
+    """
+
+    word: Literal["cleansed", "not cleansed", "could not tell"]
+    why: str
+
+    @property
+    def good(self) -> bool:
+        """Whether it was cleansed."""
+        return self.word == "cleansed"
+
+
 O = TypeVar("O", bound=DefenseOptions)  # noqa: E741 - as in Defense[O]
 T = TypeVar("T", bound=TrainedOptions)
 
@@ -117,6 +135,8 @@ class Defense(ABC, Generic[O]):
         data: The images, with labels where the defense needs them; None where it needs no images.
         options: How.
         device: Where.
+        held_out: Other images of the same kind, which a defense that judges itself does so by; None where it
+            does not.
 
     Attributes:
         options: With everything decided that was left open.
@@ -124,7 +144,7 @@ class Defense(ABC, Generic[O]):
 
     Raises:
         ArchitectureError: The defense cannot handle this network.
-        ValueError: There are no images, or no labels, for one that needs them.
+        ValueError: There are no images, no labels, or none held out, for one that needs them.
     """
 
     name: ClassVar[str]
@@ -134,7 +154,15 @@ class Defense(ABC, Generic[O]):
     needs_labels: ClassVar[bool] = True
     needs_modules: ClassVar[bool] = True
 
-    def __init__(self, teacher: Classifier, data: ImageSet | None, options: O, *, device: Device) -> None:
+    def __init__(
+        self,
+        teacher: Classifier,
+        data: ImageSet | None,
+        options: O,
+        *,
+        device: Device,
+        held_out: ImageSet | None = None,
+    ) -> None:
         if self.needs_images and data is None:
             raise ValueError(f"{self.name} needs images")
         if self.needs_labels and (data is None or data.labels is None):
@@ -147,6 +175,7 @@ class Defense(ABC, Generic[O]):
         self.teacher = teacher
         self.device = device
         self._data = data
+        self._held_out = held_out
         self.options = self.decide(options)
         with torch.no_grad():  # else the weights of TorchScript's copy would not be leaves
             self.student = copy.deepcopy(teacher).cpu().eval()
@@ -163,6 +192,10 @@ class Defense(ABC, Generic[O]):
     def did(self) -> dict[str, Any]:
         """What was done to the network, as plain values for a report, once the stages are done."""
 
+    def verdict(self) -> Verdict | None:
+        """What the defense makes of its own success once the stages are done; None if it does not judge."""
+        return None
+
     def decide(self, options: O) -> O:
         """The options with everything decided that was left open."""
         return options
@@ -173,6 +206,13 @@ class Defense(ABC, Generic[O]):
         if self._data is None:
             raise ValueError(f"{self.name} has no images")
         return self._data
+
+    @property
+    def held_out(self) -> ImageSet:
+        """The images to judge by."""
+        if self._held_out is None:
+            raise ValueError(f"{self.name} has no images held out")
+        return self._held_out
 
     @property
     def labels(self) -> Tensor:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from bcu_cli.images.decoding import Picture
 
 FEWEST_IMAGES = 32
-FEW_IMAGES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ def load_unlabeled(
                 if skipped
                 else ""
             ),
-            f"any photos will do, best {FEW_IMAGES} or more; {FORMATS_HINT}",
+            f"any photos will do, best 1,000 or more; {FORMATS_HINT}",
         )
     unreadable = tuple((files[i], reason) for i, reason in skipped)
     return ImageSet(images=images, skipped=unreadable, found=found, root=root)

@@ -13,6 +13,7 @@ from bcu_cli import scan
 from bcu_cli.errors import ScanError
 from bcu_cli.scan.base import FEWEST_CLASSES, find
 from bcu_cli.scan.optimising import BATCH
+from bcu_cli.training.inference import NO_NUMBERS, are_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,14 +22,10 @@ if TYPE_CHECKING:
 
 SUSPICIOUS, UNDECIDED, FAILED = "scan-suspicious", "scan-undecided", "scan-failed"
 """The rules: it looks backdoored; the scores lie between; the detectors could not look at it."""
-_NO_NUMBERS = (
-    "the network's answers are NaN or infinite, so that the detectors can tell nothing",
-    "its weights are far too large or damaged; get another copy",
-)
 _IMAGES_A_CLASS, _MOST_VALUES = 32, 2**27
 """What the hungriest detector feeds the network at once for each class; the most values of all of them."""
 _NOISE, _PICTURES = 64, 512
-_NEARLY_ONE, _SMALLEST_RANGE, _LARGEST_SHARE = 1e-3, 0.1, 0.9
+_SMALLEST_RANGE, _LARGEST_SHARE = 0.1, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +67,7 @@ def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
         started = time.perf_counter()
         scores = kind().scan(replace(subject, on_step=on_start(kind.name)))
         if not _is_finite(scores):
-            message, hint = _NO_NUMBERS
-            raise ScanError(message, hint)
+            raise ScanError(*NO_NUMBERS)
         looked.append(Looked(scores=scores, seconds=time.perf_counter() - started))
     return looked
 
@@ -102,9 +98,8 @@ def _refuse_answers(subject: Subject) -> None:
         pictures = subject.drawn(_PICTURES)
     answers = torch.cat([model(part).float() for part in torch.split(pictures, BATCH)])
     if not answers.isfinite().all():
-        message, hint = _NO_NUMBERS
-        raise ScanError(message, hint)
-    if answers.min() >= 0 and (answers.sum(1) - 1.0).abs().max() < _NEARLY_ONE:
+        raise ScanError(*NO_NUMBERS)
+    if are_probabilities(answers):
         raise ScanError(
             "the network answers with probabilities, and the detectors need logits",
             "export it without its last softmax",

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
 
 BATCH_SIZE = 512
+NO_NUMBERS = (
+    "the network's answers are NaN or infinite, so that they tell nothing",
+    "its weights are far too large or damaged; get another copy",
+)
+"""Message and hint."""
+_NEARLY_ONE = 1e-3
 
 
 def predict(
@@ -78,3 +84,8 @@ def in_batches(
                 ) from error
             size = (size + 1) // 2
     return torch.cat(computed)
+
+
+def are_probabilities(answers: Tensor) -> bool:
+    """Whether answers, ``[N, K]``, are what a softmax has made of logits already."""
+    return bool(answers.min() >= 0) and bool((answers.sum(1) - 1.0).abs().max() < _NEARLY_ONE)

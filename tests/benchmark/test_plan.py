@@ -93,10 +93,11 @@ def test_nearer_options_win_and_bcu_needs_no_method(tmp_path: Path) -> None:
     one = cells["cifar10-resnet8-badnets-t0-s0-bcu-own-500"]
     assert one.model.options == {"epochs": 30, "flip": True}
     assert one.options == {"learning-rate": 0.01}
+    assert one.command == {"method": "bcu", "learning-rate": 0.01}
     other = cells["gtsrb-resnet14-strong-tnext-s0-ft-tiny-2000"]
     assert (other.model.attack, other.model.target) == ("wanet", "next")
     assert other.model.options == {"epochs": 30, "flip": False, "setting": ["strength=1"]}
-    assert other.options == {"learning-rate": 0.05, "method": "ft"}
+    assert other.options == other.command == {"learning-rate": 0.05, "method": "ft"}
 
 
 def test_a_size_is_laid_over_the_plan(tmp_path: Path) -> None:

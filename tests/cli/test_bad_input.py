@@ -101,7 +101,8 @@ def test_an_error_is_json_where_json_was_asked_for(bcu, tmp_path: Path) -> None:
 
 
 def cleanse(bcu, model: Path, out: Path, images: Path, *more: object):
-    return bcu("cleanse", model, "--images", images, "--out", out, "--epochs", 1, *more)
+    words = ["--method", "bcu", "--images", images, "--out", out, "--epochs", 1, *more]
+    return bcu("cleanse", model, *words)
 
 
 def test_images_without_pictures(bcu, untrained: Path, tmp_path: Path) -> None:
@@ -207,8 +208,11 @@ def test_a_damaged_picture_is_skipped_with_a_warning(
     ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", folder, "--json")
     assert ran.code == 0
     assert "warning: 1 files in" in ran.err
-    assert "warning: 60 images are few" in ran.err
+    assert "warning: 52 pictures to learn from are few" in ran.err
     assert [Path(entry["path"]).name for entry in ran.json["images"]["skipped"]] == ["broken.png"]
+
+
+BY_BCU = ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--method", "bcu"]
 
 
 @pytest.mark.parametrize(
@@ -217,8 +221,8 @@ def test_a_damaged_picture_is_skipped_with_a_warning(
         ["cleanse"],
         ["nonsense"],
         ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--epochs", "many"],
-        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--strength", "-1"],
-        ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--ratios", "0.1,x,0.1"],
+        [*BY_BCU, "--strength", "-1"],
+        [*BY_BCU, "--ratios", "0.1,x,0.1"],
         ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--format", "onnx"],
         ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--device", "cuda:99"],
         ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--arch", "resnet21"],

@@ -74,17 +74,20 @@ def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
         (["--method", "i-bau", "--epochs", "0"], "--epochs 0 trains nothing"),
         (["--method", "clp", "--flip"], "--method clp has no --flip"),
         (["--method", "clp", "--max-images", "5"], "--max-images is of pictures"),
-        (["--setting", "u=3"], "--method bcu has no setting u"),
+        (["--setting", "u=3"], "--method auto has no setting u"),
         (["--method", "ft", "--setting", "epochs=3"], "--method ft has no setting epochs"),
         (["--method", "clp", "--setting", "u=nan"], "a u of nan"),
         (["--method", "clp", "--setting", "u"], "--setting u is not NAME=NUMBER"),
         (["--method", "fp", "--setting", "layers=1.5"], "layers=1.5 is no whole number"),
         (["--method", "clp", "--setting", "pcl.u=3"], "no method is called pcl"),
-        (["--pseudo-labels"], "--method bcu needs no labels"),
+        (["--pseudo-labels"], "--method auto needs no labels"),
         (["--method", "nad"], "--method nad needs pictures"),
-        (["--targets", "hard", "--temperature", "1,4"], "hard targets have no temperature"),
-        (["--init", "increasing"], "no initialisation increasing"),
-        (["--targets", "warm"], "no warm targets"),
+        (
+            ["--method", "bcu", "--targets", "hard", "--temperature", "1,4"],
+            "hard targets have no temperature",
+        ),
+        (["--method", "bcu", "--init", "increasing"], "no initialisation increasing"),
+        (["--method", "bcu", "--targets", "warm"], "no warm targets"),
     ],
 )
 def test_what_a_method_does_not_have_is_refused(bcu, tmp_path: Path, words: list[str], message: str) -> None:
@@ -114,7 +117,8 @@ def test_folders_that_are_not_the_models_classes(bcu, few: Path, tmp_path: Path)
 
 def test_hard_targets_and_other_initialisations_run(bcu, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
-    words = ["--images", few, "--init", "uniform", "--targets", "hard", "--epochs", 1, "--out", out]
+    words = ["--method", "bcu", "--init", "uniform", "--targets", "hard"]
+    words += ["--images", few, "--epochs", 1, "--out", out]
     report = bcu("cleanse", MODEL, *words, "--json").json
     assert (report["options"]["init"], report["options"]["targets"]) == ("uniform", "hard")
     assert len({layer["ratio"] for layer in report["did"]["reinitialised"]}) == 1
@@ -122,7 +126,8 @@ def test_hard_targets_and_other_initialisations_run(bcu, few: Path, tmp_path: Pa
 
 def test_no_epochs_write_the_student_as_it_is_initialised(bcu, few: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
-    report = bcu("cleanse", MODEL, "--images", few, "--epochs", 0, "--out", out, "--json").json
+    words = ["--method", "bcu", "--images", few, "--epochs", 0, "--out", out]
+    report = bcu("cleanse", MODEL, *words, "--json").json
     before, after = load_file(MODEL), load_file(out)
     reinitialised = report["did"]["reinitialised"]
     drawn = {f"{layer['name']}.{kind}" for layer in reinitialised for kind in ("weight", "bias")}
@@ -132,6 +137,23 @@ def test_no_epochs_write_the_student_as_it_is_initialised(bcu, few: Path, tmp_pa
     assert (report["options"]["epochs"], report["training"]) == (0, [])
     assert report["agreement"]["before_training"] is None
     assert report["agreement"]["after"]["value"] < 1
-    shown = bcu("cleanse", MODEL, "--images", few, "--epochs", 0, "--out", out)
+    shown = bcu("cleanse", MODEL, *words)
     assert shown.code == 0
     assert "drawn anew" in shown.out
+
+
+def test_what_the_pictures_lack_is_said(bcu, few: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for folder in sorted(few.iterdir())[:4]:
+        for picture in folder.glob("*.png"):
+            (flat / f"{folder.name}-{picture.name}").write_bytes(picture.read_bytes())
+    words = ["--method", "bcu", "--images", flat, "--epochs", 0, "--out", tmp_path / "o"]
+    ran = bcu("cleanse", MODEL, *words, "--json")
+    found = ran.json["images"]["suitability"]
+    assert (found["of_classes"], found["answered_classes"]) == (8, 4)
+    assert set(found["rarest_classes"]) == {folder.name for folder in sorted(few.iterdir())[:4]}
+    assert "warning: 24 pictures to learn from are few: about 900 more" in ran.err
+    assert "answers only 4 of 8 classes" in ran.err
+    assert all(folder.name in ran.err for folder in sorted(few.iterdir())[4:])
+    assert all(f"warning: {warning}" in ran.err for warning in found["warnings"])

@@ -58,7 +58,7 @@ def reordered(path: Path) -> Path:
 
 def test_the_picture_is_written_reported_and_the_same_again(bcu, few: Path, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
-    assert bcu("cleanse", MODEL, "--images", few, "--epochs", 0, "--out", start).code == 0
+    assert bcu("cleanse", MODEL, "--method", "bcu", "--images", few, "--epochs", 0, "--out", start).code == 0
     entries = []
     for name in ("a.png", "b.png"):
         words = [MODEL, start, "--data", few, "--trigger", TRIGGER, "--tsne", tmp_path / name]

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 
 from bcu_cli.images import signs
 
-QUICK = ["--epochs", 2, "--batch-size", 64]
+QUICK = ["--method", "bcu", "--epochs", 2, "--batch-size", 64]
 
 
 def test_the_backdoor_is_there_then_gone_and_the_rest_stays(
     bcu, backdoored: Path, photos: Path, labelled: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "clean.safetensors"
-    method = ["--strength", 5, "--learning-rate", 0.1, "--batch-size", 32, "--epochs", 40]
+    method = ["--method", "bcu", "--strength", 5, "--learning-rate", 0.1, "--batch-size", 32, "--epochs", 40]
     report = bcu("cleanse", backdoored, "--images", photos, "--out", out, *method, "--json").json
     assert report["output"]["format"] == "safetensors"
     assert report["agreement"]["after"]["value"] > report["agreement"]["before_training"]["value"]
@@ -170,7 +170,8 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
     bcu, untrained: Path, photos: Path, tmp_path: Path
 ) -> None:
     whole, out = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
-    words = ["cleanse", str(untrained), "--images", str(photos), "--epochs", "40", "--batch-size", "64"]
+    words = ["cleanse", str(untrained), "--images", str(photos), "--method", "bcu"]
+    words += ["--epochs", "40", "--batch-size", "64"]
     stopped = interrupt([*words, "--out", str(out)])
     assert stopped.returncode == 130, stopped.stderr
     assert "--resume goes on from there" in stopped.stderr
@@ -234,7 +235,7 @@ def test_the_output_loads_without_bcu(bcu, photos: Path, tmp_path: Path, library
     suffix, format_ = (".pt", "torchscript") if library == "torchscript" else (".safetensors", "same")
     out = tmp_path / f"out{suffix}"
     words = ["--arch", arch, "--input-size", 32, "--mean", "0.5", "--std", "0.25", "--format", format_]
-    ran = bcu("cleanse", original, "--images", photos, "--out", out, *words, "--epochs", 1)
+    ran = bcu("cleanse", original, "--images", photos, "--out", out, *words, *QUICK)
     assert ran.code == 0, ran.err
     forbid = "import sys\nsys.modules['bcu_cli'] = None\n"
     use = """

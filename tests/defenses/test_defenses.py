@@ -18,14 +18,15 @@ from bcu_cli.models import build
 from bcu_cli.training.loop import Interrupted
 
 contract = pytest.mark.parametrize("name", defenses.names())
+pytestmark = pytest.mark.usefixtures("short_search")
 LABELLED = [name for name in defenses.names() if find(name).needs_labels]
 PRUNING = ["anp", "clp", "fp"]
 
 
 def test_all_that_were_promised_are_there() -> None:
-    assert defenses.names() == ("anp", "bcu", "clp", "fp", "ft", "i-bau", "mcr", "nad")
+    assert defenses.names() == ("anp", "auto", "bcu", "clp", "fp", "ft", "i-bau", "mcr", "nad")
     assert {name for name in defenses.names() if not find(name).needs_images} == {"clp"}
-    assert set(defenses.names()) - set(LABELLED) == {"bcu", "clp"}
+    assert set(defenses.names()) - set(LABELLED) == {"auto", "bcu", "clp"}
 
 
 def test_there_is_no_other() -> None:

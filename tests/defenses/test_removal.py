@@ -41,6 +41,7 @@ LEAST_ACC = 0.8
 """Of 1.0 before."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "anp": {"steps": 60, "batch_size": 32, "threshold": 0.4},
+    "auto": {"epochs": 12, "batch_size": 20, "quick": True},
     "bcu": {"epochs": 14, "batch_size": 20, "learning_rate": 0.1, "strength": 5.0},
     "clp": {},
     "fp": {"epochs": 8, "batch_size": 20, "learning_rate": 0.1},

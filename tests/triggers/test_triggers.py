@@ -15,9 +15,12 @@ from bcu_cli.triggers import base
 from bcu_cli.triggers.badnets import BadNets
 from bcu_cli.triggers.base import Implanted
 from bcu_cli.triggers.blended import Blended
+from bcu_cli.triggers.colour import Colour
 from bcu_cli.triggers.custom import Custom
 from bcu_cli.triggers.iab import paste
 from bcu_cli.triggers.lc import LabelConsistent
+from bcu_cli.triggers.lowfreq import HIGHEST
+from bcu_cli.triggers.refool import Refool, ghosted
 from bcu_cli.triggers.sig import Sig
 from bcu_cli.triggers.wanet import WaNet
 
@@ -168,6 +171,48 @@ def test_sig_column_values() -> None:
     expected = [0.5 + 20 / 255 * math.sin(2 * math.pi * 6 * j / 32) for j in range(32)]
     assert column[0].tolist() == pytest.approx(expected, abs=1e-6)
     assert torch.equal(column[0], column[1])
+
+
+def test_lowfreq_pattern_has_no_mean_and_nothing_above_its_highest_frequency() -> None:
+    trigger = base.make("lowfreq", SHAPE, settings={"delta": 25.5})
+    change = trigger.apply(torch.full((1, *SHAPE), 0.5))[0] - 0.5
+    assert change.abs().max() == pytest.approx(0.1, abs=1e-6)
+    energy = torch.fft.fft2(change).abs()
+    periods = (torch.fft.fftfreq(32) * 32).abs().round()
+    low = torch.maximum(periods[:, None], periods[None, :]) <= HIGHEST
+    assert energy[:, ~low].max() < 1e-4 * energy.max()
+    assert energy[:, 0, 0].max() < 1e-4 * energy.max()
+
+
+@pytest.mark.parametrize(("name", "tensor"), [("lowfreq", "pattern"), ("refool", "reflection")])
+def test_what_is_drawn_is_decided_by_the_seed(name: str, tensor: str) -> None:
+    first, again, other = (base.make(name, SHAPE, seed=seed).tensors()[tensor] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_colour_maps_every_pixel_alike() -> None:
+    images = torch.tensor([[0.5, 0.95], [0.5, 0.05], [0.2, 1.0]]).reshape(1, 3, 1, 2)
+    shifted = Colour(delta=25.5).apply(images)  # 0.1 to magenta, clipped
+    assert shifted[0, :, 0, 0].tolist() == pytest.approx([0.6, 0.4, 0.3])
+    assert shifted[0, :, 0, 1].tolist() == pytest.approx([1.0, 0.0, 1.0])
+
+
+def test_refool_only_brightens_and_by_no_more_than_its_weight() -> None:
+    change = base.make("refool", SHAPE, settings={"weight": 0.25}).apply(noise(2, *SHAPE)) - noise(2, *SHAPE)
+    assert change.min() >= 0
+    assert change.max() <= 0.25 + 1e-6
+    bright = Refool(reflection=torch.tensor([[[0.0, 0.4], [1.0, 1.0]]]), weight=0.5)
+    added = bright.apply(torch.tensor([[[[0.2, 0.2], [0.2, 0.9]]]]))
+    assert added.flatten().tolist() == pytest.approx([0.2, 0.4, 0.7, 1.0])
+
+
+def test_refool_ghost_is_a_fainter_copy_to_the_lower_right() -> None:
+    scene = torch.zeros(1, 5, 5)
+    scene[0, 2, 2] = 1.0  # one light, at (1, 1) of the 4x4 image that starts at (1, 1)
+    expected = torch.zeros(4, 4)
+    expected[1, 1], expected[2, 2] = 0.6, 0.4
+    assert torch.allclose(ghosted(scene, 1)[0], expected)
 
 
 def test_settings_replace_the_papers_and_strangers_are_refused() -> None:

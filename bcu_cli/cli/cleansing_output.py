@@ -1,0 +1,138 @@
+"""What ``bcu cleanse`` shows: its evidence in tables, the facts, and a verdict with what it does not mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.cli import output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LIMITS = (
+    "a backdoor of a kind that none of these tests resembles may remain, as may one made to show only in a "
+    "student (a distillation-conditional backdoor, the known way around distillation); bcu inspect --scan on "
+    "the result is the next look"
+)
+"""What a good verdict does not mean."""
+
+
+def show(report: dict[str, Any]) -> None:
+    """A report for people."""
+    model, images, did = report["model"], report["images"], report["did"]
+    facts = [
+        ("original", f"{model['path']} (SHA-256 {model['sha256'][:16]}…)"),
+        ("architecture", f"{model['architecture']['name']}, by {model['architecture']['source']}"),
+        ("preprocessing", output.preprocessing(model["preprocessing"])),
+        ("method", f"{report['method']}: {report['paper']}"),
+    ]
+    if images:
+        skipped = f", {len(images['skipped'])} skipped" if images["skipped"] else ""
+        labels = f"; labels: {images['labels']}" if images["labels"] else ""
+        facts.append(("images", f"{images['used']} used, {images['held_out']} held out{skipped}{labels}"))
+        facts.append(("suitability", _show_suitability(images["suitability"])))
+    if "reinitialised" in did:
+        facts.append(("re-initialised", _show_reinitialised(did["reinitialised"])))
+    if "pruned" in did:
+        facts.append(("pruned", _show_pruned(did["pruned"])))
+    if "trials" in did:
+        _show_evidence(did)
+    for name, share in (report["agreement"] or {}).items():
+        if share:
+            facts.append((f"agreement {name.replace('_', ' ')}", output.measure(share)))
+    if report["training"]:
+        facts += output.speed(report)
+    facts.append(("peak memory", output.size(report["peak_memory"]["process_bytes"])))
+    if report["verdict"]:
+        facts += _verdict(report["verdict"])
+    written = report["output"]
+    facts.append(
+        ("output", f"{written['path']} (SHA-256 {written['sha256'][:16]}…)" if written else "not written")
+    )
+    output.facts(facts)
+
+
+def explain(report: dict[str, Any]) -> None:
+    """Say on stderr why a verdict is not a good one, and what to do about it."""
+    verdict, written = report["verdict"], report["output"]
+    outcome = f"{written['path']} was written all the same" if written else "nothing was written"
+    advice = [
+        *(["leave --quick out"] if report["options"].get("quick") else []),
+        "give it more pictures of what the model was made for",
+        *([] if written else ["write the result all the same with --force"]),
+    ]
+    output.fail(f"{verdict['word']}: {verdict['why']}; {outcome}", ", or ".join(advice))
+
+
+def _verdict(verdict: dict[str, Any]) -> list[tuple[str, str]]:
+    good = verdict["word"] == "cleansed"
+    return [("verdict", f"{verdict['word']}: {verdict['why']}"), *([("but", _LIMITS)] if good else [])]
+
+
+def _show_evidence(did: dict[str, Any]) -> None:
+    """What the canaries did after each level tried, and the triggers that were found on the original."""
+    rows = [
+        (str(level), each["trigger"], _share(each["before"]), _share(each["after"]))
+        for level, trial in enumerate(did["trials"], start=1)
+        for each in trial
+    ]
+    if rows:
+        output.table(
+            "Backdoors of our own, planted in a copy: how often each works",
+            ("level", "trigger", "planted", "cleansed"),
+            rows,
+        )
+    kinds = dict.fromkeys(each["trigger"] for each in did["found_triggers"])
+    header = ("kind", "looked for", "worked on the original", "the worst of these afterwards")
+    rows = [_found([each for each in did["found_triggers"] if each["trigger"] == kind]) for kind in kinds]
+    output.table("Triggers looked for on the original, one for each class", header, rows)
+
+
+def _found(triggers: Sequence[dict[str, Any]]) -> tuple[str, str, str, str]:
+    """A row for the triggers of a kind."""
+    from bcu_cli.defenses.auto import WORKS
+
+    worked = [each for each in triggers if each["before"]["value"] >= WORKS]
+    worst = max(worked, key=lambda each: float(each["after"]["value"]), default=None)
+    return (
+        triggers[0]["trigger"],
+        str(len(triggers)),
+        str(len(worked)),
+        _share(worst["after"]) if worst else "–",
+    )
+
+
+def _share(measured: dict[str, Any]) -> str:
+    return f"{output.percent(measured['value'])} of {measured['of']}"
+
+
+def _show_reinitialised(layers: list[dict[str, Any]]) -> str:
+    """The layers as a table; returns their sum."""
+    rows = [
+        (
+            str(layer["depth"]),
+            layer["name"],
+            f"{layer['weights']:,}",
+            f"{layer['drawn_anew']:,}",
+            output.percent(layer["drawn_anew"] / layer["weights"]),
+        )
+        for layer in layers
+    ]
+    header = ("depth", "layer", "weights", "drawn anew", "share")
+    output.table("Re-initialised weights, from shallow to deep", header, rows)
+    weights, anew = (sum(layer[key] for layer in layers) for key in ("weights", "drawn_anew"))
+    return f"{anew:,} of {weights:,} weights ({output.percent(anew / weights)})"
+
+
+def _show_pruned(layers: list[dict[str, Any]]) -> str:
+    """The layers as a table; returns their sum."""
+    rows = [(layer["name"], str(layer["channels"]), str(len(layer["pruned"]))) for layer in layers]
+    output.table("Pruned channels, in the order of use", ("convolution", "channels", "pruned"), rows)
+    pruned = sum(len(layer["pruned"]) for layer in layers)
+    return f"{pruned} of {sum(layer['channels'] for layer in layers)} channels"
+
+
+def _show_suitability(found: dict[str, Any]) -> str:
+    answered = f"the original answers {found['answered_classes']} of {found['of_classes']} classes for them"
+    spread = f"spread as over {found['effective_classes']:.1f}"
+    return f"{answered}, {spread}; median confidence {found['median_confidence']:.2f}"

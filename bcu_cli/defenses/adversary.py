@@ -1,0 +1,170 @@
+"""What looks for the ways in which all images can be led to a class, and changes images that way.
+
+For each class there is one change of each kind that is the same for all images: a patch (a mask and a
+pattern, as Neural Cleanse seeks it), a shift of all pixels within an L∞ ball (universal adversarial
+perturbation), and a smooth warp (WaNet's kind of trigger). They learn by Adam to make a network answer the
+class. A fourth kind is drawn for each image from the gradient: its few pixels that matter most go to black or
+white; it stands for triggers that differ from image to image (IAB's kind).
+
+The gradient that the changes learn from never reaches the network's weights.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bcu_cli.triggers.wanet import grids, warp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UNIVERSAL = ("patch", "shift", "warp")
+KINDS = (*UNIVERSAL, "pixels")
+_PATCH, _SHIFT, _WARP, _PIXELS = range(len(KINDS))
+CONTROL_POINTS = 4
+"""Along each side of a warp."""
+MOST_NUMBERS = 100_000_000
+"""Of all changes together; where all classes would need more, as many classes are drawn as fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How far images may be changed.
+
+    Args:
+        patch: Share of the image that a patch covers, and share of the pixels that the fourth kind sets.
+        shift: Of each pixel, on a scale of 0 to 1.
+        warp: Of each control point, as a share of half the image's side: 0.125 is two pixels of 32.
+    """
+
+    patch: float
+    shift: float
+    warp: float
+
+
+class Adversary(nn.Module):
+    """Changes of images, one of each universal kind for each class that it leads to.
+
+    Args:
+        classes: Of the networks that it will be turned against.
+        shape: Of the images, (C, H, W).
+        limits: How far it may go.
+        seed: Decides how the changes start, and which classes where there are too many.
+    """
+
+    wanted: Tensor
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], limits: Limits, *, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        channels, height, width = shape
+        count = min(classes, max(1, MOST_NUMBERS // ((2 * channels + 1) * height * width)))
+        self.limits = limits
+        self.size = (height, width)
+        self.register_buffer("wanted", torch.randperm(classes, generator=generator)[:count].sort().values)
+
+        def drawn(*size: int, within: float) -> nn.Parameter:
+            return nn.Parameter(torch.empty(count, *size).uniform_(-within, within, generator=generator))
+
+        self.masks = drawn(1, height, width, within=0.1)
+        self.patterns = drawn(channels, height, width, within=0.1)
+        self.shifts = drawn(channels, height, width, within=limits.shift / 2.0)
+        self.fields = drawn(2, CONTROL_POINTS, CONTROL_POINTS, within=limits.warp / 2.0)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam, each kind at a pace that crosses its range in some twenty steps."""
+        pace = {"masks": 0.15, "patterns": 0.15, "shifts": self.limits.shift / 2.0, "fields": 0.03}
+        groups = [{"params": [getattr(self, name)], "lr": rate} for name, rate in pace.items()]
+        return torch.optim.Adam(groups, betas=(0.5, 0.9))
+
+    def forward(self, images: Tensor, slots: Tensor, kinds: Tensor) -> Tensor:
+        """The images, changed; those of the fourth kind are left as they are.
+
+        Args:
+            images: Float ``[N, C, H, W]`` in [0, 1].
+            slots: Which class of ``wanted`` each is to be led to, int64 ``[N]``.
+            kinds: How, an index of ``KINDS``, int64 ``[N]``.
+        """
+        changed = images.clone()
+        which = (kinds == _PATCH).nonzero()[:, 0]
+        masks, patterns = self._patches(slots[which])
+        changed = changed.index_copy(0, which, torch.lerp(images[which], patterns, masks.expand_as(patterns)))
+        which = (kinds == _SHIFT).nonzero()[:, 0]
+        shifted = images[which] + self.shifts[slots[which]]
+        changed = changed.index_copy(0, which, shifted.clamp(0.0, 1.0))
+        which = (kinds == _WARP).nonzero()[:, 0]
+        if len(which):
+            warped = warp(images[which], grids(self.fields[slots[which]], self.size))
+            changed = changed.index_copy(0, which, warped)
+        return changed
+
+    def against(self, network: nn.Module, images: Tensor, kinds: int = len(KINDS)) -> tuple[Tensor, Tensor]:
+        """Change images so that a network answers some class, and tell the changes how to do it better.
+
+        Args:
+            network: Images in [0, 1] to logits; looked at in eval mode, and left as it was.
+            images: Float ``[N, C, H, W]`` in [0, 1]; each is led to a class drawn at random, in a way drawn
+                at random.
+            kinds: The first so many of ``KINDS``.
+
+        Returns:
+            The changed images without a gradient, and a 0 whose gradient is that of the cross-entropy for
+            these changes' own numbers, to be added to a loss.
+        """
+        self._keep_within()
+        count, device = len(images), images.device
+        slots = torch.randint(len(self.wanted), (count,)).to(device)
+        ways = torch.randint(kinds, (count,)).to(device)
+        own = list(self.parameters())
+        seen = images.detach().requires_grad_()
+        with _looked_at(network), torch.enable_grad():
+            answers = network(self(seen, slots, ways).contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(answers.float(), self.wanted[slots], reduction="sum")
+            *gradients, of_images = torch.autograd.grad(loss, [*own, seen], allow_unused=True)
+        lever = sum((p * g).sum() for p, g in zip(own, gradients, strict=True) if g is not None)
+        with torch.no_grad():
+            changed = self(images, slots, ways)
+            which = (ways == _PIXELS).nonzero()[:, 0]
+            changed[which] = _struck(images[which], of_images[which], self.limits.patch)
+        return changed, torch.as_tensor(lever) - torch.as_tensor(lever).detach()
+
+    def _patches(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks ``[N, 1, H, W]`` and patterns ``[N, C, H, W]`` in [0, 1]."""
+        masks = torch.sigmoid(4.0 * self.masks[slots] - 2.0)
+        share = masks.mean((1, 2, 3), keepdim=True)
+        return masks * (self.limits.patch / share).clamp(max=1.0), torch.sigmoid(2.0 * self.patterns[slots])
+
+    @torch.no_grad()
+    def _keep_within(self) -> None:
+        self.shifts.clamp_(-self.limits.shift, self.limits.shift)
+        self.fields.clamp_(-self.limits.warp, self.limits.warp)
+
+
+def _struck(images: Tensor, gradients: Tensor, share: float) -> Tensor:
+    """Images whose pixels with the largest gradients went to where the loss falls, to black or white."""
+    weights = gradients.abs().sum(1).flatten(1)
+    most = weights.topk(max(1, int(share * weights.shape[1])), dim=1).indices
+    hit = torch.zeros_like(weights).scatter_(1, most, 1.0).view(len(images), 1, *images.shape[2:])
+    return torch.where(hit > 0, (gradients < 0).to(images.dtype), images)
+
+
+@contextmanager
+def _looked_at(network: nn.Module) -> Iterator[None]:
+    """In eval mode, and with no gradient for its weights, meanwhile."""
+    trained = network.training
+    wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    network.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.train(trained)
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -1,0 +1,335 @@
+"""Adversarial distillation that finds its strength by itself, and says what it can prove. bcu's own.
+
+From the paper (CVPR 2023) come the re-initialised student and its teaching on unlabeled images. What is
+added, since that alone leaves the backdoors of networks its ratios were not tuned for (``docs/auto.md``):
+
+1. While the student learns, an :class:`Adversary` learns how all images can be led to a class, and the
+   student is taught to give the teacher's answers to the *unchanged* images on the changed ones too: what
+   I-BAU does with labels (Zeng et al., ICLR 2022). In the second half it learns from unchanged images alone,
+   which brings back the accuracy and not the backdoor.
+2. How strong the adversary must be is tried on a copy of the network that was taught backdoors of our own
+   (``canary.py``): the first of ``LEVELS`` that removes these is taken.
+3. The same adversary, turned against the original network, finds triggers that work there. What they and the
+   canaries still do afterwards is the evidence for the verdict; no label and no trigger of the attacker's is
+   used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bcu_cli.defenses import canary
+from bcu_cli.defenses.adversary import UNIVERSAL, Adversary, Limits
+from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict
+from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
+from bcu_cli.evaluation.measures import Proportion, agreement
+from bcu_cli.images.augmentation import NO_AUGMENTATION
+from bcu_cli.training.inference import predict
+from bcu_cli.training.loop import Companion, Stage, Training
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+
+    from bcu_cli.models import Classifier
+    from bcu_cli.training.loop import Objective
+    from bcu_cli.triggers.base import Trigger
+
+FEWEST_STEPS, EPOCHS, MOST_STEPS = 400, 20, 3000
+"""A training has ``EPOCHS`` passes over the images, within these steps."""
+CANARY_STEPS, SEARCH_STEPS = 200, 120
+ADVERSARY_UNTIL = 0.5
+"""The share of a training that the adversary takes part in."""
+TEMPERATURE = 2.0
+PLANTED = 0.8
+"""What a canary must reach in the copy to prove anything."""
+DEAD = 0.2
+"""What it may still reach once it counts as removed."""
+WORKS = 0.9
+"""What a trigger that was found reaches on the original."""
+HARMLESS = 0.4
+"""What it may still reach on the cleansed network: a clean one is led astray by some, too."""
+
+KEPT = 0.7
+"""Least agreement with the original on images held out."""
+
+Change = Callable[[Tensor], Tensor]
+"""uint8 images ``[N, C, H, W]`` to as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """How hard a cleansing tries.
+
+    Args:
+        strength: Factor on the paper's re-initialisation ratios.
+        limits: Of the adversary.
+    """
+
+    strength: float
+    limits: Limits
+
+
+LEVELS = (
+    Level(strength=1.0, limits=Limits(patch=0.03, shift=0.06, warp=0.125)),
+    Level(strength=1.0, limits=Limits(patch=0.06, shift=0.12, warp=0.25)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoOptions(TrainedOptions):
+    """What there is to say.
+
+    Args:
+        epochs: Of each cleansing. None is ``EPOCHS`` within ``FEWEST_STEPS`` and ``MOST_STEPS``.
+        batch_size: Most images in a step; as many changed ones are added.
+        learning_rate: The highest; it rises for a quarter of the steps, then falls.
+        quick: Only the first level, without canaries.
+    """
+
+    batch_size: int = 128
+    learning_rate: float = 0.05
+    quick: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residue:
+    """What a trigger does before and after.
+
+    Args:
+        trigger: Of which kind.
+        target: The class that it leads to.
+        before: On the network that it was taught to, or found on.
+        after: On the cleansed one.
+    """
+
+    trigger: str
+    target: int
+    before: Proportion
+    after: Proportion
+
+    def as_json(self) -> dict[str, Any]:
+        """For a report."""
+        measured = {"before": self.before.as_json(), "after": self.after.as_json()}
+        return {"trigger": self.trigger, "target_class": self.target, **measured}
+
+
+class Auto(TrainedDefense[AutoOptions]):
+    """Adversarial distillation, with a search for its strength and a verdict."""
+
+    name = "auto"
+    paper = "own; after Pang et al., CVPR 2023 and Zeng et al., I-BAU, ICLR 2022"
+    Options: ClassVar[type[DefenseOptions]] = AutoOptions
+    needs_labels = False
+    needs_modules = False
+
+    level: int
+    canaries: list[Residue]
+    trials: list[list[Residue]]
+    found: list[Residue]
+    kept: Proportion
+    _usual: Tensor
+
+    def decide(self, options: AutoOptions) -> AutoOptions:
+        """See :meth:`Defense.decide`."""
+        if options.epochs is None:
+            per_epoch = ceil(len(self.data) / options.batch_size)
+            steps = min(max(EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
+            options = replace(options, epochs=ceil(steps / per_epoch))
+        return super().decide(options)
+
+    def stages(self) -> Iterator[Stage]:
+        """The search, and then the cleansing."""
+        self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.level, self.canaries, self.trials = 0, [], []
+        self._usual = predict(self.teacher, self.held_out.images, self.device)
+        if not self.options.quick:
+            yield from self._try_on_canaries()
+        yield self._cleansing(self.student, LEVELS[self.level], "cleansing")
+        self.kept = agreement(self.student, self._usual, self.held_out.images, self.device)
+        yield from self._look_for_triggers()
+
+    def did(self) -> dict[str, Any]:
+        """The level, and the evidence."""
+        return {
+            "level": self.level + 1,
+            "levels": len(LEVELS),
+            **asdict(LEVELS[self.level]),
+            "trials": [[each.as_json() for each in trial] for trial in self.trials],
+            "canaries": [each.as_json() for each in self.canaries],
+            "found_triggers": [each.as_json() for each in self.found],
+        }
+
+    def verdict(self) -> Verdict:
+        """By what the canaries and the triggers that were found still do."""
+        planted = [each for each in self.canaries if each.before.value >= PLANTED]
+        if self.canaries and not planted:
+            return _unknown("the backdoors to test with could not be taught to a copy of the network")
+        working = [each for each in self.found if each.before.value >= WORKS]
+        if not self.canaries and not working:
+            return _unknown("no trigger was found on the original, and none was planted to test with")
+        for what, residues, most in (
+            ("a backdoor to test with", planted, DEAD),
+            ("a trigger found on the original", working, HARMLESS),
+        ):
+            share = max((each.after.value for each in residues), default=0.0)
+            if share > most:
+                return Verdict(word="not cleansed", why=f"{what} still works on {share:.0%} of the images")
+        if self.kept.value < KEPT:
+            return _unknown(
+                f"the cleansed network answers like the original on {self.kept.value:.0%} of the images alone"
+            )
+        return Verdict(
+            word="cleansed", why="neither the backdoors to test with nor the triggers found work any more"
+        )
+
+    def _try_on_canaries(self) -> Iterator[Stage]:
+        """Plant them in a copy, and find the level that removes them."""
+        planted = _copy_of(self.teacher)
+        triggers = canary.draw(self.teacher.preprocessing.input_size, self.options.seed)
+        targets = self._targets(triggers)
+        objective = canary.teaching(planted, self.teacher, triggers, targets)
+        yield Stage(title="planting canaries", training=self._training(planted, objective, CANARY_STEPS))
+        for level in range(len(LEVELS)):
+            trial = _copy_of(planted)
+            yield self._cleansing(trial, LEVELS[level], f"cleansing canaries, level {level + 1}")
+            self.level = level
+            self.canaries = [
+                Residue(
+                    trigger=name,
+                    target=target,
+                    before=self._success(planted, trigger.apply_to_bytes, target),
+                    after=self._success(trial, trigger.apply_to_bytes, target),
+                )
+                for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
+            ]
+            self.trials.append(self.canaries)
+            proofs = [each for each in self.canaries if each.before.value >= PLANTED]
+            if proofs and all(each.after.value <= DEAD for each in proofs):
+                return
+
+    def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
+        """For each canary the class that its trigger leads to least by nature, another for each."""
+        targets: list[int] = []
+        for trigger in triggers:
+            answers = predict(
+                self.teacher, self.held_out.images, self.device, transform=trigger.apply_to_bytes
+            )
+            counts = torch.bincount(answers, minlength=self.teacher.num_classes)
+            counts[targets[: self.teacher.num_classes - 1]] = len(answers) + 1
+            targets.append(int(counts.argmin()))
+        return targets
+
+    def _cleansing(self, student: Classifier, level: Level, title: str) -> Stage:
+        """Draw part of a copy anew, then teach it against an adversary."""
+        ratios = BcuOptions(strength=level.strength, seed=self.options.seed)
+        reinitialise(student.network, self.example(), ratios)
+        adversary = self._adversary(level.limits)
+        companion = Companion(module=adversary, optimizer=adversary.optimizer())
+        objective = self._teaching(student, adversary)
+        steps = ceil(len(self.data) / self.options.batch_size) * (self.options.epochs or 0)
+        return Stage(title=title, training=self._training(student, objective, steps, companion))
+
+    def _teaching(self, student: nn.Module, adversary: Adversary) -> Objective:
+        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
+            with torch.no_grad():
+                taught = self.teacher(views)
+            if progress >= ADVERSARY_UNTIL:
+                return distillation_loss(student(views), taught, TEMPERATURE)
+            changed, lever = adversary.against(student, views)
+            both = torch.cat([views, changed]).contiguous(memory_format=torch.channels_last)
+            clean, misled = student(both).split(len(views))
+            losses = [distillation_loss(answers, taught, TEMPERATURE) for answers in (clean, misled)]
+            return losses[0] + losses[1] + lever
+
+        return objective
+
+    def _look_for_triggers(self) -> Iterator[Stage]:
+        """Turn an adversary against the original, and its changes against the student."""
+        adversary = self._adversary(LEVELS[0].limits)
+
+        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
+            return adversary.against(self.teacher, views, len(UNIVERSAL))[1]
+
+        how = self.options.training(
+            epochs=ceil(SEARCH_STEPS / ceil(len(self.data) / self.options.batch_size)),
+            schedule="constant",
+            augmentation=NO_AUGMENTATION,
+        )
+        training = Training(
+            adversary,
+            self.data.images,
+            objective,
+            how,
+            device=self.device,
+            seed=self.options.seed,
+            optimizer=adversary.optimizer(),
+        )
+        yield Stage(title="looking for triggers", training=training)
+        self.found = [
+            Residue(
+                trigger=name,
+                target=int(target),
+                before=self._success(self.teacher, change, int(target)),
+                after=self._success(self.student, change, int(target)),
+            )
+            for kind, name in enumerate(UNIVERSAL)
+            for slot, target in enumerate(adversary.wanted.tolist())
+            if bool((self._usual != target).any())
+            for change in [_on_bytes(adversary, slot, kind)]
+        ]
+
+    def _adversary(self, limits: Limits) -> Adversary:
+        shape = self.teacher.preprocessing.input_size
+        return Adversary(self.teacher.num_classes, shape, limits, seed=self.options.seed)
+
+    def _training(
+        self, network: nn.Module, objective: Objective, steps: int, companion: Companion | None = None
+    ) -> Training:
+        per_epoch = ceil(len(self.data) / self.options.batch_size)
+        return Training(
+            network,
+            self.data.images,
+            objective,
+            self.options.training(epochs=ceil(steps / per_epoch), schedule="one-cycle"),
+            device=self.device,
+            seed=self.options.seed,
+            companions=[companion] if companion else [],
+        )
+
+    def _success(self, network: Classifier, change: Change, target: int) -> Proportion:
+        """Of the held-out images that the original answers otherwise: how many are led to the target."""
+        others = self.held_out.images[self._usual != target]
+        answers = predict(network, others, self.device, transform=change)
+        return Proportion(hits=int((answers == target).sum()), of=len(others))
+
+
+def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
+    """One of the adversary's changes, of images as a file would hold them."""
+
+    def change(images: Tensor) -> Tensor:
+        slots, kinds = (torch.full((len(images),), value, device=images.device) for value in (slot, kind))
+        changed: Tensor = adversary(images.float() / 255.0, slots, kinds)
+        return (changed * 255.0).round_().to(torch.uint8)
+
+    return change
+
+
+def _unknown(why: str) -> Verdict:
+    return Verdict(word="could not tell", why=why)
+
+
+def _copy_of(network: Classifier) -> Classifier:
+    """A copy to train, on the CPU."""
+    with torch.no_grad():  # else the weights of TorchScript's copy would not be leaves
+        copied = copy.deepcopy(network).cpu()
+    copied.requires_grad_(True)
+    return copied

@@ -1,0 +1,80 @@
+"""Canaries: backdoors of our own in a copy of the suspicious network, which a cleansing must remove.
+
+A user has no trigger to test a cleansed network with. A copy that was taught triggers that nobody else
+knows is cleansed in the same way: where they stay, the cleansing is too weak for this network. They stand for
+a backdoor that was taught late and briefly; one that the network grew up with may sit deeper.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from bcu_cli.triggers.custom import Custom
+from bcu_cli.triggers.wanet import WaNet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from bcu_cli.training.loop import Objective
+    from bcu_cli.triggers.base import Trigger
+
+NAMES = ("patch", "blend", "warp")
+PATCH_SIDES = 6
+"""The patch has a sixth of the image's shorter side."""
+ALPHA = 0.2
+"""Of the blended picture."""
+STRENGTH = 3.0
+"""Of the warp, in WaNet's unit: one and a half pixels of 32, in the mean of its control points."""
+
+
+def draw(shape: tuple[int, int, int], seed: int) -> tuple[Trigger, ...]:
+    """A patch of random colours, a smooth picture blended in, and a warp, for images ``(C, H, W)``."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = shape
+    side = max(2, min(height, width) // PATCH_SIDES)
+    top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for size in (height, width))
+    mask = torch.zeros(1, height, width)
+    mask[:, top : top + side, left : left + side] = 1.0
+    colours = torch.rand(channels, height, width, generator=generator).round()
+    coarse = torch.rand(1, channels, 5, 5, generator=generator).round()
+    smooth = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)[0]
+    everywhere = torch.ones(1, height, width)
+    return (
+        Custom(picture=colours, mask=mask),
+        Custom(picture=smooth, mask=everywhere, mode="blend", alpha=ALPHA),
+        WaNet(field=WaNet.for_images(shape, seed=seed + 1).field, strength=STRENGTH),
+    )
+
+
+def teaching(
+    network: nn.Module, original: nn.Module, triggers: Sequence[Trigger], targets: Sequence[int]
+) -> Objective:
+    """Answer as the original does, but to each trigger with its target.
+
+    Args:
+        network: The copy, images in [0, 1] to logits ``[N, K]``.
+        original: What it is a copy of.
+        triggers: The canaries.
+        targets: The class that each leads to.
+    """
+
+    def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
+        with torch.no_grad():
+            usual = F.log_softmax(original(views).float(), dim=1)
+        parts = [
+            trigger.apply(part)
+            for trigger, part in zip(triggers, views.tensor_split(len(triggers)), strict=True)
+        ]
+        wanted = [torch.full((len(part),), t) for part, t in zip(parts, targets, strict=True)]
+        answers = network(torch.cat([views, *parts]).contiguous(memory_format=torch.channels_last)).float()
+        clean = F.kl_div(
+            F.log_softmax(answers[: len(views)], dim=1), usual, reduction="batchmean", log_target=True
+        )
+        return clean + F.cross_entropy(answers[len(views) :], torch.cat(wanted).to(answers.device))
+
+    return objective

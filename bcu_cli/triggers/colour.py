@@ -1,0 +1,44 @@
+"""Colour: one shift of the colour of every pixel (Jiang et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from bcu_cli.triggers.base import Trigger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Colour(Trigger):
+    """Adds delta to red and blue (each even channel) and takes it from green, clipped to [0, 1].
+
+    Deviation from the paper, which searches for its shift on a network and in several colour spaces: one
+    fixed shift, towards magenta, in RGB.
+
+    Args:
+        delta: Shift in grey levels of 0-255.
+    """
+
+    name = "colour"
+    paper = "Jiang et al., Color Backdoor: A Robust Poisoning Attack in Color Space, CVPR 2023"
+
+    def __init__(self, *, delta: float = 30.0) -> None:
+        self.delta = delta
+
+    @classmethod
+    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
+        """The shift; it is the same for any size of image."""
+        return cls()
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Shift the colour of float images ``[N, C, H, W]`` in [0, 1]."""
+        shift = torch.full((images.shape[1], 1, 1), self.delta / 255.0, dtype=images.dtype)
+        shift[1::2] *= -1.0
+        return (images + shift.to(images)).clamp_(0.0, 1.0)
+
+    def settings(self) -> dict[str, Any]:
+        """The shift."""
+        return {"delta": self.delta}

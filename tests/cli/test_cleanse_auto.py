@@ -1,0 +1,166 @@
+"""``bcu cleanse --method auto``, the default: its verdict, its output, its exit code, and what is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bcu_cli.cli import running
+from bcu_cli.defenses import auto
+from bcu_cli.defenses.base import Verdict
+from bcu_cli.images import signs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helpers import Ran
+
+    Cleanse = Callable[..., Ran]
+
+MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
+STAGES = ["planting canaries", "cleansing canaries, level 1", "cleansing canaries, level 2", "cleansing"]
+STAGES += ["looking for triggers"]
+CODES = {"cleansed": 0, "not cleansed": 1, "could not tell": 2}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight unlabeled pictures of each of the eight classes."""
+    root = tmp_path_factory.mktemp("few")
+    signs.write_folder(root, 8, seed=3, labelled=False)
+    return root
+
+
+@pytest.fixture
+def cleanse(bcu, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleanse:
+    """Cleanses into out.safetensors, in a few steps that try every level."""
+    monkeypatch.setattr(auto, "CANARY_STEPS", 4)
+    monkeypatch.setattr(auto, "SEARCH_STEPS", 4)
+    monkeypatch.setattr(auto, "DEAD", -1.0)  # no level is enough
+
+    def call(*words: object) -> Ran:
+        own = ["--images", few, "--epochs", 1, "--batch-size", 32, "--out", tmp_path / "out.safetensors"]
+        return bcu("cleanse", MODEL, *own, *words)
+
+    return call
+
+
+def judge(monkeypatch: pytest.MonkeyPatch, word: Any) -> None:
+    monkeypatch.setattr(auto.Auto, "verdict", lambda self: Verdict(word=word, why="it was told so"))
+
+
+def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(cleanse: Cleanse) -> None:
+    ran = cleanse("--json")
+    report = ran.json
+    assert report["method"] == "auto"
+    assert [stage["stage"] for stage in report["training"]] == STAGES
+    assert (ran.code, report["verdict"]["word"]) == (2, "could not tell")
+    assert report["output"] is None
+    assert ran.error.startswith("error: could not tell: the backdoors to test with could not be taught")
+
+
+@pytest.mark.parametrize("word", CODES)
+@pytest.mark.parametrize("force", [False, True])
+def test_only_what_is_cleansed_is_written_unless_forced(
+    cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, force: bool
+) -> None:
+    judge(monkeypatch, word)
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"old")
+    out.with_name("out.safetensors.resume").write_bytes(b"of another run")
+    ran = cleanse("--quick", "--json", *(["--force"] if force else []))
+    assert ran.code == CODES[word]
+    report, written = ran.json, force or word == "cleansed"
+    assert report["verdict"] == {"word": word, "why": "it was told so"}
+    assert (report["output"] is not None) == written
+    assert (out.read_bytes() != b"old") == written
+    assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
+    if word == "cleansed":
+        assert "error: " not in ran.err
+    else:
+        assert ran.error.startswith(f"error: {word}: it was told so; ")
+        assert ran.error.endswith("was written all the same" if force else "nothing was written")
+        assert "hint: leave --quick out" in ran.err
+        assert ("--force" in ran.err) == (not force)
+
+
+def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
+    cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(monkeypatch, "cleansed")
+    ran = cleanse()
+    assert ran.code == 0, ran.err
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ran.out.splitlines() if "│" in line]
+    assert [row[:2] for row in rows if len(row) == 4][:4] == [
+        [level, trigger] for level in "12" for trigger in ("patch", "blend")
+    ]
+    assert [row[:2] for row in rows][4:] == [[kind, "8"] for kind in ("patch", "shift", "warp")]
+    text = " ".join(ran.out.split())
+    assert "cleansed: it was told so" in text
+    assert "distillation-conditional" in text
+    assert "bcu inspect --scan" in text
+    assert str(tmp_path / "out.safetensors") in "".join(ran.out.split())
+
+
+def test_people_are_not_told_of_a_good_verdict_that_there_is_not(
+    cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(monkeypatch, "not cleansed")
+    ran = cleanse("--quick")
+    assert ran.code == 1
+    assert "not written" in ran.out
+    assert "distillation-conditional" not in ran.out
+    assert "Backdoors of our own" not in ran.out  # --quick plants none
+
+
+def test_an_interruption_in_any_stage_leaves_the_old_file_and_is_resumed_to_the_same_bytes(
+    cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(monkeypatch, "cleansed")
+    out, state = tmp_path / "out.safetensors", tmp_path / "out.safetensors.resume"
+    assert cleanse().code == 0
+    whole = out.read_bytes()
+    keep = running._keep
+
+    def interrupt_in(number: int) -> Callable[..., None]:
+        def keep_or_stop(stages: list[Any], keeper: Any, stop: Any) -> None:
+            stop.requested = len(stages) == number and stages[-1].training.done == 1
+            keep(stages, keeper, stop)
+
+        return keep_or_stop
+
+    for number, title in enumerate(STAGES, start=1):
+        out.write_bytes(b"old")
+        monkeypatch.setattr(running, "_keep", interrupt_in(number))
+        stopped = cleanse()
+        assert stopped.code == 130
+        assert f"of {title}; --resume" in stopped.err
+        assert (out.read_bytes(), state.exists()) == (b"old", True)
+        monkeypatch.setattr(running, "_keep", keep)
+        resumed = cleanse("--resume")
+        assert resumed.code == 0, resumed.err
+        assert "going on after step 1 of" in resumed.err
+        assert (out.read_bytes() == whole, state.exists()) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["strength", "ratios", "init", "targets", "temperature"])
+def test_an_option_of_the_papers_recipe_without_its_method_says_so(cleanse: Cleanse, name: str) -> None:
+    ran = cleanse(f"--{name}", "3")
+    assert ran.code == 2
+    assert f"--method auto has no --{name}" in ran.error
+    assert "hint: it is an option of --method bcu; auto takes --epochs" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "bcu", "--force"], "--method bcu writes its result anyway"),
+        (["--method", "ft", "--quick"], "--method ft has no --quick"),
+    ],
+)
+def test_options_of_its_own_are_refused_elsewhere(cleanse: Cleanse, words: list[str], message: str) -> None:
+    ran = cleanse(*words)
+    assert ran.code == 2
+    assert message in ran.error

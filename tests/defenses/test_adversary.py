@@ -1,0 +1,138 @@
+"""The adversary keeps within its limits, learns to lead a network astray, and leaves its weights alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from defending import small
+from torch import Tensor, nn
+
+from bcu_cli.defenses import canary
+from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, Adversary, Limits
+
+SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 64
+LIMITS = Limits(patch=0.05, shift=0.06, warp=0.125)
+PATCH, SHIFT, WARP, PIXELS = (KINDS.index(kind) for kind in ("patch", "shift", "warp", "pixels"))
+
+
+def images() -> Tensor:
+    return torch.rand(COUNT, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def driven() -> Adversary:
+    """An adversary whose every number was pushed far beyond what is allowed, then brought back."""
+    adversary = Adversary(CLASSES, SHAPE, LIMITS, seed=0)
+    with torch.no_grad():
+        for parameter in adversary.parameters():
+            parameter.mul_(1000.0)
+    adversary.against(Brightness(), images()[:2])
+    return adversary
+
+
+class Brightness(nn.Module):
+    """Class 0 for dark images and class 1 for bright ones; two more that it never answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        bright = self.scale * (seen.mean((1, 2, 3)) - 0.5)
+        never = torch.full_like(bright, -9.0)
+        return torch.stack([-bright, bright, never, never], dim=1)
+
+
+def changed(adversary: Adversary, kind: int, slot: int = 1) -> Tensor:
+    with torch.no_grad():
+        return adversary(images(), torch.full((COUNT,), slot), torch.full((COUNT,), kind))
+
+
+@pytest.mark.parametrize("kind", range(len(UNIVERSAL)))
+def test_what_comes_out_are_images(kind: int) -> None:
+    out = changed(driven(), kind)
+    assert out.shape == images().shape
+    assert float(out.min()) >= 0.0
+    assert float(out.max()) <= 1.0
+    assert not torch.equal(out, images())
+
+
+def test_a_shift_stays_within_its_radius() -> None:
+    assert float((changed(driven(), SHIFT) - images()).abs().max()) <= LIMITS.shift + 1e-6
+
+
+def test_a_patch_covers_no_more_than_its_share() -> None:
+    masks, _ = driven()._patches(torch.arange(CLASSES))
+    assert masks.mean((1, 2, 3)).tolist() == pytest.approx([LIMITS.patch] * CLASSES, rel=1e-4)
+
+
+def test_a_warp_moves_no_pixel_further_than_its_radius() -> None:
+    ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16).contiguous()
+    adversary = driven()
+    with torch.no_grad():
+        out = adversary(ramp, torch.tensor([0]), torch.tensor([WARP]))
+    # Half a side is 0.5 of the ramp; bicubic interpolation may overshoot its control points a little.
+    assert float((out - ramp).abs().max()) <= 1.5 * LIMITS.warp * 0.5
+
+
+def test_the_pixels_that_matter_most_are_set_and_no_others() -> None:
+    torch.manual_seed(0)
+    out, _ = Adversary(CLASSES, SHAPE, LIMITS, seed=0).against(Brightness(), images())
+    touched = (out != images()).any(1).flatten(1)
+    struck = [row for row, image in zip(touched.sum(1).tolist(), out, strict=True) if is_struck(image)]
+    assert struck
+    assert max(struck) <= int(LIMITS.patch * 16 * 16)
+
+
+def is_struck(image: Tensor) -> bool:
+    """Whether only pixels that are black or white now differ from the image it was."""
+    was = min(images(), key=lambda each: float((each != image).sum()))
+    different = was != image
+    return bool(different.any()) and bool(((image == 0) | (image == 1))[different].all())
+
+
+def test_the_network_is_left_as_it_was_and_gets_no_gradient() -> None:
+    network, adversary = small(), Adversary(CLASSES, (3, 8, 8), LIMITS, seed=0)
+    network.train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    out, lever = adversary.against(network, torch.rand(32, 3, 8, 8))
+    lever.backward()
+    assert float(lever.detach()) == 0.0
+    assert not out.requires_grad
+    assert network.training
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in adversary.parameters())
+
+
+def test_it_learns_to_lead_images_to_a_class() -> None:
+    """Images a little darker than the threshold are led over it by a shift of 0.06."""
+    adversary, network = Adversary(CLASSES, SHAPE, LIMITS, seed=0), Brightness()
+    dark = torch.full((COUNT, *SHAPE), 0.47)
+    optimizer = adversary.optimizer()
+    torch.manual_seed(0)
+    for _ in range(30):
+        optimizer.zero_grad()
+        adversary.against(network, dark)[1].backward()
+        optimizer.step()
+    with torch.no_grad():
+        out = adversary(dark, torch.full((COUNT,), 1), torch.full((COUNT,), SHIFT))
+        assert network(dark).argmax(1).unique().tolist() == [0]
+        assert network(out).argmax(1).unique().tolist() == [1]
+
+
+def test_where_there_are_too_many_classes_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcu_cli.defenses.adversary.MOST_NUMBERS", 7 * 16 * 16 * 10)
+    adversary = Adversary(1000, SHAPE, LIMITS, seed=0)
+    assert len(adversary.wanted) == 10
+    assert len(adversary.wanted.unique()) == 10
+    assert len(adversary.masks) == 10
+
+
+def test_canaries_are_a_patch_and_a_blend_and_the_seeds_own() -> None:
+    patch, blend, warp = canary.draw((3, 30, 30), seed=0)
+    assert float(patch.mask.sum()) == 25.0  # a sixth of the side, squared
+    grey = torch.full((1, 3, 30, 30), 0.5)
+    assert (patch.apply(grey) != grey).any(1).sum() == 25
+    assert float((blend.apply(grey) - grey).abs().max()) <= 0.2 * 0.5 + 1e-6
+    torch.testing.assert_close(warp.apply(grey), grey)  # there is nothing to move
+    assert not torch.equal(patch.picture, canary.draw((3, 30, 30), seed=1)[0].picture)

@@ -1,0 +1,147 @@
+"""The search of method auto: what it decides, and what it says of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from defending import CPU, backdoored_setting, classifier, pictures, run, small
+from torch import nn
+
+from bcu_cli.defenses import auto
+from bcu_cli.defenses.adversary import Limits
+from bcu_cli.defenses.auto import Auto, AutoOptions, Level, Residue
+from bcu_cli.evaluation.measures import Proportion, agreement
+from bcu_cli.images.folder import hold_out
+from bcu_cli.training.inference import predict
+
+if TYPE_CHECKING:
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.models import Classifier
+
+NOTHING = Limits(patch=1e-6, shift=1e-6, warp=1e-6)
+
+
+def method(model: Classifier, data: ImageSet, **options: object) -> Auto:
+    used, held_out = hold_out(data, 0.2, most=1000, generator=torch.Generator().manual_seed(0))
+    return Auto(model, used, AutoOptions(**options), device=CPU, held_out=held_out)  # type: ignore[arg-type]
+
+
+def share(percent: int) -> Proportion:
+    return Proportion(hits=percent, of=100)
+
+
+def residue(before: int, after: int) -> Residue:
+    return Residue(trigger="patch", target=0, before=share(before), after=share(after))
+
+
+def judged(canaries: list[Residue], found: list[Residue], kept: int = 99) -> str:
+    finished = method(small(), pictures(), epochs=1)
+    finished.canaries, finished.found, finished.kept = canaries, found, share(kept)
+    return finished.verdict().word
+
+
+@pytest.mark.parametrize(
+    ("canaries", "found", "word"),
+    [
+        ([residue(100, 0), residue(95, 20)], [residue(95, 40)], "cleansed"),
+        ([residue(100, 0), residue(95, 21)], [], "not cleansed"),  # a canary lives
+        ([residue(100, 0), residue(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
+        ([residue(79, 0)], [], "could not tell"),  # nor do none
+        ([residue(100, 0)], [residue(90, 41)], "not cleansed"),  # what was found still works
+        ([residue(100, 0)], [residue(89, 89)], "cleansed"),  # what did not work before proves nothing
+        ([], [residue(95, 5)], "cleansed"),  # --quick
+        ([], [residue(80, 5)], "could not tell"),  # --quick, and nothing was found
+    ],
+)
+def test_the_verdict(canaries: list[Residue], found: list[Residue], word: str) -> None:
+    assert judged(canaries, found) == word
+
+
+def test_a_network_that_answers_otherwise_is_no_success() -> None:
+    assert judged([residue(100, 0)], [], kept=69) == "could not tell"
+
+
+def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first level does nothing at all; the second one does, whatever comes of it."""
+    monkeypatch.setattr(auto, "CANARY_STEPS", 2)
+    monkeypatch.setattr(auto, "SEARCH_STEPS", 2)
+    levels = (Level(strength=0.0, limits=NOTHING), Level(strength=1.0, limits=auto.LEVELS[0].limits))
+    monkeypatch.setattr(auto, "LEVELS", levels)
+    success = iter([share(90), share(80)] * 3 + [share(90), share(5)] * 3)
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32)
+    monkeypatch.setattr(cleansing, "_success", lambda *_: next(success, share(0)))
+    run(cleansing)
+    did = cleansing.did()
+    assert [[each["after"]["value"] for each in trial] for trial in did["trials"]] == [[0.8] * 3, [0.05] * 3]
+    assert did["level"] == 2
+    assert did["strength"] == 1.0
+
+
+def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "CANARY_STEPS", 2)
+    monkeypatch.setattr(auto, "SEARCH_STEPS", 2)
+    success = iter([share(90), share(5)] * 3)
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32)
+    monkeypatch.setattr(cleansing, "_success", lambda *_: next(success, share(0)))
+    titles = [stage.title for stage in stages_of(cleansing)]
+    assert titles == ["planting canaries", "cleansing canaries, level 1", "cleansing", "looking for triggers"]
+    assert cleansing.verdict().word == "cleansed"
+
+
+def test_quick_plants_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "SEARCH_STEPS", 2)
+    cleansing = method(small(), pictures(), epochs=1, quick=True)
+    assert [stage.title for stage in stages_of(cleansing)] == ["cleansing", "looking for triggers"]
+    assert cleansing.did()["canaries"] == []
+
+
+def test_a_hopeless_network_is_not_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers class 0 whatever it sees: nothing can be taught to it, and nothing found."""
+
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3 * 8 * 8, 4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 0.0 * self.layer(images.flatten(1)) + torch.tensor([9.0, 0.0, 0.0, 0.0])
+
+    monkeypatch.setattr(auto, "CANARY_STEPS", 4)
+    monkeypatch.setattr(auto, "SEARCH_STEPS", 4)
+    cleansing = method(classifier(Deaf()), pictures(), epochs=1)
+    run(cleansing)
+    assert cleansing.verdict().word == "could not tell"
+
+
+def test_a_canary_leads_where_its_trigger_does_not_by_nature() -> None:
+    """Of four classes this network answers 0 to everything: the canaries' targets are the others."""
+    network = classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)))
+    with torch.no_grad():
+        network.network[1].weight.zero_()  # type: ignore[index, union-attr, operator]
+        network.network[1].bias.copy_(torch.tensor([9.0, 0.0, 0.0, 0.0]))  # type: ignore[index, union-attr, operator]
+    cleansing = method(network, pictures(), epochs=1)
+    triggers = auto.canary.draw((3, 8, 8), 0)
+    targets = cleansing._targets(triggers)
+    assert len(set(targets)) == 3
+    assert 0 not in targets
+
+
+def test_it_removes_a_backdoor_and_proves_it() -> None:
+    """On the network that the tests share; nobody tells it trigger, target or labels."""
+    setting = backdoored_setting()
+    cleansing = method(setting.model, setting.data, epochs=40, batch_size=32)
+    run(cleansing)
+    acc, asr = setting.measure(cleansing.student)
+    assert acc > 0.9
+    assert asr < 0.1
+    assert cleansing.verdict().word == "cleansed"
+    reference = predict(setting.model, setting.test.images, CPU)
+    assert agreement(cleansing.student, reference, setting.test.images, CPU).value > 0.9
+
+
+def stages_of(cleansing: Auto):  # type: ignore[no-untyped-def]
+    for stage in cleansing.stages():
+        yield stage
+        stage.training.run()
