@@ -93,10 +93,10 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     ran = cleanse()
     assert ran.code == 0, ran.err
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ran.out.splitlines() if "│" in line]
-    assert [row[:2] for row in rows if len(row) == 4][:4] == [
-        [level, trigger] for level in "12" for trigger in ("patch", "blend")
+    assert [row[:2] for row in rows if len(row) == 4][:6] == [
+        [level, trigger] for level in "12" for trigger in ("patch", "blend", "warp")
     ]
-    assert [row[:2] for row in rows][4:] == [[kind, "8"] for kind in ("patch", "shift", "warp")]
+    assert [row[:2] for row in rows][6:] == [[kind, "8"] for kind in ("patch", "shift", "warp")]
     text = " ".join(ran.out.split())
     assert "cleansed: it was told so" in text
     assert "distillation-conditional" in text
