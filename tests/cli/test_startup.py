@@ -52,7 +52,7 @@ def test_layers_import_only_downwards() -> None:
 
     import bcu_cli
 
-    levels = [["cli"], ["benchmark"], ["attacks", "defenses", "scan", "evaluation", "report"],
+    levels = [["cli"], ["benchmark"], ["attacks", "defenses", "scan", "report"], ["evaluation"],
               ["training", "triggers"], ["models", "images"], ["checkpoints"], ["errors"]]  # fmt: skip
     level = {name: i for i, names in enumerate(levels) for name in names}
     root = Path(bcu_cli.__file__).parent
