@@ -187,9 +187,8 @@ class Auto(TrainedDefense[AutoOptions]):
             return _unknown(
                 f"the cleansed network answers like the original on {self.kept.value:.0%} of the images alone"
             )
-        return Verdict(
-            word="cleansed", why="neither the backdoors to test with nor the triggers found work any more"
-        )
+        what = "the backdoors to test with and the triggers found" if planted else "the triggers found"
+        return Verdict(word="cleansed", why=f"{what} do not work any more")
 
     def _try_on_canaries(self) -> Iterator[Stage]:
         """Plant them in a copy, and find the level that removes them."""

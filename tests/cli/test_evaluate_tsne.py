@@ -84,8 +84,8 @@ def test_panels_have_titles_and_triggered_images_of_other_classes(bcu, few: Path
     assert ran.code == 0, ran.err
     ((panels, legend),) = drawn
     assert [panel.title for panel in panels] == [
-        ("backdoored.safetensors", "ACC 100.00 %, ASR 100.00 %"),
-        ("other.safetensors", "ACC 100.00 %, ASR 100.00 %"),
+        ("backdoored.safetensors", "ACC 97.92 %, ASR 100.00 %"),
+        ("other.safetensors", "ACC 97.92 %, ASR 100.00 %"),
     ]
     assert (legend.names, legend.target) == (NAMES, 0)
     assert torch.bincount(panels[0].classes).tolist() == [6] * 8
@@ -123,7 +123,7 @@ def test_another_worst_class_than_the_first_models_is_named(bcu, few: Path, draw
 def test_without_a_trigger_there_are_clean_images_alone(bcu, few: Path, drawn, tmp_path: Path) -> None:
     assert bcu("evaluate", MODEL, "--data", few, "--tsne", tmp_path / "a.png").code == 0
     (((panel,), legend),) = drawn
-    assert panel.title == ("backdoored.safetensors", "ACC 100.00 %")
+    assert panel.title == ("backdoored.safetensors", "ACC 97.92 %")
     assert (len(panel.clean), len(panel.triggered)) == (48, 0)
     assert (legend.target, legend.triggered) == (None, "")
 
