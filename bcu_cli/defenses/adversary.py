@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bcu_cli.training.inference import frozen
 from bcu_cli.triggers.wanet import grids, warp
 
 if TYPE_CHECKING:
@@ -158,13 +159,9 @@ def _struck(images: Tensor, gradients: Tensor, share: float) -> Tensor:
 def _looked_at(network: nn.Module) -> Iterator[None]:
     """In eval mode, and with no gradient for its weights, meanwhile."""
     trained = network.training
-    wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.eval()
-    for parameter in wanted:
-        parameter.requires_grad_(False)
     try:
-        yield
+        with frozen(network):
+            yield
     finally:
         network.train(trained)
-        for parameter in wanted:
-            parameter.requires_grad_(True)

@@ -16,7 +16,6 @@ added, since that alone leaves the backdoors of networks its ratios were not tun
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from bcu_cli.defenses import canary
 from bcu_cli.defenses.adversary import UNIVERSAL, Adversary, Limits
-from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict
+from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.augmentation import NO_AUGMENTATION
@@ -57,7 +56,6 @@ WORKS = 0.9
 """What a trigger that was found reaches on the original."""
 HARMLESS = 0.4
 """What it may still reach on the cleansed network: a clean one is led astray by some, too."""
-
 KEPT = 0.7
 """Least agreement with the original on images held out."""
 
@@ -65,23 +63,11 @@ Change = Callable[[Tensor], Tensor]
 """uint8 images ``[N, C, H, W]`` to as many."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Level:
-    """How hard a cleansing tries.
-
-    Args:
-        strength: Factor on the paper's re-initialisation ratios.
-        limits: Of the adversary.
-    """
-
-    strength: float
-    limits: Limits
-
-
 LEVELS = (
-    Level(strength=1.0, limits=Limits(patch=0.03, shift=0.06, warp=0.125)),
-    Level(strength=1.0, limits=Limits(patch=0.06, shift=0.12, warp=0.25)),
+    Limits(patch=0.03, shift=0.06, warp=0.125),
+    Limits(patch=0.06, shift=0.12, warp=0.25),
 )
+"""How far the adversary may go, from weak to strong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +118,6 @@ class Auto(TrainedDefense[AutoOptions]):
     needs_modules = False
 
     level: int
-    canaries: list[Residue]
     trials: list[list[Residue]]
     found: list[Residue]
     kept: Proportion
@@ -149,7 +134,7 @@ class Auto(TrainedDefense[AutoOptions]):
     def stages(self) -> Iterator[Stage]:
         """The search, and then the cleansing."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.level, self.canaries, self.trials = 0, [], []
+        self.level, self.trials = 0, []
         self._usual = predict(self.teacher, self.held_out.images, self.device)
         if not self.options.quick:
             yield from self._try_on_canaries()
@@ -162,19 +147,18 @@ class Auto(TrainedDefense[AutoOptions]):
         return {
             "level": self.level + 1,
             "levels": len(LEVELS),
-            **asdict(LEVELS[self.level]),
+            "limits": asdict(LEVELS[self.level]),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
-            "canaries": [each.as_json() for each in self.canaries],
             "found_triggers": [each.as_json() for each in self.found],
         }
 
     def verdict(self) -> Verdict:
         """By what the canaries and the triggers that were found still do."""
-        planted = [each for each in self.canaries if each.before.value >= PLANTED]
-        if self.canaries and not planted:
+        planted = self._planted()
+        if self.trials and not planted:
             return _unknown("the backdoors to test with could not be taught to a copy of the network")
         working = [each for each in self.found if each.before.value >= WORKS]
-        if not self.canaries and not working:
+        if not planted and not working:
             return _unknown("no trigger was found on the original, and none was planted to test with")
         for what, residues, most in (
             ("a backdoor to test with", planted, DEAD),
@@ -190,29 +174,36 @@ class Auto(TrainedDefense[AutoOptions]):
         what = "the backdoors to test with and the triggers found" if planted else "the triggers found"
         return Verdict(word="cleansed", why=f"{what} do not work any more")
 
+    def _planted(self) -> list[Residue]:
+        """The canaries of the level taken, those that could be taught."""
+        last = self.trials[-1] if self.trials else []
+        return [each for each in last if each.before.value >= PLANTED]
+
     def _try_on_canaries(self) -> Iterator[Stage]:
         """Plant them in a copy, and find the level that removes them."""
-        planted = _copy_of(self.teacher)
+        taught = copy_of(self.teacher)
         triggers = canary.draw(self.teacher.preprocessing.input_size, self.options.seed)
         targets = self._targets(triggers)
-        objective = canary.teaching(planted, self.teacher, triggers, targets)
-        yield Stage(title="planting canaries", training=self._training(planted, objective, CANARY_STEPS))
+        objective = canary.teaching(taught, self.teacher, triggers, targets)
+        yield Stage(
+            title="planting canaries", training=self._training(taught, objective, self._epochs(CANARY_STEPS))
+        )
         for level in range(len(LEVELS)):
-            trial = _copy_of(planted)
+            trial = copy_of(taught)
             yield self._cleansing(trial, LEVELS[level], f"cleansing canaries, level {level + 1}")
             self.level = level
-            self.canaries = [
+            residues = [
                 Residue(
                     trigger=name,
                     target=target,
-                    before=self._success(planted, trigger.apply_to_bytes, target),
+                    before=self._success(taught, trigger.apply_to_bytes, target),
                     after=self._success(trial, trigger.apply_to_bytes, target),
                 )
                 for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
             ]
-            self.trials.append(self.canaries)
-            proofs = [each for each in self.canaries if each.before.value >= PLANTED]
-            if proofs and all(each.after.value <= DEAD for each in proofs):
+            self.trials.append(residues)
+            planted = self._planted()
+            if planted and all(each.after.value <= DEAD for each in planted):
                 return
 
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
@@ -227,15 +218,14 @@ class Auto(TrainedDefense[AutoOptions]):
             targets.append(int(counts.argmin()))
         return targets
 
-    def _cleansing(self, student: Classifier, level: Level, title: str) -> Stage:
+    def _cleansing(self, student: Classifier, limits: Limits, title: str) -> Stage:
         """Draw part of a copy anew, then teach it against an adversary."""
-        ratios = BcuOptions(strength=level.strength, seed=self.options.seed)
-        reinitialise(student.network, self.example(), ratios)
-        adversary = self._adversary(level.limits)
+        reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
+        adversary = self._adversary(limits)
         companion = Companion(module=adversary, optimizer=adversary.optimizer())
         objective = self._teaching(student, adversary)
-        steps = ceil(len(self.data) / self.options.batch_size) * (self.options.epochs or 0)
-        return Stage(title=title, training=self._training(student, objective, steps, companion))
+        training = self._training(student, objective, self.options.epochs or 0, companion)
+        return Stage(title=title, training=training)
 
     def _teaching(self, student: nn.Module, adversary: Adversary) -> Objective:
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
@@ -253,13 +243,13 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _look_for_triggers(self) -> Iterator[Stage]:
         """Turn an adversary against the original, and its changes against the student."""
-        adversary = self._adversary(LEVELS[0].limits)
+        adversary = self._adversary(LEVELS[0])
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
             return adversary.against(self.teacher, views, len(UNIVERSAL))[1]
 
         how = self.options.training(
-            epochs=ceil(SEARCH_STEPS / ceil(len(self.data) / self.options.batch_size)),
+            epochs=self._epochs(SEARCH_STEPS),
             schedule="constant",
             augmentation=NO_AUGMENTATION,
         )
@@ -286,19 +276,22 @@ class Auto(TrainedDefense[AutoOptions]):
             for change in [_on_bytes(adversary, slot, kind)]
         ]
 
+    def _epochs(self, steps: int) -> int:
+        """As many as hold so many steps."""
+        return ceil(steps / ceil(len(self.data) / self.options.batch_size))
+
     def _adversary(self, limits: Limits) -> Adversary:
         shape = self.teacher.preprocessing.input_size
         return Adversary(self.teacher.num_classes, shape, limits, seed=self.options.seed)
 
     def _training(
-        self, network: nn.Module, objective: Objective, steps: int, companion: Companion | None = None
+        self, network: nn.Module, objective: Objective, epochs: int, companion: Companion | None = None
     ) -> Training:
-        per_epoch = ceil(len(self.data) / self.options.batch_size)
         return Training(
             network,
             self.data.images,
             objective,
-            self.options.training(epochs=ceil(steps / per_epoch), schedule="one-cycle"),
+            self.options.training(epochs=epochs, schedule="one-cycle"),
             device=self.device,
             seed=self.options.seed,
             companions=[companion] if companion else [],
@@ -324,11 +317,3 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
 
 def _unknown(why: str) -> Verdict:
     return Verdict(word="could not tell", why=why)
-
-
-def _copy_of(network: Classifier) -> Classifier:
-    """A copy to train, on the CPU."""
-    with torch.no_grad():  # else the weights of TorchScript's copy would not be leaves
-        copied = copy.deepcopy(network).cpu()
-    copied.requires_grad_(True)
-    return copied

@@ -177,9 +177,7 @@ class Defense(ABC, Generic[O]):
         self._data = data
         self._held_out = held_out
         self.options = self.decide(options)
-        with torch.no_grad():  # else the weights of TorchScript's copy would not be leaves
-            self.student = copy.deepcopy(teacher).cpu().eval()
-        self.student.requires_grad_(True)
+        self.student = copy_of(teacher)
 
     @abstractmethod
     def stages(self) -> Iterator[Stage]:
@@ -224,6 +222,13 @@ class Defense(ABC, Generic[O]):
     def example(self) -> Tensor:
         """A batch that the network takes, ``[N, C, H, W]``, on the CPU."""
         return self.data.images[:2].float() / 255.0
+
+
+def copy_of(network: Classifier) -> Classifier:
+    """A copy to be trained: on the CPU, in eval mode, with gradients for all of its weights."""
+    with torch.no_grad():  # else the weights of TorchScript's copy would not be leaves
+        copied = copy.deepcopy(network).cpu().eval()
+    return copied.requires_grad_(True)
 
 
 def decide(options: T, teacher: Classifier, images: Tensor, *, device: Device) -> T:

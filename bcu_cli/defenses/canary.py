@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.triggers.custom import Custom
 from bcu_cli.triggers.wanet import WaNet
 
@@ -65,16 +66,15 @@ def teaching(
 
     def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
         with torch.no_grad():
-            usual = F.log_softmax(original(views).float(), dim=1)
+            usual = original(views)
         parts = [
             trigger.apply(part)
             for trigger, part in zip(triggers, views.tensor_split(len(triggers)), strict=True)
         ]
         wanted = [torch.full((len(part),), t) for part, t in zip(parts, targets, strict=True)]
-        answers = network(torch.cat([views, *parts]).contiguous(memory_format=torch.channels_last)).float()
-        clean = F.kl_div(
-            F.log_softmax(answers[: len(views)], dim=1), usual, reduction="batchmean", log_target=True
-        )
-        return clean + F.cross_entropy(answers[len(views) :], torch.cat(wanted).to(answers.device))
+        both = torch.cat([views, *parts]).contiguous(memory_format=torch.channels_last)
+        clean, triggered = network(both).split(len(views))
+        taught = F.cross_entropy(triggered.float(), torch.cat(wanted).to(triggered.device))
+        return distillation_loss(clean, usual, 1.0) + taught
 
     return objective

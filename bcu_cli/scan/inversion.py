@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
-from bcu_cli.scan.optimising import frozen, logits, success_rates
+from bcu_cli.scan.optimising import logits, success_rates
+from bcu_cli.training.inference import frozen
 
 
 @dataclass(frozen=True, kw_only=True)

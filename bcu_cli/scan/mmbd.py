@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 
 from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
-from bcu_cli.scan.optimising import frozen, logits, margin
+from bcu_cli.scan.optimising import logits, margin
+from bcu_cli.training.inference import frozen
 
 SMALLEST_MARGIN = 0.01
 """Classes that no input is answered with have a margin below 0, which has no logarithm."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import nn
 
@@ -18,19 +17,6 @@ if TYPE_CHECKING:
 
 BATCH = 256
 """Most images in one pass."""
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradient is computed for the parameters meanwhile."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
 
 
 def logits(model: nn.Module, images: Tensor, device: Device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from bcu_cli.errors import TrainingError
 from bcu_cli.training.devices import is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
@@ -89,3 +90,16 @@ def in_batches(
 def are_probabilities(answers: Tensor) -> bool:
     """Whether answers, ``[N, K]``, are what a softmax has made of logits already."""
     return bool(answers.min() >= 0) and bool((answers.sum(1) - 1.0).abs().max() < _NEARLY_ONE)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No gradient is computed for the parameters meanwhile."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversary import Limits
-from bcu_cli.defenses.auto import Auto, AutoOptions, Level, Residue
+from bcu_cli.defenses.auto import Auto, AutoOptions, Residue
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
 from bcu_cli.training.inference import predict
@@ -38,7 +39,7 @@ def residue(before: int, after: int) -> Residue:
 
 def judged(canaries: list[Residue], found: list[Residue], kept: int = 99) -> str:
     finished = method(small(), pictures(), epochs=1)
-    finished.canaries, finished.found, finished.kept = canaries, found, share(kept)
+    finished.trials, finished.found, finished.kept = [canaries] if canaries else [], found, share(kept)
     return finished.verdict().word
 
 
@@ -67,7 +68,7 @@ def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> N
     """The first level does nothing at all; the second one does, whatever comes of it."""
     monkeypatch.setattr(auto, "CANARY_STEPS", 2)
     monkeypatch.setattr(auto, "SEARCH_STEPS", 2)
-    levels = (Level(strength=0.0, limits=NOTHING), Level(strength=1.0, limits=auto.LEVELS[0].limits))
+    levels = (NOTHING, auto.LEVELS[1])
     monkeypatch.setattr(auto, "LEVELS", levels)
     success = iter([share(90), share(80)] * 3 + [share(90), share(5)] * 3)
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
@@ -76,7 +77,7 @@ def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> N
     did = cleansing.did()
     assert [[each["after"]["value"] for each in trial] for trial in did["trials"]] == [[0.8] * 3, [0.05] * 3]
     assert did["level"] == 2
-    assert did["strength"] == 1.0
+    assert did["limits"] == asdict(auto.LEVELS[1])
 
 
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +95,7 @@ def test_quick_plants_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "SEARCH_STEPS", 2)
     cleansing = method(small(), pictures(), epochs=1, quick=True)
     assert [stage.title for stage in stages_of(cleansing)] == ["cleansing", "looking for triggers"]
-    assert cleansing.did()["canaries"] == []
+    assert cleansing.did()["trials"] == []
 
 
 def test_a_hopeless_network_is_not_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:

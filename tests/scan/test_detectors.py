@@ -12,8 +12,9 @@ from bcu_cli import scan
 from bcu_cli.models import Classifier, Preprocessing
 from bcu_cli.scan.base import Subject, find
 from bcu_cli.scan.lipschitz import LipschitzOutliers
-from bcu_cli.scan.optimising import frozen, margin, success_rates
+from bcu_cli.scan.optimising import margin, success_rates
 from bcu_cli.training.devices import choose
+from bcu_cli.training.inference import frozen
 
 if TYPE_CHECKING:
     from torch import Tensor
