@@ -99,6 +99,7 @@ class Results:
                 "device": reports["cleanse"]["device"],
                 "original": reports["attack"]["outputs"]["model"]["sha256"],
                 "images": reports["cleanse"]["images"]["used"],
+                "verdict": reports["cleanse"].get("verdict"),
             }
         except _NOT_READABLE as error:
             raise CheckpointError("its reports do not say what was measured", "report this") from error

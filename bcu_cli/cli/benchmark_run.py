@@ -117,7 +117,7 @@ class Run:
         affected = self._of_network[rest] if step == _ATTACK else [self._cells[rest]]
         self._warn(rest, ended.err)
         try:
-            if ended.code:
+            if ended.code and not (step == _CLEANSE and _judged(ended)):
                 raise children.failure(ended, f"run bcu {step} alone with --debug")
             if step == _ATTACK:
                 model = affected[0].model
@@ -202,6 +202,14 @@ class Run:
         data = self._pictures.labelled(cell.model.data)
         own = [f"--data={data}", f"--trigger={trigger_beside(model)}", "--json"]
         return [*COMMAND, _EVALUATE, str(model), str(self._results.cleansed(cell)), *own]
+
+
+def _judged(ended: children.Ended) -> bool:
+    """Whether a cleansing that ended with a bad verdict has written its network all the same (--force)."""
+    try:
+        return bool(json.loads(ended.out)["output"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _words(options: dict[str, Any]) -> list[str]:

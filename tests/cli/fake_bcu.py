@@ -2,7 +2,7 @@
 
 Beside this file's options the environment names a folder, ``FAKE_BCU``: there ``behaviour.json`` may say what
 is to ``fail`` (parts of command lines), how many ``seconds`` each takes, and the measures ``before`` and
-``after`` by parts of command lines; each start and end is added to ``log``.
+``after`` by parts of command lines, and which are ``judged`` badly; each start and end is added to ``log``.
 """
 
 from __future__ import annotations
@@ -64,4 +64,11 @@ else:
     assert all(Path(file).exists() for file in [*plain, options["trigger"]])
     report["models"] = [measured("before", 0.9, 1.0), measured("after", 0.8, 0.25)]
 log("end")
+judged = command == "cleanse" and any(part in whole for part in told.get("judged", []))
+if judged:
+    report |= {"verdict": {"word": "not cleansed", "why": "it is not"}}
+    if "--force" not in words:
+        Path(report["output"]["path"]).unlink()
+        report["output"] = None
 sys.stdout.write(json.dumps(report))
+sys.exit(1 if judged else 0)
