@@ -216,16 +216,17 @@ def test_a_failing_cell_is_recorded_and_the_rest_is_done(keeper: Keeper) -> None
 
 
 def test_a_bad_verdict_is_measured_where_its_network_is_written_all_the_same(keeper: Keeper) -> None:
-    keeper.plan.write_text(PLAN + '[defenses.auto]\nmethod = "auto"\nforce = true\n')
+    forced = '[defenses.auto]\nmethod = "auto"\nforce = true\n'
+    keeper.plan.write_text(PLAN + forced + '[defenses.cautious]\nmethod = "auto"\n')
     keeper.tell(judged=["--method=auto"])
-    assert keeper().code == 0
+    ran = keeper()
+    assert ran.code == 2
+    assert "4 of 16 cells failed" in ran.err
     cell = keeper.cell("sig-t0-s0-auto-own-2")
     assert (cell["error"], cell["after"]["asr"]) == (None, {"value": 0.25})
     assert cell["made"]["verdict"]["word"] == "not cleansed"
     assert keeper.cell("sig-t0-s0-bcu-own-2")["made"]["verdict"] is None
-    keeper.plan.write_text(PLAN + '[defenses.auto]\nmethod = "auto"\n')
-    assert keeper("--only", "defense=auto").code == 2
-    error = keeper.cell("sig-t0-s0-auto-own-2")["error"]
+    error = keeper.cell("sig-t0-s0-cautious-own-2")["error"]
     assert (error["step"], "exit code 1" in error["message"]) == ("cleanse", True)
 
 
