@@ -221,3 +221,22 @@ def test_the_hypergradient_of_i_bau_is_that_of_the_implicit_function() -> None:
     assert value.item() == pytest.approx(loss_of(flat, theta).item())
     assert torch.allclose(gradient, expected, atol=1e-5)
     assert not torch.allclose(gradient, 2 * theta * flat, atol=1e-2)
+
+
+def test_the_fixed_point_iteration_of_i_bau_ends_where_its_terms_grow() -> None:
+    """Inside the ball a step up a valley drives perturbations apart: only the first term is left."""
+    weights = torch.tensor([1.0, 2.0], requires_grad=True)
+    found = torch.tensor([0.1, 0.0]).view(1, 1, 1, 2)
+
+    def loss(delta: Tensor) -> Tensor:
+        flat = delta.flatten()
+        return (weights * flat).sum() + 50.0 * flat.square().sum()
+
+    gradients = [
+        torch.autograd.grad(
+            i_bau.with_hypergradient(loss, found.clone(), i_bau.IBauOptions(fixed_point_steps=steps)), weights
+        )[0]
+        for steps in (0, 5, 50)
+    ]
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
