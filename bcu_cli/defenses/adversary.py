@@ -23,13 +23,17 @@ from bcu_cli.training.inference import frozen
 from bcu_cli.triggers.wanet import grids, warp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from bcu_cli.evaluation.measures import Proportion
 
 UNIVERSAL = ("patch", "shift", "warp")
 KINDS = (*UNIVERSAL, "pixels")
 _PATCH, _SHIFT, _WARP, _PIXELS = range(len(KINDS))
 CONTROL_POINTS = 4
 """Along each side of a warp."""
+SELDOM = 0.1
+"""How often images are led where no change led them, relative to where one led all."""
 MOST_NUMBERS = 100_000_000
 """Of all changes together; where all classes would need more, as many classes are drawn as fit."""
 
@@ -60,6 +64,7 @@ class Adversary(nn.Module):
     """
 
     wanted: Tensor
+    pull: Tensor
 
     def __init__(self, classes: int, shape: tuple[int, int, int], limits: Limits, *, seed: int) -> None:
         super().__init__()
@@ -69,6 +74,7 @@ class Adversary(nn.Module):
         self.limits = limits
         self.size = (height, width)
         self.register_buffer("wanted", torch.randperm(classes, generator=generator)[:count].sort().values)
+        self.register_buffer("pull", torch.ones(count, len(KINDS)))
 
         def drawn(*size: int, within: float) -> nn.Parameter:
             return nn.Parameter(torch.empty(count, *size).uniform_(-within, within, generator=generator))
@@ -110,8 +116,8 @@ class Adversary(nn.Module):
 
         Args:
             network: Images in [0, 1] to logits; looked at in eval mode, and left as it was.
-            images: Float ``[N, C, H, W]`` in [0, 1]; each is led to a class drawn at random, in a way drawn
-                at random.
+            images: Float ``[N, C, H, W]`` in [0, 1]; each is led in a way drawn at random to a class drawn
+                at random, in proportion to ``pull``.
             kinds: The first so many of ``KINDS``.
 
         Returns:
@@ -120,8 +126,8 @@ class Adversary(nn.Module):
         """
         self._keep_within()
         count, device = len(images), images.device
-        slots = torch.randint(len(self.wanted), (count,)).to(device)
         ways = torch.randint(kinds, (count,)).to(device)
+        slots = torch.multinomial(self.pull.t()[ways], 1)[:, 0]
         own = list(self.parameters())
         seen = images.detach().requires_grad_()
         with _looked_at(network), torch.enable_grad():
@@ -134,6 +140,17 @@ class Adversary(nn.Module):
             which = (ways == _PIXELS).nonzero()[:, 0]
             changed[which] = _struck(images[which], of_images[which], self.limits.patch)
         return changed, torch.as_tensor(lever) - torch.as_tensor(lever).detach()
+
+    def prefer(self, successes: Mapping[tuple[str, int], Proportion]) -> None:
+        """Lead images most often to where changes led them already.
+
+        Args:
+            successes: Of the universal kinds and classes; those that are not named have none.
+        """
+        self.pull[:, : len(UNIVERSAL)] = SELDOM
+        slots = {target: slot for slot, target in enumerate(self.wanted.tolist())}
+        for (kind, target), success in successes.items():
+            self.pull[slots[target], KINDS.index(kind)] += success.value
 
     def _patches(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Masks ``[N, 1, H, W]`` and patterns ``[N, C, H, W]`` in [0, 1]."""

@@ -5,13 +5,13 @@ added, since that alone leaves the backdoors of networks its ratios were not tun
 
 1. While the student learns, an :class:`Adversary` learns how all images can be led to a class, and the
    student is taught to give the teacher's answers to the *unchanged* images on the changed ones too: what
-   I-BAU does with labels (Zeng et al., ICLR 2022). In the second half it learns from unchanged images alone,
-   which brings back the accuracy and not the backdoor.
+   I-BAU does with labels (Zeng et al., ICLR 2022). It begins with what it has found on the original network,
+   and mostly leads where that one could be led. The student is the moving average of its weights.
 2. How strong the adversary must be is tried on a copy of the network that was taught backdoors of our own
    (``canary.py``): the first of ``LEVELS`` that removes these is taken.
-3. The same adversary, turned against the original network, finds triggers that work there. What they and the
-   canaries still do afterwards is the evidence for the verdict; no label and no trigger of the attacker's is
-   used.
+3. Another adversary, turned against the original network from another start, finds triggers to judge by.
+   Where one still works on the cleansed network, the next level is taken. What they and the canaries still
+   do in the end is the evidence for the verdict; no label and no trigger of the attacker's is used.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 FEWEST_STEPS, EPOCHS, MOST_STEPS = 400, 20, 3000
 """A training has ``EPOCHS`` passes over the images, within these steps."""
 CANARY_STEPS, SEARCH_STEPS = 200, 120
-ADVERSARY_UNTIL = 0.5
-"""The share of a training that the adversary takes part in."""
+AVERAGE = 0.98
+"""Decay of the moving average of the weights that a cleansing ends with."""
 TEMPERATURE = 2.0
 PLANTED = 0.8
 """What a canary must reach in the copy to prove anything."""
@@ -54,10 +54,13 @@ DEAD = 0.2
 """What it may still reach once it counts as removed."""
 WORKS = 0.9
 """What a trigger that was found reaches on the original."""
-HARMLESS = 0.4
+HARMLESS = 0.3
 """What it may still reach on the cleansed network: a clean one is led astray by some, too."""
 KEPT = 0.7
 """Least agreement with the original on images held out."""
+
+FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
+"""Of a network while triggers are tried on it: for each of them, and for all together."""
 
 Change = Callable[[Tensor], Tensor]
 """uint8 images ``[N, C, H, W]`` to as many."""
@@ -122,6 +125,7 @@ class Auto(TrainedDefense[AutoOptions]):
     found: list[Residue]
     kept: Proportion
     _usual: Tensor
+    _weakness: Adversary
 
     def decide(self, options: AutoOptions) -> AutoOptions:
         """See :meth:`Defense.decide`."""
@@ -132,15 +136,30 @@ class Auto(TrainedDefense[AutoOptions]):
         return super().decide(options)
 
     def stages(self) -> Iterator[Stage]:
-        """The search, and then the cleansing."""
+        """What the original is weak against; canaries; triggers to judge by; and then the cleansing."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.level, self.trials = 0, []
         self._usual = predict(self.teacher, self.held_out.images, self.device)
+        self._weakness = self._adversary(LEVELS[0], self.options.seed)
+        yield self._search(self._weakness, "looking for weaknesses")
+        self._weakness.prefer(self._successes(self._weakness, self.teacher))
         if not self.options.quick:
             yield from self._try_on_canaries()
-        yield self._cleansing(self.student, LEVELS[self.level], "cleansing")
+        judge = self._adversary(LEVELS[0], self.options.seed + 1)
+        yield self._search(judge, "looking for triggers")
+        before = self._successes(judge, self.teacher)
+        while True:
+            yield self._cleansing(self.student, LEVELS[self.level], f"cleansing, level {self.level + 1}")
+            after = self._successes(judge, self.student)
+            self.found = [
+                Residue(trigger=kind, target=target, before=share, after=after[kind, target])
+                for (kind, target), share in before.items()
+            ]
+            if self.options.quick or self.level + 1 == len(LEVELS) or _most(self._working()) <= HARMLESS:
+                break
+            self.level += 1
+            self.student = copy_of(self.teacher)
         self.kept = agreement(self.student, self._usual, self.held_out.images, self.device)
-        yield from self._look_for_triggers()
 
     def did(self) -> dict[str, Any]:
         """The level, and the evidence."""
@@ -154,19 +173,18 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def verdict(self) -> Verdict:
         """By what the canaries and the triggers that were found still do."""
-        planted = self._planted()
+        planted, working = self._planted(), self._working()
         if self.trials and not planted:
             return _unknown("the backdoors to test with could not be taught to a copy of the network")
-        working = [each for each in self.found if each.before.value >= WORKS]
         if not planted and not working:
             return _unknown("no trigger was found on the original, and none was planted to test with")
         for what, residues, most in (
             ("a backdoor to test with", planted, DEAD),
             ("a trigger found on the original", working, HARMLESS),
         ):
-            share = max((each.after.value for each in residues), default=0.0)
-            if share > most:
-                return Verdict(word="not cleansed", why=f"{what} still works on {share:.0%} of the images")
+            if _most(residues) > most:
+                why = f"{what} still works on {_most(residues):.0%} of the images"
+                return Verdict(word="not cleansed", why=why)
         if self.kept.value < KEPT:
             return _unknown(
                 f"the cleansed network answers like the original on {self.kept.value:.0%} of the images alone"
@@ -178,6 +196,10 @@ class Auto(TrainedDefense[AutoOptions]):
         """The canaries of the level taken, those that could be taught."""
         last = self.trials[-1] if self.trials else []
         return [each for each in last if each.before.value >= PLANTED]
+
+    def _working(self) -> list[Residue]:
+        """The triggers found that work on the original."""
+        return [each for each in self.found if each.before.value >= WORKS]
 
     def _try_on_canaries(self) -> Iterator[Stage]:
         """Plant them in a copy, and find the level that removes them."""
@@ -221,18 +243,19 @@ class Auto(TrainedDefense[AutoOptions]):
     def _cleansing(self, student: Classifier, limits: Limits, title: str) -> Stage:
         """Draw part of a copy anew, then teach it against an adversary."""
         reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
-        adversary = self._adversary(limits)
+        adversary = self._adversary(limits, self.options.seed)
+        adversary.load_state_dict(self._weakness.state_dict())
         companion = Companion(module=adversary, optimizer=adversary.optimizer())
         objective = self._teaching(student, adversary)
-        training = self._training(student, objective, self.options.epochs or 0, companion)
+        training = self._training(
+            student, objective, self.options.epochs or 0, ema=AVERAGE, companion=companion
+        )
         return Stage(title=title, training=training)
 
     def _teaching(self, student: nn.Module, adversary: Adversary) -> Objective:
-        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
+        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
             with torch.no_grad():
                 taught = self.teacher(views)
-            if progress >= ADVERSARY_UNTIL:
-                return distillation_loss(student(views), taught, TEMPERATURE)
             changed, lever = adversary.against(student, views)
             both = torch.cat([views, changed]).contiguous(memory_format=torch.channels_last)
             clean, misled = student(both).split(len(views))
@@ -241,9 +264,8 @@ class Auto(TrainedDefense[AutoOptions]):
 
         return objective
 
-    def _look_for_triggers(self) -> Iterator[Stage]:
-        """Turn an adversary against the original, and its changes against the student."""
-        adversary = self._adversary(LEVELS[0])
+    def _search(self, adversary: Adversary, title: str) -> Stage:
+        """Turn an adversary against the original."""
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
             return adversary.against(self.teacher, views, len(UNIVERSAL))[1]
@@ -262,44 +284,51 @@ class Auto(TrainedDefense[AutoOptions]):
             seed=self.options.seed,
             optimizer=adversary.optimizer(),
         )
-        yield Stage(title="looking for triggers", training=training)
-        self.found = [
-            Residue(
-                trigger=name,
-                target=int(target),
-                before=self._success(self.teacher, change, int(target)),
-                after=self._success(self.student, change, int(target)),
-            )
-            for kind, name in enumerate(UNIVERSAL)
-            for slot, target in enumerate(adversary.wanted.tolist())
-            if bool((self._usual != target).any())
-            for change in [_on_bytes(adversary, slot, kind)]
-        ]
+        return Stage(title=title, training=training)
+
+    def _successes(self, adversary: Adversary, network: Classifier) -> dict[tuple[str, int], Proportion]:
+        """How an adversary's changes lead a network's answers to their classes, by kind and class."""
+        wanted = [int(each) for each in adversary.wanted if bool((self._usual != each).any())]
+        most = max(FEWEST_ANSWERS, MOST_ANSWERS // (len(UNIVERSAL) * max(1, len(wanted))))
+        slots = {target: slot for slot, target in enumerate(adversary.wanted.tolist())}
+        return {
+            (kind, target): self._success(network, _on_bytes(adversary, slots[target], way), target, most)
+            for way, kind in enumerate(UNIVERSAL)
+            for target in wanted
+        }
 
     def _epochs(self, steps: int) -> int:
         """As many as hold so many steps."""
         return ceil(steps / ceil(len(self.data) / self.options.batch_size))
 
-    def _adversary(self, limits: Limits) -> Adversary:
+    def _adversary(self, limits: Limits, seed: int) -> Adversary:
         shape = self.teacher.preprocessing.input_size
-        return Adversary(self.teacher.num_classes, shape, limits, seed=self.options.seed)
+        return Adversary(self.teacher.num_classes, shape, limits, seed=seed).to(self.device.torch)
 
     def _training(
-        self, network: nn.Module, objective: Objective, epochs: int, companion: Companion | None = None
+        self,
+        network: nn.Module,
+        objective: Objective,
+        epochs: int,
+        *,
+        ema: float | None = None,
+        companion: Companion | None = None,
     ) -> Training:
         return Training(
             network,
             self.data.images,
             objective,
-            self.options.training(epochs=epochs, schedule="one-cycle"),
+            self.options.training(epochs=epochs, schedule="one-cycle", ema=ema),
             device=self.device,
             seed=self.options.seed,
             companions=[companion] if companion else [],
         )
 
-    def _success(self, network: Classifier, change: Change, target: int) -> Proportion:
+    def _success(
+        self, network: Classifier, change: Change, target: int, most: int | None = None
+    ) -> Proportion:
         """Of the held-out images that the original answers otherwise: how many are led to the target."""
-        others = self.held_out.images[self._usual != target]
+        others = self.held_out.images[self._usual != target][:most]
         answers = predict(network, others, self.device, transform=change)
         return Proportion(hits=int((answers == target).sum()), of=len(others))
 
@@ -313,6 +342,11 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
         return (changed * 255.0).round_().to(torch.uint8)
 
     return change
+
+
+def _most(residues: Sequence[Residue]) -> float:
+    """What the one that does most still does."""
+    return max((each.after.value for each in residues), default=0.0)
 
 
 def _unknown(why: str) -> Verdict:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bcu_cli.defenses import canary
 from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, Adversary, Limits
+from bcu_cli.evaluation.measures import Proportion
 
 SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 64
 LIMITS = Limits(patch=0.05, shift=0.06, warp=0.125)
@@ -118,6 +119,21 @@ def test_it_learns_to_lead_images_to_a_class() -> None:
         out = adversary(dark, torch.full((COUNT,), 1), torch.full((COUNT,), SHIFT))
         assert network(dark).argmax(1).unique().tolist() == [0]
         assert network(out).argmax(1).unique().tolist() == [1]
+
+
+def test_it_mostly_leads_where_it_could(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch led all images to class 1, and none to others: 1.1 of 1.4 in all, of those a patch leads."""
+    adversary = Adversary(CLASSES, SHAPE, LIMITS, seed=0)
+    adversary.prefer({("patch", 1): Proportion(hits=10, of=10), ("patch", 2): Proportion(hits=0, of=10)})
+    led: list[Tensor] = []
+    monkeypatch.setattr(Adversary, "forward", lambda _, seen, slots, ways: led.append((slots, ways)) or seen)
+    torch.manual_seed(0)
+    adversary.against(Brightness(), torch.rand(4000, *SHAPE))
+    slots, ways = led[0]
+    shares = torch.bincount(slots[ways == PATCH], minlength=CLASSES) / int((ways == PATCH).sum())
+    assert shares.tolist() == pytest.approx([1 / 14, 11 / 14, 1 / 14, 1 / 14], abs=0.05)
+    others = torch.bincount(slots[ways == PIXELS], minlength=CLASSES) / int((ways == PIXELS).sum())
+    assert others.tolist() == pytest.approx([0.25] * CLASSES, abs=0.06)
 
 
 def test_where_there_are_too_many_classes_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

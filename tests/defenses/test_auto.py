@@ -46,11 +46,11 @@ def judged(canaries: list[Residue], found: list[Residue], kept: int = 99) -> str
 @pytest.mark.parametrize(
     ("canaries", "found", "word"),
     [
-        ([residue(100, 0), residue(95, 20)], [residue(95, 40)], "cleansed"),
+        ([residue(100, 0), residue(95, 20)], [residue(95, 30)], "cleansed"),
         ([residue(100, 0), residue(95, 21)], [], "not cleansed"),  # a canary lives
         ([residue(100, 0), residue(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
         ([residue(79, 0)], [], "could not tell"),  # nor do none
-        ([residue(100, 0)], [residue(90, 41)], "not cleansed"),  # what was found still works
+        ([residue(100, 0)], [residue(90, 31)], "not cleansed"),  # what was found still works
         ([residue(100, 0)], [residue(89, 89)], "cleansed"),  # what did not work before proves nothing
         ([], [residue(95, 5)], "cleansed"),  # --quick
         ([], [residue(80, 5)], "could not tell"),  # --quick, and nothing was found
@@ -64,37 +64,85 @@ def test_a_network_that_answers_otherwise_is_no_success() -> None:
     assert judged([residue(100, 0)], [], kept=69) == "could not tell"
 
 
-def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first level does nothing at all; the second one does, whatever comes of it."""
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "CANARY_STEPS", 2)
     monkeypatch.setattr(auto, "SEARCH_STEPS", 2)
-    levels = (NOTHING, auto.LEVELS[1])
-    monkeypatch.setattr(auto, "LEVELS", levels)
-    success = iter([share(90), share(80)] * 3 + [share(90), share(5)] * 3)
-    cleansing = method(small(), pictures(), epochs=1, batch_size=32)
-    monkeypatch.setattr(cleansing, "_success", lambda *_: next(success, share(0)))
-    run(cleansing)
-    did = cleansing.did()
-    assert [[each["after"]["value"] for each in trial] for trial in did["trials"]] == [[0.8] * 3, [0.05] * 3]
-    assert did["level"] == 2
-    assert did["limits"] == asdict(auto.LEVELS[1])
 
 
-def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "CANARY_STEPS", 2)
-    monkeypatch.setattr(auto, "SEARCH_STEPS", 2)
-    success = iter([share(90), share(5)] * 3)
+def staged(
+    monkeypatch: pytest.MonkeyPatch, canaries: list[int], triggers: list[int]
+) -> tuple[Auto, list[str]]:
+    """A search that is told, by level, what canaries and triggers still do; and its stages' titles."""
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
-    monkeypatch.setattr(cleansing, "_success", lambda *_: next(success, share(0)))
+    told = iter([share(percent) for level in canaries for _ in range(3) for percent in (90, level)])
+    monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
+    found = iter([share(50), *(share(percent) for percent in (95, *triggers))])
+    monkeypatch.setattr(cleansing, "_successes", lambda *_: {("patch", 0): next(found)})
     titles = [stage.title for stage in stages_of(cleansing)]
-    assert titles == ["planting canaries", "cleansing canaries, level 1", "cleansing", "looking for triggers"]
+    assert next(told, None) is None
+    assert next(found, None) is None
+    return cleansing, titles
+
+
+BEFORE = ["looking for weaknesses", "planting canaries"]
+
+
+@pytest.mark.usefixtures("brief")
+def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5])
+    assert titles == [*BEFORE, "cleansing canaries, level 1", "looking for triggers", "cleansing, level 1"]
+    assert cleansing.did()["level"] == 1
     assert cleansing.verdict().word == "cleansed"
 
 
-def test_quick_plants_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "SEARCH_STEPS", 2)
+@pytest.mark.usefixtures("brief")
+def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleansing, titles = staged(monkeypatch, canaries=[80, 5], triggers=[5])
+    tried = ["cleansing canaries, level 1", "cleansing canaries, level 2"]
+    assert titles == [*BEFORE, *tried, "looking for triggers", "cleansing, level 2"]
+    did = cleansing.did()
+    assert [[each["after"]["value"] for each in trial] for trial in did["trials"]] == [[0.8] * 3, [0.05] * 3]
+    assert (did["level"], did["limits"]) == (2, asdict(auto.LEVELS[1]))
+
+
+@pytest.mark.usefixtures("brief")
+def test_more_is_tried_where_a_trigger_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[60, 5])
+    assert titles[-3:] == ["looking for triggers", "cleansing, level 1", "cleansing, level 2"]
+    assert cleansing.verdict().word == "cleansed"
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleansing, titles = staged(monkeypatch, canaries=[80, 80], triggers=[60])
+    assert titles[-1] == "cleansing, level 2"
+    assert cleansing.verdict().word == "not cleansed"
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the first student is in the second, whose training is too weak to change anything here."""
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32, learning_rate=1e-9, weight_decay=0.0)
+    found = iter([share(50), share(95), share(60), share(5)])
+    monkeypatch.setattr(cleansing, "_successes", lambda *_: {("patch", 0): next(found)})
+    told = iter([share(90), share(5)] * 3)
+    monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
+    students = [
+        cleansing.student for stage in stages_of(cleansing) if stage.title.startswith("cleansing, level")
+    ]
+    first, second = ([p.detach() for p in each.network.parameters()] for each in students)
+    assert students[0] is not students[1]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.usefixtures("brief")
+def test_quick_plants_nothing_and_tries_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing = method(small(), pictures(), epochs=1, quick=True)
-    assert [stage.title for stage in stages_of(cleansing)] == ["cleansing", "looking for triggers"]
+    found = iter([share(50), share(95), share(60)])
+    monkeypatch.setattr(cleansing, "_successes", lambda *_: {("patch", 0): next(found)})
+    titles = [stage.title for stage in stages_of(cleansing)]
+    assert titles == ["looking for weaknesses", "looking for triggers", "cleansing, level 1"]
     assert cleansing.did()["trials"] == []
 
 
