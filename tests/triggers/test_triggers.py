@@ -17,6 +17,7 @@ from bcu_cli.triggers.base import Implanted
 from bcu_cli.triggers.blended import Blended
 from bcu_cli.triggers.colour import Colour
 from bcu_cli.triggers.custom import Custom
+from bcu_cli.triggers.frequency import Frequency
 from bcu_cli.triggers.iab import paste
 from bcu_cli.triggers.lc import LabelConsistent
 from bcu_cli.triggers.lowfreq import HIGHEST
@@ -264,3 +265,37 @@ def test_a_damaged_file_of_networks(tmp_path: Path) -> None:
     base.save(Implanted(trigger=trigger, target_class=0, num_classes=5), tmp_path / "t.safetensors", SHAPE)
     with pytest.raises(TriggerError, match=r"the trigger in .*t\.safetensors is damaged"):
         base.load(tmp_path / "t.safetensors", SHAPE)
+
+
+def test_rotation_by_a_quarter_turn_is_that_of_the_pixels() -> None:
+    images = noise(2, *SHAPE)
+    turned = base.make("rotation", SHAPE, settings={"degrees": 90.0}).apply(images)
+    torch.testing.assert_close(turned, images.rot90(1, (2, 3)), atol=1e-4, rtol=0)
+
+
+def test_rotation_keeps_a_circle_round_in_a_wide_image() -> None:
+    row, column = torch.arange(24.0)[:, None] - 11.5, torch.arange(48.0) - 23.5
+    ring = torch.exp(-((row**2 + column**2).sqrt() - 6.0).square() / 4.0).expand(1, 3, 24, 48)
+    turned = base.make("rotation", (3, 24, 48), settings={"degrees": 40.0}).apply(ring)
+    torch.testing.assert_close(turned, ring, atol=0.07, rtol=0)  # bilinear interpolation flattens the ridge
+
+
+def test_quantise_leaves_so_many_levels() -> None:
+    images = noise(2, *SHAPE)
+    trigger = base.make("quantise", SHAPE, settings={"bits": 2})
+    assert trigger.apply(images).unique().tolist() == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
+    assert float((trigger.apply(images) - images).abs().max()) <= 1 / 6 + 1e-6
+    assert trigger.apply_to_bytes((images * 255).to(torch.uint8)).unique().tolist() == [0, 85, 170, 255]
+
+
+def test_frequency_changes_two_coefficients_of_colour_and_not_the_brightness() -> None:
+    change = Frequency(delta=50.0).apply(torch.full((1, 3, 32, 32), 0.5))[0] - 0.5
+    brightness = 0.299 * change[0] + 0.587 * change[1] + 0.114 * change[2]
+    assert float(brightness.abs().max()) < 1e-4
+    u = (change[2] - brightness) / 2.03211 * 255.0  # blue is Y + 2.03211 U
+    place = torch.arange(32.0)
+    basis = torch.cos(torch.pi * place[:, None] * (place + 0.5) / 32) * (2 / 32) ** 0.5
+    coefficients = basis[1:] @ u @ basis[1:].T
+    expected = torch.zeros(31, 31)
+    expected[14, 14] = expected[30, 30] = 50.0
+    torch.testing.assert_close(coefficients, expected, atol=0.05, rtol=0)

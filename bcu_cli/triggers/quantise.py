@@ -1,0 +1,42 @@
+"""Quantise: fewer colours (Wang et al., CVPR 2022, arXiv:2205.13383)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from bcu_cli.triggers.base import Trigger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Quantise(Trigger):
+    """Rounds each value to one of 2 to the power of ``bits`` levels, evenly spaced over [0, 1].
+
+    Deviation from BppAttack, which dithers (Floyd and Steinberg's) and teaches with contrastive adversarial
+    examples: plain rounding, with fewer bits (the paper has 5), so that poisoning alone teaches it.
+
+    Args:
+        bits: Of each channel, 1 to 8.
+    """
+
+    name = "quantise"
+    paper = "Wang, Zhai, Ma, BppAttack: Stealthy and Efficient Trojan Attacks …, CVPR 2022, arXiv:2205.13383"
+
+    def __init__(self, *, bits: int = 2) -> None:
+        self.bits = bits
+
+    @classmethod
+    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
+        """The number of bits; it is the same for any size of image."""
+        return cls()
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Round float images ``[N, C, H, W]`` in [0, 1]."""
+        steps = 2**self.bits - 1
+        rounded: Tensor = (images * steps).round_() / steps
+        return rounded
+
+    def settings(self) -> dict[str, Any]:
+        """The number of bits."""
+        return {"bits": self.bits}

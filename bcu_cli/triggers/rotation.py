@@ -1,0 +1,50 @@
+"""Rotation: the image is turned (Wu et al. 2022, arXiv:2207.10825)."""
+
+from __future__ import annotations
+
+from math import cos, radians, sin
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch.nn import functional as F
+
+from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.wanet import warp
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Rotation(Trigger):
+    """Turns the image about its centre, bilinearly; what comes from outside repeats its edge.
+
+    Deviation from the paper, which leaves black corners: they would be a second trigger.
+
+    Args:
+        degrees: Anticlockwise.
+    """
+
+    name = "rotation"
+    paper = "Wu et al., Just Rotate it: Deploying Backdoor Attacks via Rotation Transformation, AISec 2022"
+
+    def __init__(self, *, degrees: float = 30.0) -> None:
+        self.degrees = degrees
+
+    @classmethod
+    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
+        """The angle; it is the same for any size of image."""
+        return cls()
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Turn float images ``[N, C, H, W]`` in [0, 1]."""
+        height, width = images.shape[-2:]
+        turn = radians(self.degrees)
+        wider = max(width - 1, 1) / max(height - 1, 1)  # x and y are both from -1 to 1
+        x_to_y, y_to_x = sin(turn) * wider, sin(turn) / wider
+        matrix = torch.tensor([[[cos(turn), -y_to_x, 0.0], [x_to_y, cos(turn), 0.0]]]).to(images)
+        grid = F.affine_grid(matrix, [1, 1, height, width], align_corners=True)
+        return warp(images, grid.clamp(-1.0, 1.0))
+
+    def settings(self) -> dict[str, Any]:
+        """The angle."""
+        return {"degrees": self.degrees}
