@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     Cleanse = Callable[..., Ran]
 
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
-STAGES = ["planting canaries", "cleansing canaries, level 1", "cleansing canaries, level 2", "cleansing"]
-STAGES += ["looking for triggers"]
+STAGES = ["looking for weaknesses", "planting canaries"]
+STAGES += ["cleansing canaries, level 1", "cleansing canaries, level 2", "looking for triggers"]
+STAGES += ["cleansing, level 2"]
 CODES = {"cleansed": 0, "not cleansed": 1, "could not tell": 2}
 
 
