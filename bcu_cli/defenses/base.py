@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bcu_cli.images.folder import ImageSet
+    from bcu_cli.images.stream import Images, StreamedSet
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
     from bcu_cli.training.loop import Stage
@@ -132,7 +133,8 @@ class Defense(ABC, Generic[O]):
     Args:
         teacher: The suspicious classifier, images in [0, 1] -> logits ``[N, K]``; moved to ``device`` and put
             into eval mode, its weights are left alone.
-        data: The images, with labels where the defense needs them; None where it needs no images.
+        data: The images, with labels (and then in memory) where the defense needs them; None where it needs
+            no images.
         options: How.
         device: Where.
         held_out: Other images of the same kind, which a defense that judges itself does so by; None where it
@@ -157,7 +159,7 @@ class Defense(ABC, Generic[O]):
     def __init__(
         self,
         teacher: Classifier,
-        data: ImageSet | None,
+        data: ImageSet | StreamedSet | None,
         options: O,
         *,
         device: Device,
@@ -199,7 +201,7 @@ class Defense(ABC, Generic[O]):
         return options
 
     @property
-    def data(self) -> ImageSet:
+    def data(self) -> ImageSet | StreamedSet:
         """The images."""
         if self._data is None:
             raise ValueError(f"{self.name} has no images")
@@ -231,7 +233,7 @@ def copy_of(network: Classifier) -> Classifier:
     return copied.requires_grad_(True)
 
 
-def decide(options: T, teacher: Classifier, images: Tensor, *, device: Device) -> T:
+def decide(options: T, teacher: Classifier, images: Images, *, device: Device) -> T:
     """The options of a training with everything decided that was left open, for a teacher and images.
 
     Args:
