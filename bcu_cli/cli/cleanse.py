@@ -68,8 +68,8 @@ def cleanse(
     cache: Annotated[
         str,
         typer.Option(
-            help="Memory for decoded pictures, like 500MB: where all of them take more, what fits is kept, "
-            "the rest is decoded each time it is used (methods bcu and auto)."
+            help="Memory for decoded pictures, like 500MB: where all of them take more, what fits is kept "
+            "and the rest decoded each time it is used (methods bcu and auto)."
         ),
     ] = "4GB",
     arch: Arch = None,

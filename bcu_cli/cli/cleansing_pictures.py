@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
 
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 1000
+_AT_ONCE = 50_000
+"""Pictures that are all decoded before the training begins; more, which would take minutes, as it goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ def load(
         data = _load_labelled(pictures, loaded, kind, generator)
     else:
         listing = find_unlabeled(pictures.folder, at_most=pictures.at_most, generator=generator)
-        if len(listing) * geometry.bytes > pictures.cache and not kind.needs_labels:
+        many = len(listing) > _AT_ONCE or len(listing) * geometry.bytes > pictures.cache
+        if many and not kind.needs_labels:
             return _stream(listing, geometry, pictures.cache, generator)
         _require_room(len(listing), geometry, pictures, kind)
         data = running.with_bar(lambda bar: decode(listing, geometry, on_progress=bar), listing.root)
@@ -83,9 +86,10 @@ def _stream(
     from bcu_cli.images.folder import load as decode
     from bcu_cli.images.stream import open_stream
 
+    total = len(listing) * geometry.bytes
     output.say(
-        f"{len(listing):,} pictures take {output.size(len(listing) * geometry.bytes)} decoded: "
-        f"{output.size(cache)} of them are kept, the others are decoded as they are used"
+        f"{len(listing):,} pictures take {output.size(total)} decoded: they are decoded as they are used, "
+        + ("and kept" if total <= cache else f"and {output.size(cache)} of them kept")
     )
     rest, apart = divide(listing, _HELD_OUT, most=_MOST_HELD_OUT, generator=generator)
     held_out = running.with_bar(lambda bar: decode(apart, geometry, on_progress=bar), listing.root)

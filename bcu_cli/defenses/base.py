@@ -58,8 +58,9 @@ class TrainedOptions(DefenseOptions):
     """Of a defense that trains by SGD; the values are the BCU paper's (section 4.1, supplement B).
 
     Args:
-        epochs: Passes over the images. None is the paper's 100, but at least ``FEWEST_STEPS`` steps and at
-            most ``MOST_STEPS``. At least ``fewest_epochs``.
+        epochs: Passes over the images, or over as many as ``MOST_STEPS`` steps take where there are more.
+            None is the paper's 100, but at least ``FEWEST_STEPS`` steps and at most as many whole passes as
+            reach ``MOST_STEPS``. At least ``fewest_epochs``.
         batch_size: Most images in a step.
         learning_rate: Of the first step; it falls to 0 along a cosine.
         momentum: Of SGD.
@@ -93,6 +94,7 @@ class TrainedOptions(DefenseOptions):
         """How a network is trained by these options, once everything is decided; ``other`` replaces some."""
         how = TrainingOptions(
             epochs=self.epochs or 0,
+            epoch_steps=MOST_STEPS,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             momentum=self.momentum,
@@ -244,7 +246,7 @@ def decide(options: T, teacher: Classifier, images: Images, *, device: Device) -
     """
     epochs, padding, flip = options.epochs, options.crop_padding, options.flip
     if epochs is None:
-        steps_per_epoch = ceil(len(images) / options.batch_size)
+        steps_per_epoch = min(ceil(len(images) / options.batch_size), MOST_STEPS)
         steps = min(max(PAPER_EPOCHS * steps_per_epoch, FEWEST_STEPS), MOST_STEPS)
         epochs = ceil(steps / steps_per_epoch)
     if padding is None:

@@ -60,6 +60,8 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
                 if kind in _FILES and _is_picture(name):
                     yield name, offset, size
             offset += -(-size // _BLOCK) * _BLOCK
+        if offset > total:  # members fill whole blocks
+            raise DamagedTarError(f"it is cut short behind {name}")
 
 
 def _is_picture(name: str) -> bool:
@@ -89,17 +91,22 @@ def _number(field: bytes) -> int:
         if field[0] & 0x40:
             raise ValueError("a negative number")
         return int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+    digits = field.strip(b" \0")
+    if digits and not digits.isdigit():
+        raise ValueError("no digits")
+    return int(digits or b"0", 8)
 
 
 def _size(header: bytes, extended: dict[str, str]) -> int:
+    said = extended.get("size")
     try:
-        size = int(extended["size"]) if "size" in extended else _number(header[124:136])
-    except ValueError:
-        size = -1
-    if size < 0:
-        raise DamagedTarError(f"the size of {_name(header)} is no number")
-    return size
+        if said is None:
+            return _number(header[124:136])
+        if not (said.isascii() and said.isdigit()):
+            raise ValueError("no digits")
+        return int(said)
+    except ValueError as error:
+        raise DamagedTarError(f"the size of {_name(header)} is no number") from error
 
 
 def _name(header: bytes) -> str:
