@@ -53,7 +53,7 @@ class Stream:
         listing: The pictures.
         geometry: What each becomes.
         cache: Bytes of decoded pictures that are kept: those that come first. The batches ahead, of
-            ``AHEAD_BYTES`` or ``FEWEST_AHEAD`` batches, are on top.
+            ``AHEAD_BYTES`` or ``FEWEST_AHEAD`` batches, are on top, and as much again while it comes in.
         processes: How many decode; None is as many as there are cores.
 
     Attributes:
@@ -171,10 +171,14 @@ class Stream:
 
     def _request(self, batch: _Batch, rows: Any) -> None:
         """Fill rows of a batch from what is kept, and have the others decoded."""
-        sources = np.array([self._source(int(i)) for i in batch.index[rows]], dtype=np.int64)
+        sources = batch.index.numpy()[rows]
+        if self._faults:
+            sources = np.array([self._source(i) for i in sources.tolist()], dtype=np.int64)
         places = self._kept_at[sources]
         here = places != _NOT_KEPT
-        if here.any():
+        if len(rows) == len(batch.index) and here.all():
+            torch.index_select(self._kept, 0, torch.from_numpy(places), out=batch.images)
+        elif here.any():
             batch.images[torch.from_numpy(rows[here])] = self._kept[torch.from_numpy(places[here])]
         rows, sources = rows[~here], sources[~here]
         size = min(max(-(-len(rows) // self.processes), FEWEST_PER_TASK), FILES_PER_TASK)

