@@ -9,7 +9,8 @@ import typer
 
 from bcu_cli import defenses
 from bcu_cli.cli import cleansing_output, output, running
-from bcu_cli.cli.cleansing import FORMATS, Cleansing, Pictures
+from bcu_cli.cli.cleansing import FORMATS, Cleansing
+from bcu_cli.cli.cleansing_pictures import Pictures
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.method_options import options_of
 from bcu_cli.cli.options import (
@@ -24,6 +25,7 @@ from bcu_cli.cli.options import (
     Seed,
     Std,
     settings_of,
+    size_in_bytes,
 )
 from bcu_cli.errors import UsageError
 
@@ -39,8 +41,9 @@ def cleanse(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of pictures, any depth, any sizes; methods that need labels take them from its "
-            "subfolders. All methods but clp need it."
+            help="A folder of pictures, any depth, any sizes, any number; WebDataset shards (.tar) in it, or "
+            "one itself, are read as they are. Methods that need labels take them from its subfolders. All "
+            "methods but clp need it."
         ),
     ] = None,
     method: Annotated[
@@ -62,6 +65,13 @@ def cleanse(
     max_images: Annotated[
         int | None, typer.Option(min=1, help="Draw this many of the pictures at random.")
     ] = None,
+    cache: Annotated[
+        str,
+        typer.Option(
+            help="Memory for decoded pictures, like 500MB: where all of them take more, what fits is kept "
+            "and the rest decoded each time it is used (methods bcu and auto)."
+        ),
+    ] = "4GB",
     arch: Arch = None,
     input_size: InputSize = None,
     mean: Mean = None,
@@ -205,12 +215,13 @@ def cleanse(
         raise UsageError(f"--method {method} writes its result anyway", "leave --force out")
     if format not in FORMATS:
         raise UsageError(f"there is no format {format}", f"--format takes {', '.join(FORMATS)}")
+    room = size_in_bytes(cache, "--cache")
     check_writable(out, inputs=[model])
     chosen = devices.choose(device, precision)
     of_model = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
     loaded = running.load_model(model, of_model, pictures=images)
     run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format, force=force)
-    pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels)
+    pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels, cache=room)
     report = run.run(pictures, resume=resume)
     if as_json:
         output.document(report)

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from contextlib import closing, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.cli import output, running
-from bcu_cli.errors import ImagesError, UsageError
+from bcu_cli.cli.cleansing_pictures import load, warn_of
+from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch import Tensor
 
     from bcu_cli.checkpoints import Format
+    from bcu_cli.cli.cleansing_pictures import Pictures
     from bcu_cli.defenses.base import Defense, DefenseOptions
     from bcu_cli.evaluation.measures import Proportion
     from bcu_cli.images.folder import ImageSet
+    from bcu_cli.images.stream import StreamedSet
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
     from bcu_cli.training.loop import Epoch, Stage
 
 _EPOCHS_WITH_AGREEMENT = 20
 FORMATS = ("same", "safetensors", "pickle", "torchscript")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Where the pictures come from, and their labels.
-
-    Args:
-        folder: None where the method needs no pictures and there are none.
-        at_most: Draw this many of them; None takes all.
-        pseudo_labels: Whether the model's own answers stand in for labels.
-    """
-
-    folder: Path | None
-    at_most: int | None
-    pseudo_labels: bool
 
 
 class Cleansing:
@@ -78,10 +67,23 @@ class Cleansing:
 
     def run(self, pictures: Pictures, *, resume: bool) -> dict[str, Any]:
         """Cleanse, write where the verdict allows it, and report."""
+        from bcu_cli.images.stream import StreamedSet
+
+        used, held_out = load(pictures, self.loaded, self.kind, self.options.seed, self.device)
+        with closing(used.images) if isinstance(used, StreamedSet) else nullcontext():
+            return self._cleanse(used, held_out, pictures, resume=resume)
+
+    def _cleanse(
+        self,
+        used: ImageSet | StreamedSet | None,
+        held_out: ImageSet | None,
+        pictures: Pictures,
+        *,
+        resume: bool,
+    ) -> dict[str, Any]:
         from bcu_cli.checkpoints.resume import StateFile
         from bcu_cli.report import document
 
-        used, held_out = self._load(pictures)
         self.clock.lap("reading images")
         defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
         images = used and document.images(
@@ -106,6 +108,9 @@ class Cleansing:
         stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
         self.clock.lap("cleansing")
         speed = document.training(stages, self.device) if stages else []
+        if used and images:
+            images |= document.streaming(used, speed)
+            warn_of(used, images)
         after = watch.agreement()
         self.clock.lap("evaluation")
         judged = defense.verdict()
@@ -139,69 +144,20 @@ class Cleansing:
             return None
         return "the model's own answers" if pictures.pseudo_labels else "class subfolders"
 
-    def _load(self, pictures: Pictures) -> tuple[ImageSet | None, ImageSet | None]:
-        """The pictures to cleanse with, and those held out to compare the two models on."""
-        import torch
-
-        from bcu_cli.images.folder import hold_out
-        from bcu_cli.training.inference import predict
-
-        if pictures.folder is None:
-            return None, None
-        generator = torch.Generator().manual_seed(self.options.seed)
-        if self.kind.needs_labels and not pictures.pseudo_labels:
-            data = self._load_labelled(pictures.folder, pictures.at_most, generator)
-        else:
-            data = self._load_unlabeled(pictures.folder, pictures.at_most, generator)
-        used, held_out = hold_out(data, 0.1, most=1000, generator=generator)
-        if self.kind.needs_labels and pictures.pseudo_labels:
-            answers = predict(self.loaded.classifier, used.images, self.device)
-            used = replace(used, labels=answers)
-        return used, held_out
-
-    def _suitability(self, used: ImageSet) -> dict[str, Any]:
-        """How the pictures suit the model; warns of what is wanting."""
+    def _suitability(self, used: ImageSet | StreamedSet) -> dict[str, Any]:
+        """How the pictures suit the model, by some of them if they are streamed; warns of what is wanting."""
         from bcu_cli.evaluation.suitability import suitability
+        from bcu_cli.images.folder import ImageSet
+        from bcu_cli.images.stream import spread
         from bcu_cli.models.metadata import class_names
 
         classifier = self.loaded.classifier
         classes = class_names(self.loaded.checkpoint.metadata, classifier.num_classes)
-        found = suitability(classifier, used.images, self.device, classes=classes).as_json()
+        some = used.images if isinstance(used, ImageSet) else spread(used.images)
+        found = suitability(classifier, some, self.device, classes=classes).as_json()
         for warning in found["warnings"]:
             output.warn(warning)
         return found
-
-    def _load_unlabeled(self, folder: Path, at_most: int | None, generator: Any) -> ImageSet:
-        from bcu_cli.images.folder import load_unlabeled
-
-        geometry = running.geometry_of(self.loaded.classifier.preprocessing)
-        return running.with_bar(
-            lambda bar: load_unlabeled(
-                folder, geometry, at_most=at_most, generator=generator, on_progress=bar
-            ),
-            folder,
-        )
-
-    def _load_labelled(self, folder: Path, at_most: int | None, generator: Any) -> ImageSet:
-        from bcu_cli.images.folder import FEWEST_IMAGES, list_files, list_labelled, subfolders
-
-        list_files(folder)  # says what is wrong with a folder that is none
-        if not subfolders(folder):
-            raise ImagesError(
-                f"--method {self.kind.name} learns from labels, and {folder} has no class subfolders",
-                "put the pictures of each class into a subfolder of its name, or let the model answer for "
-                "them: --pseudo-labels",
-            )
-        part = list_labelled(folder)
-        data = running.load_labels_of(
-            part if at_most is None else part.drawn(at_most, generator), self.loaded
-        )
-        if len(data) < FEWEST_IMAGES:
-            raise ImagesError(
-                f"{folder} holds {len(data)} readable pictures; at least {FEWEST_IMAGES} are needed",
-                "add some to each class",
-            )
-        return data
 
     def _write(self, defense: Defense[Any]) -> dict[str, Any]:
         """Write the student in the place of the original; returns what the report says of the file."""

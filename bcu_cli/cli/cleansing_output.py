@@ -30,6 +30,8 @@ def show(report: dict[str, Any]) -> None:
         skipped = f", {len(images['skipped'])} skipped" if images["skipped"] else ""
         labels = f"; labels: {images['labels']}" if images["labels"] else ""
         facts.append(("images", f"{images['used']} used, {images['held_out']} held out{skipped}{labels}"))
+        if images["stream"]:
+            facts.append(("streaming", _show_stream(images)))
         facts.append(("suitability", _show_suitability(images["suitability"])))
     if "reinitialised" in did:
         facts.append(("re-initialised", _show_reinitialised(did["reinitialised"])))
@@ -104,6 +106,14 @@ def _found(triggers: Sequence[dict[str, Any]]) -> tuple[str, str, str, str]:
 
 def _share(measured: dict[str, Any]) -> str:
     return f"{output.percent(measured['value'])} of {measured['of']}"
+
+
+def _show_stream(images: dict[str, Any]) -> str:
+    stream = images["stream"]
+    kept = f"{images['kept_decoded']:,} kept decoded, {images['streamed']:,} streamed"
+    waited = f"waited {stream['waited_seconds']:.1f} of {stream['training_seconds']:.1f} s for them"
+    decoded = f"{stream['processes']} processes decode {stream['decoded_per_second']:,.0f} a second"
+    return f"{kept}; {waited}; {decoded}, training takes {stream['needed_per_second']:,.0f}"
 
 
 def _show_reinitialised(layers: list[dict[str, Any]]) -> str:

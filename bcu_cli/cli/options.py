@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,6 +102,19 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"{option} {text} is no list of numbers", f"like {option} 0.5,0.5,0.5") from error
+
+
+def size_in_bytes(text: str, option: str) -> int:
+    """``4GB``, ``200 MB`` or ``0`` as a number of bytes.
+
+    Raises:
+        UsageError: It is none.
+    """
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"{option} {text} is no size", f"like {option} 4GB, 500MB, 2GiB or 0")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
 def settings_of(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints.resume import StateFile
     from bcu_cli.images.decoding import Geometry
     from bcu_cli.images.folder import ImageSet, Part
+    from bcu_cli.images.listing import Listing
     from bcu_cli.models import Loaded, Preprocessing
     from bcu_cli.training.loop import Epoch, Stage
 
@@ -77,6 +78,7 @@ def _sampler(pictures: Path | str | None, *, download: bool) -> Iterator[Callabl
         yield None
         return
     from bcu_cli.images.folder import sample
+    from bcu_cli.images.listing import list_pictures
     from bcu_cli.images.sources import open_source
 
     with ExitStack() as stack:
@@ -85,8 +87,14 @@ def _sampler(pictures: Path | str | None, *, download: bool) -> Iterator[Callabl
         def part() -> Part:
             return stack.enter_context(open_source(str(pictures), download=download)).test()
 
+        @cache
+        def listing(root: Path) -> Listing:
+            return list_pictures(root)
+
         def take(geometry: Geometry) -> Tensor:
-            return sample(pictures, geometry) if isinstance(pictures, Path) else part().sample(geometry)
+            if isinstance(pictures, Path):
+                return sample(listing(pictures), geometry)
+            return part().sample(geometry)
 
         yield take
 

@@ -51,11 +51,11 @@ def prepare(options: ScanOptions) -> Device:
         ImagesError: There is no such folder of images.
         OutputError: The folder for the evidence cannot be made.
     """
-    from bcu_cli.images.folder import list_files
+    from bcu_cli.images.listing import list_pictures
     from bcu_cli.training import devices
 
     if options.images is not None:
-        list_files(options.images)
+        list_pictures(options.images)
     if options.evidence is not None:
         try:
             options.evidence.mkdir(parents=True, exist_ok=True)

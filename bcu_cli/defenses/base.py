@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bcu_cli.images.folder import ImageSet
+    from bcu_cli.images.stream import Images, StreamedSet
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
     from bcu_cli.training.loop import Stage
@@ -57,8 +58,9 @@ class TrainedOptions(DefenseOptions):
     """Of a defense that trains by SGD; the values are the BCU paper's (section 4.1, supplement B).
 
     Args:
-        epochs: Passes over the images. None is the paper's 100, but at least ``FEWEST_STEPS`` steps and at
-            most ``MOST_STEPS``. At least ``fewest_epochs``.
+        epochs: Passes over the images, or over as many as ``MOST_STEPS`` steps take where there are more.
+            None is the paper's 100, but at least ``FEWEST_STEPS`` steps and at most as many whole passes as
+            reach ``MOST_STEPS``. At least ``fewest_epochs``.
         batch_size: Most images in a step.
         learning_rate: Of the first step; it falls to 0 along a cosine.
         momentum: Of SGD.
@@ -92,6 +94,7 @@ class TrainedOptions(DefenseOptions):
         """How a network is trained by these options, once everything is decided; ``other`` replaces some."""
         how = TrainingOptions(
             epochs=self.epochs or 0,
+            epoch_steps=MOST_STEPS,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             momentum=self.momentum,
@@ -132,7 +135,8 @@ class Defense(ABC, Generic[O]):
     Args:
         teacher: The suspicious classifier, images in [0, 1] -> logits ``[N, K]``; moved to ``device`` and put
             into eval mode, its weights are left alone.
-        data: The images, with labels where the defense needs them; None where it needs no images.
+        data: The images, with labels (and then in memory) where the defense needs them; None where it needs
+            no images.
         options: How.
         device: Where.
         held_out: Other images of the same kind, which a defense that judges itself does so by; None where it
@@ -157,7 +161,7 @@ class Defense(ABC, Generic[O]):
     def __init__(
         self,
         teacher: Classifier,
-        data: ImageSet | None,
+        data: ImageSet | StreamedSet | None,
         options: O,
         *,
         device: Device,
@@ -199,7 +203,7 @@ class Defense(ABC, Generic[O]):
         return options
 
     @property
-    def data(self) -> ImageSet:
+    def data(self) -> ImageSet | StreamedSet:
         """The images."""
         if self._data is None:
             raise ValueError(f"{self.name} has no images")
@@ -231,7 +235,7 @@ def copy_of(network: Classifier) -> Classifier:
     return copied.requires_grad_(True)
 
 
-def decide(options: T, teacher: Classifier, images: Tensor, *, device: Device) -> T:
+def decide(options: T, teacher: Classifier, images: Images, *, device: Device) -> T:
     """The options of a training with everything decided that was left open, for a teacher and images.
 
     Args:
@@ -242,7 +246,7 @@ def decide(options: T, teacher: Classifier, images: Tensor, *, device: Device) -
     """
     epochs, padding, flip = options.epochs, options.crop_padding, options.flip
     if epochs is None:
-        steps_per_epoch = ceil(len(images) / options.batch_size)
+        steps_per_epoch = min(ceil(len(images) / options.batch_size), MOST_STEPS)
         steps = min(max(PAPER_EPOCHS * steps_per_epoch, FEWEST_STEPS), MOST_STEPS)
         epochs = ceil(steps / steps_per_epoch)
     if padding is None:

@@ -28,6 +28,7 @@ from bcu_cli.training.loop import Stage, Training
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bcu_cli.images.stream import Images
     from bcu_cli.models import Classifier
     from bcu_cli.training.loop import Objective
 
@@ -130,7 +131,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def recompute_statistics(model: nn.Module, images: Tensor, batch_size: int) -> None:
+def recompute_statistics(model: nn.Module, images: Images, batch_size: int) -> None:
     """Give every BatchNorm the mean and variance of what it sees of these images.
 
     Args:
@@ -146,8 +147,8 @@ def recompute_statistics(model: nn.Module, images: Tensor, batch_size: int) -> N
         norm.momentum = None  # averages all batches alike
         norm.train()
     device = next(model.parameters()).device
-    for part in images.tensor_split(-(-len(images) // batch_size)):
-        model(part.to(device).float() / 255.0)
+    for index in torch.arange(len(images)).tensor_split(-(-len(images) // batch_size)):
+        model(images[index].to(device).float() / 255.0)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

@@ -6,20 +6,14 @@ Imports Pillow and NumPy only, never torch: the processes that decode a folder s
 from __future__ import annotations
 
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
-from os import cpu_count
+from io import BytesIO
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from bcu_cli.errors import ImagesError
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,12 +23,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 FORMATS_HINT = "JPEG, PNG, WebP, BMP, GIF, TIFF and PPM are read"
 
-Picture: TypeAlias = "Path | NDArray[np.uint8]"
-"""A file, or pixels: uint8 ``[H, W, 3]``."""
-
-FILES_PER_TASK = 64
-FILES_WORTH_PROCESSES = 1024
-"""Below this, starting processes takes longer than decoding; measured with 32x32 JPEGs on two cores."""
+MOST_BYTES = 2**29
+"""Of a member of an archive, which is read at once; Pillow refuses pictures whose pixels alone take that."""
 
 UNREADABLE = (
     OSError,
@@ -45,6 +35,40 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 """What Pillow raises for a file that is no picture, or one too large to be taken for a photo."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """A picture in an archive that is not compressed.
+
+    Args:
+        path: The archive.
+        offset: Where it begins there.
+        size: In bytes.
+        name: What the archive calls it.
+    """
+
+    path: Path
+    offset: int
+    size: int
+    name: str
+
+    def read(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            OSError: The archive cannot be read.
+            ValueError: More bytes than a picture has.
+        """
+        if self.size > MOST_BYTES:
+            raise ValueError(f"{self.size:,} bytes are no picture")
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+Picture: TypeAlias = "Path | Member | NDArray[np.uint8]"
+"""A file, a member of an archive, or pixels: uint8 ``[H, W, 3]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +89,11 @@ class Geometry:
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
 
+    @property
+    def bytes(self) -> int:
+        """Of one picture, decoded."""
+        return self.channels * self.height * self.width
+
 
 def decode(picture: Picture, geometry: Geometry) -> NDArray[np.uint8]:
     """Read one picture as a network wants it.
@@ -83,7 +112,8 @@ def decode(picture: Picture, geometry: Geometry) -> NDArray[np.uint8]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(picture, formats=FORMATS) as opened:
+        file = BytesIO(picture.read()) if isinstance(picture, Member) else picture
+        with Image.open(file, formats=FORMATS) as opened:
             if opened.format == "JPEG":  # decodes at 1/2, 1/4 or 1/8 where that is still large enough
                 side = round(max(geometry.height, geometry.width) / geometry.crop_pct)
                 opened.draft(None, (side * 2, side * 2))
@@ -119,69 +149,3 @@ def _resize_and_crop(picture: Image.Image, geometry: Geometry) -> Image.Image:
         picture = picture.resize(size, Image.Resampling[geometry.interpolation.upper()])
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return picture.crop((left, top, left + width, top + height))
-
-
-def decode_many(
-    pictures: Sequence[Picture], geometry: Geometry, *, on_progress: Callable[[int], None] | None = None
-) -> tuple[NDArray[np.uint8], list[int], list[tuple[int, str]]]:
-    """Decode pictures in several processes, in their order.
-
-    Args:
-        pictures: Files or arrays.
-        geometry: What each becomes.
-        on_progress: Called with the number of pictures decoded since the last call.
-
-    Returns:
-        The pictures, uint8 ``[N, C, H, W]``; the index into ``pictures`` of each; and the indices of those
-        that are no readable picture, with the reason.
-
-    Raises:
-        ImagesError: A decoding process died (out of memory, or a fault in a decoder).
-    """
-    decoded = np.empty((len(pictures), geometry.channels, geometry.height, geometry.width), dtype=np.uint8)
-    kept: list[int] = []
-    skipped: list[tuple[int, str]] = []
-    position = 0
-    for results in _decode_batches(pictures, geometry):
-        for result in results:
-            if isinstance(result, str):
-                skipped.append((position, result))
-            else:
-                decoded[len(kept)] = result
-                kept.append(position)
-            position += 1
-        if on_progress:
-            on_progress(len(results))
-    return decoded[: len(kept)], kept, skipped
-
-
-def _decode_batches(
-    pictures: Sequence[Picture], geometry: Geometry
-) -> Iterator[list[NDArray[np.uint8] | str]]:
-    starts = range(0, len(pictures), FILES_PER_TASK)
-    tasks = [(pictures[start : start + FILES_PER_TASK], geometry) for start in starts]
-    workers = min(cpu_count() or 1, len(tasks))
-    if len(pictures) < FILES_WORTH_PROCESSES or workers < 2:
-        yield from map(_decode_batch, tasks)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    try:
-        yield from pool.map(_decode_batch, tasks)
-    except BrokenProcessPool as error:
-        raise ImagesError(
-            "a process that decoded the images died", "look for a huge or damaged file, or free some memory"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _decode_batch(task: tuple[Iterable[Picture], Geometry]) -> list[NDArray[np.uint8] | str]:
-    """Decode some pictures; in place of one that is no picture stands the reason."""
-    pictures, geometry = task
-    results: list[NDArray[np.uint8] | str] = []
-    for picture in pictures:
-        try:
-            results.append(decode(picture, geometry))
-        except UNREADABLE as error:
-            results.append(f"{type(error).__name__}: {error}")
-    return results

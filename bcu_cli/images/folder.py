@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,16 +9,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images.decoding import FORMATS_HINT, Geometry, decode_many
+from bcu_cli.images.decoding import FORMATS_HINT, Geometry
+from bcu_cli.images.listing import list_files, list_pictures, named
+from bcu_cli.images.processes import decode_many
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from bcu_cli.images.decoding import Picture
+    from bcu_cli.images.listing import Listing
 
 FEWEST_IMAGES = 32
+_ROWS = 512
+"""Images that are moved at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,32 +55,38 @@ class ImageSet:
         return replace(self, images=self.images[index], labels=labels)
 
 
-def list_files(root: Path) -> list[Path]:
-    """Every file below ``root`` in a fixed order; links are followed, loops are not.
+def find_unlabeled(root: Path, *, at_most: int | None = None, generator: torch.Generator) -> Listing:
+    """Every file below a folder, and every picture of the tar archives there; nothing is opened yet.
+
+    Args:
+        root: A folder of any depth, whose subfolders mean nothing, or a tar archive.
+        at_most: Draw this many at random where there are more.
+        generator: Source of that draw.
 
     Raises:
-        ImagesError: ``root`` is missing, is a file, or cannot be read.
+        ImagesError: There is neither.
     """
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise ImagesError(f"{root} {what}", "name a folder that holds pictures")
-    return list(_walk(root, set()))
+    listing = list_pictures(root)
+    if at_most is None or len(listing) <= at_most:
+        return listing
+    return listing.picked(torch.randperm(len(listing), generator=generator)[:at_most].sort().values.numpy())
 
 
-def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise ImagesError(f"{folder} cannot be read: {error.strerror}", "check its permissions") from error
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), seen)
-        elif entry.is_file():
-            yield Path(entry.path)
+def load(
+    listing: Listing, geometry: Geometry, *, on_progress: Callable[[int, int], None] | None = None
+) -> ImageSet:
+    """Decode pictures that were found.
+
+    Args:
+        listing: The pictures.
+        geometry: What each becomes.
+        on_progress: Called with (files decoded since the last call, files in all).
+    """
+    images, _, skipped = _decode(listing, geometry, on_progress)
+    unreadable = tuple((named(listing[i]), reason) for i, reason in skipped)
+    return ImageSet(
+        images=images, skipped=listing.faults + unreadable, found=listing.found, root=listing.root
+    )
 
 
 def load_unlabeled(
@@ -87,45 +97,40 @@ def load_unlabeled(
     generator: torch.Generator,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
-    """Every picture below a folder; subfolders mean nothing.
-
-    Args:
-        root: The folder, of any depth.
-        geometry: What each picture becomes.
-        at_most: Draw this many files at random where there are more.
-        generator: Source of that draw.
-        on_progress: Called with (files decoded since the last call, files in all).
+    """Find pictures as ``find_unlabeled`` does, and decode them.
 
     Raises:
         ImagesError: No folder, or fewer than ``FEWEST_IMAGES`` readable pictures.
     """
-    files = list_files(root)
-    found = len(files)
-    if at_most is not None and found > at_most:
-        chosen = torch.randperm(found, generator=generator)[:at_most].sort().values.tolist()
-        files = [files[i] for i in chosen]
-    images, _, skipped = _decode(files, geometry, on_progress)
-    if len(images) < FEWEST_IMAGES:
-        raise ImagesError(
-            f"{root} holds {len(images)} readable pictures; at least {FEWEST_IMAGES} are needed"
-            + (
-                f" ({len(skipped)} files are no pictures, first {files[skipped[0][0]].name})"
-                if skipped
-                else ""
-            ),
-            f"any photos will do, best 1,000 or more; {FORMATS_HINT}",
-        )
-    unreadable = tuple((files[i], reason) for i, reason in skipped)
-    return ImageSet(images=images, skipped=unreadable, found=found, root=root)
+    listing = find_unlabeled(root, at_most=at_most, generator=generator)
+    data = load(listing, geometry, on_progress=on_progress)
+    require_enough(len(data), data)
+    return data
 
 
-def sample(root: Path, geometry: Geometry, count: int = 256) -> Tensor:
-    """Some pictures spread evenly over a folder: float32 ``[N, C, H, W]`` in [0, 1], N at most ``count``.
+def require_enough(readable: int, data: ImageSet) -> None:
+    """Refuse a set whose folder holds too few pictures that can be read.
 
     Raises:
-        ImagesError: No folder, or no readable picture in what was tried.
+        ImagesError: They are fewer than ``FEWEST_IMAGES``.
     """
-    return _sample(root, list_files(root), geometry, count)
+    if readable >= FEWEST_IMAGES:
+        return
+    count = len(data.skipped)
+    strangers = f" ({count} files are no pictures, first {data.skipped[0][0].name})" if count else ""
+    raise ImagesError(
+        f"{data.root} holds {readable} readable pictures; at least {FEWEST_IMAGES} are needed{strangers}",
+        f"any photos will do, best 1,000 or more; {FORMATS_HINT}",
+    )
+
+
+def sample(listing: Listing, geometry: Geometry, count: int = 256) -> Tensor:
+    """At most ``count`` pictures spread evenly over those found: float32 ``[N, C, H, W]`` in [0, 1].
+
+    Raises:
+        ImagesError: No readable picture in what was tried.
+    """
+    return _sample(listing.root, listing, geometry, count)
 
 
 def _sample(root: Path, pictures: Sequence[Picture], geometry: Geometry, count: int) -> Tensor:
@@ -256,12 +261,46 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def hold_out(
-    data: ImageSet, share: float, *, most: int, generator: torch.Generator
+    data: ImageSet, share: float, *, most: int, generator: torch.Generator, in_place: bool = False
 ) -> tuple[ImageSet, ImageSet]:
-    """Divide a set at random: what remains, and about ``share`` of it held out (8 to ``most`` images)."""
-    order = torch.randperm(len(data), generator=generator)
-    count = min(max(8, round(share * len(data))), most)
-    return data.subset(order[count:].sort().values), data.subset(order[:count].sort().values)
+    """Divide a set at random: what remains, and about ``share`` of it held out (8 to ``most`` images).
+
+    Args:
+        data: The set.
+        share: To be held out, in (0, 1).
+        most: Images to be held out.
+        generator: Decides which.
+        in_place: Whether ``data`` is used up, so that what remains takes no more memory.
+    """
+    kept, apart = _divided(len(data), share, most, generator)
+    held_out = data.subset(apart)
+    if not in_place:
+        return data.subset(kept), held_out
+    labels = None if data.labels is None else data.labels[kept]
+    return replace(data, images=_moved_up(data.images, kept), labels=labels), held_out
+
+
+def divide(
+    listing: Listing, share: float, *, most: int, generator: torch.Generator
+) -> tuple[Listing, Listing]:
+    """Divide pictures that were found as ``hold_out`` divides them decoded."""
+    kept, apart = _divided(len(listing), share, most, generator)
+    return listing.picked(kept.numpy()), listing.picked(apart.numpy())
+
+
+def _divided(number: int, share: float, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which of so many remain, and which are held out; both rising."""
+    order = torch.randperm(number, generator=generator)
+    count = min(max(8, round(share * number)), most)
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def _moved_up(images: Tensor, index: Tensor) -> Tensor:
+    """The images at a rising index, at the front of the same memory; a part at a time, from the first on."""
+    for start in range(0, len(index), _ROWS):
+        part = index[start : start + _ROWS]
+        images[start : start + len(part)] = images[part]
+    return images[: len(index)]
 
 
 def _decode(

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import __version__
+from bcu_cli.images.stream import StreamedSet
 from bcu_cli.training.throughput import measure_peak
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
     from bcu_cli.training.loop import Stage
+
+
+MOST_NAMED = 1000
+"""Files of a streamed set that are named as no pictures; there may be a million."""
 
 
 class Clock:
@@ -90,16 +95,41 @@ def model(loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def images(data: ImageSet, **more: Any) -> dict[str, Any]:
+def images(data: ImageSet | StreamedSet, **more: Any) -> dict[str, Any]:
     """A folder of pictures: how many were used and which were skipped."""
     return {
         "path": str(data.root),
         "found": data.found,
         "used": len(data),
         "sha256": fingerprint_of(data),
-        "skipped": [{"path": str(path), "reason": reason} for path, reason in data.skipped],
+        "skipped": _skipped(data),
         **more,
     }
+
+
+def streaming(data: ImageSet | StreamedSet, training: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What became of pictures by the end of a run: how many were kept decoded, and what the others cost.
+
+    Args:
+        data: The pictures.
+        training: The stages, as ``training`` has them.
+    """
+    if not isinstance(data, StreamedSet):
+        return {"kept_decoded": len(data), "streamed": 0, "stream": None}
+    pace = data.images.pace(
+        images=sum(stage["images"] for stage in training), seconds=sum(stage["seconds"] for stage in training)
+    )
+    return {
+        "skipped": _skipped(data),
+        "kept_decoded": data.images.kept,
+        "streamed": len(data) - data.images.kept,
+        "stream": pace.as_json() | {"unreadable": len(data.skipped), "sha256_is_of": data.SHA256_IS_OF},
+    }
+
+
+def _skipped(data: ImageSet | StreamedSet) -> list[dict[str, str]]:
+    most = MOST_NAMED if isinstance(data, StreamedSet) else None
+    return [{"path": str(path), "reason": reason} for path, reason in data.skipped[:most]]
 
 
 def written(path: Path, sha256: str) -> dict[str, Any]:
@@ -107,8 +137,10 @@ def written(path: Path, sha256: str) -> dict[str, Any]:
     return {"path": str(path), "sha256": sha256, "bytes": path.stat().st_size}
 
 
-def fingerprint_of(data: ImageSet) -> str:
-    """SHA-256 over the decoded pictures, in their order, and their labels."""
+def fingerprint_of(data: ImageSet | StreamedSet) -> str:
+    """SHA-256 over the decoded pictures, in their order, and their labels; of a streamed set its own."""
+    if isinstance(data, StreamedSet):
+        return data.sha256
     digest = hashlib.sha256(data.images.contiguous().numpy().data)
     if data.labels is not None:
         digest.update(data.labels.contiguous().numpy().data)

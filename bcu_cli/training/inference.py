@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from bcu_cli.images.stream import Images
     from bcu_cli.training.devices import Device
 
 BATCH_SIZE = 512
@@ -27,7 +28,7 @@ _NEARLY_ONE = 1e-3
 
 
 def predict(
-    model: nn.Module, images: Tensor, device: Device, *, transform: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module, images: Images, device: Device, *, transform: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """The class that a model answers for each image, in fp32 and eval mode.
 
@@ -50,7 +51,7 @@ def predict(
 @torch.inference_mode()
 def in_batches(
     compute: Callable[[Tensor], Tensor],
-    images: Tensor,
+    images: Images,
     device: Device,
     *,
     transform: Callable[[Tensor], Tensor] | None = None,

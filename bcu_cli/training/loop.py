@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import ceil, cos, pi
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,10 +20,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation, augment
+from bcu_cli.images.stream import Stream
 from bcu_cli.training.devices import is_out_of_memory
 from bcu_cli.training.throughput import FlopCounter, Throughput
 
 if TYPE_CHECKING:
+    from bcu_cli.images.stream import Images
     from bcu_cli.training.devices import Device
 
 Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
@@ -40,6 +43,8 @@ class TrainingOptions:
 
     Args:
         epochs: Passes over the images.
+        epoch_steps: Most steps of an epoch, which then is a pass over a part of them, drawn anew each time;
+            None for all.
         batch_size: Most images in a step; the batches of an epoch are of equal size within one.
         learning_rate: The highest one.
         schedule: ``cosine`` falls from it to 0; ``one-cycle`` first rises for a quarter of the steps, then
@@ -54,6 +59,7 @@ class TrainingOptions:
     """
 
     epochs: int
+    epoch_steps: int | None = None
     batch_size: int = 256
     learning_rate: float = 0.01
     schedule: Schedule = "cosine"
@@ -103,7 +109,7 @@ class Training:
 
     Args:
         model: Maps images in [0, 1] to logits; trained in place, on ``device``.
-        images: uint8 ``[N, C, H, W]``; moved to the device once.
+        images: uint8 ``[N, C, H, W]``; a tensor is moved to the device once, of a stream each batch.
         objective: The loss of a batch.
         options: How.
         device: Where, and in which precision.
@@ -115,7 +121,7 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
-        images: Tensor,
+        images: Images,
         objective: Objective,
         options: TrainingOptions,
         *,
@@ -126,12 +132,13 @@ class Training:
     ) -> None:
         self.device = device
         self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.images = images.to(device.torch)
+        self.images = images if isinstance(images, Stream) else images.to(device.torch)
         self.objective = objective
         self.options = options
         self.seed = seed
         self.done = 0
-        self.steps_per_epoch = ceil(len(images) / options.batch_size)
+        self._batches = ceil(len(images) / options.batch_size)
+        self.steps_per_epoch = min(self._batches, options.epoch_steps or self._batches)
         self.steps = self.steps_per_epoch * options.epochs
         self.micro_batch = options.batch_size
         own = Companion(module=self.model, optimizer=optimizer or _sgd(self.model, options))
@@ -143,6 +150,7 @@ class Training:
         self._average = _average(self.model, options.ema) if options.ema else None
         self._scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
         self._generator = torch.Generator()
+        self._order = lru_cache(maxsize=2)(self._order_of)  # a stream looks into the next epoch
         self._loss = torch.zeros((), device=device.torch)
         self._trained, self._seconds = 0, 0.0
 
@@ -163,6 +171,10 @@ class Training:
             Interrupted: Raised by ``on_step``.
         """
         cuda = [self.device.torch] if self.device.torch.type == "cuda" else []
+        if isinstance(self.images, Stream):
+            steps = range(self.done, self.steps)
+            coming = (self._batch(*divmod(step, self.steps_per_epoch)) for step in steps)
+            self.images.follow(coming, self.device.wait)
         with torch.random.fork_rng(devices=cuda):
             while self.done < self.steps:
                 epoch, batch = divmod(self.done, self.steps_per_epoch)
@@ -204,9 +216,18 @@ class Training:
         self.done = state["step"]
 
     def _batch(self, epoch: int, batch: int) -> Tensor:
-        generator = self._generator.manual_seed(_seed(self.seed, -1 - epoch))
-        order = torch.randperm(len(self.images), generator=generator)
-        return order.tensor_split(self.steps_per_epoch)[batch]
+        return self._order(epoch)[batch]
+
+    def _order_of(self, epoch: int) -> tuple[Tensor, ...]:
+        """The batches of an epoch, an index each."""
+        generator = torch.Generator().manual_seed(_seed(self.seed, -1 - epoch))
+        return torch.randperm(len(self.images), generator=generator).tensor_split(self._batches)
+
+    def _take(self, index: Tensor, on_device: Tensor) -> Tensor:
+        """The images at an index, uint8 on the device."""
+        if isinstance(self.images, Stream):
+            return self.images.take(index).to(self.device.torch, non_blocking=True)
+        return self.images[on_device]
 
     def _timed_step(self, index: Tensor) -> None:
         started = time.perf_counter()
@@ -218,8 +239,9 @@ class Training:
         """Floating-point operations for each image of a step, counted on a few; the weights stay."""
         for learner in self._learners:
             learner.module.eval()  # keeps the BatchNorm statistics as they are
-        on_device = torch.arange(min(32, self.micro_batch, len(self.images)), device=self.device.torch)
-        images = self.images[on_device].float() / 255.0
+        some = torch.arange(min(32, self.micro_batch, len(self.images)))
+        on_device = some.to(self.device.torch)
+        images = self._take(some, on_device).float() / 255.0
         with FlopCounter() as counter:
             with self.device.autocast():
                 loss = self.objective(images, on_device, 0.0)
@@ -263,7 +285,7 @@ class Training:
         generator = self._generator.manual_seed(seed)
         total = torch.zeros_like(self._loss)
         on_device = index.to(self.device.torch, non_blocking=True)
-        views = augment(self.images[on_device], self.options.augmentation, generator)
+        views = augment(self._take(index, on_device), self.options.augmentation, generator)
         for start in range(0, len(index), self.micro_batch):
             part = slice(start, start + self.micro_batch)
             images = (views[part].float() / 255.0).contiguous(memory_format=torch.channels_last)

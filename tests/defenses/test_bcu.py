@@ -93,7 +93,8 @@ def test_the_loss_is_the_kl_divergence_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "epochs"), [(2250, 100), (5000, 100), (20000, 100), (100_000, 21), (100, 900), (32, 900)]
+    ("images", "epochs"),
+    [(2250, 100), (5000, 100), (20000, 100), (100_000, 21), (100, 900), (32, 900), (10**7, 1)],
 )
 def test_epochs_auto_is_the_papers_hundred_in_its_own_settings(images: int, epochs: int) -> None:
     options = BcuOptions(flip=False)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcu_cli.images import decoding
-from bcu_cli.images.decoding import UNREADABLE, Geometry, decode, decode_many
+from bcu_cli.images import processes
+from bcu_cli.images.decoding import UNREADABLE, Geometry, decode
+from bcu_cli.images.processes import decode_many
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,11 +147,11 @@ def test_pixels_become_what_a_file_of_them_becomes(tmp_path: Path, size: Geometr
         assert np.array_equal(decode(pixels, size), pixels.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("several", [False, True])
 def test_many_keep_their_order_and_name_what_is_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool
 ) -> None:
-    monkeypatch.setattr(decoding, "FILES_WORTH_PROCESSES", 1 if processes else 10_000)
+    monkeypatch.setattr(processes, "FILES_WORTH_PROCESSES", 1 if several else 10_000)
     files = []
     for grey in range(150):
         file = tmp_path / f"{grey:03d}.png"

@@ -9,7 +9,8 @@ import torch
 from bcu_cli.errors import ImagesError
 from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
-from bcu_cli.images.folder import hold_out, list_files, list_labelled, load_unlabeled
+from bcu_cli.images.folder import hold_out, list_labelled, load_unlabeled
+from bcu_cli.images.listing import list_files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -57,6 +57,25 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert not torch.equal(trained(seed=1), trained(seed=2))
 
 
+def test_an_epoch_of_so_many_steps_sees_other_images_each_time() -> None:
+    seen: list[list[int]] = []
+    model = network()
+
+    def objective(images: torch.Tensor, index: torch.Tensor, progress: float) -> torch.Tensor:
+        seen.append(index.tolist())
+        return F.cross_entropy(model(images).float(), LABELS[index])
+
+    numbers: list[int] = []
+    options = TrainingOptions(epochs=4, epoch_steps=2, batch_size=10)
+    whole = Training(model, IMAGES, objective, options, device=CPU, seed=1)
+    assert (whole.steps_per_epoch, whole.steps) == (2, 8)
+    whole.run(on_epoch=lambda epoch: numbers.append(epoch.number))
+    assert numbers == [1, 2, 3, 4]
+    epochs = [{*seen[i], *seen[i + 1]} for i in range(0, 8, 2)]
+    assert [len(images) for images in epochs] == [20] * 4  # none of them twice in an epoch
+    assert len(set.union(*epochs)) > 20
+
+
 def test_it_learns() -> None:
     model, losses = network(), []
     training(model, epochs=20).run(on_epoch=lambda epoch: losses.append(epoch.loss))

@@ -1,0 +1,210 @@
+"""What pictures a folder or a tar archive holds, by their names alone: a million of them in tens of MB."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from bcu_cli.errors import ImagesError
+from bcu_cli.images.decoding import Member
+from bcu_cli.images.tar import DamagedTarError, members
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+TAR = ".tar"
+"""How the name of a tar archive in a folder ends."""
+
+_NO_MEMBER = -1
+"""The offset of a picture that is a file of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Listing(Sequence["Path | Member"]):
+    """Pictures that were found, and not opened yet.
+
+    Args:
+        root: The folder, or the archive.
+        places: The folders and archives that they are in.
+        place: The index into ``places`` of each, int64 ``[N]``.
+        names: Their names, one after another, as the file system has them.
+        ends: Where each name ends, int64 ``[N]``.
+        offsets: Where each begins in its archive, int64 ``[N]``; below 0 for a file.
+        sizes: Bytes of each in its archive, int64 ``[N]``.
+        chosen: The index of those that count, in their order, int64 ``[M]``.
+        faults: Archives that could not be read, or not to their end, with the reason.
+    """
+
+    root: Path
+    places: Sequence[str]
+    place: NDArray[np.int64]
+    names: bytes
+    ends: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+    faults: tuple[tuple[Path, str], ...]
+
+    @property
+    def found(self) -> int:
+        """How many there were before any drawing."""
+        return len(self.place)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, position: int) -> Path | Member: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Path | Member]: ...
+    def __getitem__(self, position: int | slice) -> Path | Member | list[Path | Member]:
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        i = int(self.chosen[position])
+        place = self.places[self.place[i]]
+        name = os.fsdecode(self.names[self.ends[i - 1] if i else 0 : self.ends[i]])
+        if self.offsets[i] < 0:
+            return Path(place, name)
+        return Member(path=Path(place), offset=int(self.offsets[i]), size=int(self.sizes[i]), name=name)
+
+    def picked(self, index: NDArray[np.int64]) -> Listing:
+        """Those at ``index``, ``[M]``."""
+        return replace(self, chosen=self.chosen[index])
+
+    def sha256(self) -> str:
+        """Over all names below the root, in their order, offsets and sizes in archives, and which count."""
+        digest = hashlib.sha256(self.names)
+        below = [os.path.relpath(place, self.root) for place in self.places]
+        digest.update(os.fsencode("\0".join(below)))
+        for numbers in (self.place, self.ends, self.offsets, self.sizes, self.chosen):
+            digest.update(numbers.tobytes())
+        return digest.hexdigest()
+
+
+def named(picture: Path | Member) -> Path:
+    """A picture as the user would name it."""
+    return picture.path / picture.name if isinstance(picture, Member) else picture
+
+
+class _Table:
+    """A listing that grows."""
+
+    def __init__(self) -> None:
+        self.places: list[str] = []
+        self.place, self.ends, self.offsets, self.sizes = (array("q") for _ in range(4))
+        self.names = bytearray()
+        self.faults: list[tuple[Path, str]] = []
+
+    def add(self, name: str, offset: int = _NO_MEMBER, size: int = 0) -> None:
+        """A picture in the place that was named last."""
+        self.names += os.fsencode(name)
+        self.place.append(len(self.places) - 1)
+        self.ends.append(len(self.names))
+        self.offsets.append(offset)
+        self.sizes.append(size)
+
+    def add_tar(self, path: Path) -> None:
+        """The pictures of an archive, as far as it can be read."""
+        self.places.append(str(path))
+        try:
+            for name, offset, size in members(path):
+                self.add(name, offset, size)
+        except DamagedTarError as error:
+            self.faults.append((path, str(error)))
+        except OSError as error:
+            self.faults.append((path, error.strerror or str(error)))
+
+    def listing(self, root: Path) -> Listing:
+        """What was added."""
+        columns = (self.place, self.ends, self.offsets, self.sizes)
+        place, ends, offsets, sizes = (np.array(column, dtype=np.int64) for column in columns)
+        return Listing(
+            root=root,
+            places=self.places,
+            place=place,
+            names=bytes(self.names),
+            ends=ends,
+            offsets=offsets,
+            sizes=sizes,
+            chosen=np.arange(len(place)),
+            faults=tuple(self.faults),
+        )
+
+
+def list_pictures(root: Path) -> Listing:
+    """Every file below a folder, and the pictures of every ``.tar`` there; or those of one archive.
+
+    Nothing but names is read, and the headers of archives.
+
+    Raises:
+        ImagesError: ``root`` is missing, a file that is no tar archive, or cannot be read.
+    """
+    table = _Table()
+    if root.is_file():
+        table.add_tar(root)
+        if table.faults and not table.ends:
+            raise ImagesError(
+                f"{root} is a file, and no tar archive with pictures: {table.faults[0][1]}",
+                "name a folder that holds pictures, or a .tar that is not compressed",
+            )
+        return table.listing(root)
+    last = None
+    for folder, name in _files(root):
+        if name.lower().endswith(TAR):
+            table.add_tar(Path(folder, name))
+            last = None
+            continue
+        if folder != last:
+            table.places.append(folder)
+            last = folder
+        table.add(name)
+    return table.listing(root)
+
+
+def list_files(root: Path) -> list[Path]:
+    """Every file below ``root`` in a fixed order; links are followed, loops are not.
+
+    Raises:
+        ImagesError: ``root`` is missing, is a file, or cannot be read.
+    """
+    return [Path(folder, name) for folder, name in _files(root)]
+
+
+def _files(root: Path) -> Iterator[tuple[str, str]]:
+    """The folder and the name of every file below ``root``."""
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise ImagesError(f"{root} {what}", "name a folder that holds pictures")
+    yield from _walk(str(root), set())
+
+
+def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, str]]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    names, folders = list[str](), set[str]()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.add(entry.name)
+                elif not entry.is_file():
+                    continue
+                names.append(entry.name)
+    except OSError as error:
+        raise ImagesError(f"{folder} cannot be read: {error.strerror}", "check its permissions") from error
+    for name in sorted(names):
+        if name in folders:
+            yield from _walk(os.path.join(folder, name), seen)  # noqa: PTH118 - a Path each takes long
+        else:
+            yield folder, name

@@ -1,0 +1,302 @@
+"""Pictures that are too many, or too large, to be kept decoded: what fits is kept, the rest is decoded anew.
+
+Which pictures are kept, how many processes decode and how fast they are changes nothing of what comes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bcu_cli.errors import ImagesError
+from bcu_cli.images.decoding import FORMATS_HINT
+from bcu_cli.images.folder import require_enough
+from bcu_cli.images.listing import named
+from bcu_cli.images.pace import Pace
+from bcu_cli.images.processes import FILES_PER_TASK, Decoders, cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from bcu_cli.images.decoding import Geometry
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.images.listing import Listing
+    from bcu_cli.images.processes import Decoded
+
+AHEAD_BYTES, FEWEST_AHEAD, MOST_AHEAD = 2**27, 2, 16
+"""Batches that are decoded ahead of their use: as many as fit into these bytes, within these numbers."""
+FEWEST_PER_TASK = 8
+MOST_ATTEMPTS = 1000
+"""Pictures that are tried in place of one that cannot be read."""
+_NOT_KEPT = -1
+
+Images: TypeAlias = "Tensor | Stream"
+"""Pictures in a row, uint8 ``[N, C, H, W]``: ``len``, ``shape``, and those at a slice or an index."""
+
+
+class Stream:
+    """Pictures as one tensor of them would be, uint8 ``[N, C, H, W]``, without holding it.
+
+    In the place of one that cannot be read stands another, drawn by its position alone.
+
+    Args:
+        listing: The pictures.
+        geometry: What each becomes.
+        cache: Bytes of decoded pictures that are kept: those that come first. The batches ahead, of
+            ``AHEAD_BYTES`` or ``FEWEST_AHEAD`` batches, are on top, and as much again while it comes in.
+        processes: How many decode; None is as many as there are cores.
+
+    Attributes:
+        decoded: How many pictures were decoded.
+        decoding_seconds: That took, over all processes.
+        waited_seconds: That training waited for pictures while the device had nothing else to do.
+    """
+
+    def __init__(
+        self, listing: Listing, geometry: Geometry, *, cache: int, processes: int | None = None
+    ) -> None:
+        self.shape = torch.Size((len(listing), geometry.channels, geometry.height, geometry.width))
+        self.processes = processes or cores()
+        self.decoded, self.decoding_seconds, self.waited_seconds = 0, 0.0, 0.0
+        self._listing = listing
+        self._decoders = Decoders(geometry, self.processes)
+        room = min(len(listing), cache // geometry.bytes)
+        self._kept = torch.empty((room, *self.shape[1:]), dtype=torch.uint8)
+        self._kept_at = np.full(len(listing), _NOT_KEPT, dtype=np.int64)
+        self._number_kept = 0
+        self._faults: dict[int, str] = {}
+        self._ahead: deque[_Batch] = deque()
+        self._coming: Iterator[Tensor] = iter(())
+        self._finish_work: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """The pictures at a slice, or at an index, int64 ``[M]``: uint8 ``[M, C, H, W]``, on the CPU."""
+        return self.take(torch.arange(len(self))[index])
+
+    @property
+    def kept(self) -> int:
+        """How many pictures are kept decoded so far."""
+        return self._number_kept
+
+    @property
+    def skipped(self) -> tuple[tuple[Path, str], ...]:
+        """Files that turned out to be no readable picture so far, with the reason."""
+        return tuple((named(self._listing[i]), self._faults[i]) for i in sorted(self._faults))
+
+    def pace(self, *, images: int, seconds: float) -> Pace:
+        """Whether decoding kept up with a training on so many images, which took so many seconds in all."""
+        return Pace(
+            images=images,
+            training_seconds=seconds,
+            waited_seconds=self.waited_seconds,
+            decoded=self.decoded,
+            decoding_seconds=self.decoding_seconds,
+            processes=self.processes,
+        )
+
+    def follow(self, batches: Iterator[Tensor], finish_work: Callable[[], None]) -> None:
+        """Begin to decode what will be taken.
+
+        Args:
+            batches: The index of each batch, int64 ``[M]`` on the CPU, in the order of their use.
+            finish_work: Called before there is waiting; it returns when the device has nothing left to do.
+        """
+        self._forget()
+        self._coming, self._finish_work = batches, finish_work
+        self._look_ahead()
+
+    def take(self, index: Tensor) -> Tensor:
+        """The pictures at an index, int64 ``[M]`` on the CPU: uint8 ``[M, C, H, W]``, on the CPU.
+
+        Raises:
+            ImagesError: A decoding process died, or hardly any file is a picture.
+        """
+        followed = bool(self._ahead) and torch.equal(self._ahead[0].index, index)
+        batch = self._ahead.popleft() if followed else self._begin(index)
+        self._look_ahead()
+        self._gather(batch, wait=False)
+        if batch.waiting:
+            self._finish_work()
+            started = time.perf_counter()
+            self._gather(batch, wait=True)
+            self.waited_seconds += time.perf_counter() - started if followed else 0.0
+        return batch.images
+
+    def close(self) -> None:
+        """End the processes."""
+        self._forget()
+        self._decoders.close()
+
+    def _forget(self) -> None:
+        for batch in self._ahead:
+            for future in batch.waiting:
+                future.cancel()
+        self._ahead.clear()
+        self._coming = iter(())
+
+    def _look_ahead(self) -> None:
+        for batch in self._ahead:
+            self._gather(batch, wait=False)
+        while len(self._ahead) < self._most_ahead():
+            index = next(self._coming, None)
+            if index is None:
+                return
+            self._ahead.append(self._begin(index))
+
+    def _most_ahead(self) -> int:
+        if not self._ahead:
+            return FEWEST_AHEAD
+        return min(max(AHEAD_BYTES // max(1, self._ahead[0].images.nbytes), FEWEST_AHEAD), MOST_AHEAD)
+
+    def _begin(self, index: Tensor) -> _Batch:
+        """Have the pictures at an index decoded, but those that are kept."""
+        pinned = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # copied while others compute
+        images = torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        batch = _Batch(index=index, images=images, waiting={})
+        self._request(batch, np.arange(len(index)))
+        return batch
+
+    def _request(self, batch: _Batch, rows: Any) -> None:
+        """Fill rows of a batch from what is kept, and have the others decoded."""
+        sources = batch.index.numpy()[rows]
+        if self._faults:
+            sources = np.array([self._source(i) for i in sources.tolist()], dtype=np.int64)
+        places = self._kept_at[sources]
+        here = places != _NOT_KEPT
+        if len(rows) == len(batch.index) and here.all():
+            torch.index_select(self._kept, 0, torch.from_numpy(places), out=batch.images)
+        elif here.any():
+            batch.images[torch.from_numpy(rows[here])] = self._kept[torch.from_numpy(places[here])]
+        rows, sources = rows[~here], sources[~here]
+        size = min(max(-(-len(rows) // self.processes), FEWEST_PER_TASK), FILES_PER_TASK)
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            future = self._decoders.submit([self._listing[int(i)] for i in sources[part]])
+            batch.waiting[future] = (rows[part], sources[part])
+
+    def _gather(self, batch: _Batch, *, wait: bool) -> None:
+        """Take in what was decoded; have others decoded for what is no picture."""
+        while ready := [future for future in batch.waiting if wait or future.done()]:
+            for future in ready:
+                decoded = self._decoders.finished(future)
+                rows, sources = batch.waiting.pop(future)
+                self.decoded += len(rows)
+                self.decoding_seconds += decoded.seconds
+                bad = np.array(sorted(decoded.faults), dtype=np.int64)
+                good = np.setdiff1d(np.arange(len(rows)), bad)
+                images = torch.from_numpy(decoded.images)[good]
+                batch.images[torch.from_numpy(rows[good])] = images
+                self._keep(sources[good], images)
+                self._faults |= {int(sources[i]): reason for i, reason in decoded.faults.items()}
+                if len(bad):
+                    self._request(batch, rows[bad])
+
+    def _keep(self, sources: Any, images: Tensor) -> None:
+        """Keep pictures that are not kept yet, while there is room."""
+        new = np.flatnonzero(self._kept_at[sources] == _NOT_KEPT)
+        new = new[np.unique(sources[new], return_index=True)[1]][: len(self._kept) - self._number_kept]
+        places = np.arange(self._number_kept, self._number_kept + len(new))
+        self._kept[torch.from_numpy(places)] = images[torch.from_numpy(new)]
+        self._kept_at[sources[new]] = places
+        self._number_kept += len(new)
+
+    def _source(self, position: int) -> int:
+        """Which picture stands at a position: its own, or the first readable one of a series of others."""
+        if position not in self._faults:
+            return position
+        others = random.Random(position)  # noqa: S311 - pictures are no secret
+        for _ in range(MOST_ATTEMPTS):
+            if (other := others.randrange(len(self))) not in self._faults:
+                return other
+        raise ImagesError(f"hardly any file in {self._listing.root} is a readable picture", FORMATS_HINT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """Pictures on their way.
+
+    Args:
+        index: Which, int64 ``[M]``.
+        images: Where they go to, uint8 ``[M, C, H, W]``.
+        waiting: What is being decoded, and for each the rows and the pictures.
+    """
+
+    index: Tensor
+    images: Tensor
+    waiting: dict[Future[Decoded], tuple[Any, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedSet:
+    """Pictures without labels that are not all kept decoded; the counterpart of ``ImageSet``.
+
+    Args:
+        images: The pictures.
+        root: The folder, or the tar archive.
+        found: Number of files that it holds, before any drawing.
+        sha256: Over their names, and over the decoded pictures that were held out of them.
+        faults: Archives that could not be read, or not to their end, with the reason.
+    """
+
+    images: Stream
+    root: Path
+    found: int
+    sha256: str
+    faults: tuple[tuple[Path, str], ...] = ()
+    labels: None = None
+    classes: tuple[str, ...] = ()
+
+    SHA256_IS_OF: ClassVar[str] = "the pictures' names, and the decoded pictures held out"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def skipped(self) -> tuple[tuple[Path, str], ...]:
+        """What turned out to be no readable picture so far, with the reason."""
+        return self.faults + self.images.skipped
+
+
+def spread(images: Stream, number: int = 1000) -> Tensor:
+    """Some pictures from all over: at least ``number`` if there are as many, and less than twice that."""
+    return images[:: max(1, len(images) // number)]
+
+
+def open_stream(
+    listing: Listing, held_out: ImageSet, geometry: Geometry, *, cache: int, of: int
+) -> StreamedSet:
+    """Pictures to be decoded as they are used.
+
+    Args:
+        listing: The pictures.
+        held_out: Others of the same folder, already decoded.
+        geometry: What each becomes.
+        cache: Bytes of decoded pictures that are kept, besides those held out.
+        of: How many were to be held out; of some it may have turned out that they are no pictures.
+
+    Raises:
+        ImagesError: Going by those held out, fewer than ``FEWEST_IMAGES`` pictures are readable.
+    """
+    require_enough((len(listing) + of) * len(held_out) // max(1, of), held_out)
+    digest = hashlib.sha256(listing.sha256().encode())
+    digest.update(held_out.images.numpy().data)
+    return StreamedSet(
+        images=Stream(listing, geometry, cache=cache),
+        root=listing.root,
+        found=listing.found,
+        sha256=digest.hexdigest(),
+        faults=held_out.skipped,
+    )

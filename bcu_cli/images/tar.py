@@ -1,0 +1,143 @@
+"""The pictures in a tar archive, such as a WebDataset shard, found by its headers; nothing is unpacked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+"""Of members that are pictures; a shard holds labels and texts beside them."""
+
+MOST_EXTENDED = 2**20
+"""Bytes of a header that extends another, such as one with a long name."""
+
+_BLOCK = 512
+_FILES, _WITHOUT_DATA, _EXTENDED = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6"), b"LKxg"
+
+
+class DamagedTarError(Exception):
+    """An archive that cannot be read from here on; says why."""
+
+
+def members(path: Path) -> Iterator[tuple[str, int, int]]:
+    """The pictures of an archive that is not compressed: name, offset and size in bytes of each.
+
+    The names are for people; nothing is ever written under them. Every size is held against the file's own.
+
+    Args:
+        path: In the format of POSIX (ustar, pax), GNU tar or Unix V7.
+
+    Raises:
+        DamagedTarError: No such archive, or one that is cut short or damaged; what was found before is good.
+        OSError: It cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        total = os.fstat(file.fileno()).st_size
+        offset, extended = 0, dict[str, str]()
+        while offset < total:
+            header = os.pread(file.fileno(), _BLOCK, offset)
+            if not any(header) and len(header) == _BLOCK:
+                return
+            _check(header)
+            offset, kind = offset + _BLOCK, header[156:157]
+            name = extended.get("path") or _name(header)
+            size = 0 if kind in _WITHOUT_DATA else _size(header, extended)
+            if size > total - offset:
+                raise DamagedTarError(
+                    f"it is cut short: {name} says {size:,} bytes, and {total - offset:,} are left"
+                )
+            if kind in _EXTENDED:
+                extended |= _read_extended(file.fileno(), kind, offset, size)
+            else:
+                extended = {}
+                if kind in _FILES and _is_picture(name):
+                    yield name, offset, size
+            offset += -(-size // _BLOCK) * _BLOCK
+        if offset > total:  # members fill whole blocks
+            raise DamagedTarError(f"it is cut short behind {name}")
+
+
+def _is_picture(name: str) -> bool:
+    last = PurePosixPath(name)
+    return last.suffix.lower() in SUFFIXES and not last.name.startswith("._")  # which macOS adds
+
+
+def _check(header: bytes) -> None:
+    """Refuse what is no member's header by its checksum: the sum of its bytes, its own taken for spaces."""
+    if len(header) < _BLOCK:
+        raise DamagedTarError("it is cut short in a header")
+    try:
+        right = sum(header) - sum(header[148:156]) + 8 * ord(" ") == _number(header[148:156])
+    except ValueError:
+        right = False
+    if not right:
+        raise DamagedTarError("it is no tar archive that is not compressed, or damaged")
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or where the first bit is set the big-endian number behind it.
+
+    Raises:
+        ValueError: Neither, or below 0.
+    """
+    if field[0] & 0x80:
+        if field[0] & 0x40:
+            raise ValueError("a negative number")
+        return int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big")
+    digits = field.strip(b" \0")
+    if digits and not digits.isdigit():
+        raise ValueError("no digits")
+    return int(digits or b"0", 8)
+
+
+def _size(header: bytes, extended: dict[str, str]) -> int:
+    said = extended.get("size")
+    try:
+        if said is None:
+            return _number(header[124:136])
+        if not (said.isascii() and said.isdigit()):
+            raise ValueError("no digits")
+        return int(said)
+    except ValueError as error:
+        raise DamagedTarError(f"the size of {_name(header)} is no number") from error
+
+
+def _name(header: bytes) -> str:
+    name, prefix = _text(header[:100]), _text(header[345:500])
+    return f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name
+
+
+def _text(field: bytes) -> str:
+    return os.fsdecode(field.partition(b"\0")[0])
+
+
+def _read_extended(descriptor: int, kind: bytes, offset: int, size: int) -> dict[str, str]:
+    """What a header says of the next member: its name, and its size where that needs more digits."""
+    if size > MOST_EXTENDED:
+        raise DamagedTarError(f"a header of {size:,} bytes is no header")
+    block = os.pread(descriptor, size, offset)
+    if kind == b"L":
+        return {"path": _text(block)}
+    return _records(block) if kind == b"x" else {}
+
+
+def _records(block: bytes) -> dict[str, str]:
+    """Of pax: each record is its own length, a space, NAME=VALUE and a line feed."""
+    found = {}
+    while block:
+        digits = block.partition(b" ")[0]
+        length = int(digits) if digits.isdigit() and len(digits) < 10 else 0
+        if not len(digits) + 1 < length <= len(block):
+            raise DamagedTarError("a header of it is damaged")
+        key, _, value = block[len(digits) + 1 : length - 1].partition(b"=")
+        if key in {b"path", b"size"}:
+            found[key.decode()] = os.fsdecode(value)
+        block = block[length:]
+    return found
