@@ -130,7 +130,7 @@ class Auto(TrainedDefense[AutoOptions]):
     def decide(self, options: AutoOptions) -> AutoOptions:
         """See :meth:`Defense.decide`."""
         if options.epochs is None:
-            per_epoch = ceil(len(self.data) / options.batch_size)
+            per_epoch = min(ceil(len(self.data) / options.batch_size), MOST_STEPS)
             steps = min(max(EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
             options = replace(options, epochs=ceil(steps / per_epoch))
         return super().decide(options)
@@ -207,9 +207,8 @@ class Auto(TrainedDefense[AutoOptions]):
         triggers = canary.draw(self.teacher.preprocessing.input_size, self.options.seed)
         targets = self._targets(triggers)
         objective = canary.teaching(taught, self.teacher, triggers, targets)
-        yield Stage(
-            title="planting canaries", training=self._training(taught, objective, self._epochs(CANARY_STEPS))
-        )
+        planting = self._training(taught, objective, **self._length(CANARY_STEPS))
+        yield Stage(title="planting canaries", training=planting)
         for level in range(len(LEVELS)):
             trial = copy_of(taught)
             yield self._cleansing(trial, LEVELS[level], f"cleansing canaries, level {level + 1}")
@@ -247,9 +246,8 @@ class Auto(TrainedDefense[AutoOptions]):
         adversary.load_state_dict(self._weakness.state_dict())
         companion = Companion(module=adversary, optimizer=adversary.optimizer())
         objective = self._teaching(student, adversary)
-        training = self._training(
-            student, objective, self.options.epochs or 0, ema=AVERAGE, companion=companion
-        )
+        how = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": AVERAGE}
+        training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
 
     def _teaching(self, student: nn.Module, adversary: Adversary) -> Objective:
@@ -271,9 +269,7 @@ class Auto(TrainedDefense[AutoOptions]):
             return adversary.against(self.teacher, views, len(UNIVERSAL))[1]
 
         how = self.options.training(
-            epochs=self._epochs(SEARCH_STEPS),
-            schedule="constant",
-            augmentation=NO_AUGMENTATION,
+            schedule="constant", augmentation=NO_AUGMENTATION, **self._length(SEARCH_STEPS)
         )
         training = Training(
             adversary,
@@ -297,28 +293,23 @@ class Auto(TrainedDefense[AutoOptions]):
             for target in wanted
         }
 
-    def _epochs(self, steps: int) -> int:
-        """As many as hold so many steps."""
-        return ceil(steps / ceil(len(self.data) / self.options.batch_size))
+    def _length(self, steps: int) -> dict[str, Any]:
+        """As many epochs as hold so many steps, of no more than these."""
+        per_epoch = min(ceil(len(self.data) / self.options.batch_size), steps)
+        return {"epochs": ceil(steps / per_epoch), "epoch_steps": steps}
 
     def _adversary(self, limits: Limits, seed: int) -> Adversary:
         shape = self.teacher.preprocessing.input_size
         return Adversary(self.teacher.num_classes, shape, limits, seed=seed).to(self.device.torch)
 
     def _training(
-        self,
-        network: nn.Module,
-        objective: Objective,
-        epochs: int,
-        *,
-        ema: float | None = None,
-        companion: Companion | None = None,
+        self, network: nn.Module, objective: Objective, companion: Companion | None = None, **how: Any
     ) -> Training:
         return Training(
             network,
             self.data.images,
             objective,
-            self.options.training(epochs=epochs, schedule="one-cycle", ema=ema),
+            self.options.training(schedule="one-cycle", **how),
             device=self.device,
             seed=self.options.seed,
             companions=[companion] if companion else [],
