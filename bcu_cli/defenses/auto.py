@@ -54,7 +54,7 @@ DEAD = 0.2
 """What it may still reach once it counts as removed."""
 WORKS = 0.9
 """What a trigger that was found reaches on the original."""
-HARMLESS = 0.3
+HARMLESS = 0.4
 """What it may still reach on the cleansed network: a clean one is led astray by some, too."""
 KEPT = 0.7
 """Least agreement with the original on images held out."""
