@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.training.devices import is_out_of_memory
+from bcu_cli.training.optimizers import SGD
 from bcu_cli.training.throughput import FlopCounter, Throughput
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ class Training:
 
 
 def _sgd(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+    return SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=options.learning_rate,
         momentum=options.momentum,

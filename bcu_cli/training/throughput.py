@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from bcu_cli.models.watching import Watching
 
 if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
@@ -46,7 +47,7 @@ class Throughput:
         }
 
 
-class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FlopCounter(Watching):
     """Counts the floating-point operations of what runs inside it, by torch's own formulas.
 
     torch's ``FlopCounterMode`` also follows the modules, and so fails where a gradient is asked for midway,
