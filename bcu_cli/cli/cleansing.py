@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.cli import output, running
 from bcu_cli.errors import ImagesError, UsageError
+from bcu_cli.training import profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +85,7 @@ class Cleansing:
         used, held_out = self._load(pictures)
         self.clock.lap("reading images")
         defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
+        profile.watch(defense.teacher, profile.TEACHER)
         images = used and document.images(
             used,
             held_out=len(held_out) if held_out else 0,
@@ -105,11 +107,13 @@ class Cleansing:
         watch = _Watch(defense, held_out, self.device)
         stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
         self.clock.lap("cleansing")
-        speed = document.training(stages, self.device) if stages else []
+        with profile.span(profile.MEASURING):
+            speed = document.training(stages, self.device) if stages else []
         after = watch.agreement()
         self.clock.lap("evaluation")
         judged = defense.verdict()
-        written = self._write(defense) if self.force or judged is None or judged.good else None
+        with profile.span(profile.WRITING):
+            written = self._write(defense) if self.force or judged is None or judged.good else None
         keeper.remove()
         self.clock.lap("writing")
         agreement = after and {
@@ -171,6 +175,7 @@ class Cleansing:
             output.warn(warning)
         return found
 
+    @profile.span(profile.DECODING)
     def _load_unlabeled(self, folder: Path, at_most: int | None, generator: Any) -> ImageSet:
         from bcu_cli.images.folder import load_unlabeled
 
@@ -182,6 +187,7 @@ class Cleansing:
             folder,
         )
 
+    @profile.span(profile.DECODING)
     def _load_labelled(self, folder: Path, at_most: int | None, generator: Any) -> ImageSet:
         from bcu_cli.images.folder import FEWEST_IMAGES, list_files, list_labelled, subfolders
 
@@ -230,6 +236,7 @@ class _Watch:
         waiting = True
         for stage in self._defense.stages():
             self._stage = stage
+            profile.watch(stage.training.model, profile.STUDENT)
             if self.before is None or (waiting and self._trains_student()):
                 self.before = self.agreement()
                 waiting = not self._trains_student()

@@ -305,9 +305,10 @@ def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
         "prefix": content.prefix,
         "metadata": content.metadata,
     }
-    whole = isinstance(content, Checkpoint)  # a safetensors file, which has an outline, holds nothing else
+    if not isinstance(content, Checkpoint):  # a safetensors file, which holds nothing else
+        return document | {"nesting": [], "beside": {}, "left_out": []}
     return document | {
-        "nesting": list(content.nesting) if whole else [],
-        "beside": _as_json(content.beside) if whole else {},
-        "left_out": list(content.left_out) if whole else [],
+        "nesting": list(content.nesting),
+        "beside": _as_json(content.beside),
+        "left_out": list(content.left_out),
     }

@@ -20,7 +20,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.training.devices import is_out_of_memory
+from bcu_cli.training.inference import scaled
 from bcu_cli.training.optimizers import SGD
+from bcu_cli.training.profile import BACKWARD, BATCH, LOSS, OPTIMIZER, span
 from bcu_cli.training.throughput import FlopCounter, Throughput
 
 if TYPE_CHECKING:
@@ -145,6 +147,7 @@ class Training:
         self._scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
         self._generator = torch.Generator()
         self._loss = torch.zeros((), device=device.torch)
+        self._epoch, self._batches = -1, tuple[Tensor, ...]()
         self._trained, self._seconds = 0, 0.0
 
     def run(
@@ -205,9 +208,11 @@ class Training:
         self.done = state["step"]
 
     def _batch(self, epoch: int, batch: int) -> Tensor:
-        generator = self._generator.manual_seed(_seed(self.seed, -1 - epoch))
-        order = torch.randperm(len(self.images), generator=generator)
-        return order.tensor_split(self.steps_per_epoch)[batch]
+        if self._epoch != epoch:  # drawn once: that of a million images takes longer than a small step
+            generator = self._generator.manual_seed(_seed(self.seed, -1 - epoch))
+            order = torch.randperm(len(self.images), generator=generator)
+            self._epoch, self._batches = epoch, order.tensor_split(self.steps_per_epoch)
+        return self._batches[batch]
 
     def _timed_step(self, index: Tensor) -> None:
         started = time.perf_counter()
@@ -246,6 +251,10 @@ class Training:
             self._forget_gradients()
             if self.device.torch.type == "cuda":
                 torch.cuda.empty_cache()
+        with span(OPTIMIZER):
+            self._update()
+
+    def _update(self) -> None:
         share = _schedule(self.options.schedule, self.done / self.steps)
         for learner in self._learners:
             for group in learner.optimizer.param_groups:
@@ -263,15 +272,18 @@ class Training:
         torch.manual_seed(seed)  # for dropout and its like inside the network
         generator = self._generator.manual_seed(seed)
         total = torch.zeros_like(self._loss)
-        on_device = index.to(self.device.torch, non_blocking=True)
-        views = augment(self.images[on_device], self.options.augmentation, generator)
+        with span(BATCH):
+            on_device = index.to(self.device.torch, non_blocking=True)
+            views = augment(self.images[on_device], self.options.augmentation, generator)
         for start in range(0, len(index), self.micro_batch):
             part = slice(start, start + self.micro_batch)
-            images = (views[part].float() / 255.0).contiguous(memory_format=torch.channels_last)
-            with self.device.autocast():
+            with span(BATCH):
+                images = scaled(views[part])
+            with span(LOSS), self.device.autocast():
                 loss = self.objective(images, on_device[part], self.done / self.steps)
             share = loss.float() * (len(images) / len(index))
-            self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            with span(BACKWARD):
+                self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
             total += share.detach()
         self._loss += total / self.steps_per_epoch
 
