@@ -62,12 +62,15 @@ class Profile:
         self._last = time.perf_counter()
         self._seconds = dict.fromkeys(SPANS, 0.0) | {START_UP: self._last - STARTED}
         self._open = [OTHER]
+        self._first_step: float | None = None
         self._networks: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
         self._entered: list[bool] = []
 
     def enter(self, name: str) -> None:
         """Begin a span, inside the one that is open."""
         self._book()
+        if name == BATCH and self._first_step is None:
+            self._first_step = self._last - STARTED
         self._open.append(name)
 
     def leave(self) -> None:
@@ -101,13 +104,14 @@ class Profile:
         """
         self._book()
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
-        report = {"seconds": seconds | {"total": round(sum(self._seconds.values()), 3)}}
-        if not stages:
+        report: dict[str, Any] = {"seconds": seconds | {"total": round(sum(self._seconds.values()), 3)}}
+        if not stages or self._first_step is None:
             return report
         operations = sum(stage["images"] * stage["flops_per_image"] for stage in stages)
         reached = operations / max(1e-9, sum(stage["seconds"] for stage in stages))
         peak = {"matrix_product": stages[0]["peak_flops_per_second"], "convolution": convolution}
         return report | {
+            "seconds_to_first_step": round(self._first_step, 3),
             "flops_per_second": round(reached),
             "peak_flops_per_second": {kind: round(value) for kind, value in peak.items()},
             "share_of_peak": {kind: round(reached / value, 4) for kind, value in peak.items()},

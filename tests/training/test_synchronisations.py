@@ -64,8 +64,8 @@ def test_a_step_of_distillation_copies_its_images_once() -> None:
     """In fp32: the uint8 views to float32 in the memory format of convolutions.
 
     The other copy is autograd's, of the pooled features' gradient ``[N, 64]``, on the device.
-    What is drawn is on the device already here. On a GPU it takes four transfers more of 2 kB each, which is
-    little enough for them to wait for nothing: the index, what is mirrored, and the shifts of rows and columns.
+    What is drawn is on the device already here. On a GPU it takes four transfers more, of the index, what is
+    mirrored and the shifts of rows and columns: at most 2 kB each, too little to wait for.
     """
     assert counted(distilling()[0], 1).count(COPIES) == {"aten::_to_copy": 1, "aten::copy_": 1}
     assert counted(distilling()[0], 3).count(COPIES) == {"aten::_to_copy": 3, "aten::copy_": 3}
