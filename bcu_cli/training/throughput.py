@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.flop_counter import flop_registry
 
 from bcu_cli.models.watching import Watching
 
@@ -60,7 +59,10 @@ class FlopCounter(Watching):
     """
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # which imports triton, where that is installed
+
         super().__init__()  # type: ignore[no-untyped-call]
+        self._formulas = flop_registry
         self.total = 0
 
     def __torch_dispatch__(
@@ -72,7 +74,7 @@ class FlopCounter(Watching):
     ) -> Any:
         """Run one operation, and add what it takes."""
         out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := self._formulas.get(func._overloadpacket):
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
 

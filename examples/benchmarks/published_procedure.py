@@ -1,6 +1,6 @@
 """The cleansing of Pang et al. 2023 as their paper tells it, to be timed beside ``bcu cleanse``.
 
-    python examples/benchmarks/published_procedure.py MODEL --images FOLDER --data FOLDER --trigger FILE --out OUT
+    python examples/benchmarks/published_procedure.py MODEL --images DIR --data DIR --trigger FILE --out OUT
 
 Written from the paper alone (section 3, Algorithm 1, section 4.1), in the manner of such code: fp32, a
 DataLoader whose worker processes open, resize and augment each picture anew in each epoch, one forward pass
