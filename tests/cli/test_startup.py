@@ -32,7 +32,10 @@ def test_help_and_wrong_usage_import_nothing_heavy(arguments: list[str]) -> None
 
 
 def test_help_takes_little_of_the_processor() -> None:
-    """Its own time, not the clock's: the machine may be busy. 0.19 s where this was written."""
+    """Its own time, not the clock's: the machine may be busy.
+
+    0.19 s where this was written, 0.24 s with five processes on its two cores; torch alone takes over 1 s.
+    """
 
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -40,7 +43,7 @@ def test_help_takes_little_of_the_processor() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.3
+    assert min(seconds() for _ in range(5)) < 0.4
 
 
 def test_inspecting_safetensors_imports_no_torch(untrained: Path) -> None:
