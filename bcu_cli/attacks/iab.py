@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bcu_cli.attacks.base import Attack
 from bcu_cli.training.loop import Companion, Stage, Training
+from bcu_cli.training.optimizers import Adam
 from bcu_cli.triggers import iab
 from bcu_cli.triggers.base import answers_wanted
 
@@ -127,4 +128,4 @@ def diversity_loss(images: Tensor, others: Tensor, drawn: Tensor, drawn_for_othe
 
 
 def _adam(network: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=BETAS)
+    return Adam(network.parameters(), lr=LEARNING_RATE, betas=BETAS)

@@ -12,7 +12,7 @@ from .onnx_file import Graph, Node, load_graph
 from .operators import forbidden_operators, is_pure
 from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
 from .rules import RULES, Rule
-from .safetensors_file import Header, TensorInfo, read_header
+from .safetensors_file import Header, TensorInfo, count_not_finite, read_header
 from .sniff import sniff
 from .torchscript import load_script
 from .writing import atomic_write, check_writable, sha256_of, write, write_torchscript
@@ -34,6 +34,7 @@ __all__ = [
     "TensorInfo",
     "atomic_write",
     "check_writable",
+    "count_not_finite",
     "forbidden_operators",
     "inspect_only",
     "is_pure",

@@ -43,6 +43,17 @@ _DTYPES = {  # name in the file: (name in torch, bytes per element)
     "F64": ("float64", 8),
     "C64": ("complex64", 8),
 }
+_NOT_FINITE = {  # name in the file: the bits that tell, and what they are in an infinity or NaN
+    "F8_E4M3": (0x7F, 0x7F),
+    "F8_E5M2": (0x7C, 0x7C),
+    "F8_E4M3FNUZ": (0xFF, 0x80),
+    "F8_E5M2FNUZ": (0xFF, 0x80),
+    "F16": (0x7C00, 0x7C00),
+    "BF16": (0x7F80, 0x7F80),
+    "F32": (0x7F80_0000, 0x7F80_0000),
+    "F64": (0x7FF0_0000_0000_0000, 0x7FF0_0000_0000_0000),
+}
+_CHUNK_BYTES = 2**23
 _NAMES = {f"torch.{dtype}": name for name, (dtype, _) in _DTYPES.items()}
 
 
@@ -113,6 +124,40 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
         raise damaged(path, str(error)) from error
     return tensors, header.metadata
+
+
+def count_not_finite(path: Path) -> dict[str, int]:
+    """How many values of each tensor are NaN or infinite, where there are any; needs no torch.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    header = read_header(path)
+    counts: dict[str, int] = {}
+    with path.open("rb") as file:
+        for name, info in header.tensors.items():
+            if info.dtype in _NOT_FINITE:
+                file.seek(header.data_start + info.start)
+                if (count := _count(file, info)) is None:
+                    raise damaged(path, f"the data of {name!r} cannot be read to their end")
+                counts[name] = count
+    return {name: count for name, count in counts.items() if count}
+
+
+def _count(file: BinaryIO, info: TensorInfo) -> int | None:
+    import numpy as np
+
+    bits, wanted = _NOT_FINITE[info.dtype]
+    unsigned = np.dtype(f"<u{_DTYPES[info.dtype][1]}")
+    count, left = 0, info.stop - info.start
+    while left:
+        data = file.read(min(left, _CHUNK_BYTES))
+        if len(data) != min(left, _CHUNK_BYTES):  # it was cut off since its header was checked
+            return None
+        values = np.frombuffer(data, unsigned)
+        count += int(np.count_nonzero((values & unsigned.type(bits)) == wanted))
+        left -= len(data)
+    return count
 
 
 def dump(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -174,6 +175,13 @@ def cleanse(
     device: DeviceName = "auto",
     precision: Precision = "auto",
     resume: Resume = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Say where the time went, and what share of the device's peak was reached.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Remove a backdoor: re-initialise part of each layer, and distil on unlabeled pictures.
@@ -186,6 +194,8 @@ def cleanse(
     from bcu_cli.checkpoints import check_writable
     from bcu_cli.defenses.base import Defense, find
     from bcu_cli.training import devices
+    from bcu_cli.training.profile import READING, profiling, span
+    from bcu_cli.training.throughput import measure_convolution_peak
 
     kind = find(method)
     said = {
@@ -219,10 +229,15 @@ def cleanse(
     check_writable(out, inputs=[model])
     chosen = devices.choose(device, precision)
     of_model = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
-    loaded = running.load_model(model, of_model, pictures=images)
-    run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format, force=force)
     pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels, cache=room)
-    report = run.run(pictures, resume=resume)
+    with profiling(chosen) if profile else nullcontext() as timed:
+        with span(READING):
+            loaded = running.load_model(model, of_model, pictures=images)
+        run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format, force=force)
+        report = run.run(pictures, resume=resume)
+    if timed:
+        report["profile"] = timed.as_json(report["training"], measure_convolution_peak(chosen))
+        cleansing_output.show_profile(report["profile"])
     if as_json:
         output.document(report)
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bcu_cli.cli import output, running
 from bcu_cli.cli.cleansing_pictures import load, warn_of
 from bcu_cli.errors import UsageError
+from bcu_cli.training import profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,8 @@ class Cleansing:
         """Cleanse, write where the verdict allows it, and report."""
         from bcu_cli.images.stream import StreamedSet
 
-        used, held_out = load(pictures, self.loaded, self.kind, self.options.seed, self.device)
+        with profile.span(profile.DECODING):
+            used, held_out = load(pictures, self.loaded, self.kind, self.options.seed, self.device)
         with closing(used.images) if isinstance(used, StreamedSet) else nullcontext():
             return self._cleanse(used, held_out, pictures, resume=resume)
 
@@ -86,6 +88,7 @@ class Cleansing:
 
         self.clock.lap("reading images")
         defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
+        profile.watch(defense.teacher, profile.TEACHER)
         images = used and document.images(
             used,
             held_out=len(held_out) if held_out else 0,
@@ -107,14 +110,16 @@ class Cleansing:
         watch = _Watch(defense, held_out, self.device)
         stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
         self.clock.lap("cleansing")
-        speed = document.training(stages, self.device) if stages else []
+        with profile.span(profile.MEASURING):
+            speed = document.training(stages, self.device) if stages else []
         if used and images:
             images |= document.streaming(used, speed)
             warn_of(used, images)
         after = watch.agreement()
         self.clock.lap("evaluation")
         judged = defense.verdict()
-        written = self._write(defense) if self.force or judged is None or judged.good else None
+        with profile.span(profile.WRITING):
+            written = self._write(defense) if self.force or judged is None or judged.good else None
         keeper.remove()
         self.clock.lap("writing")
         agreement = after and {
@@ -186,6 +191,7 @@ class _Watch:
         waiting = True
         for stage in self._defense.stages():
             self._stage = stage
+            profile.watch(stage.training.model, profile.STUDENT)
             if self.before is None or (waiting and self._trains_student()):
                 self.before = self.agreement()
                 waiting = not self._trains_student()

@@ -66,6 +66,18 @@ def explain(report: dict[str, Any]) -> None:
     output.fail(f"{verdict['word']}: {verdict['why']}; {outcome}", ", or ".join(advice))
 
 
+def show_profile(profile: dict[str, Any]) -> None:
+    """Say on stderr where the time went; what took none is left out."""
+    total = profile["seconds"]["total"]
+    for name, seconds in profile["seconds"].items():
+        if seconds:
+            output.say(f"{name:<20} {seconds:9.3f} s  {100 * seconds / total:5.1f} %")
+    if shares := profile.get("share_of_peak"):
+        peaks = [f"{output.percent(share)} of a {kind.replace('_', ' ')}" for kind, share in shares.items()]
+        speed = f"{profile['flops_per_second'] / 1e9:,.0f} GFLOP/s in training"
+        output.say(f"{speed}: {', '.join(peaks)} in the same precision")
+
+
 def _verdict(verdict: dict[str, Any]) -> list[tuple[str, str]]:
     good = verdict["word"] == "cleansed"
     return [("verdict", f"{verdict['word']}: {verdict['why']}"), *([("but", _LIMITS)] if good else [])]

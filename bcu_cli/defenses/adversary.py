@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcu_cli.training.inference import frozen
+from bcu_cli.training.optimizers import Adam
 from bcu_cli.triggers.wanet import grids, warp
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Adversary(nn.Module):
         """Adam, each kind at a pace that crosses its range in some twenty steps."""
         pace = {"masks": 0.15, "patterns": 0.15, "shifts": self.limits.shift / 2.0, "fields": 0.03}
         groups = [{"params": [getattr(self, name)], "lr": rate} for name, rate in pace.items()]
-        return torch.optim.Adam(groups, betas=(0.5, 0.9))
+        return Adam(groups, betas=(0.5, 0.9))
 
     def forward(self, images: Tensor, slots: Tensor, kinds: Tensor) -> Tensor:
         """The images, changed; those of the fourth kind are left as they are.

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.models.watching import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ def _is_weighted(module: nn.Module) -> bool:
     return isinstance(module, _WEIGHTED) and any(True for _ in module.parameters(recurse=False))
 
 
-class _Depths(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Depths(Watching):
     """Gives each tensor the depth of the deepest tensor that it was computed from."""
 
     def __init__(self) -> None:

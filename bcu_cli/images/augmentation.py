@@ -39,7 +39,8 @@ NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False)
 def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
     """A random view of each image.
 
-    All of it is one gather: for each pixel of the view, where it comes from, or that it is zero.
+    All of it is one gather: for each pixel of the view, where it comes from, or that it is zero. Only what is
+    drawn, a few numbers for each image, goes from the CPU to the device, which then waits for nothing.
 
     Args:
         images: ``[N, C, H, W]`` of any dtype, on any device.
@@ -52,23 +53,24 @@ def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -
     if options == NO_AUGMENTATION:
         return images
     n, channels, height, width = images.shape
-    rows = torch.arange(height).view(1, height, 1).expand(n, -1, -1)  # where from: [N, H, 1]
-    columns = torch.arange(width).view(1, 1, width).expand(n, -1, -1)  # [N, 1, W]
+    device = images.device
+    rows = torch.arange(height, device=device).view(1, height, 1).expand(n, -1, -1)  # where from: [N, H, 1]
+    columns = torch.arange(width, device=device).view(1, 1, width).expand(n, -1, -1)  # [N, 1, W]
     if options.flip:
-        mirrored = torch.rand(n, 1, 1, generator=generator) < 0.5
+        mirrored = (torch.rand(n, 1, 1, generator=generator) < 0.5).to(device, non_blocking=True)
         columns = torch.where(mirrored, width - 1 - columns, columns)
     if options.crop_padding:
-        rows = rows + _shifts(n, options.crop_padding, generator)
-        columns = columns + _shifts(n, options.crop_padding, generator)
+        rows = rows + _shifts(n, options.crop_padding, generator).to(device, non_blocking=True)
+        columns = columns + _shifts(n, options.crop_padding, generator).to(device, non_blocking=True)
     if options.rotation:
         rows, columns = _turned(rows, columns, (height, width), options.rotation, generator)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     if options.cutout:
-        inside = inside & ~_squares((n, height, width), options.cutout, generator)
+        inside = inside & ~_squares((n, height, width), options.cutout, generator, device)
     index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)  # [N, H, W]
-    index = index.view(n, 1, -1).to(images.device, non_blocking=True).expand(-1, channels, -1)
+    index = index.view(n, 1, -1).expand(-1, channels, -1)
     taken = images.flatten(2).gather(2, index).view_as(images)
-    return taken * inside.view(n, 1, height, width).to(images.device, non_blocking=True)
+    return taken * inside.view(n, 1, height, width)
 
 
 def _shifts(n: int, most: int, generator: torch.Generator) -> Tensor:
@@ -81,19 +83,24 @@ def _turned(
     """Places turned about the centre, half of the images by an angle of their own: ``[N, H, W]`` each."""
     angle = torch.deg2rad((torch.rand(len(rows), 1, 1, generator=generator) * 2.0 - 1.0) * degrees)
     angle = angle * (torch.rand(len(rows), 1, 1, generator=generator) < 0.5)
+    cos, sin = (each.to(rows.device, non_blocking=True) for each in (torch.cos(angle), torch.sin(angle)))
     y, x = rows - (size[0] - 1) / 2.0, columns - (size[1] - 1) / 2.0
-    turned_y = torch.cos(angle) * y + torch.sin(angle) * x
-    turned_x = torch.cos(angle) * x - torch.sin(angle) * y
+    turned_y = cos * y + sin * x
+    turned_x = cos * x - sin * y
     return (
         (turned_y + (size[0] - 1) / 2.0).round().long(),
         (turned_x + (size[1] - 1) / 2.0).round().long(),
     )
 
 
-def _squares(shape: tuple[int, int, int], side: int, generator: torch.Generator) -> Tensor:
+def _squares(
+    shape: tuple[int, int, int], side: int, generator: torch.Generator, device: torch.device
+) -> Tensor:
     """Where each image is cut out: ``bool [N, H, W]``; a square may hang over the edge."""
     n, height, width = shape
     top = torch.randint(0, height, (n, 1, 1), generator=generator) - side // 2
     left = torch.randint(0, width, (n, 1, 1), generator=generator) - side // 2
-    rows, columns = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
+    top, left = (corner.to(device, non_blocking=True) for corner in (top, left))
+    rows = torch.arange(height, device=device).view(1, -1, 1)
+    columns = torch.arange(width, device=device).view(1, 1, -1)
     return (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)

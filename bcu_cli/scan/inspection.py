@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.checkpoints import MODEL_SUFFIXES, WHOLE_BYTES, Checkpoint, Finding, Format, Outline, sniff
+from bcu_cli.checkpoints import MODEL_SUFFIXES, WHOLE_BYTES, Checkpoint, Finding, Outline, sniff
 from bcu_cli.checkpoints.hub import fetch_all, is_reference
 from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
+from bcu_cli.checkpoints.sniff import Kind
 from bcu_cli.errors import ArchitectureError, CheckpointError, UnsafeFileError
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def inspect_file(
     Args:
         path: The file.
         arch: The user's ``--arch``.
-        before_reading: Called before weights are read, the first thing that needs torch.
+        before_reading: Called before weights are read with torch, as those of safetensors are not.
 
     Raises:
         MemoryError: There is too little memory to tell.
@@ -187,12 +188,14 @@ def _raise_lack_of_memory(error: CheckpointError) -> None:
 
 def _open(description: Description, arch: str | None, before_reading: Callable[[], None]) -> Inspection:
     """What is known of a file that is safe to open."""
-    from bcu_cli.checkpoints import outline, read
+    from bcu_cli.checkpoints import count_not_finite, outline, read
     from bcu_cli.models import identify
 
     content: Checkpoint | Outline
-    if description.format is Format.SAFETENSORS and description.size > WHOLE_BYTES:
-        content, not_finite = outline(description), None
+    not_finite: dict[str, int] | None
+    if description.kind == Kind.SAFETENSORS:  # which needs no torch
+        content = outline(description)
+        not_finite = None if description.size > WHOLE_BYTES else count_not_finite(description.path)
     else:
         before_reading()
         content = read(description.path)
@@ -263,11 +266,14 @@ def _problem(error: CheckpointError | ArchitectureError, rule: str) -> Problem:
 
 
 def _not_finite(checkpoint: Checkpoint) -> dict[str, int]:
-    return {
-        name: int((~tensor.isfinite()).sum())
+    counts = {
+        name: int((~tensor.float().isfinite()).sum())  # torch does not know what is finite in 8 bits
+        if tensor.element_size() == 1
+        else int((~tensor.isfinite()).sum())
         for name, tensor in checkpoint.tensors.items()
-        if tensor.is_floating_point() and not tensor.isfinite().all()
+        if tensor.is_floating_point()
     }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _broken(path: Path, not_finite: dict[str, int]) -> Problem:
@@ -299,10 +305,10 @@ def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
         "prefix": content.prefix,
         "metadata": content.metadata,
     }
-    if isinstance(content, Checkpoint):
-        document |= {
-            "nesting": list(content.nesting),
-            "beside": _as_json(content.beside),
-            "left_out": list(content.left_out),
-        }
-    return document
+    if not isinstance(content, Checkpoint):  # a safetensors file, which holds nothing else
+        return document | {"nesting": [], "beside": {}, "left_out": []}
+    return document | {
+        "nesting": list(content.nesting),
+        "beside": _as_json(content.beside),
+        "left_out": list(content.left_out),
+    }

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
 from bcu_cli.scan.optimising import logits, success_rates
 from bcu_cli.training.inference import frozen
+from bcu_cli.training.optimizers import Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class Inversion(Detector):
         count, (channels, height, width) = model.num_classes, learn.shape[1:]
         masks = torch.full((count, 1, height, width), -1.0, device=device.torch, requires_grad=True)
         patterns = torch.zeros(count, channels, height, width, device=device.torch, requires_grad=True)
-        optimizer = torch.optim.Adam([masks, patterns], lr=self.learning_rate, betas=(0.5, 0.9))
+        optimizer = Adam([masks, patterns], lr=self.learning_rate, betas=(0.5, 0.9))
         weights = torch.full((count,), 1e-3, device=device.torch)
         kept_masks, kept_patterns = masks.detach().clone(), patterns.detach().clone()
         kept_sizes = torch.full((count,), float("inf"), device=device.torch)

@@ -10,6 +10,7 @@ import torch
 from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
 from bcu_cli.scan.optimising import logits, margin
 from bcu_cli.training.inference import frozen
+from bcu_cli.training.optimizers import Adam
 
 SMALLEST_MARGIN = 0.01
 """Classes that no input is answered with have a margin below 0, which has no logarithm."""
@@ -43,7 +44,7 @@ class MaximumMargin(Detector):
         shape = (len(classes), *model.preprocessing.input_size)
         inputs = torch.rand(shape, generator=subject.generator()).to(device.torch)
         inputs.requires_grad_(True)
-        optimizer = torch.optim.Adam([inputs], lr=self.learning_rate)
+        optimizer = Adam([inputs], lr=self.learning_rate)
         with frozen(model):
             for step in range(self.steps):
                 margin(logits(model, inputs, device), classes).sum().neg().backward()  # type: ignore[no-untyped-call]

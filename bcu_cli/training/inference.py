@@ -9,6 +9,7 @@ import torch
 
 from bcu_cli.errors import TrainingError
 from bcu_cli.training.devices import is_out_of_memory
+from bcu_cli.training.profile import EVALUATION, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
 
 BATCH_SIZE = 512
+CPU_BATCH_SIZE = 64
+"""On a CPU, whose caches hold what a small network makes of so many: 2 to 3 times as fast as 512."""
 NO_NUMBERS = (
     "the network's answers are NaN or infinite, so that they tell nothing",
     "its weights are far too large or damaged; get another copy",
@@ -48,6 +51,7 @@ def predict(
     return in_batches(lambda batch: model(batch).argmax(1), images, device, transform=transform)
 
 
+@span(EVALUATION)
 @torch.inference_mode()
 def in_batches(
     compute: Callable[[Tensor], Tensor],
@@ -70,12 +74,13 @@ def in_batches(
     Raises:
         TrainingError: A single image does not fit into memory.
     """
-    computed, start, size = [], 0, BATCH_SIZE
+    computed, start = [], 0
+    size = CPU_BATCH_SIZE if device.torch.type == "cpu" else BATCH_SIZE
     while start < len(images):
         try:
             batch = images[start : start + size].to(device.torch)
             batch = transform(batch) if transform else batch
-            computed.append(compute(batch.float() / 255.0).cpu())
+            computed.append(compute(scaled(batch)).cpu())
             start += size
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -86,6 +91,11 @@ def in_batches(
                 ) from error
             size = (size + 1) // 2
     return torch.cat(computed)
+
+
+def scaled(images: Tensor) -> Tensor:
+    """uint8 images ``[N, C, H, W]`` as float32 in [0, 1], in the memory format of fast convolutions."""
+    return images.to(torch.float32, memory_format=torch.channels_last) / 255.0
 
 
 def are_probabilities(answers: Tensor) -> bool:

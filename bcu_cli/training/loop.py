@@ -22,6 +22,9 @@ from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.images.stream import Stream
 from bcu_cli.training.devices import is_out_of_memory
+from bcu_cli.training.inference import scaled
+from bcu_cli.training.optimizers import SGD
+from bcu_cli.training.profile import BACKWARD, BATCH, DECODING, LOSS, OPTIMIZER, span
 from bcu_cli.training.throughput import FlopCounter, Throughput
 
 if TYPE_CHECKING:
@@ -226,7 +229,9 @@ class Training:
     def _take(self, index: Tensor, on_device: Tensor) -> Tensor:
         """The images at an index, uint8 on the device."""
         if isinstance(self.images, Stream):
-            return self.images.take(index).to(self.device.torch, non_blocking=True)
+            with span(DECODING):
+                taken = self.images.take(index)
+            return taken.to(self.device.torch, non_blocking=True)
         return self.images[on_device]
 
     def _timed_step(self, index: Tensor) -> None:
@@ -267,6 +272,10 @@ class Training:
             self._forget_gradients()
             if self.device.torch.type == "cuda":
                 torch.cuda.empty_cache()
+        with span(OPTIMIZER):
+            self._update()
+
+    def _update(self) -> None:
         share = _schedule(self.options.schedule, self.done / self.steps)
         for learner in self._learners:
             for group in learner.optimizer.param_groups:
@@ -284,15 +293,18 @@ class Training:
         torch.manual_seed(seed)  # for dropout and its like inside the network
         generator = self._generator.manual_seed(seed)
         total = torch.zeros_like(self._loss)
-        on_device = index.to(self.device.torch, non_blocking=True)
-        views = augment(self._take(index, on_device), self.options.augmentation, generator)
+        with span(BATCH):
+            on_device = index.to(self.device.torch, non_blocking=True)
+            views = augment(self._take(index, on_device), self.options.augmentation, generator)
         for start in range(0, len(index), self.micro_batch):
             part = slice(start, start + self.micro_batch)
-            images = (views[part].float() / 255.0).contiguous(memory_format=torch.channels_last)
-            with self.device.autocast():
+            with span(BATCH):
+                images = scaled(views[part])
+            with span(LOSS), self.device.autocast():
                 loss = self.objective(images, on_device[part], self.done / self.steps)
             share = loss.float() * (len(images) / len(index))
-            self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            with span(BACKWARD):
+                self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
             total += share.detach()
         self._loss += total / self.steps_per_epoch
 
@@ -315,7 +327,7 @@ class Training:
 
 
 def _sgd(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+    return SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=options.learning_rate,
         momentum=options.momentum,

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from bcu_cli.models.watching import Watching
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bcu_cli.training.devices import Device
 
 _SIDES = {"cuda": 8192}
 _USUAL_SIDE = 2048
+_CONVOLUTIONS = {"cuda": (256, 512, 28)}
+_USUAL_CONVOLUTION = (32, 128, 16)
+"""Images, channels and side in pixels."""
 _SECONDS = 0.5
 
 
@@ -46,7 +51,7 @@ class Throughput:
         }
 
 
-class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FlopCounter(Watching):
     """Counts the floating-point operations of what runs inside it, by torch's own formulas.
 
     torch's ``FlopCounterMode`` also follows the modules, and so fails where a gradient is asked for midway,
@@ -54,7 +59,10 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # which imports triton, where that is installed
+
         super().__init__()  # type: ignore[no-untyped-call]
+        self._formulas = flop_registry
         self.total = 0
 
     def __torch_dispatch__(
@@ -66,7 +74,7 @@ class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operation, and add what it takes."""
         out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := self._formulas.get(func._overloadpacket):
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
 
@@ -76,19 +84,40 @@ def measure_peak(device: Device) -> float:
 
     The best of as many as fit into half a second.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(device.precision, torch.float32)
     side = _SIDES.get(device.torch.type, _USUAL_SIDE)
-    a, b = (torch.full((side, side), value, dtype=dtype, device=device.torch) for value in (0.5, 0.25))
-    _multiply(a, b, device)  # the first one includes setting up
+    made: Any = {"dtype": _dtype(device), "device": device.torch}
+    a, b = (torch.full((side, side), value, **made) for value in (0.5, 0.25))
+    return 2.0 * side**3 / _fastest(lambda: a @ b, device)
+
+
+@torch.inference_mode()
+def measure_convolution_peak(device: Device) -> float:
+    """Operations a second of a 3x3 convolution between equally many channels, as ``measure_peak``."""
+    images, channels, side = _CONVOLUTIONS.get(device.torch.type, _USUAL_CONVOLUTION)
+    made: Any = {"dtype": _dtype(device), "device": device.torch}
+    inputs = torch.full((images, channels, side, side), 0.5, **made)
+    weights = torch.full((channels, channels, 3, 3), 0.25, **made)
+    inputs, weights = (each.contiguous(memory_format=torch.channels_last) for each in (inputs, weights))
+    best = _fastest(lambda: torch.conv2d(inputs, weights, padding=1), device)
+    return 2.0 * images * side**2 * channels**2 * 9 / best
+
+
+def _dtype(device: Device) -> torch.dtype:
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(device.precision, torch.float32)
+
+
+def _fastest(work: Callable[[], object], device: Device) -> float:
+    """Seconds of the best of as many as fit into half a second."""
+    _timed(work, device)  # the first one includes setting up
     best, started = float("inf"), time.perf_counter()
     while time.perf_counter() - started < _SECONDS:
-        best = min(best, _multiply(a, b, device))
-    return 2.0 * side**3 / best
+        best = min(best, _timed(work, device))
+    return best
 
 
-def _multiply(a: torch.Tensor, b: torch.Tensor, device: Device) -> float:
+def _timed(work: Callable[[], object], device: Device) -> float:
     device.wait()
     started = time.perf_counter()
-    a @ b
+    work()
     device.wait()
     return time.perf_counter() - started

@@ -10,7 +10,7 @@ import torch
 from checkpoint_files import save_safetensors
 from safetensors.torch import load_file, save_file
 
-from bcu_cli.checkpoints import Format, read, read_header, write
+from bcu_cli.checkpoints import Format, count_not_finite, read, read_header, write
 from bcu_cli.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
@@ -149,3 +149,25 @@ def test_a_dtype_that_safetensors_lacks_is_an_output_error(tmp_path: Path) -> No
     with pytest.raises(OutputError, match="complex128"):
         write(path, {"a": torch.ones(1, dtype=torch.complex128)}, format=Format.SAFETENSORS, metadata={})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float16", "bfloat16"]
+)
+def test_values_that_are_not_finite_are_counted_among_all_there_are(tmp_path: Path, dtype: str) -> None:
+    wide = getattr(torch, dtype).itemsize == 2
+    every = torch.arange(2**15 if wide else 2**7, dtype=torch.int16 if wide else torch.int8)
+    values = torch.cat([every, ~every]).view(getattr(torch, dtype))
+    save_file({"a": values, "fine": torch.ones(3)}, tmp_path / "a.safetensors")
+    expected = int((~values.float().isfinite()).sum())
+    assert expected > 0
+    assert count_not_finite(tmp_path / "a.safetensors") == {"a": expected}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_that_are_not_finite_are_counted_across_chunks(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = torch.zeros(3_000_000, dtype=dtype)
+    values[:2] = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min], dtype=dtype)
+    values[5], values[-2], values[-1] = float("nan"), float("inf"), float("-inf")
+    save_file({"a": values, "whole": torch.full((9,), -1)}, tmp_path / "a.safetensors")
+    assert count_not_finite(tmp_path / "a.safetensors") == {"a": 3}

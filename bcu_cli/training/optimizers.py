@@ -1,0 +1,31 @@
+"""torch's SGD and Adam without torch.compile, which nothing here uses and whose import takes a second.
+
+torch makes some of an optimizer's methods import its compiler when they are first called, only to tell it to
+leave them alone. These are the bare methods; where a version of torch does not wrap them, they are its own.
+"""
+
+from __future__ import annotations
+
+from inspect import unwrap
+from typing import Any
+
+import torch
+
+_Optimizer: Any = torch.optim.Optimizer
+
+
+class _Eager(torch.optim.Optimizer):
+    add_param_group = unwrap(_Optimizer.add_param_group)
+    zero_grad = unwrap(_Optimizer.zero_grad)
+
+
+class SGD(_Eager, torch.optim.SGD):
+    """``torch.optim.SGD``."""
+
+    step: Any = torch.no_grad()(unwrap(torch.optim.SGD.step))
+
+
+class Adam(_Eager, torch.optim.Adam):
+    """``torch.optim.Adam``."""
+
+    step: Any = torch.no_grad()(unwrap(torch.optim.Adam.step))
