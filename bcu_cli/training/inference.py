@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import TrainingError
+from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def in_batches(
     *,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """What ``compute`` makes of the images, batch by batch.
+    """What ``compute`` makes of the images, batch by batch; of several ranks each takes its part of them.
 
     Args:
         compute: Maps images, float32 ``[N, C, H, W]`` in [0, 1] on the device, to a tensor ``[N, …]``.
@@ -70,10 +71,12 @@ def in_batches(
     Raises:
         TrainingError: A single image does not fit into memory.
     """
-    computed, start, size = [], 0, BATCH_SIZE
-    while start < len(images):
+    shared = len(images) >= ranks.count()
+    own = ranks.part(len(images)) if shared else slice(0, len(images))
+    computed, start, size = [], own.start, BATCH_SIZE
+    while start < own.stop:
         try:
-            batch = images[start : start + size].to(device.torch)
+            batch = images[start : min(start + size, own.stop)].to(device.torch)
             batch = transform(batch) if transform else batch
             computed.append(compute(batch.float() / 255.0).cpu())
             start += size
@@ -85,7 +88,7 @@ def in_batches(
                     f"one image does not fit into the memory of {device.name}", "use another --device"
                 ) from error
             size = (size + 1) // 2
-    return torch.cat(computed)
+    return ranks.gathered(torch.cat(computed)) if shared else torch.cat(computed)
 
 
 def are_probabilities(answers: Tensor) -> bool:
