@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from bcu_cli import defenses
-from bcu_cli.cli import cleansing_output, output, running
+from bcu_cli.cli import cleansing_output, output, running, several
 from bcu_cli.cli.cleansing import FORMATS, Cleansing
 from bcu_cli.cli.cleansing_pictures import Pictures
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.method_options import options_of
 from bcu_cli.cli.options import (
+    RUN,
     Arch,
     DeviceName,
     InputSize,
@@ -32,10 +33,14 @@ from bcu_cli.errors import UsageError
 _METHOD = "The method; the defaults are its paper's"
 _BCU = "Of method bcu alone"
 _AUTO = "Of method auto alone"
+SEVERAL_DEVICES = ("auto", "bcu", "ft", "nad")
+"""The methods whose steps are mean losses over a batch, and whose decisions between them are predictions'."""
 _EXIT_CODES = {"cleansed": DONE, "not cleansed": BAD, "could not tell": FAILED}
 
 
+@several.as_rank
 def cleanse(
+    context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Option(help="The cleansed model to write.")],
     images: Annotated[
@@ -172,6 +177,16 @@ def cleanse(
     ] = False,
     seed: Seed = 0,
     device: DeviceName = "auto",
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train on so many devices of this machine, one process each: GPUs or, without any, parts of "
+            f"the CPU (methods {', '.join(SEVERAL_DEVICES)}). torchrun does so on several machines. "
+            "(default: 1)",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     precision: Precision = "auto",
     resume: Resume = False,
     as_json: Json = False,
@@ -185,7 +200,8 @@ def cleanse(
     """
     from bcu_cli.checkpoints import check_writable
     from bcu_cli.defenses.base import Defense, find
-    from bcu_cli.training import devices
+    from bcu_cli.training import ranks
+    from bcu_cli.training.devices import choose
 
     kind = find(method)
     said = {
@@ -215,14 +231,24 @@ def cleanse(
         raise UsageError(f"--method {method} writes its result anyway", "leave --force out")
     if format not in FORMATS:
         raise UsageError(f"there is no format {format}", f"--format takes {', '.join(FORMATS)}")
-    room = size_in_bytes(cache, "--cache")
+    room = size_in_bytes(cache, "--cache") // ranks.local_count()
+    if max(devices or 1, ranks.count()) > 1 and method not in SEVERAL_DEVICES:
+        raise UsageError(
+            f"--method {method} runs on one device", f"{', '.join(SEVERAL_DEVICES)} train on several"
+        )
+    if several.started_by_torchrun():
+        several.check(devices)
+    elif devices not in {None, 1}:
+        raise typer.Exit(several.launch(context.obj, devices))
     check_writable(out, inputs=[model])
-    chosen = devices.choose(device, precision)
+    chosen = choose(device, precision)
     of_model = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
     loaded = running.load_model(model, of_model, pictures=images)
     run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format, force=force)
     pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels, cache=room)
     report = run.run(pictures, resume=resume)
+    if ranks.rank() > 0:
+        return
     if as_json:
         output.document(report)
     else:

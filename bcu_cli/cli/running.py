@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bcu_cli.images.listing import Listing
     from bcu_cli.models import Loaded, Preprocessing
     from bcu_cli.training.loop import Epoch, Stage
+    from bcu_cli.training.ranks import Anyone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,10 @@ def train(
     Raises:
         KeyboardInterrupt: The run was stopped, and its state kept.
     """
-    kept = keeper.load() if resume else None
+    from bcu_cli.errors import RankLostError
+    from bcu_cli.training import ranks
+
+    kept = ranks.same(keeper.load() if resume and ranks.rank() == 0 else None)
     if resume and not kept:
         output.say(f"there is no {keeper.path} to resume from; starting anew")
     elif not resume and keeper.path.exists():
@@ -153,27 +157,33 @@ def train(
 
     states: list[dict[str, Any]] = kept["stages"] if kept else []
     done: list[Stage] = []
+    asked = ranks.Anyone()
     with stoppable() as stop:
-        for stage in stages:
-            if len(done) < len(states):
-                stage.training.restore(states[len(done)])
-                output.say(f"going on after step {stage.training.done} of {stage.training.steps}")
-            done.append(stage)
-            _run_stage(stage, partial(_keep, done, keeper, stop), on_epoch)
+        try:
+            for stage in stages:
+                if len(done) < len(states):
+                    stage.training.restore(states[len(done)])
+                    output.say(f"going on after step {stage.training.done} of {stage.training.steps}")
+                done.append(stage)
+                _run_stage(stage, partial(_keep, done, keeper, stop, asked), on_epoch)
+        except RankLostError:
+            keeper.save(_state(done))
+            raise
     return done
 
 
-def _keep(stages: list[Stage], keeper: StateFile, stop: Stop) -> None:
-    """Keep the state now and then, and where the user asked for a stop; which it then makes."""
+def _state(stages: list[Stage]) -> dict[str, Any]:
+    return {"stages": [stage.training.state() for stage in stages]}
+
+
+def _keep(stages: list[Stage], keeper: StateFile, stop: Stop, asked: Anyone) -> None:
+    """Keep the state now and then, and where the user asked for a stop; which all processes make together."""
     from bcu_cli.training.loop import Interrupted
 
-    def state() -> dict[str, Any]:
-        return {"stages": [stage.training.state() for stage in stages]}
-
-    if stop.requested:
-        keeper.save(state())
+    if asked.says(stop.requested):
+        keeper.save(_state(stages))
         raise Interrupted
-    keeper.save_now_and_then(state)
+    keeper.save_now_and_then(lambda: _state(stages))
 
 
 def _run_stage(stage: Stage, keep: Callable[[], None], on_epoch: Callable[[Epoch], str]) -> None:
