@@ -92,9 +92,8 @@ def _own(name: str) -> str:
         raise UsageError(f"several processes cannot train on {name}", "--device auto, cuda or cpu")
     number, there = ranks.local_count(), torch.cuda.device_count()
     if number > there:
-        raise UsageError(
-            f"there are {there} CUDA devices for {number} processes", f"use {there}, or --device cpu"
-        )
+        fewer = f"--devices {there}, or " if there else ""
+        raise UsageError(f"there are {there} CUDA devices for {number} processes", f"{fewer}--device cpu")
     torch.cuda.set_device(ranks.local_rank())
     return f"cuda:{ranks.local_rank()}"
 

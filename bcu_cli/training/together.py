@@ -72,7 +72,11 @@ class Together:
             RankLostError: Another rank has ended.
         """
         try:
-            yield
+            with (
+                warnings.catch_warnings()
+            ):  # torch lays out gradients of one channel in two ways that are one
+                warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+                yield
         except Exception as error:
             self._statistics.undo()
             if ranks.is_lost(error):
