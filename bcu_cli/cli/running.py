@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from bcu_cli.models import Loaded, Preprocessing
     from bcu_cli.training.loop import Epoch, Stage
     from bcu_cli.training.ranks import Anyone
+
+
+_SECONDS_OF_ONE_SIGNAL = 1.0
+"""A cluster sends a signal to all processes, and torchrun passes on its own: that is one, and not two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +109,24 @@ class Stop:
     """Whether the user asked the run to stop."""
 
     requested = False
+    at = 0.0
+    """When, by the clock that only goes on."""
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
     """Ctrl-C or a termination signal asks for a stop between two steps; a second one stops at once."""
+    from bcu_cli.training import ranks
+
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the shape of a handler
+        now = time.monotonic()
+        if stop.requested and ranks.count() > 1 and now - stop.at < _SECONDS_OF_ONE_SIGNAL:
+            return
         if stop.requested:
             raise KeyboardInterrupt
-        stop.requested = True
+        stop.requested, stop.at = True, now
         output.say("stopping; once more to stop without keeping the state")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from contextlib import contextmanager
 from functools import wraps
 from signal import SIGTERM, Signals
 from typing import TYPE_CHECKING, ParamSpec
-from uuid import uuid4
 
 import typer
 
@@ -58,6 +56,9 @@ def launch(words: Sequence[str], devices: int) -> int:
     Raises:
         TrainingError: One of the processes was killed, or does not answer.
     """
+    import logging
+    from uuid import uuid4
+
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -75,6 +76,7 @@ def launch(words: Sequence[str], devices: int) -> int:
         run_id=uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # the machine's name need not resolve
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )

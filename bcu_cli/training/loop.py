@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.images.stream import Stream
+from bcu_cli.models import Classifier
 from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
 from bcu_cli.training.throughput import FlopCounter, Throughput
@@ -279,8 +280,9 @@ class Training:
         if ranks.count() == 1:
             yield
             return
-        unused = len(self._learners) > 1  # an adversary takes part in some steps only
         modules = [learner.module for learner in self._learners]
+        # an adversary may need parts of itself in some steps only, a network all of itself or the same ones
+        unused = not all(isinstance(module, Classifier) for module in modules)
         if self.done < self.steps:
             statistics = Statistics(modules)
             self._step(self._batch(*divmod(self.done, self.steps_per_epoch)), alone=True)

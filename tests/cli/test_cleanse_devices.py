@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import Ran, bcu_process
 
+pytestmark = pytest.mark.slow
 SHORT = ["--method", "bcu", "--epochs", 2, "--batch-size", 32, "--precision", "fp32"]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
@@ -89,9 +90,9 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_device_can_go_on(
     bcu, untrained: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
-    words = [untrained, "--images", photos, "--out", out, *SHORT, "--epochs", 300]
+    words = [untrained, "--images", photos, "--out", out, *SHORT, "--epochs", 20]
     run = Running(*words, "--json")
-    time.sleep(1.0)  # into the training
+    time.sleep(0.3)  # into the training
     os.kill(run.ranks[1], signal.SIGKILL)
     ran = run.end()
     assert ran.code == 2
@@ -103,6 +104,10 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_device_can_go_on(
     other = bcu("cleanse", *words, "--resume", "--seed", 1)
     assert "was left by a run with other options" in other.error
     assert Path(f"{out}.resume").read_bytes() == state
+    resumed = bcu("cleanse", *words, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "starting anew" not in resumed.err
+    assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
 
 
 @needs_proc
