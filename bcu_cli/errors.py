@@ -58,6 +58,10 @@ class TrainingError(BcuError):
     """A training that cannot go on: out of memory, or a loss that is not a number."""
 
 
+class RankLostError(TrainingError):
+    """Another process of the training has ended; this one is as it was after the last whole step."""
+
+
 class ScanError(BcuError):
     """A network that the detectors of backdoors cannot judge."""
 

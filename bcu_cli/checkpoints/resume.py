@@ -24,11 +24,13 @@ class StateFile:
     Args:
         output: The file that the run is to write; the state lies beside it as ``NAME.resume``.
         fingerprint: What decides the run: a state with another one is of another run.
+        writes: Whether it is this process that keeps it; where several train together only one does.
     """
 
-    def __init__(self, output: Path, fingerprint: str) -> None:
+    def __init__(self, output: Path, fingerprint: str, *, writes: bool = True) -> None:
         self.path = output.with_name(output.name + ".resume")
         self._fingerprint = fingerprint
+        self._writes = writes
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -65,15 +67,18 @@ class StateFile:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the state, in place of the last one."""
+        if not self._writes:
+            return
         with atomic_write(self.path) as temporary:
             torch.save({"fingerprint": self._fingerprint, "state": state}, temporary)
         self._saved_at = time.monotonic()
 
     def save_now_and_then(self, state: Callable[[], dict[str, Any]]) -> None:
         """Write the state where the last time is ``SECONDS_BETWEEN`` ago, against a sudden end."""
-        if time.monotonic() - self._saved_at >= SECONDS_BETWEEN:
+        if self._writes and time.monotonic() - self._saved_at >= SECONDS_BETWEEN:
             self.save(state())
 
     def remove(self) -> None:
         """The run is over: nothing is left to resume."""
-        self.path.unlink(missing_ok=True)
+        if self._writes:
+            self.path.unlink(missing_ok=True)

@@ -53,7 +53,9 @@ def run(arguments: Sequence[str]) -> int:
     """
     debug = "--debug" in arguments
     try:
-        code = app([a for a in arguments if a != "--debug"], prog_name="bcu", standalone_mode=False)
+        code = app(
+            [a for a in arguments if a != "--debug"], prog_name="bcu", standalone_mode=False, obj=arguments
+        )
         sys.stdout.flush()
         return int(code or DONE)
     except typer.Exit as stop:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bcu_cli import defenses
-from bcu_cli.cli import cleansing_output, output, running
+from bcu_cli.cli import cleansing_output, output, running, several
 from bcu_cli.cli.cleansing import FORMATS, Cleansing
 from bcu_cli.cli.cleansing_pictures import Pictures
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.method_options import options_of
 from bcu_cli.cli.options import (
+    RUN,
     Arch,
     DeviceName,
     InputSize,
@@ -30,13 +31,20 @@ from bcu_cli.cli.options import (
 )
 from bcu_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from bcu_cli.defenses.base import Defense
+
 _METHOD = "The method; the defaults are its paper's"
 _BCU = "Of method bcu alone"
 _AUTO = "Of method auto alone"
+SEVERAL_DEVICES = ("auto", "bcu", "ft", "nad")
+"""The methods whose steps are mean losses over a batch, and whose decisions between them are predictions'."""
 _EXIT_CODES = {"cleansed": DONE, "not cleansed": BAD, "could not tell": FAILED}
 
 
+@several.as_rank
 def cleanse(
+    context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Option(help="The cleansed model to write.")],
     images: Annotated[
@@ -173,6 +181,16 @@ def cleanse(
     ] = False,
     seed: Seed = 0,
     device: DeviceName = "auto",
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train on so many devices of this machine, one process each: GPUs or, without any, parts of "
+            f"the CPU (methods {', '.join(SEVERAL_DEVICES)}). torchrun does so on several machines. "
+            "(default: 1)",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     precision: Precision = "auto",
     resume: Resume = False,
     profile: Annotated[
@@ -192,8 +210,9 @@ def cleanse(
     Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
     """
     from bcu_cli.checkpoints import check_writable
-    from bcu_cli.defenses.base import Defense, find
-    from bcu_cli.training import devices
+    from bcu_cli.defenses.base import find
+    from bcu_cli.training import ranks
+    from bcu_cli.training.devices import choose
     from bcu_cli.training.profile import READING, profiling, span
     from bcu_cli.training.throughput import measure_convolution_peak
 
@@ -215,19 +234,20 @@ def cleanse(
     }
     settings = settings_of(method, setting, kind="method", owners=defenses.names(), like="clp.u=3")
     options = options_of(kind, seed, said, settings)
-    if kind.needs_images and images is None:
-        raise UsageError(f"--method {method} needs pictures", "name a folder of them with --images")
-    if images is None and max_images is not None:
-        raise UsageError("--max-images is of pictures", "name their folder with --images")
-    if pseudo_labels and not kind.needs_labels:
-        raise UsageError(f"--method {method} needs no labels", "leave --pseudo-labels out")
-    if force and kind.verdict is Defense.verdict:
-        raise UsageError(f"--method {method} writes its result anyway", "leave --force out")
+    _refuse(kind, images=images, max_images=max_images, pseudo_labels=pseudo_labels, force=force)
     if format not in FORMATS:
         raise UsageError(f"there is no format {format}", f"--format takes {', '.join(FORMATS)}")
-    room = size_in_bytes(cache, "--cache")
+    room = size_in_bytes(cache, "--cache") // ranks.local_count()
+    if max(devices or 1, ranks.count()) > 1 and method not in SEVERAL_DEVICES:
+        raise UsageError(
+            f"--method {method} runs on one device", f"{', '.join(SEVERAL_DEVICES)} train on several"
+        )
+    if several.started_by_torchrun():
+        several.check(devices)
+    elif devices not in {None, 1}:
+        raise typer.Exit(several.launch(context.obj, devices))
     check_writable(out, inputs=[model])
-    chosen = devices.choose(device, precision)
+    chosen = choose(device, precision)
     of_model = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
     pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels, cache=room)
     with profiling(chosen) if profile else nullcontext() as timed:
@@ -235,6 +255,8 @@ def cleanse(
             loaded = running.load_model(model, of_model, pictures=images)
         run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format, force=force)
         report = run.run(pictures, resume=resume)
+    if ranks.rank() > 0:
+        return
     if timed:
         report["profile"] = timed.as_json(report["training"], measure_convolution_peak(chosen))
         cleansing_output.show_profile(report["profile"])
@@ -245,3 +267,23 @@ def cleanse(
     if report["verdict"] and (code := _EXIT_CODES[report["verdict"]["word"]]) != DONE:
         cleansing_output.explain(report)
         raise typer.Exit(code)
+
+
+def _refuse(
+    kind: type[Defense[Any]], *, images: Path | None, max_images: int | None, pseudo_labels: bool, force: bool
+) -> None:
+    """Refuse what a method has no use for, or cannot do without.
+
+    Raises:
+        UsageError: The options do not go together.
+    """
+    from bcu_cli.defenses.base import Defense
+
+    if kind.needs_images and images is None:
+        raise UsageError(f"--method {kind.name} needs pictures", "name a folder of them with --images")
+    if images is None and max_images is not None:
+        raise UsageError("--max-images is of pictures", "name their folder with --images")
+    if pseudo_labels and not kind.needs_labels:
+        raise UsageError(f"--method {kind.name} needs no labels", "leave --pseudo-labels out")
+    if force and kind.verdict is Defense.verdict:
+        raise UsageError(f"--method {kind.name} writes its result anyway", "leave --force out")

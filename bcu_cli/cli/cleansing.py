@@ -85,6 +85,7 @@ class Cleansing:
     ) -> dict[str, Any]:
         from bcu_cli.checkpoints.resume import StateFile
         from bcu_cli.report import document
+        from bcu_cli.training import ranks
 
         self.clock.lap("reading images")
         defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
@@ -96,17 +97,16 @@ class Cleansing:
             suitability=self._suitability(used),
         )
         in_force = document.options(defense.options)
-        keeper = StateFile(
-            self.out,
-            document.fingerprint(
-                "cleanse",
-                self.kind.name,
-                in_force,
-                self.loaded.checkpoint.sha256,
-                images and images["sha256"],
-                self.device.precision,
-            ),
+        fingerprint = document.fingerprint(
+            "cleanse",
+            self.kind.name,
+            in_force,
+            self.loaded.checkpoint.sha256,
+            images and images["sha256"],
+            self.device.precision,
         )
+        ranks.require_same(fingerprint, "options, images or a model")
+        keeper = StateFile(self.out, fingerprint, writes=ranks.rank() == 0)
         watch = _Watch(defense, held_out, self.device)
         stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
         self.clock.lap("cleansing")
@@ -118,8 +118,9 @@ class Cleansing:
         after = watch.agreement()
         self.clock.lap("evaluation")
         judged = defense.verdict()
+        wanted = self.force or judged is None or judged.good
         with profile.span(profile.WRITING):
-            written = self._write(defense) if self.force or judged is None or judged.good else None
+            written = self._write(defense) if wanted and ranks.rank() == 0 else None
         keeper.remove()
         self.clock.lap("writing")
         agreement = after and {

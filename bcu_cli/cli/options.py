@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 _MODEL = "How the model is read"
-_RUN = "How it runs"
+RUN = "How it runs"
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,24 +69,24 @@ Download = Annotated[
 DeviceName = Annotated[
     str,
     typer.Option(
-        "--device", help="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN
+        "--device", help="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:1, mps.", rich_help_panel=RUN
     ),
 ]
 Precision = Annotated[
     str,
     typer.Option(
         help="auto (bf16 where the hardware has it, else fp16 on CUDA), bf16, fp16, fp32.",
-        rich_help_panel=_RUN,
+        rich_help_panel=RUN,
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, help="Same seed, same machine, same bytes on the CPU.", rich_help_panel=_RUN)
+    int, typer.Option(min=0, help="Same seed, same machine, same bytes on the CPU.", rich_help_panel=RUN)
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.", rich_help_panel=_RUN)
+    bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.", rich_help_panel=RUN)
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=_RUN)
+    bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=RUN)
 ]
 
 

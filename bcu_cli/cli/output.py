@@ -22,10 +22,20 @@ _WIDTH = 120
 """Columns of tables that go into a file or a pipe."""
 
 
+_quiet = False
+
+
+def quiet(yes: bool) -> None:
+    """Whether nothing is shown from now on: another process of the same run shows it."""
+    global _quiet  # as a stream that leads nowhere
+    _quiet = yes
+
+
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _WIDTH
-    return Console(stderr=stderr, width=width, soft_wrap=not stream.isatty(), highlight=False, markup=False)
+    shape: Any = {"width": width, "soft_wrap": not stream.isatty()}
+    return Console(stderr=stderr, quiet=_quiet, highlight=False, markup=False, **shape)
 
 
 def printable(text: str) -> str:
@@ -58,7 +68,9 @@ def document(content: dict[str, Any]) -> None:
 
 def plain_document(content: dict[str, Any]) -> None:
     """One JSON document on stdout whose schema is not bcu's own."""
-    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    if not _quiet:
+        sys.stdout.write(text)
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -112,7 +124,9 @@ def bar(description: str) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=_quiet or not console.is_terminal
+    ) as progress:
         yield Bar(progress, description)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from bcu_cli.images.listing import Listing
     from bcu_cli.models import Loaded, Preprocessing
     from bcu_cli.training.loop import Epoch, Stage
+    from bcu_cli.training.ranks import Anyone
+
+
+_SECONDS_OF_ONE_SIGNAL = 1.0
+"""A cluster sends a signal to all processes, and torchrun passes on its own: that is one, and not two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +109,24 @@ class Stop:
     """Whether the user asked the run to stop."""
 
     requested = False
+    at = 0.0
+    """When, by the clock that only goes on."""
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
     """Ctrl-C or a termination signal asks for a stop between two steps; a second one stops at once."""
+    from bcu_cli.training import ranks
+
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the shape of a handler
+        now = time.monotonic()
+        if stop.requested and ranks.count() > 1 and now - stop.at < _SECONDS_OF_ONE_SIGNAL:
+            return
         if stop.requested:
             raise KeyboardInterrupt
-        stop.requested = True
+        stop.requested, stop.at = True, now
         output.say("stopping; once more to stop without keeping the state")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -145,7 +158,10 @@ def train(
     Raises:
         KeyboardInterrupt: The run was stopped, and its state kept.
     """
-    kept = keeper.load() if resume else None
+    from bcu_cli.errors import RankLostError
+    from bcu_cli.training import ranks
+
+    kept = ranks.same(keeper.load() if resume and ranks.rank() == 0 else None)
     if resume and not kept:
         output.say(f"there is no {keeper.path} to resume from; starting anew")
     elif not resume and keeper.path.exists():
@@ -153,27 +169,33 @@ def train(
 
     states: list[dict[str, Any]] = kept["stages"] if kept else []
     done: list[Stage] = []
+    asked = ranks.Anyone()
     with stoppable() as stop:
-        for stage in stages:
-            if len(done) < len(states):
-                stage.training.restore(states[len(done)])
-                output.say(f"going on after step {stage.training.done} of {stage.training.steps}")
-            done.append(stage)
-            _run_stage(stage, partial(_keep, done, keeper, stop), on_epoch)
+        try:
+            for stage in stages:
+                if len(done) < len(states):
+                    stage.training.restore(states[len(done)])
+                    output.say(f"going on after step {stage.training.done} of {stage.training.steps}")
+                done.append(stage)
+                _run_stage(stage, partial(_keep, done, keeper, stop, asked), on_epoch)
+        except RankLostError:
+            keeper.save(_state(done))
+            raise
     return done
 
 
-def _keep(stages: list[Stage], keeper: StateFile, stop: Stop) -> None:
-    """Keep the state now and then, and where the user asked for a stop; which it then makes."""
+def _state(stages: list[Stage]) -> dict[str, Any]:
+    return {"stages": [stage.training.state() for stage in stages]}
+
+
+def _keep(stages: list[Stage], keeper: StateFile, stop: Stop, asked: Anyone) -> None:
+    """Keep the state now and then, and where the user asked for a stop; which all processes make together."""
     from bcu_cli.training.loop import Interrupted
 
-    def state() -> dict[str, Any]:
-        return {"stages": [stage.training.state() for stage in stages]}
-
-    if stop.requested:
-        keeper.save(state())
+    if asked.says(stop.requested):
+        keeper.save(_state(stages))
         raise Interrupted
-    keeper.save_now_and_then(state)
+    keeper.save_now_and_then(lambda: _state(stages))
 
 
 def _run_stage(stage: Stage, keep: Callable[[], None], on_epoch: Callable[[Epoch], str]) -> None:

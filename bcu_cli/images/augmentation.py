@@ -36,7 +36,14 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False)
 
 
-def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor,
+    options: Augmentation,
+    generator: torch.Generator,
+    *,
+    part: slice = slice(None),
+    of: int | None = None,
+) -> Tensor:
     """A random view of each image.
 
     All of it is one gather: for each pixel of the view, where it comes from, or that it is zero. Only what is
@@ -46,13 +53,17 @@ def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -
         images: ``[N, C, H, W]`` of any dtype, on any device.
         options: What may happen to them.
         generator: On the CPU, so that the views do not depend on the device.
+        part: Which part of a batch the images are, where they are not all of it: their views are those that
+            they have in the whole batch.
+        of: Images of the whole batch.
 
     Returns:
         ``[N, C, H, W]``, same dtype and device.
     """
     if options == NO_AUGMENTATION:
         return images
-    n, channels, height, width = images.shape
+    n = len(images) if of is None else of
+    channels, height, width = images.shape[1:]
     device = images.device
     rows = torch.arange(height, device=device).view(1, height, 1).expand(n, -1, -1)  # where from: [N, H, 1]
     columns = torch.arange(width, device=device).view(1, 1, width).expand(n, -1, -1)  # [N, 1, W]
@@ -64,13 +75,14 @@ def augment(images: Tensor, options: Augmentation, generator: torch.Generator) -
         columns = columns + _shifts(n, options.crop_padding, generator).to(device, non_blocking=True)
     if options.rotation:
         rows, columns = _turned(rows, columns, (height, width), options.rotation, generator)
+    rows, columns = rows[part], columns[part]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     if options.cutout:
-        inside = inside & ~_squares((n, height, width), options.cutout, generator, device)
+        inside = inside & ~_squares((n, height, width), options.cutout, generator, device)[part]
     index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)  # [N, H, W]
-    index = index.view(n, 1, -1).expand(-1, channels, -1)
+    index = index.view(len(images), 1, -1).expand(-1, channels, -1)
     taken = images.flatten(2).gather(2, index).view_as(images)
-    return taken * inside.view(n, 1, height, width)
+    return taken * inside.view(len(images), 1, height, width)
 
 
 def _shifts(n: int, most: int, generator: torch.Generator) -> Tensor:

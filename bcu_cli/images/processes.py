@@ -49,7 +49,11 @@ class Decoded:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """How many this process may use; those of a machine are divided among the processes of torchrun."""
+    return max(1, _of_machine() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _of_machine() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli import __version__
 from bcu_cli.images.stream import StreamedSet
+from bcu_cli.training import ranks
 from bcu_cli.training.throughput import measure_peak
 
 if TYPE_CHECKING:
@@ -55,7 +56,12 @@ def environment(device: Device) -> dict[str, Any]:
     return {
         "versions": {"bcu": __version__, "python": platform.python_version()}
         | {name: version(name) for name in packages},
-        "device": {"type": str(device.torch), "name": device.name, "precision": device.precision},
+        "device": {
+            "type": str(device.torch),
+            "name": device.name,
+            "precision": device.precision,
+            "number": ranks.count(),
+        },
     }
 
 
@@ -68,8 +74,8 @@ def peak_memory(device: Device) -> dict[str, int]:
 
 
 def training(stages: Sequence[Stage], device: Device) -> list[dict[str, Any]]:
-    """How fast each stage ran, beside the fastest matrix product of the device, measured now."""
-    peak = measure_peak(device)
+    """How fast each stage ran, beside the fastest matrix product of the devices: this one's, measured now."""
+    peak = measure_peak(device) * ranks.count()
     return [{"stage": stage.title} | stage.training.throughput().as_json(peak) for stage in stages]
 
 

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from bcu_cli.errors import UsageError
+from bcu_cli.training import ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,17 @@ class Device:
 def choose(name: str = "auto", precision: str = "auto") -> Device:
     """Find the device called ``name``: ``auto`` takes CUDA, then MPS, then the CPU.
 
+    Of several ranks each takes a CUDA device of its own; where there are none, all take the CPU.
+
     Raises:
         UsageError: There is no such device, or it has no such precision.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        alone = ranks.count() == 1
+        mps = alone and torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if ranks.count() > 1:
+        name = _own(name)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -71,6 +78,24 @@ def choose(name: str = "auto", precision: str = "auto") -> Device:
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
     return Device(torch=device, precision=precision)
+
+
+def _own(name: str) -> str:
+    """The device of this rank.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name == "cpu":
+        return name
+    if name != "cuda":
+        raise UsageError(f"several processes cannot train on {name}", "--device auto, cuda or cpu")
+    number, there = ranks.local_count(), torch.cuda.device_count()
+    if number > there:
+        fewer = f"--devices {there}, or " if there else ""
+        raise UsageError(f"there are {there} CUDA devices for {number} processes", f"{fewer}--device cpu")
+    torch.cuda.set_device(ranks.local_rank())
+    return f"cuda:{ranks.local_rank()}"
 
 
 @cache

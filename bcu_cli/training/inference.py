@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import TrainingError
+from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
 from bcu_cli.training.profile import EVALUATION, span
 
@@ -60,7 +61,7 @@ def in_batches(
     *,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """What ``compute`` makes of the images, batch by batch.
+    """What ``compute`` makes of the images, batch by batch; of several ranks each takes its part of them.
 
     Args:
         compute: Maps images, float32 ``[N, C, H, W]`` in [0, 1] on the device, to a tensor ``[N, …]``.
@@ -74,11 +75,13 @@ def in_batches(
     Raises:
         TrainingError: A single image does not fit into memory.
     """
-    computed, start = [], 0
+    shared = len(images) >= ranks.count()
+    own = ranks.part(len(images)) if shared else slice(0, len(images))
+    computed, start = [], own.start
     size = CPU_BATCH_SIZE if device.torch.type == "cpu" else BATCH_SIZE
-    while start < len(images):
+    while start < own.stop:
         try:
-            batch = images[start : start + size].to(device.torch)
+            batch = images[start : min(start + size, own.stop)].to(device.torch)
             batch = transform(batch) if transform else batch
             computed.append(compute(scaled(batch)).cpu())
             start += size
@@ -90,7 +93,7 @@ def in_batches(
                     f"one image does not fit into the memory of {device.name}", "use another --device"
                 ) from error
             size = (size + 1) // 2
-    return torch.cat(computed)
+    return ranks.gathered(torch.cat(computed)) if shared else torch.cat(computed)
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -1,14 +1,18 @@
 """The one training loop: batches, precision, schedule, memory, interruption. What is learnt is the objective.
 
-Attacks give it a labelled objective, defenses a distilling one. Every step draws its random numbers from a
-seed of its own, so the state between two steps is the weights, the optimiser and the number of the step, and
-a resumed run writes the same bytes as one that was never interrupted (on the CPU).
+Attacks give it a labelled objective, defenses a distilling one. Where several processes train
+together (``ranks``), each takes its part of every batch: same order, same views, same mean loss.
+
+Every step draws its random numbers from a seed of its own, so the state between two steps is the weights, the
+optimiser and the number of the step, and a resumed run writes the same bytes as one that was never
+interrupted (on the CPU).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil, cos, pi
@@ -21,16 +25,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.images.stream import Stream
+from bcu_cli.models import Classifier
+from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
 from bcu_cli.training.inference import scaled
 from bcu_cli.training.optimizers import SGD
 from bcu_cli.training.profile import BACKWARD, BATCH, DECODING, LOSS, OPTIMIZER, span
 from bcu_cli.training.throughput import FlopCounter, Throughput
+from bcu_cli.training.together import Statistics, Together
 
 if TYPE_CHECKING:
     from bcu_cli.images.stream import Images
     from bcu_cli.training.devices import Device
 
+FEWEST_IMAGES = 2
+"""Of a step for each of several ranks: BatchNorm has no statistics of one."""
 Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
 Objective = Callable[[Tensor, Tensor, float], Tensor]
 """(images float32 [N, C, H, W] in [0, 1], index int64 [N] of each, progress in [0, 1)) -> mean loss."""
@@ -119,6 +128,9 @@ class Training:
         seed: Decides the order and the views of the images.
         optimizer: Of the model's parameters; None is SGD as in ``options``.
         companions: What learns with the model.
+
+    Raises:
+        UsageError: A step has fewer than ``FEWEST_IMAGES`` images for each of the ranks that train together.
     """
 
     def __init__(
@@ -150,6 +162,12 @@ class Training:
             learner.module.to(device.torch)
             for group in learner.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
+        if ranks.count() > 1 and (fewest := len(images) // self._batches) < FEWEST_IMAGES * ranks.count():
+            raise UsageError(
+                f"a step of {fewest} images is too small for {ranks.count()} devices",
+                f"each needs {FEWEST_IMAGES}; use a larger --batch-size, or fewer devices",
+            )
+        self._together: Together | None = None
         self._average = _average(self.model, options.ema) if options.ema else None
         self._scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
         self._generator = torch.Generator()
@@ -171,14 +189,16 @@ class Training:
 
         Raises:
             TrainingError: Out of memory with a single image, or a loss that is not a number.
+            RankLostError: Another process that trains with this one has ended; the last whole step stands.
             Interrupted: Raised by ``on_step``.
         """
         cuda = [self.device.torch] if self.device.torch.type == "cuda" else []
         if isinstance(self.images, Stream):
             steps = range(self.done, self.steps)
-            coming = (self._batch(*divmod(step, self.steps_per_epoch)) for step in steps)
+            batches = (self._batch(*divmod(step, self.steps_per_epoch)) for step in steps)
+            coming = (index[ranks.part(len(index))] for index in batches)
             self.images.follow(coming, self.device.wait)
-        with torch.random.fork_rng(devices=cuda):
+        with torch.random.fork_rng(devices=cuda), self._with_others():
             while self.done < self.steps:
                 epoch, batch = divmod(self.done, self.steps_per_epoch)
                 if batch == 0 or self.done == 0:
@@ -236,7 +256,8 @@ class Training:
 
     def _timed_step(self, index: Tensor) -> None:
         started = time.perf_counter()
-        self._step(index)
+        with self._together.whole_step() if self._together else nullcontext():
+            self._step(index)
         self._seconds += time.perf_counter() - started
         self._trained += len(index)
 
@@ -254,24 +275,62 @@ class Training:
         self._forget_gradients()
         return float(counter.total / len(images))
 
-    def _step(self, index: Tensor) -> None:
-        """One update; where memory runs out the batch is halved, and its gradients are added up."""
+    @contextmanager
+    def _with_others(self) -> Iterator[None]:
+        """Train with the other ranks meanwhile, if there are any.
+
+        How many images fit into memory is found out before, by a step alone whose gradients are dropped:
+        gradients that are half exchanged cannot be computed again.
+        """
+        if ranks.count() == 1:
+            yield
+            return
+        modules = [learner.module for learner in self._learners]
+        # an adversary may need parts of itself in some steps only, a network all of itself or the same ones
+        unused = not all(isinstance(module, Classifier) for module in modules)
+        if self.done < self.steps:
+            statistics = Statistics(modules)
+            self._step(self._batch(*divmod(self.done, self.steps_per_epoch)), alone=True)
+            statistics.undo()
+            learning = [each for module in modules for each in module.parameters() if each.requires_grad]
+            unused = unused or any(each.grad is None for each in learning)
+            self._forget_gradients()
+        self._together = Together(self.objective, modules, unused=ranks.same(unused))
+        try:
+            yield
+        finally:
+            self._together = None
+
+    def _step(self, index: Tensor, *, alone: bool = False) -> None:
+        """One update; where memory runs out the batch is halved, and its gradients are added up.
+
+        Args:
+            index: Of the batch.
+            alone: Find out whether it fits, and update nothing; the other ranks take no part.
+        """
         while True:
             try:
-                self._accumulate(index)
+                self._accumulate(index, alone=alone)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if self._together:
+                    raise TrainingError(
+                        f"process {ranks.rank()} ran out of memory in a step, on {self.device.name}",
+                        "the same command with --resume goes on, with fewer images at a time",
+                    ) from error
                 if self.micro_batch == 1:
                     raise TrainingError(
                         f"one image does not fit into the memory of {self.device.name}",
                         "use another --device or a smaller --input-size",
                     ) from error
-            self.micro_batch = ceil(min(self.micro_batch, len(index)) / 2)
+            self.micro_batch = ceil(min(self.micro_batch, len(index[ranks.part(len(index))])) / 2)
             self._forget_gradients()
             if self.device.torch.type == "cuda":
                 torch.cuda.empty_cache()
+        if alone:
+            return
         with span(OPTIMIZER):
             self._update()
 
@@ -285,28 +344,39 @@ class Training:
         if self._average:
             self._average.update_parameters(self.model)
 
-    def _accumulate(self, index: Tensor) -> None:
+    def _accumulate(self, index: Tensor, *, alone: bool) -> None:
         for learner in self._learners:
             learner.module.train()
         self._forget_gradients()
         seed = _seed(self.seed, self.done)
-        torch.manual_seed(seed)  # for dropout and its like inside the network
+        torch.manual_seed(seed + ranks.rank())  # for dropout and its like inside the network
         generator = self._generator.manual_seed(seed)
         total = torch.zeros_like(self._loss)
+        whole, own = len(index), ranks.part(len(index))
+        index = index[own]
         with span(BATCH):
             on_device = index.to(self.device.torch, non_blocking=True)
-            views = augment(self._take(index, on_device), self.options.augmentation, generator)
+            images = self._take(index, on_device)
+            views = augment(images, self.options.augmentation, generator, part=own, of=whole)
+        together = self._together
+        objective = together.objective if together else self.objective
         for start in range(0, len(index), self.micro_batch):
             part = slice(start, start + self.micro_batch)
             with span(BATCH):
                 images = scaled(views[part])
-            with span(LOSS), self.device.autocast():
-                loss = self.objective(images, on_device[part], self.done / self.steps)
-            share = loss.float() * (len(images) / len(index))
-            with span(BACKWARD):
-                self._scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            more = part.stop < len(index)
+            with together.alone(more) if together else nullcontext():
+                with span(LOSS), self.device.autocast():
+                    loss = objective(images, on_device[part], self.done / self.steps)
+                share = loss.float() * (len(images) / whole)
+                with span(BACKWARD):
+                    # of several ranks the gradients are averaged, and shares of a mean are to be added up
+                    self._scaler.scale(share * ranks.count()).backward()  # type: ignore[no-untyped-call]
             total += share.detach()
-        self._loss += total / self.steps_per_epoch
+        if together:
+            together.agree(total, len(index) / whole)
+        if not alone:
+            self._loss += total / self.steps_per_epoch
 
     def _forget_gradients(self) -> None:
         for learner in self._learners:

@@ -1,0 +1,209 @@
+"""How much faster several processes cleanse than one, measured here; and what links would allow, on paper.
+
+    python examples/benchmarks/scaling.py --out scaling.json [--devices 2] [--rounds 3] [--arch resnet14]
+    python examples/benchmarks/scaling.py --estimate --out estimate.json
+
+Measured are whole `bcu cleanse --method bcu` runs on drawn road signs, of a network with random weights, at
+the same global batch: one process and several, in turns, so that what else runs on the machine slows all.
+On a CPU there is a third: one process with the threads of all. What is compared is the speed of the training,
+as the reports have it; the start-up, which several processes do not shorten, stands beside it.
+
+The estimate is of the formula in docs/several-devices.md. It is on paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PHOTOS = 160
+"""Of each of the 8 signs."""
+PASSES_OVER_GRADIENTS = 2.0
+"""Of a ring: every byte goes once around to be added up, and once to be handed out."""
+BACKWARD = 0.5
+"""Share of a step's computing in which gradients come out: the student's forward pass takes a quarter, its
+backward pass a half, the teacher's forward pass a quarter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A step on one device.
+
+    Args:
+        name: What.
+        gradients: Bytes, fp32.
+        seconds: On one device, at the whole batch.
+    """
+
+    name: str
+    gradients: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """What joins two devices.
+
+    Args:
+        name: What.
+        bytes_per_second: One way.
+        latency: Of one message, in seconds.
+    """
+
+    name: str
+    bytes_per_second: float
+    latency: float
+
+
+STEPS = (
+    Work(name="ResNet-18, 32x32, batch 256, 12 ms", gradients=4 * 11.17e6, seconds=0.012),
+    Work(name="ResNet-50, 224x224, batch 256, 30 ms", gradients=4 * 25.56e6, seconds=0.030),
+)
+"""Of one H100 at the targets for bcu (12 s for 1,000 steps; 40 % of 700 TFLOP/s): not measured."""
+LINKS = (
+    Link(name="NVLink, 450 GB/s", bytes_per_second=450e9, latency=5e-6),
+    Link(name="PCIe 4, 25 GB/s", bytes_per_second=25e9, latency=10e-6),
+    Link(name="100 Gbit/s, 12.5 GB/s", bytes_per_second=12.5e9, latency=20e-6),
+    Link(name="10 Gbit/s, 1.25 GB/s", bytes_per_second=1.25e9, latency=50e-6),
+)
+
+
+def step_seconds(work: Work, link: Link, devices: int) -> float:
+    """A step of the same global batch on so many devices.
+
+    The exchange is a ring; it hides behind the backward pass as far as that lasts, but for its last bucket
+    (25 MB or less), and the BatchNorm statistics cost another ring of latencies.
+    """
+    if devices == 1:
+        return work.seconds
+    ring = 2 * (devices - 1) * link.latency
+    share = PASSES_OVER_GRADIENTS * (devices - 1) / devices
+    exchange = ring + share * work.gradients / link.bytes_per_second
+    last = ring + share * min(25e6, work.gradients) / link.bytes_per_second
+    computing = work.seconds / devices
+    return computing + max(last, exchange - BACKWARD * computing) + ring
+
+
+def estimates() -> list[dict[str, Any]]:
+    """How many times as fast as one device."""
+    return [
+        {
+            "step": work.name,
+            "link": link.name,
+            "devices": devices,
+            "milliseconds": round(1000 * step_seconds(work, link, devices), 2),
+            "times_as_fast": round(work.seconds / step_seconds(work, link, devices), 2),
+        }
+        for work in STEPS
+        for link in LINKS
+        for devices in (2, 4, 8, 16)
+    ]
+
+
+def prepare(folder: Path, arch: str) -> None:
+    """Pictures, and a model file of random weights."""
+    from bcu_cli.checkpoints import Format, write
+    from bcu_cli.images import signs
+    from bcu_cli.models import Architecture, metadata_for
+    from bcu_cli.models.fresh import fresh
+
+    signs.write_folder(folder / "photos", PHOTOS, seed=1, labelled=False)
+    pictures = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    model = fresh(arch, len(signs.CLASSES), pictures, seed=0)
+    architecture = Architecture(name=arch, source="random weights", num_classes=len(signs.CLASSES))
+    metadata = metadata_for(architecture, model.preprocessing, list(signs.CLASSES))
+    write(
+        folder / "model.safetensors", model.network.state_dict(), format=Format.SAFETENSORS, metadata=metadata
+    )
+
+
+def cleanse(folder: Path, devices: int, threads: int, options: argparse.Namespace) -> dict[str, float]:
+    """One run."""
+    words = f"cleanse {folder}/model.safetensors --images {folder}/photos --out {folder}/out.safetensors"
+    words += f" --method bcu --epochs {options.epochs} --batch-size {options.batch_size} --json"
+    words += f" --device {options.device} --devices {devices}"
+    ran = subprocess.run(  # noqa: S603 - our own program, words of our own
+        [sys.executable, "-m", "bcu_cli", *words.split()],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+    )
+    if ran.returncode:
+        sys.exit(ran.stderr.decode())
+    report = json.loads(ran.stdout)
+    training = report["training"][0]
+    return {
+        "images_per_second": training["images_per_second"],
+        "training_seconds": training["seconds"],
+        "all_seconds": report["seconds"]["total"],
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs in turns, and their medians."""
+    cores = len(os.sched_getaffinity(0))
+    share = max(1, cores // options.devices)
+    ways = {
+        "one process": (1, share),
+        f"{options.devices} processes": (options.devices, share),
+        "one process, the threads of all": (1, share * options.devices),
+    }
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    loads = []
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), options.arch)
+        for _ in range(options.rounds):
+            for name, (devices, threads) in ways.items():
+                loads.append(os.getloadavg()[0])
+                runs[name].append(cleanse(Path(folder), devices, threads, options))
+    speed = {name: statistics.median(run["images_per_second"] for run in some) for name, some in runs.items()}
+    one = speed["one process"]
+    return {
+        "arch": options.arch,
+        "images": 8 * PHOTOS * 9 // 10,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "threads_each": share,
+        "cores": cores,
+        "load_before_each_run": [round(load, 1) for load in loads],
+        "runs": runs,
+        "images_per_second": speed,
+        "times_as_fast": {name: round(value / one, 2) for name, value in speed.items()},
+    }
+
+
+def main() -> None:
+    """Measure or estimate, and write the JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--estimate", action="store_true")
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arch", default="resnet14")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=128)
+    options = parser.parse_args()
+    made = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    if options.estimate:
+        assumed = {"steps": [asdict(work) for work in STEPS], "links": [asdict(link) for link in LINKS]}
+        found: dict[str, Any] = {"on_paper": estimates(), "assumed": assumed}
+    else:
+        found = measure(options)
+    options.out.write_text(json.dumps({"versions": made, **found}, indent=2) + "\n")
+    print(json.dumps(found.get("times_as_fast") or found["on_paper"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
