@@ -12,7 +12,8 @@ import torch
 from bcu_cli import attacks
 from bcu_cli.errors import UsageError
 from bcu_cli.images.augmentation import Augmentation
-from bcu_cli.training.loop import Stage, Training, TrainingOptions
+from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -29,7 +29,8 @@ from torch.nn import functional as F
 from bcu_cli.defenses.base import Defense, DefenseOptions, require
 from bcu_cli.images.augmentation import NO_AUGMENTATION
 from bcu_cli.models.channels import BATCH_NORMS, Channels, find_channels, pruned_report
-from bcu_cli.training.loop import Stage, Training, TrainingOptions
+from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,7 +15,7 @@ from bcu_cli import defenses
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.images.augmentation import Augmentation
 from bcu_cli.training.inference import predict
-from bcu_cli.training.loop import TrainingOptions
+from bcu_cli.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,17 +13,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, cos, pi
-from typing import TYPE_CHECKING, Any, Literal
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bcu_cli.errors import TrainingError, UsageError
-from bcu_cli.images.augmentation import Augmentation, augment
+from bcu_cli.images.augmentation import augment
 from bcu_cli.images.stream import Stream
 from bcu_cli.models import Classifier
 from bcu_cli.training import ranks
@@ -37,53 +37,16 @@ from bcu_cli.training.together import Statistics, Together
 if TYPE_CHECKING:
     from bcu_cli.images.stream import Images
     from bcu_cli.training.devices import Device
+    from bcu_cli.training.options import TrainingOptions
 
 FEWEST_IMAGES = 2
 """Of a step for each of several ranks: BatchNorm has no statistics of one."""
-Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
 Objective = Callable[[Tensor, Tensor, float], Tensor]
 """(images float32 [N, C, H, W] in [0, 1], index int64 [N] of each, progress in [0, 1)) -> mean loss."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error: the user asked for it
     """Training was asked to stop and did, between two steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How a network is trained by SGD.
-
-    Args:
-        epochs: Passes over the images.
-        epoch_steps: Most steps of an epoch, which then is a pass over a part of them, drawn anew each time;
-            None for all.
-        batch_size: Most images in a step; the batches of an epoch are of equal size within one.
-        learning_rate: The highest one.
-        schedule: ``cosine`` falls from it to 0; ``one-cycle`` first rises for a quarter of the steps, then
-            falls, both linearly; ``steps`` divides it by 10 after a half and after three quarters of the
-            steps (the paper's milestones: 100 and 150 of 200 epochs); ``constant`` leaves it.
-        momentum: Of SGD.
-        nesterov: Whether the momentum looks ahead.
-        weight_decay: Of SGD, on all parameters.
-        augmentation: The random view of each image in each epoch.
-        ema: Decay, in (0, 1), of an exponential moving average of the weights that replaces them at the end;
-            None for the last weights themselves.
-    """
-
-    epochs: int
-    epoch_steps: int | None = None
-    batch_size: int = 256
-    learning_rate: float = 0.01
-    schedule: Schedule = "cosine"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    ema: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"an average with a decay of {self.ema} makes no sense", "--ema 0.99")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +298,7 @@ class Training:
             self._update()
 
     def _update(self) -> None:
-        share = _schedule(self.options.schedule, self.done / self.steps)
+        share = self.options.share_of_rate(self.done / self.steps)
         for learner in self._learners:
             for group in learner.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * share
@@ -410,18 +373,6 @@ def _average(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of the model that will follow its weights and its BatchNorm statistics."""
     average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-
-def _schedule(name: Schedule, progress: float) -> float:
-    """Share of the highest learning rate at ``progress`` in [0, 1)."""
-    if name == "constant":
-        return 1.0
-    if name == "cosine":
-        return (1.0 + cos(pi * progress)) / 2.0
-    if name == "steps":
-        return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
-    rise = 0.25
-    return progress / rise if progress < rise else (1.0 - progress) / (1.0 - rise)
 
 
 def _seed(seed: int, position: int) -> int:

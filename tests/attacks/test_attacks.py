@@ -17,7 +17,8 @@ from bcu_cli.images.augmentation import Augmentation
 from bcu_cli.images.folder import ImageSet
 from bcu_cli.models import Classifier, Preprocessing
 from bcu_cli.training.devices import Device
-from bcu_cli.training.loop import Stage, Training, TrainingOptions
+from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.options import TrainingOptions
 from bcu_cli.triggers import base
 
 CPU = Device(torch=torch.device("cpu"), precision="fp32")

@@ -22,7 +22,8 @@ from bcu_cli.images.listing import list_pictures
 from bcu_cli.images.pace import Pace
 from bcu_cli.images.stream import Images, Stream, open_stream
 from bcu_cli.training.devices import Device
-from bcu_cli.training.loop import Training, TrainingOptions
+from bcu_cli.training.loop import Training
+from bcu_cli.training.options import TrainingOptions
 
 SIZE = Geometry(height=8, width=8)
 CPU = Device(torch=torch.device("cpu"), precision="fp32")

@@ -19,7 +19,8 @@ from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.training import ranks
 from bcu_cli.training.devices import Device
 from bcu_cli.training.inference import predict
-from bcu_cli.training.loop import Companion, Training, TrainingOptions
+from bcu_cli.training.loop import Companion, Training
+from bcu_cli.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

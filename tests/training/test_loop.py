@@ -9,7 +9,8 @@ from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation
 from bcu_cli.training import devices
 from bcu_cli.training.devices import Device
-from bcu_cli.training.loop import Companion, Interrupted, Schedule, Training, TrainingOptions
+from bcu_cli.training.loop import Companion, Interrupted, Training
+from bcu_cli.training.options import Schedule, TrainingOptions
 from bcu_cli.training.throughput import Throughput, measure_peak
 
 CPU = Device(torch=torch.device("cpu"), precision="fp32")

@@ -14,7 +14,8 @@ from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.models.fresh import fresh
 from bcu_cli.models.watching import Watching
 from bcu_cli.training.devices import Device
-from bcu_cli.training.loop import Training, TrainingOptions
+from bcu_cli.training.loop import Training
+from bcu_cli.training.options import TrainingOptions
 from bcu_cli.training.profile import BACKWARD, LOSS, OPTIMIZER, TEACHER, profiling, watch
 
 CPU = torch.device("cpu")

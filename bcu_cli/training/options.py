@@ -1,0 +1,60 @@
+"""How a training goes: length, batches, learning rate and its schedule, views, averaging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import cos, pi
+from typing import Literal
+
+from bcu_cli.errors import UsageError
+from bcu_cli.images.augmentation import Augmentation
+
+Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How a network is trained by SGD.
+
+    Args:
+        epochs: Passes over the images.
+        epoch_steps: Most steps of an epoch, which then is a pass over a part of them, drawn anew each time;
+            None for all.
+        batch_size: Most images in a step; the batches of an epoch are of equal size within one.
+        learning_rate: The highest one.
+        schedule: ``cosine`` falls from it to 0; ``one-cycle`` first rises for a quarter of the steps, then
+            falls, both linearly; ``steps`` divides it by 10 after a half and after three quarters of the
+            steps (the paper's milestones: 100 and 150 of 200 epochs); ``constant`` leaves it.
+        momentum: Of SGD.
+        nesterov: Whether the momentum looks ahead.
+        weight_decay: Of SGD, on all parameters.
+        augmentation: The random view of each image in each epoch.
+        ema: Decay, in (0, 1), of an exponential moving average of the weights that replaces them at the end;
+            None for the last weights themselves.
+    """
+
+    epochs: int
+    epoch_steps: int | None = None
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    schedule: Schedule = "cosine"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"an average with a decay of {self.ema} makes no sense", "--ema 0.99")
+
+    def share_of_rate(self, progress: float) -> float:
+        """Share of the highest learning rate at ``progress`` in [0, 1)."""
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "cosine":
+            return (1.0 + cos(pi * progress)) / 2.0
+        if self.schedule == "steps":
+            return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
+        rise = 0.25
+        return progress / rise if progress < rise else (1.0 - progress) / (1.0 - rise)
