@@ -6,6 +6,7 @@ nobody has joined a group there is one rank, and nothing here costs anything.
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -56,10 +57,13 @@ def local_count() -> int:
 @contextmanager
 def joined() -> Iterator[None]:
     """Be one of the ranks that torchrun has started: what is on the CPU goes by gloo, on CUDA by nccl."""
-    with _others_there():
+    with others_there():
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     yield
+    gc.collect()  # what still holds the group would outlive Python, whose threads then abort the process
+    with others_there():
+        dist.barrier()
     dist.destroy_process_group()  # not after an error: it would wait for ranks that have ended
 
 
@@ -77,7 +81,7 @@ def same(value: T) -> T:
     if count() == 1:
         return value
     values = [value]
-    with _others_there():
+    with others_there():
         dist.broadcast_object_list(values, src=0)
     return values[0]
 
@@ -91,7 +95,7 @@ def gathered(own: Tensor) -> Tensor:
     if count() == 1:
         return own
     parts: list[Any] = [None] * count()
-    with _others_there():
+    with others_there():
         dist.all_gather_object(parts, own)
     return torch.cat(parts)
 
@@ -103,7 +107,7 @@ def summed(values: Tensor) -> Tensor:
         RankLostError: Another rank has ended.
     """
     if count() > 1:
-        with _others_there():
+        with others_there():
             dist.all_reduce(values)
     return values
 
@@ -138,7 +142,7 @@ class Anyone:
         """
         if count() == 1:
             return yes
-        with _others_there():
+        with others_there():
             if self._work:
                 self._work.wait()
             heard = bool(self._said)
@@ -165,7 +169,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 @contextmanager
-def _others_there() -> Iterator[None]:
+def others_there() -> Iterator[None]:
     """Name the error that is theirs.
 
     Raises:

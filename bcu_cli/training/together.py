@@ -31,10 +31,13 @@ class Together:
         objective: The loss of a part of a batch.
         learners: The modules that learn by it; those of rank 0 are given to all.
         unused: Whether it may leave out some of their parameters, now or in a later step.
+
+    Raises:
+        RankLostError: Another rank has ended.
     """
 
     def __init__(self, objective: Objective, learners: Sequence[nn.Module], *, unused: bool) -> None:
-        with warnings.catch_warnings():  # its new name is not known to torch 2.10
+        with ranks.others_there(), warnings.catch_warnings():  # its new name is not known to torch 2.10
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self._parallel = DistributedDataParallel(
                 _Loss(objective, learners), broadcast_buffers=False, find_unused_parameters=unused

@@ -126,9 +126,9 @@ def test_an_interruption_in_any_stage_leaves_the_old_file_and_is_resumed_to_the_
     keep = running._keep
 
     def interrupt_in(number: int) -> Callable[..., None]:
-        def keep_or_stop(stages: list[Any], keeper: Any, stop: Any) -> None:
+        def keep_or_stop(stages: list[Any], keeper: Any, stop: Any, asked: Any) -> None:
             stop.requested = len(stages) == number and stages[-1].training.done == 1
-            keep(stages, keeper, stop)
+            keep(stages, keeper, stop, asked)
 
         return keep_or_stop
 
