@@ -133,17 +133,20 @@ def _one_voice() -> Iterator[None]:
     """Be one of the processes that torchrun has started: the first talks, or the first that fails."""
     from bcu_cli.training import ranks
 
+    ended: typer.Exit | None = None
     with ranks.joined():
         output.quiet(ranks.rank() > 0)
         try:
             yield
+        except typer.Exit as verdict:  # in good order, so that the group is left as at any other end
+            ended = verdict
         except RankLostError:
             if _OURS in os.environ:
                 raise typer.Exit(_LOST) from None
             output.quiet(not ranks.first_to_fail())
             raise
-        except typer.Exit:
-            raise
         except Exception:
             output.quiet(not ranks.first_to_fail())
             raise
+    if ended:
+        raise ended

@@ -246,7 +246,7 @@ class Auto(TrainedDefense[AutoOptions]):
         adversary.load_state_dict(self._weakness.state_dict())
         companion = Companion(module=adversary, optimizer=adversary.optimizer())
         objective = self._teaching(student, adversary)
-        how = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": AVERAGE}
+        how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": AVERAGE}
         training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
 
@@ -268,18 +268,8 @@ class Auto(TrainedDefense[AutoOptions]):
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
             return adversary.against(self.teacher, views, len(UNIVERSAL))[1]
 
-        how = self.options.training(
-            schedule="constant", augmentation=NO_AUGMENTATION, **self._length(SEARCH_STEPS)
-        )
-        training = Training(
-            adversary,
-            self.data.images,
-            objective,
-            how,
-            device=self.device,
-            seed=self.options.seed,
-            optimizer=adversary.optimizer(),
-        )
+        how = {"schedule": "constant", "augmentation": NO_AUGMENTATION, **self._length(SEARCH_STEPS)}
+        training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
         return Stage(title=title, training=training)
 
     def _successes(self, adversary: Adversary, network: Classifier) -> dict[tuple[str, int], Proportion]:
@@ -303,15 +293,21 @@ class Auto(TrainedDefense[AutoOptions]):
         return Adversary(self.teacher.num_classes, shape, limits, seed=seed).to(self.device.torch)
 
     def _training(
-        self, network: nn.Module, objective: Objective, companion: Companion | None = None, **how: Any
+        self,
+        network: nn.Module,
+        objective: Objective,
+        companion: Companion | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        **how: Any,
     ) -> Training:
         return Training(
             network,
             self.data.images,
             objective,
-            self.options.training(schedule="one-cycle", **how),
+            self.options.training(**{"schedule": "one-cycle", **how}),
             device=self.device,
             seed=self.options.seed,
+            optimizer=optimizer,
             companions=[companion] if companion else [],
         )
 

@@ -42,6 +42,18 @@ def test_one_process_reports_and_warns_and_all_of_them_count(whole: tuple[Ran, b
     assert others == []
 
 
+def test_a_bad_verdict_is_said_once_and_is_the_exit_code(
+    untrained: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The first process alone ends with it, the others in good order."""
+    words = ["--images", photos, "--epochs", 1, "--quick", "--out", tmp_path / "out.safetensors"]
+    ran = bcu_process("cleanse", untrained, *words, "--devices", 2, "--json")
+    word = ran.json["verdict"]["word"]
+    assert (word, ran.code) in {("not cleansed", 1), ("could not tell", 2)}
+    assert ran.error.startswith(f"error: {word}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 class Running:
     """A run of two processes that has begun to train."""
 

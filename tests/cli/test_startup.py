@@ -43,7 +43,7 @@ def test_help_takes_little_of_the_processor() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.4
+    assert min(seconds() for _ in range(5)) < 0.3
 
 
 def test_inspecting_safetensors_imports_no_torch(untrained: Path) -> None:
