@@ -97,16 +97,14 @@ def _show_evidence(did: dict[str, Any]) -> None:
             rows,
         )
     kinds = dict.fromkeys(each["trigger"] for each in did["found_triggers"])
-    header = ("kind", "looked for", "worked on the original", "the worst of these afterwards")
+    header = ("kind", "looked for", "stand out on the original", "the worst of these afterwards")
     rows = [_found([each for each in did["found_triggers"] if each["trigger"] == kind]) for kind in kinds]
     output.table("Triggers looked for on the original, one for each class", header, rows)
 
 
 def _found(triggers: Sequence[dict[str, Any]]) -> tuple[str, str, str, str]:
     """A row for the triggers of a kind."""
-    from bcu_cli.defenses.auto import WORKS
-
-    worked = [each for each in triggers if each["before"]["value"] >= WORKS]
+    worked = [each for each in triggers if each["stands_out"]]
     worst = max(worked, key=lambda each: float(each["after"]["value"]), default=None)
     return (
         triggers[0]["trigger"],

@@ -7,6 +7,7 @@ a backdoor that was taught late and briefly; one that the network grew up with m
 
 from __future__ import annotations
 
+from math import pi
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,17 +25,19 @@ if TYPE_CHECKING:
     from bcu_cli.training.loop import Objective
     from bcu_cli.triggers.base import Trigger
 
-NAMES = ("patch", "blend", "warp")
+NAMES = ("patch", "blend", "wave", "warp")
 PATCH_SIDES = 6
 """The patch has a sixth of the image's shorter side."""
 ALPHA = 0.2
-"""Of the blended picture."""
+"""Of the picture, or of the wave, that is blended in."""
+CYCLES = (3, 9)
+"""Of the wave, from side to side: fewest, and the first that is too many."""
 STRENGTH = 3.0
 """Of the warp, in WaNet's unit: one and a half pixels of 32, in the mean of its control points."""
 
 
 def draw(shape: tuple[int, int, int], seed: int) -> tuple[Trigger, ...]:
-    """A patch of random colours, a smooth picture blended in, and a warp, for images ``(C, H, W)``."""
+    """A patch of random colours, a smooth picture and a wave blended in, a warp; for images ``(C, H, W)``."""
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = shape
     side = max(2, min(height, width) // PATCH_SIDES)
@@ -44,10 +47,14 @@ def draw(shape: tuple[int, int, int], seed: int) -> tuple[Trigger, ...]:
     colours = torch.rand(channels, height, width, generator=generator).round()
     coarse = torch.rand(1, channels, 5, 5, generator=generator).round()
     smooth = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)[0]
+    across, down = (float(torch.randint(*CYCLES, (), generator=generator)) for _ in range(2))
+    x, y = (torch.arange(size) / size for size in (width, height))
+    wave = 0.5 + 0.5 * torch.sin(2.0 * pi * (across * x + down * y[:, None]))
     everywhere = torch.ones(1, height, width)
     return (
         Custom(picture=colours, mask=mask),
         Custom(picture=smooth, mask=everywhere, mode="blend", alpha=ALPHA),
+        Custom(picture=wave.expand(channels, -1, -1), mask=everywhere, mode="blend", alpha=ALPHA),
         WaNet(field=WaNet.for_images(shape, seed=seed + 1).field, strength=STRENGTH),
     )
 

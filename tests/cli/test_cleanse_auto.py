@@ -52,7 +52,10 @@ def judge(monkeypatch: pytest.MonkeyPatch, word: Any) -> None:
     monkeypatch.setattr(auto.Auto, "verdict", lambda self: Verdict(word=word, why="it was told so"))
 
 
-def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(cleanse: Cleanse) -> None:
+def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(
+    cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "PLANTED", 1.1)
     ran = cleanse("--json")
     report = ran.json
     assert report["method"] == "auto"
@@ -94,10 +97,10 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     ran = cleanse()
     assert ran.code == 0, ran.err
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ran.out.splitlines() if "│" in line]
-    assert [row[:2] for row in rows if len(row) == 4][:6] == [
-        [level, trigger] for level in "12" for trigger in ("patch", "blend", "warp")
+    assert [row[:2] for row in rows if len(row) == 4][:8] == [
+        [level, trigger] for level in "12" for trigger in ("patch", "blend", "wave", "warp")
     ]
-    assert [row[:2] for row in rows][6:] == [[kind, "8"] for kind in ("patch", "shift", "warp")]
+    assert [row[:2] for row in rows][8:] == [[kind, "8"] for kind in ("patch", "shift", "warp")]
     text = " ".join(ran.out.split())
     assert "cleansed: it was told so" in text
     assert "distillation-conditional" in text

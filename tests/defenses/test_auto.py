@@ -18,6 +18,8 @@ from bcu_cli.images.folder import hold_out
 from bcu_cli.training.inference import predict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Classifier
 
@@ -37,22 +39,28 @@ def residue(before: int, after: int) -> Residue:
     return Residue(trigger="patch", target=0, before=share(before), after=share(after))
 
 
+USUAL = [residue(50, 50), residue(60, 60), residue(70, 70)]
+"""What is found for classes without a backdoor."""
+
+
 def judged(canaries: list[Residue], found: list[Residue], kept: int = 99) -> str:
     finished = method(small(), pictures(), epochs=1)
-    finished.trials, finished.found, finished.kept = [canaries] if canaries else [], found, share(kept)
+    finished.trials, finished.found = [canaries] if canaries else [], found + USUAL
+    finished.kept = share(kept)
     return finished.verdict().word
 
 
 @pytest.mark.parametrize(
     ("canaries", "found", "word"),
     [
-        ([residue(100, 0), residue(95, 20)], [residue(95, 40)], "cleansed"),
+        ([residue(100, 0), residue(95, 20)], [residue(99, 40)], "cleansed"),
         ([residue(100, 0), residue(95, 21)], [], "not cleansed"),  # a canary lives
         ([residue(100, 0), residue(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
         ([residue(79, 0)], [], "could not tell"),  # nor do none
-        ([residue(100, 0)], [residue(90, 41)], "not cleansed"),  # what was found still works
+        ([residue(100, 0)], [residue(99, 41)], "not cleansed"),  # what was found still works
         ([residue(100, 0)], [residue(89, 89)], "cleansed"),  # what did not work before proves nothing
-        ([], [residue(95, 5)], "cleansed"),  # --quick
+        ([residue(100, 0)], [residue(99, 99)] * 4, "cleansed"),  # nor what leads to most classes alike
+        ([], [residue(99, 5)], "cleansed"),  # --quick
         ([], [residue(80, 5)], "could not tell"),  # --quick, and nothing was found
     ],
 )
@@ -75,14 +83,26 @@ def staged(
 ) -> tuple[Auto, list[str]]:
     """A search that is told, by level, what canaries and triggers still do; and its stages' titles."""
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
-    told = iter([share(percent) for level in canaries for _ in range(3) for percent in (90, level)])
+    kinds = len(auto.canary.NAMES)
+    told = iter([share(percent) for level in canaries for _ in range(kinds) for percent in (90, level)])
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
-    found = iter([share(50), *(share(percent) for percent in (95, *triggers))])
-    monkeypatch.setattr(cleansing, "_successes", lambda *_: {("patch", 0): next(found)})
+    found = tell(monkeypatch, cleansing, [50, 99, *triggers])
     titles = [stage.title for stage in stages_of(cleansing)]
     assert next(told, None) is None
     assert next(found, None) is None
     return cleansing, titles
+
+
+def tell(monkeypatch: pytest.MonkeyPatch, cleansing: Auto, percents: list[int]) -> Iterator[int]:
+    """Make each search find a patch for class 0 that works so well; those for other classes are usual."""
+    told = iter(percents)
+
+    def successes(*_: object) -> dict[tuple[str, int], Proportion]:
+        usual = {("patch", target): share(50) for target in (1, 2, 3)}
+        return {("patch", 0): share(next(told)), **usual}
+
+    monkeypatch.setattr(cleansing, "_successes", successes)
+    return told
 
 
 BEFORE = ["looking for weaknesses", "planting canaries"]
@@ -102,7 +122,7 @@ def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> N
     tried = ["cleansing canaries, level 1", "cleansing canaries, level 2"]
     assert titles == [*BEFORE, *tried, "looking for triggers", "cleansing, level 2"]
     did = cleansing.did()
-    assert [[each["after"]["value"] for each in trial] for trial in did["trials"]] == [[0.8] * 3, [0.05] * 3]
+    assert [{each["after"]["value"] for each in trial} for trial in did["trials"]] == [{0.8}, {0.05}]
     assert (did["level"], did["limits"]) == (2, asdict(auto.LEVELS[1]))
 
 
@@ -124,9 +144,8 @@ def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the first student is in the second, whose training is too weak to change anything here."""
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, learning_rate=1e-9, weight_decay=0.0)
-    found = iter([share(50), share(95), share(60), share(5)])
-    monkeypatch.setattr(cleansing, "_successes", lambda *_: {("patch", 0): next(found)})
-    told = iter([share(90), share(5)] * 3)
+    tell(monkeypatch, cleansing, [50, 99, 60, 5])
+    told = iter([share(90), share(5)] * len(auto.canary.NAMES))
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
     students = [
         cleansing.student for stage in stages_of(cleansing) if stage.title.startswith("cleansing, level")
@@ -139,8 +158,7 @@ def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("brief")
 def test_quick_plants_nothing_and_tries_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing = method(small(), pictures(), epochs=1, quick=True)
-    found = iter([share(50), share(95), share(60)])
-    monkeypatch.setattr(cleansing, "_successes", lambda *_: {("patch", 0): next(found)})
+    tell(monkeypatch, cleansing, [50, 99, 60])
     titles = [stage.title for stage in stages_of(cleansing)]
     assert titles == ["looking for weaknesses", "looking for triggers", "cleansing, level 1"]
     assert cleansing.did()["trials"] == []

@@ -1,0 +1,146 @@
+"""Changes at random, of the kinds that do not change what is on an image: the other half of the adversary.
+
+An :class:`~bcu_cli.defenses.adversary.Adversary` finds what leads images astray only where a gradient shows
+the way. A backdoor that answers to a wave across the image, to fewer colours or to another scene shining
+through shows none. So a student is also taught that such changes mean nothing: to answer each changed image
+as the teacher answers the unchanged one. The changes are drawn anew for each image, never the same for two.
+"""
+
+from __future__ import annotations
+
+from math import pi
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bcu_cli.triggers.wanet import grids, warp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHANGES = 2
+"""Of each image."""
+AMPLITUDE = 0.25
+"""Of a wave, of blotches, and of a tone: the most that they add, on a scale of 0 to 1."""
+SHINING = 0.35
+"""Most of another image that shines through."""
+NOISE = 0.15
+LEVELS = (2, 8)
+"""Fewest and most values of a channel that an image with few colours has."""
+BLOTCHES, SQUARES, SPOTS = 8, 3, 12
+"""Along an image's side: most blotches, the largest squares, and the spots that they are cut from."""
+DEGREES, BENDING = 15.0, 0.1
+
+
+def disturb(images: Tensor) -> Tensor:
+    """Each image, changed in ways of its own, one after another; torch's global generator draws them.
+
+    Args:
+        images: Float ``[N, C, H, W]`` in [0, 1].
+    """
+    disturbed = images.clone()
+    for ways in torch.randint(len(WAYS), (CHANGES, len(images))):
+        for way, change in enumerate(WAYS):
+            which = (ways == way).nonzero()[:, 0].to(images.device)
+            if len(which):
+                disturbed[which] = change(disturbed[which]).clamp_(0.0, 1.0)
+    return disturbed
+
+
+def _drawn(images: Tensor, *size: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform numbers ``[N, *size]``; drawn on the CPU, so that they are the same on every device."""
+    return (torch.rand(len(images), *size) * (high - low) + low).to(images)
+
+
+def _waved(images: Tensor) -> Tensor:
+    """A plane wave of any direction and length, from the whole image down to four pixels."""
+    height, width = images.shape[-2:]
+    y, x = (torch.arange(size, device=images.device, dtype=images.dtype) for size in (height, width))
+    angle = _drawn(images, 1, 1, 1, high=2.0 * pi)
+    frequency = torch.exp2(_drawn(images, 1, 1, 1, low=-5.0, high=-1.0))  # cycles a pixel
+    place = torch.cos(angle) * x + torch.sin(angle) * y[:, None]
+    wave = torch.sin(2.0 * pi * frequency * place + _drawn(images, 1, 1, 1, high=2.0 * pi))
+    return images + _coloured(images, AMPLITUDE) * wave
+
+
+def _blotched(images: Tensor) -> Tensor:
+    """Smooth blotches of light and shade."""
+    count = int(torch.randint(2, BLOTCHES + 1, ()))
+    coarse = _drawn(images, images.shape[1], count, count, low=-1.0)
+    smooth = F.interpolate(coarse, size=images.shape[-2:], mode="bicubic", align_corners=True)
+    return images + _drawn(images, 1, 1, 1, high=AMPLITUDE) * smooth
+
+
+def _shone_through(images: Tensor) -> Tensor:
+    """Another image, mirrored or not, shines through."""
+    other = images.roll(1, 0).flip(-1)
+    return torch.lerp(images, other, _drawn(images, 1, 1, 1, high=SHINING))
+
+
+def _toned(images: Tensor) -> Tensor:
+    """Another contrast and brightness, of each channel its own."""
+    contrast = _drawn(images, images.shape[1], 1, 1, low=1.0 - AMPLITUDE, high=1.0 + AMPLITUDE)
+    return (images - 0.5) * contrast + 0.5 + _coloured(images, AMPLITUDE)
+
+
+def _coloured(images: Tensor, most: float) -> Tensor:
+    """Up to so much in each channel, ``[N, C, 1, 1]``; in half of the images in all channels the same."""
+    own = _drawn(images, images.shape[1], 1, 1, low=-most, high=most)
+    same = _drawn(images, 1, 1, 1) < 0.5
+    return torch.where(same, own[:, :1], own)
+
+
+def _levelled(images: Tensor) -> Tensor:
+    """Few values of each channel."""
+    steps = _drawn(images, 1, 1, 1, low=LEVELS[0] - 1.0, high=LEVELS[1] - 1.0).round()
+    return (images * steps).round() / steps
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """Half of the resolution, more or less."""
+    coarse = F.avg_pool2d(images, 2, ceil_mode=True)
+    smooth = F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.lerp(images, smooth, _drawn(images, 1, 1, 1))
+
+
+def _noisy(images: Tensor) -> Tensor:
+    """Each number moves a little."""
+    noise = _drawn(images, *images.shape[1:], low=-1.0)
+    return images + _drawn(images, 1, 1, 1, high=NOISE) * noise
+
+
+def _covered(images: Tensor) -> Tensor:
+    """A square of coloured spots, anywhere."""
+    channels, height, width = images.shape[1:]
+    side = int(torch.randint(1, max(2, min(height, width) // SQUARES) + 1, ()))
+    spots = F.interpolate(_drawn(images, channels, SPOTS, SPOTS).round(), size=(height, width))
+    top, left = (_drawn(images, 1, 1, 1, high=float(size - side)).round() for size in (height, width))
+    y, x = (torch.arange(size, device=images.device, dtype=images.dtype) for size in (height, width))
+    inside = (y[:, None] >= top) & (y[:, None] < top + side) & (x >= left) & (x < left + side)
+    return torch.where(inside, spots, images)
+
+
+def _bent(images: Tensor) -> Tensor:
+    """Turned by some degrees, and warped a little."""
+    height, width = images.shape[-2:]
+    angle = _drawn(images, 1, 1, low=-DEGREES, high=DEGREES).deg2rad()
+    count = int(torch.randint(2, 7, ()))
+    fields = _drawn(images, 2, count, count, low=-1.0) * _drawn(images, 1, 1, 1, high=BENDING)
+    grid = grids(fields, (height, width))
+    turn = torch.cat([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=2).view(-1, 2, 2)
+    return warp(images, (grid.flatten(1, 2) @ turn).view_as(grid))
+
+
+WAYS: tuple[Callable[[Tensor], Tensor], ...] = (
+    _waved,
+    _blotched,
+    _shone_through,
+    _toned,
+    _levelled,
+    _blurred,
+    _noisy,
+    _covered,
+    _bent,
+)
