@@ -3,8 +3,9 @@
     python examples/benchmarks/large_folder.py runs/large [--files 1000000] [--photos 400] [--steps 10]
 
 Makes FOLDER (hard links to a few road signs of 32x32 pixels, photos of 1024x768 drawn from noise, and a tar
-shard), runs ``bcu cleanse`` on the links for a few steps in a process of its own, decodes both kinds with one
-process and with two, and prints one JSON document. FOLDER is removed afterwards.
+shard), runs ``bcu cleanse`` on the links for a few steps in a process of its own, without a cache and with
+one for a fifteenth of them, decodes both kinds with one process and with two, and prints one JSON document.
+FOLDER is removed afterwards. ``speed.py`` runs this, too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from bcu_cli.models.fresh import fresh
 from bcu_cli.training import loop
 
 PER_FOLDER, MEMBERS, BATCH_SIZE = 1000, 20_000, 256
+PER_CACHED_MEGABYTE = 5000
+"""Files; a picture of 32x32 pixels takes 3 kB decoded."""
 TINY, PHOTO = Geometry(height=32, width=32), Geometry(height=224, width=224, crop_pct=0.875)
 
 
@@ -81,10 +84,10 @@ def write_model(path: Path) -> None:
     write(path, model.network.state_dict(), format=Format.SAFETENSORS, metadata=metadata)
 
 
-def cleanse(root: Path, steps: int, cache: str) -> dict[str, float]:
+def cleanse(root: Path, steps: int, cache: str, device: str) -> dict[str, float]:
     """In a process of its own: seconds until the first step has ended, and the most memory that was taken."""
     started = time.time()
-    arguments = f"Path({str(root)!r}), {started}, {steps}, {cache!r}"
+    arguments = f"Path({str(root)!r}), {started}, {steps}, {cache!r}, {device!r}"
     code = f"from pathlib import Path; import large_folder; large_folder.child({arguments})"
     ran = subprocess.run(  # noqa: S603 - by -c, as the decoding processes begin with the main file, if there is one
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
@@ -95,7 +98,7 @@ def cleanse(root: Path, steps: int, cache: str) -> dict[str, float]:
     return measured
 
 
-def child(root: Path, started: float, steps: int, cache: str) -> None:
+def child(root: Path, started: float, steps: int, cache: str, device: str) -> None:
     """Cleanse until so many steps are done, then have pictures decoded until the cache is full."""
     ends: list[float] = []
     measured: dict[str, float] = {}
@@ -122,7 +125,7 @@ def child(root: Path, started: float, steps: int, cache: str) -> None:
 
     loop.Training._timed_step = timed  # type: ignore[method-assign]
     words = ["cleanse", str(root / "model.safetensors"), "--images", str(root / "links"), "--cache", cache]
-    run([*words, "--method", "bcu", "--device", "cpu", "--out", str(root / "out.safetensors")])
+    run([*words, "--method", "bcu", "--device", device, "--out", str(root / "out.safetensors")])
     times = {
         "seconds_to_first_step": round(ends[0], 1),
         "images_per_second_after_it": round(BATCH_SIZE * (steps - 1) / (ends[-1] - ends[0]), 1),
@@ -161,33 +164,34 @@ def listing_seconds(path: Path) -> float:
     return round(time.perf_counter() - started, 2)
 
 
-def measure(root: Path, files: int, photos: int, steps: int) -> dict[str, object]:
+def measure(root: Path, given: argparse.Namespace) -> dict[str, object]:
     """All figures, on a folder that is made for them."""
     root.mkdir(parents=True)
     write_model(root / "model.safetensors")
     started = time.perf_counter()
-    write_links(root / "links", files)
+    write_links(root / "links", given.files)
     made = time.perf_counter() - started
-    write_photos(root / "photos", photos)
+    write_photos(root / "photos", given.photos)
     write_shard(root / "shard.tar", next((root / "links/first").iterdir()))
     kinds = {"32x32 PNG": ("links", TINY), "1024x768 JPEG to 224x224": ("photos", PHOTO)}
+    caches = ("0", f"{given.files // PER_CACHED_MEGABYTE}MB")
     return {
-        "files": files,
+        "files": given.files,
         "seconds_to_make_them": round(made, 1),
         "listing_seconds": listing_seconds(root / "links"),
         "listing_seconds_of_a_shard": {
             "members": 2 * MEMBERS,
             "seconds": listing_seconds(root / "shard.tar"),
         },
-        "cleanse": {cache: cleanse(root, steps, cache) for cache in ("0", "200MB")},
+        "cleanse": {cache: cleanse(root, given.steps, cache, given.device) for cache in caches},
         "decoded_per_second": {
-            name: {str(n): decoding_rate(root / folder, geometry, n, 10.0) for n in (1, 2)}
+            name: {str(n): decoding_rate(root / folder, geometry, n, given.seconds) for n in (1, 2)}
             for name, (folder, geometry) in kinds.items()
         },
         "cores": os.cpu_count(),
         "load": [round(load, 2) for load in os.getloadavg()],
         "threads": torch.get_num_threads(),
-        "device": "cpu",
+        "device": given.device,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -203,11 +207,13 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--photos", type=int, default=400)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of decoding, each way")
+    parser.add_argument("--device", default="cpu", help="of the cleansing")
     given = parser.parse_args()
     if given.folder.exists():
         parser.error(f"{given.folder} is there already, and would be removed afterwards")
     try:
-        print(json.dumps(measure(given.folder.resolve(), given.files, given.photos, given.steps), indent=2))
+        print(json.dumps(measure(given.folder.resolve(), given), indent=2))
     finally:
         shutil.rmtree(given.folder, ignore_errors=True)
 

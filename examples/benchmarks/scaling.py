@@ -1,14 +1,15 @@
 """How much faster several processes cleanse than one, measured here; and what links would allow, on paper.
 
-    python examples/benchmarks/scaling.py --out scaling.json [--devices 2] [--rounds 3] [--arch resnet14]
-    python examples/benchmarks/scaling.py --estimate --out estimate.json
+    python examples/benchmarks/scaling.py [--devices 2] [--rounds 3] [--arch resnet14] > scaling.json
+    python examples/benchmarks/scaling.py --estimate > estimate.json
 
 Measured are whole `bcu cleanse --method bcu` runs on drawn road signs, of a network with random weights, at
 the same global batch: one process and several, in turns, so that what else runs on the machine slows all.
 On a CPU there is a third: one process with the threads of all. What is compared is the speed of the training,
 as the reports have it; the start-up, which several processes do not shorten, stands beside it.
 
-The estimate is of the formula in docs/several-devices.md. It is on paper.
+The estimate is of the formula in docs/several-devices.md. It is on paper, and stands in the document either
+way. ``speed.py`` runs this, too.
 """
 
 from __future__ import annotations
@@ -154,11 +155,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs in turns, and their medians."""
     cores = len(os.sched_getaffinity(0))
     share = max(1, cores // options.devices)
-    ways = {
-        "one process": (1, share),
-        f"{options.devices} processes": (options.devices, share),
-        "one process, the threads of all": (1, share * options.devices),
-    }
+    ways = {"one process": (1, share), f"{options.devices} processes": (options.devices, share)}
+    if options.device == "cpu":
+        ways["one process, the threads of all"] = (1, share * options.devices)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     loads = []
     with tempfile.TemporaryDirectory() as folder:
@@ -170,6 +169,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     speed = {name: statistics.median(run["images_per_second"] for run in some) for name, some in runs.items()}
     one = speed["one process"]
     return {
+        "device": options.device,
         "arch": options.arch,
         "images": 8 * PHOTOS * 9 // 10,
         "epochs": options.epochs,
@@ -184,25 +184,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure or estimate, and write the JSON document."""
+    """Measure, unless it is only to be estimated, and print the JSON document."""
+    gpus = torch.cuda.device_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--estimate", action="store_true")
-    parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--estimate", action="store_true", help="measure nothing")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if gpus > 1 else "cpu")
+    parser.add_argument("--devices", type=int, help="as many as there are GPUs; 2 processes on the CPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--arch", default="resnet14")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=128)
     options = parser.parse_args()
+    options.devices = options.devices or (gpus if options.device == "cuda" else 2)
     made = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    if options.estimate:
-        assumed = {"steps": [asdict(work) for work in STEPS], "links": [asdict(link) for link in LINKS]}
-        found: dict[str, Any] = {"on_paper": estimates(), "assumed": assumed}
-    else:
-        found = measure(options)
-    options.out.write_text(json.dumps({"versions": made, **found}, indent=2) + "\n")
-    print(json.dumps(found.get("times_as_fast") or found["on_paper"], indent=2))
+    assumed = {"steps": [asdict(work) for work in STEPS], "links": [asdict(link) for link in LINKS]}
+    measured = {} if options.estimate else measure(options)
+    found = {"versions": made, **measured, "on_paper": estimates(), "assumed": assumed}
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

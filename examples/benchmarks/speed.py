@@ -1,9 +1,11 @@
 """How fast is it? Prints one JSON document with every figure of speed that this machine allows.
 
     python examples/benchmarks/speed.py MODEL --trigger FILE --images FOLDER --data FOLDER [--quick]
+    python examples/benchmarks/speed.py --only profile --only start_up
 
 MODEL is a backdoored network, FILE its trigger, both of ``bcu attack``; the first folder holds unlabeled
-pictures and the second labelled ones to measure ACC and ASR on. The figures:
+pictures and the second labelled ones to measure ACC and ASR on: all of them for ``published`` alone. The
+figures:
 
 - published: ``bcu cleanse --method bcu`` beside the procedure as the authors published it
   (``published_procedure.py``): same network, pictures, epochs and device, each from the start of its process
@@ -11,7 +13,9 @@ pictures and the second labelled ones to measure ACC and ASR on. The figures:
 - profile: where the time goes, and the share of the device's peak, of a ResNet-18 on 32x32 and of a ResNet-50
   on 224x224, with random weights and drawn pictures, of sizes that suit the device;
 - start_up: seconds of commands that do little, the median of several, beside an interpreter that does
-  nothing, and until the first step of a training.
+  nothing, and until the first step of a training;
+- large_folder: a million files, until the first step and how many are decoded a second (``large_folder.py``);
+- scaling: several processes beside one, and the estimate for more (``scaling.py``).
 
 --quick is all of it in a size that shows that it runs and measures nothing.
 """
@@ -46,17 +50,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BCU = (sys.executable, "-m", "bcu_cli")
-PUBLISHED = (sys.executable, str(Path(__file__).with_name("published_procedure.py")))
+PUBLISHED, LARGE_FOLDER, SCALING = (
+    (sys.executable, str(Path(__file__).with_name(f"{name}.py")))
+    for name in ("published_procedure", "large_folder", "scaling")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What the figures are measured with: the command line's options, and a folder for files."""
 
-    model: Path
-    trigger: Path
-    images: Path
-    data: Path
+    model: Path | None
+    trigger: Path | None
+    images: Path | None
+    data: Path | None
     epochs: int
     repeats: int
     quick: bool
@@ -193,12 +200,35 @@ def start_up(setting: Setting) -> dict[str, Any]:
     return found
 
 
+def large_folder(setting: Setting) -> dict[str, Any]:
+    """What ``large_folder.py`` prints."""
+    words = ("--files", 5000, "--photos", 20, "--steps", 2, "--seconds", 1.0) if setting.quick else ()
+    on = ("--device", setting.device.torch)
+    found: dict[str, Any] = run((*LARGE_FOLDER, *map(str, (setting.folder / "large", *words, *on))))[1]
+    return found
+
+
+def scaling(setting: Setting) -> dict[str, Any]:
+    """What ``scaling.py`` prints: of the GPUs if there are several, else of two processes on the CPU."""
+    several = setting.on_gpu and torch.cuda.device_count() > 1
+    words: tuple[object, ...] = ()
+    if setting.quick:
+        words = ("--arch", "resnet8", "--epochs", 1, "--rounds", 1)
+    elif several:
+        words = ("--arch", "resnet18_cifar", "--epochs", 100, "--batch-size", 256)
+    on = ("--device", "cuda" if several else "cpu")
+    found: dict[str, Any] = run((*SCALING, *map(str, words), *on))[1]
+    return found
+
+
 FIGURES: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "published": against_published,
     "profile": profile,
     "start_up": start_up,
+    "large_folder": large_folder,
+    "scaling": scaling,
 }
-"""Whoever measures something else (streaming, several processes) adds a function here."""
+"""Whoever measures something else adds a function here."""
 
 
 def usage_error() -> float:
@@ -253,16 +283,19 @@ def talk(text: str) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", type=Path, help="a backdoored network of bcu attack")
-    parser.add_argument("--trigger", type=Path, required=True, help="its trigger file")
-    parser.add_argument("--images", type=Path, required=True, help="folder of unlabeled pictures")
-    parser.add_argument("--data", type=Path, required=True, help="labelled pictures, a subfolder a class")
+    parser.add_argument("model", type=Path, nargs="?", help="a backdoored network of bcu attack")
+    parser.add_argument("--trigger", type=Path, help="its trigger file")
+    parser.add_argument("--images", type=Path, help="folder of unlabeled pictures")
+    parser.add_argument("--data", type=Path, help="labelled pictures, a subfolder a class")
     parser.add_argument("--epochs", type=int, default=100, help="of the comparison")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of the comparison")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", choices=FIGURES, action="append", help="this figure; repeatable")
     parser.add_argument("--quick", action="store_true", help="a size that shows that it runs")
     given = parser.parse_args()
+    wanted = given.only or list(FIGURES)
+    if "published" in wanted and None in (given.model, given.trigger, given.images, given.data):
+        parser.error("the figure published needs MODEL, --trigger, --images and --data; --only names others")
     device = devices.choose(given.device)
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(
@@ -277,7 +310,7 @@ def main() -> None:
             folder=Path(folder),
         )
         load_before = os.getloadavg()
-        figures = {name: FIGURES[name](setting) for name in given.only or FIGURES}
+        figures = {name: FIGURES[name](setting) for name in wanted}
     document = {
         "command": shlex.join(["python", *sys.argv]),
         **environment(device),
