@@ -40,7 +40,10 @@ class Together:
         with ranks.others_there(), warnings.catch_warnings():  # its new name is not known to torch 2.10
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self._parallel = DistributedDataParallel(
-                _Loss(objective, learners), broadcast_buffers=False, find_unused_parameters=unused
+                _Loss(objective, learners),
+                broadcast_buffers=False,
+                find_unused_parameters=unused,
+                gradient_as_bucket_view=True,  # else it holds them twice
             )
         self._statistics = Statistics(learners)
 

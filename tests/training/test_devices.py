@@ -134,6 +134,22 @@ def a_lost_step() -> tuple[Tensor, Tensor]:
     return weights(model), before[-1]
 
 
+def gradients() -> tuple[Tensor, Tensor]:
+    """In how many pieces of memory those of a step lie."""
+    model, found = network(), list[set[int]]()
+
+    def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:
+        return F.cross_entropy(model(images), LABELS[index])
+
+    def look() -> None:
+        found.append(
+            {each.grad.untyped_storage().data_ptr() for each in model.parameters() if each.grad is not None}
+        )
+
+    Training(model, IMAGES, objective, OPTIONS, device=CPU, seed=1).run(on_step=look)
+    return torch.tensor([len(each) for each in found]), torch.zeros(())
+
+
 CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "plain": trained,
     "averaged": partial(trained, ema=0.9),
@@ -142,6 +158,7 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "normalised": lambda: trained(nn.BatchNorm2d(8)),
     "resumed": stopped_and_resumed,
     "answers": answers,
+    "gradients": gradients,
 }
 
 
@@ -195,6 +212,10 @@ def test_a_resumed_run_ends_with_the_same_bytes(two: dict[str, tuple[Tensor, Ten
 def test_each_process_answers_for_its_part(two: dict[str, tuple[Tensor, Tensor]]) -> None:
     for one, other in zip(answers(), two["answers"], strict=True):
         assert torch.equal(one, other)
+
+
+def test_gradients_are_held_once_where_they_are_exchanged(two: dict[str, tuple[Tensor, Tensor]]) -> None:
+    assert two["gradients"][0].tolist() == [1] * 9
 
 
 def test_a_step_that_another_process_ends_leaves_the_last_whole_one(
