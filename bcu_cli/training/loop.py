@@ -174,6 +174,7 @@ class Training:
                     on_step()
         if self._average:
             self.model.load_state_dict(self._average.module.state_dict())
+        self._let_go()
         self.model.eval()
 
     def throughput(self) -> Throughput:
@@ -195,11 +196,20 @@ class Training:
         for learner, (module, optimizer) in zip(self._learners, state["learners"], strict=True):
             learner.module.load_state_dict(module)
             learner.optimizer.load_state_dict(optimizer)
+        if not state["average"]:
+            self._average = None  # the weights are the average already, or none is wanted
         if self._average:
             self._average.load_state_dict(state["average"])
         self._scaler.load_state_dict(state["scaler"])
         self._loss.copy_(state["loss"])
         self.done = state["step"]
+
+    def _let_go(self) -> None:
+        """Keep no memory that only another step would need; a run may have other trainings to come."""
+        self._average = None
+        self._forget_gradients()
+        for learner in self._learners:
+            learner.optimizer.state.clear()
 
     def _batch(self, epoch: int, batch: int) -> Tensor:
         return self._order(epoch)[batch]

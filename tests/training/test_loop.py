@@ -266,6 +266,21 @@ def test_a_companion_learns_too_and_is_resumed() -> None:
     assert torch.equal(weights(resumed.model), weights(whole.model))
 
 
+def test_when_it_is_over_it_holds_nothing_but_the_weights() -> None:
+    run, companion = with_companion()
+    run.run()
+    ended = {name: value.clone() for name, value in run.model.state_dict().items()}
+    kept = run.state()
+    assert not kept["average"]
+    assert not any(optimizer["state"] for _, optimizer in kept["learners"])
+    assert all(each.grad is None for module in (run.model, companion) for each in module.parameters())
+    resumed, _ = with_companion(seed=2)
+    resumed.restore(kept)
+    resumed.run()
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, ended[name])
+
+
 def test_throughput_counts_images_and_the_operations_of_a_step() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4, bias=False))
     run = training(model, epochs=2)
