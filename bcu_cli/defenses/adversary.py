@@ -34,7 +34,9 @@ _PATCH, _SHIFT, _WARP, _PIXELS = range(len(KINDS))
 CONTROL_POINTS = 4
 """Along each side of a warp."""
 SELDOM = 0.1
-"""How often images are led where no change led them, relative to where one led all."""
+"""How often images are led where no change led them, relative to where one led half of them."""
+MISSED = 0.02
+"""Of the images at least, in the odds of a change; so these are 50 at most."""
 MOST_NUMBERS = 100_000_000
 """Of all changes together; where all classes would need more, as many classes are drawn as fit."""
 
@@ -143,7 +145,10 @@ class Adversary(nn.Module):
         return changed, torch.as_tensor(lever) - torch.as_tensor(lever).detach()
 
     def prefer(self, successes: Mapping[tuple[str, int], Proportion]) -> None:
-        """Lead images most often to where changes led them already.
+        """Lead images most often to where changes led them already, in proportion to the odds.
+
+        A clean network is led to most classes by 60 to 90 % of the images, to a backdoor's by nearly all: so
+        half of what is led in one way is led there.
 
         Args:
             successes: Of the universal kinds and classes; those that are not named have none.
@@ -151,7 +156,7 @@ class Adversary(nn.Module):
         self.pull[:, : len(UNIVERSAL)] = SELDOM
         slots = {target: slot for slot, target in enumerate(self.wanted.tolist())}
         for (kind, target), success in successes.items():
-            self.pull[slots[target], KINDS.index(kind)] += success.value
+            self.pull[slots[target], KINDS.index(kind)] += success.value / (1.0 + MISSED - success.value)
 
     def _patches(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Masks ``[N, 1, H, W]`` and patterns ``[N, C, H, W]`` in [0, 1]."""
