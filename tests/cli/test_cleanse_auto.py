@@ -103,6 +103,7 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     assert [row[:2] for row in rows][8:] == [[kind, "8"] for kind in ("patch", "shift", "warp")]
     text = " ".join(ran.out.split())
     assert "cleansed: it was told so" in text
+    assert "level 2 of 2" in text
     assert "distillation-conditional" in text
     assert "bcu inspect --scan" in text
     assert str(tmp_path / "out.safetensors") in "".join(ran.out.split())
