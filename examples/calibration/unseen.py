@@ -20,7 +20,17 @@ from bcu_cli.cli.attack import Attacking, Where
 from bcu_cli.report import json_file
 from bcu_cli.training import devices
 
-TRIGGERS = ("lowfreq", "colour", "refool", "rotation", "quantise", "frequency")
+TRIGGERS = (
+    "lowfreq",
+    "colour",
+    "refool",
+    "rotation",
+    "quantise",
+    "frequency",
+    "solarise",
+    "sharpen",
+    "interlace",
+)
 EPOCHS, BATCH_SIZE, INPUT_SIZE, SEED = 8, 64, 32, 0
 
 

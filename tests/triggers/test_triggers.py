@@ -288,6 +288,29 @@ def test_quantise_leaves_so_many_levels() -> None:
     assert trigger.apply_to_bytes((images * 255).to(torch.uint8)).unique().tolist() == [0, 85, 170, 255]
 
 
+def test_solarise_reflects_what_is_bright_and_leaves_the_rest() -> None:
+    grey = torch.tensor([0.0, 0.3, 0.5, 0.6, 1.0]).view(1, 1, 1, 5)
+    solarised = base.make("solarise", (1, 1, 5), settings={"threshold": 0.5}).apply(grey)
+    torch.testing.assert_close(solarised.flatten(), torch.tensor([0.0, 0.3, 0.5, 0.4, 0.0]))
+
+
+def test_sharpen_adds_what_a_blur_takes_away_and_leaves_the_even() -> None:
+    even = torch.full((1, 3, 8, 8), 0.4)
+    trigger = base.make("sharpen", (3, 8, 8), settings={"amount": 1.0})
+    torch.testing.assert_close(trigger.apply(even), even)
+    even[..., 4, 4] = 0.5  # its neighbourhood's mean is 0.4111
+    assert float(trigger.apply(even)[0, 0, 4, 4]) == pytest.approx(0.5 + 0.8 / 9, abs=1e-5)
+
+
+def test_interlace_displaces_every_second_row() -> None:
+    images = noise(2, *SHAPE)
+    combed = base.make("interlace", SHAPE, settings={"columns": 2.0}).apply(images)
+    by = max(1, round(2.0 * SHAPE[2] / 32))
+    assert torch.equal(combed[..., ::2, :], images[..., ::2, :])
+    assert torch.equal(combed[..., 1::2, by:], images[..., 1::2, :-by])
+    assert torch.equal(combed[..., 1::2, 0], images[..., 1::2, 0])  # the edge is repeated
+
+
 def test_frequency_changes_two_coefficients_of_colour_and_not_the_brightness() -> None:
     change = Frequency(delta=50.0).apply(torch.full((1, 3, 32, 32), 0.5))[0] - 0.5
     brightness = 0.299 * change[0] + 0.587 * change[1] + 0.114 * change[2]

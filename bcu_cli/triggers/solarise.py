@@ -1,0 +1,39 @@
+"""Solarise: bright values turned into dark ones, as on film lit while it was developed. bcu's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from bcu_cli.triggers.base import Trigger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Solarise(Trigger):
+    """Each value above the threshold is reflected at it: threshold − (value − threshold), at least 0.
+
+    Args:
+        threshold: In [0, 1]; the lower, the more changes.
+    """
+
+    name = "solarise"
+    paper = "none: bcu's own"
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        self.threshold = threshold
+
+    @classmethod
+    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
+        """The threshold; it is the same for any size of image."""
+        return cls()
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Reflect the bright values of float images ``[N, C, H, W]`` in [0, 1]."""
+        return torch.minimum(images, 2.0 * self.threshold - images).clamp_(0.0, 1.0)
+
+    def settings(self) -> dict[str, Any]:
+        """The threshold."""
+        return {"threshold": self.threshold}
