@@ -39,8 +39,7 @@ def show(report: dict[str, Any]) -> None:
         facts.append(("pruned", _show_pruned(did["pruned"])))
     if "trials" in did:
         _show_evidence(did)
-        back = f", then {did['back']:.0%} of the way back to the original" if did["back"] else ""
-        facts.append(("strength", f"level {did['level']} of {did['levels']}{back}"))
+        facts.append(("strength", f"level {did['level']} of {did['levels']}"))
     for name, share in (report["agreement"] or {}).items():
         if share:
             facts.append((f"agreement {name.replace('_', ' ')}", output.measure(share)))

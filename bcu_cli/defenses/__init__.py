@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from pkgutil import iter_modules
 
-_NO_DEFENSES = {"adversary", "base", "canary", "depth", "feature_maps", "finetuning", "shares"}
+_NO_DEFENSES = {
+    "adversary",
+    "base",
+    "canary",
+    "depth",
+    "disturbance",
+    "feature_maps",
+    "finetuning",
+    "shares",
+}
 
 
 def names() -> tuple[str, ...]:

@@ -10,20 +10,14 @@ added, since that alone leaves the backdoors of networks its ratios were not tun
 2. How strong the adversary must be is tried on a copy of the network that was taught backdoors of our own
    (``canary.py``): the first of ``LEVELS`` that removes these is taken.
 3. Another adversary, turned against the original network from another start, finds triggers to judge by.
-   Where one still works on the cleansed network, the next level is taken.
-4. Where the cleansed network answers otherwise than the original too often, it goes back towards it, in its
-   weights (Wortsman et al., CVPR 2022, arXiv:2109.01903), as far as neither the triggers found nor, in the
-   copy, the canaries come back.
-
-What triggers and canaries still do in the end is the evidence for the verdict; no label and no trigger of the
-attacker's is used.
+   Where one still works on the cleansed network, the next level is taken. What they and the canaries still
+   do in the end is the evidence for the verdict; no label and no trigger of the attacker's is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from math import ceil, log
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,10 +64,6 @@ HARMLESS = 0.4
 """What it may still reach on the cleansed network: a clean one is led astray by some, too."""
 KEPT = 0.7
 """Least agreement with the original on images held out."""
-ALIKE = 0.95
-"""Agreement from which on there is nothing to go back for."""
-BACK, SLACK = (0.5, 0.4, 0.3, 0.2, 0.1), 0.02
-"""How far a network may go back, and how much more any canary or trigger may do then."""
 
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
 """Of a network while triggers are tried on it: for each of them, and for all together."""
@@ -137,14 +127,11 @@ class Auto(TrainedDefense[AutoOptions]):
     needs_modules = False
 
     level: int
-    back: float
     trials: list[list[Residue]]
     found: list[Residue]
     kept: Proportion
     _usual: Tensor
     _weakness: Adversary
-    _canaries: Callable[[float], list[Residue]] | None
-    """What the canaries do once the network that was cleansed of them has gone back so far."""
 
     def decide(self, options: AutoOptions) -> AutoOptions:
         """See :meth:`Defense.decide`."""
@@ -157,7 +144,7 @@ class Auto(TrainedDefense[AutoOptions]):
     def stages(self) -> Iterator[Stage]:
         """What the original is weak against; canaries; triggers to judge by; and then the cleansing."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.level, self.back, self.trials, self._canaries = 0, 0.0, [], None
+        self.level, self.trials = 0, []
         self._usual = predict(self.teacher, self.held_out.images, self.device)
         self._weakness = self._adversary(LEVELS[0], self.options.seed)
         yield self._search(self._weakness, "looking for weaknesses")
@@ -169,14 +156,16 @@ class Auto(TrainedDefense[AutoOptions]):
         before = self._successes(judge, self.teacher)
         while True:
             yield self._cleansing(self.student, LEVELS[self.level], f"cleansing, level {self.level + 1}")
-            self.found = self._left(judge, before, self.student)
+            after = self._successes(judge, self.student)
+            self.found = [
+                Residue(trigger=kind, target=target, before=share, after=after[kind, target])
+                for (kind, target), share in before.items()
+            ]
             if self.options.quick or self.level + 1 == len(LEVELS) or _most(self._working()) <= HARMLESS:
                 break
-            self.level, self._canaries = self.level + 1, None
+            self.level += 1
             self.student = copy_of(self.teacher)
-        self.kept = self._agreement()
-        if self.kept.value < ALIKE:
-            self._go_back(judge, before)
+        self.kept = agreement(self.student, self._usual, self.held_out.images, self.device)
 
     def did(self) -> dict[str, Any]:
         """The level, and the evidence."""
@@ -184,7 +173,6 @@ class Auto(TrainedDefense[AutoOptions]):
             "level": self.level + 1,
             "levels": len(LEVELS),
             "limits": asdict(LEVELS[self.level]),
-            "back": self.back,
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
             "found_triggers": [
                 {**each.as_json(), "stands_out": each in self._working()} for each in self.found
@@ -243,57 +231,19 @@ class Auto(TrainedDefense[AutoOptions]):
             trial = copy_of(taught)
             yield self._cleansing(trial, LEVELS[level], f"cleansing canaries, level {level + 1}")
             self.level = level
-
-            def left(back: float, trial: Classifier = trial) -> list[Residue]:
-                network = between(trial, taught, back)
-                return [
-                    Residue(
-                        trigger=name,
-                        target=target,
-                        before=self._success(taught, trigger.apply_to_bytes, target),
-                        after=self._success(network, trigger.apply_to_bytes, target),
-                    )
-                    for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
-                ]
-
-            self._canaries = left
-            self.trials.append(left(0.0))
+            residues = [
+                Residue(
+                    trigger=name,
+                    target=target,
+                    before=self._success(taught, trigger.apply_to_bytes, target),
+                    after=self._success(trial, trigger.apply_to_bytes, target),
+                )
+                for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
+            ]
+            self.trials.append(residues)
             planted = self._planted()
             if planted and all(each.after.value <= DEAD for each in planted):
                 return
-
-    def _go_back(self, judge: Adversary, before: dict[tuple[str, int], Proportion]) -> None:
-        """Go as far back to the original as nothing that was to be removed comes back."""
-        trials, found = self.trials, self.found
-        planted, working = self._planted() if self._canaries else [], self._working()
-        if not planted and not working:
-            return
-        allowed = [_allowed(each, DEAD) for each in planted] + [_allowed(each, HARMLESS) for each in working]
-        for back in BACK:
-            student = between(self.student, self.teacher, back)
-            self.found = self._left(judge, before, student)
-            if self._canaries:
-                self.trials = [*trials[:-1], self._canaries(back)]
-            left = [*(self._planted() if planted else []), *self._working()]
-            if all(each.after.value <= most for each, most in zip(left, allowed, strict=True)):
-                self.student, self.back = student, back
-                self.kept = self._agreement()
-                return
-        self.trials, self.found = trials, found
-
-    def _left(
-        self, judge: Adversary, before: dict[tuple[str, int], Proportion], student: Classifier
-    ) -> list[Residue]:
-        """What the triggers found on the original do on a student."""
-        after = self._successes(judge, student)
-        return [
-            Residue(trigger=kind, target=target, before=share, after=after[kind, target])
-            for (kind, target), share in before.items()
-        ]
-
-    def _agreement(self) -> Proportion:
-        """Of the student with the original."""
-        return agreement(self.student, self._usual, self.held_out.images, self.device)
 
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
         """For each canary a class that its trigger leads to hardly by nature, and no other canary does."""
@@ -389,22 +339,6 @@ class Auto(TrainedDefense[AutoOptions]):
         others = self.held_out.images[self._usual != target][:most]
         answers = predict(network, others, self.device, transform=change)
         return Proportion(hits=int((answers == target).sum()), of=len(others))
-
-
-def between(network: Classifier, other: Classifier, share: float) -> Classifier:
-    """A copy of a network whose weights and statistics have gone a share of the way to another's."""
-    moved = copy_of(network)
-    theirs = chain(other.parameters(), other.buffers())
-    with torch.no_grad():
-        for own, their in zip(chain(moved.parameters(), moved.buffers()), theirs, strict=True):
-            if own.is_floating_point():
-                own.lerp_(their.to(own), share)
-    return moved
-
-
-def _allowed(residue: Residue, most: float) -> float:
-    """What a trigger may do after the way back: a little more than before it, but no more than ``most``."""
-    return max(residue.after.value, min(residue.after.value + SLACK, most))
 
 
 def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:

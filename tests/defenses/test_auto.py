@@ -102,7 +102,6 @@ def tell(monkeypatch: pytest.MonkeyPatch, cleansing: Auto, percents: list[int]) 
         return {("patch", 0): share(next(told)), **usual}
 
     monkeypatch.setattr(cleansing, "_successes", successes)
-    monkeypatch.setattr(cleansing, "_agreement", lambda: share(95))  # nothing to go back for
     return told
 
 
@@ -163,72 +162,6 @@ def test_quick_plants_nothing_and_tries_once(monkeypatch: pytest.MonkeyPatch) ->
     titles = [stage.title for stage in stages_of(cleansing)]
     assert titles == ["looking for weaknesses", "looking for triggers", "cleansing, level 1"]
     assert cleansing.did()["trials"] == []
-
-
-@pytest.mark.parametrize(
-    ("canaries", "found", "back"),
-    [
-        ([5], [10], 0.5),  # nothing comes back all the way
-        ([7], [12], 0.5),  # or hardly anything
-        ([30, 8, 6], [10, 10, 10], 0.3),  # a canary comes back
-        ([6, 6, 5], [30, 13, 12], 0.3),  # a trigger does
-        ([30] * 5, [10] * 5, 0.0),
-    ],
-)
-def test_it_goes_back_as_far_as_nothing_comes_back(
-    monkeypatch: pytest.MonkeyPatch, canaries: list[int], found: list[int], back: float
-) -> None:
-    cleansing = method(small(), pictures(), epochs=1)
-    planted, left = iter(canaries), iter(found)
-    cleansing.back, cleansing.trials = 0.0, [[residue(100, 60)], [residue(100, 5), residue(50, 50)]]
-    cleansing.found = [residue(99, 10), *USUAL]
-    cleansing._canaries = lambda _: [residue(100, next(planted)), residue(50, 50)]
-    monkeypatch.setattr(cleansing, "_left", lambda *_: [residue(99, next(left)), *USUAL])
-    student = cleansing.student
-    cleansing._usual = predict(cleansing.teacher, cleansing.held_out.images, CPU)
-    cleansing._go_back(None, {})  # type: ignore[arg-type]
-    assert (next(planted, None), next(left, None)) == (None, None)
-    assert cleansing.back == back
-    assert (cleansing.student is student) == (back == 0.0)
-    assert cleansing.found[0].after == share(found[-1] if back else 10)  # the evidence is of what is written
-    assert [trial[0].after for trial in cleansing.trials] == [share(60), share(canaries[-1] if back else 5)]
-
-
-def test_a_canary_that_is_dead_stays_dead_on_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 19 to 21 % is little, but 21 % is too much."""
-    cleansing = method(small(), pictures(), epochs=1)
-    cleansing.back, cleansing.trials, cleansing.found = 0.0, [[residue(100, 19)]], USUAL
-    cleansing._canaries = lambda _: [residue(100, 21)]
-    monkeypatch.setattr(cleansing, "_left", lambda *_: USUAL)
-    cleansing._go_back(None, {})  # type: ignore[arg-type]
-    assert cleansing.back == 0.0
-
-
-def test_nothing_goes_back_without_evidence() -> None:
-    cleansing = method(small(), pictures(), epochs=1, quick=True)
-    cleansing.back, cleansing.trials, cleansing.found, cleansing._canaries = 0.0, [], USUAL, None
-    cleansing._go_back(None, {})  # type: ignore[arg-type]
-    assert cleansing.back == 0.0
-
-
-def test_half_way_is_half_of_every_weight_and_statistic_once() -> None:
-    """Weights that two layers share go the way once, and counters stay."""
-
-    def twins(value: float) -> Classifier:
-        first, second, norm = nn.Linear(192, 192), nn.Linear(192, 192), nn.BatchNorm1d(192)
-        second.weight = first.weight
-        with torch.no_grad():
-            for each in (first.weight, norm.running_mean, norm.running_var):
-                each.fill_(value)  # type: ignore[union-attr]
-        return classifier(nn.Sequential(nn.Flatten(), first, norm, second))
-
-    one, other = twins(1.0), twins(3.0)
-    half = auto.between(one, other, 0.5).network
-    assert half[1].weight is half[3].weight  # type: ignore[index, union-attr]
-    for name, value in half.state_dict().items():
-        if name.endswith(("1.weight", "running_mean", "running_var")):
-            assert bool((value == 2.0).all()), name
-    assert bool((one.network[1].weight == 1.0).all())  # type: ignore[index, union-attr, arg-type]
 
 
 def test_a_hopeless_network_is_not_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:
