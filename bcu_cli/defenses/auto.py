@@ -6,12 +6,14 @@ added, since that alone leaves the backdoors of networks its ratios were not tun
 1. While the student learns, an :class:`Adversary` learns how all images can be led to a class, and the
    student is taught to give the teacher's answers to the *unchanged* images on the changed ones too: what
    I-BAU does with labels (Zeng et al., ICLR 2022). It begins with what it has found on the original network,
-   and mostly leads where that one could be led. The student is the moving average of its weights.
+   and mostly leads where that one could be led. As many images are disturbed at random, for what no adversary
+   finds (``disturbance.py``). The student is the moving average of its weights.
 2. How strong the adversary must be is tried on a copy of the network that was taught backdoors of our own
    (``canary.py``): the first of ``LEVELS`` that removes these is taken.
-3. Another adversary, turned against the original network from another start, finds triggers to judge by.
-   Where one still works on the cleansed network, the next level is taken. What they and the canaries still
-   do in the end is the evidence for the verdict; no label and no trigger of the attacker's is used.
+3. Another adversary, turned against the original network from another start, finds triggers to judge by:
+   those that stand out from what it finds for other classes. Where one still works on the cleansed network,
+   the next level is taken. What they and the canaries still do in the end is the evidence for the verdict; no
+   label and no trigger of the attacker's is used.
 """
 
 from __future__ import annotations
