@@ -31,9 +31,8 @@ from bcu_cli.defenses.adversary import UNIVERSAL, Adversary, Limits
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.defenses.disturbance import disturb
-from bcu_cli.evaluation.measures import Proportion, agreement
+from bcu_cli.evaluation.measures import Proportion, above_others, agreement
 from bcu_cli.images.augmentation import NO_AUGMENTATION
-from bcu_cli.scan.base import above_others
 from bcu_cli.training.inference import predict
 from bcu_cli.training.loop import Companion, Stage, Training
 

@@ -146,3 +146,17 @@ def _towards(target: Target, answers: Tensor, labels: Tensor, num_classes: int) 
         asr=matching(answers[others], wanted[others]),
         ra=matching(answers[others], labels[others]),
     )
+
+
+def above_others(per_class: Tensor) -> Tensor:
+    """How far each class's value lies above the median of the others', ``[K]``, in the values' own units.
+
+    Not in units of their spread, as is common: between so few classes that is itself a matter of chance, and
+    clean networks whose classes happen to be alike would stand out most.
+
+    Args:
+        per_class: float ``[K]``.
+    """
+    count = len(per_class)
+    others = per_class.expand(count, count)[~torch.eye(count, dtype=torch.bool)].view(count, count - 1)
+    return per_class - others.median(1).values

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bcu_cli import scan
+from bcu_cli.evaluation.measures import above_others
 
 if TYPE_CHECKING:
     from bcu_cli.models import Classifier
@@ -130,20 +131,6 @@ def find(name: str) -> type[Detector]:
         c for c in classes if issubclass(c, Detector) and c.__module__ == module.__name__
     )
     return found
-
-
-def above_others(per_class: Tensor) -> Tensor:
-    """How far each class's value lies above the median of the others', ``[K]``, in the values' own units.
-
-    Not in units of their spread, as is common: between so few classes that is itself a matter of chance, and
-    clean networks whose classes happen to be alike would stand out most.
-
-    Args:
-        per_class: float ``[K]``.
-    """
-    count = len(per_class)
-    others = per_class.expand(count, count)[~torch.eye(count, dtype=torch.bool)].view(count, count - 1)
-    return per_class - others.median(1).values
 
 
 def stands_out(per_class: Tensor) -> tuple[float, int]:

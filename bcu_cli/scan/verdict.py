@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from bcu_cli.scan.base import above_others
+from bcu_cli.evaluation.measures import above_others
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
