@@ -60,7 +60,7 @@ DEAD = 0.2
 WORKS = 0.9
 """What a trigger that was found reaches on the original."""
 STANDS_OUT = 3.5
-"""How far, in log-odds, above the median of the other classes: from 75 % to 99 %, or from 10 % to 80 %."""
+"""How far, in log-odds, above the median of the other classes: from 75 % to 99 %, or from 21 % to 90 %."""
 HARMLESS = 0.4
 """What it may still reach on the cleansed network: a clean one is led astray by some, too."""
 KEPT = 0.7
@@ -170,14 +170,13 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def did(self) -> dict[str, Any]:
         """The level, and the evidence."""
+        working = self._working()
         return {
             "level": self.level + 1,
             "levels": len(LEVELS),
             "limits": asdict(LEVELS[self.level]),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
-            "found_triggers": [
-                {**each.as_json(), "stands_out": each in self._working()} for each in self.found
-            ],
+            "found_triggers": [{**each.as_json(), "stands_out": each in working} for each in self.found],
         }
 
     def verdict(self) -> Verdict:

@@ -1,4 +1,4 @@
-"""The measures of the field, each as hits out of a number of images with a 95 % interval."""
+"""The measures of the field, each with a 95 % interval, and how far a class stands out from others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Networks backdoored by triggers that no method was developed with, to judge a method that is finished.
+"""Networks backdoored by triggers of other kinds, to judge a method that was finished before it met them.
+
+For method auto those are the last three; the others were measured while it was made.
 
     python examples/calibration/unseen.py WORK/gtsrb10 WORK/zoo/gtsrb10-resnet8-unseen --arch resnet8
 
