@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 UNIVERSAL = ("patch", "shift", "warp")
 KINDS = (*UNIVERSAL, "pixels")
-_PATCH, _SHIFT, _WARP, _PIXELS = range(len(KINDS))
+_PATCH, _SHIFT, _, _PIXELS = range(len(KINDS))
 CONTROL_POINTS = 4
 """Along each side of a warp."""
 SELDOM = 0.1
@@ -93,34 +93,25 @@ class Adversary(nn.Module):
         groups = [{"params": [getattr(self, name)], "lr": rate} for name, rate in pace.items()]
         return Adam(groups, betas=(0.5, 0.9))
 
-    def forward(self, images: Tensor, slots: Tensor, kinds: Tensor) -> Tensor:
+    def forward(self, images: Tensor, slots: Tensor, counts: list[int]) -> Tensor:
         """The images, changed; those of the fourth kind are left as they are.
 
         Args:
             images: Float ``[N, C, H, W]`` in [0, 1].
             slots: Which class of ``wanted`` each is to be led to, int64 ``[N]``.
-            kinds: How, an index of ``KINDS``, int64 ``[N]``.
+            counts: How many are changed in each way, in the order of ``KINDS``: the first so many by a patch,
+                those that follow by a shift, and so on. So no index has to go to the device.
         """
-        changed = images.clone()
-        which = (kinds == _PATCH).nonzero()[:, 0]
-        masks, patterns = self._patches(slots[which])
-        changed = changed.index_copy(0, which, torch.lerp(images[which], patterns, masks.expand_as(patterns)))
-        which = (kinds == _SHIFT).nonzero()[:, 0]
-        shifted = images[which] + self.shifts[slots[which]]
-        changed = changed.index_copy(0, which, shifted.clamp(0.0, 1.0))
-        which = (kinds == _WARP).nonzero()[:, 0]
-        if len(which):
-            warped = warp(images[which], grids(self.fields[slots[which]], self.size))
-            changed = changed.index_copy(0, which, warped)
-        return changed
+        parts = zip(torch.split(images, counts), torch.split(slots, counts), strict=True)
+        return torch.cat([self._changed(kind, *part) for kind, part in enumerate(parts)])
 
     def against(self, network: nn.Module, images: Tensor, kinds: int = len(KINDS)) -> tuple[Tensor, Tensor]:
         """Change images so that a network answers some class, and tell the changes how to do it better.
 
         Args:
             network: Images in [0, 1] to logits; looked at in eval mode, and left as it was.
-            images: Float ``[N, C, H, W]`` in [0, 1]; each is led in a way drawn at random to a class drawn
-                at random, in proportion to ``pull``.
+            images: Float ``[N, C, H, W]`` in [0, 1], in an order that means nothing; each is led in a way
+                drawn at random to a class drawn at random, in proportion to ``pull``.
             kinds: The first so many of ``KINDS``.
 
         Returns:
@@ -128,20 +119,24 @@ class Adversary(nn.Module):
             these changes' own numbers, to be added to a loss.
         """
         self._keep_within()
-        count, device = len(images), images.device
-        ways = torch.randint(kinds, (count,)).to(device)
-        slots = torch.multinomial(self.pull.t()[ways], 1)[:, 0]
+        counts = torch.bincount(torch.randint(kinds, (len(images),)), minlength=len(KINDS)).tolist()
+        drawn = [
+            torch.multinomial(pull, many, True)
+            for pull, many in zip(self.pull.t(), counts, strict=True)
+            if many
+        ]
+        slots = torch.cat(drawn)
         own = list(self.parameters())
         seen = images.detach().requires_grad_()
         with _looked_at(network), torch.enable_grad():
-            answers = network(self(seen, slots, ways).contiguous(memory_format=torch.channels_last))
+            led = self(seen, slots, counts)
+            answers = network(led.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(answers.float(), self.wanted[slots], reduction="sum")
             *gradients, of_images = torch.autograd.grad(loss, [*own, seen], allow_unused=True)
         lever = sum((p * g).sum() for p, g in zip(own, gradients, strict=True) if g is not None)
-        with torch.no_grad():
-            changed = self(images, slots, ways)
-            which = (ways == _PIXELS).nonzero()[:, 0]
-            changed[which] = _struck(images[which], of_images[which], self.limits.patch)
+        universal = len(images) - counts[_PIXELS]
+        struck = _struck(images[universal:], of_images[universal:], self.limits.patch)
+        changed = torch.cat([led[:universal].detach(), struck])
         return changed, torch.as_tensor(lever) - torch.as_tensor(lever).detach()
 
     def prefer(self, successes: Mapping[tuple[str, int], Proportion]) -> None:
@@ -157,6 +152,16 @@ class Adversary(nn.Module):
         slots = {target: slot for slot, target in enumerate(self.wanted.tolist())}
         for (kind, target), success in successes.items():
             self.pull[slots[target], KINDS.index(kind)] += success.value / (1.0 + MISSED - success.value)
+
+    def _changed(self, kind: int, images: Tensor, slots: Tensor) -> Tensor:
+        if kind == _PIXELS or not len(images):
+            return images
+        if kind == _PATCH:
+            masks, patterns = self._patches(slots)
+            return torch.lerp(images, patterns, masks.expand_as(patterns))
+        if kind == _SHIFT:
+            return (images + self.shifts[slots]).clamp(0.0, 1.0)
+        return warp(images, grids(self.fields[slots], self.size))
 
     def _patches(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Masks ``[N, 1, H, W]`` and patterns ``[N, C, H, W]`` in [0, 1]."""

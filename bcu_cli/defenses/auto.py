@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses import canary
-from bcu_cli.defenses.adversary import UNIVERSAL, Adversary, Limits
+from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, Adversary, Limits
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.defenses.disturbance import disturb
@@ -345,8 +345,9 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
     """One of the adversary's changes, of images as a file would hold them."""
 
     def change(images: Tensor) -> Tensor:
-        slots, kinds = (torch.full((len(images),), value, device=images.device) for value in (slot, kind))
-        changed: Tensor = adversary(images.float() / 255.0, slots, kinds)
+        slots = torch.full((len(images),), slot, device=images.device)
+        counts = [len(images) if way == kind else 0 for way in range(len(KINDS))]
+        changed: Tensor = adversary(images.float() / 255.0, slots, counts)
         return (changed * 255.0).round_().to(torch.uint8)
 
     return change

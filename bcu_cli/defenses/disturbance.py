@@ -35,23 +35,27 @@ DEGREES, BENDING = 15.0, 0.1
 
 
 def disturb(images: Tensor) -> Tensor:
-    """Each image, changed in ways of its own, one after another; torch's global generator draws them.
+    """Each image, changed in ways of its own, one after another; torch's global generators draw them.
+
+    Which image is changed in which way is drawn on the CPU and sent to the device; all else is drawn there.
 
     Args:
         images: Float ``[N, C, H, W]`` in [0, 1].
     """
     disturbed = images.clone()
-    for ways in torch.randint(len(WAYS), (CHANGES, len(images))):
-        for way, change in enumerate(WAYS):
-            which = (ways == way).nonzero()[:, 0].to(images.device)
+    ways = torch.randint(len(WAYS), (CHANGES, len(images)))
+    orders = ways.argsort(1).to(images.device)
+    for order, drawn in zip(orders, ways, strict=True):
+        counts = torch.bincount(drawn, minlength=len(WAYS)).tolist()
+        for which, change in zip(order.split(counts), WAYS, strict=True):
             if len(which):
                 disturbed[which] = change(disturbed[which]).clamp_(0.0, 1.0)
     return disturbed
 
 
 def _drawn(images: Tensor, *size: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers ``[N, *size]``; drawn on the CPU, so that they are the same on every device."""
-    return (torch.rand(len(images), *size) * (high - low) + low).to(images)
+    """Uniform numbers ``[N, *size]``."""
+    return torch.rand(len(images), *size, dtype=images.dtype, device=images.device) * (high - low) + low
 
 
 def _waved(images: Tensor) -> Tensor:

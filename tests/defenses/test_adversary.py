@@ -43,9 +43,11 @@ class Brightness(nn.Module):
         return torch.stack([-bright, bright, never, never], dim=1)
 
 
-def changed(adversary: Adversary, kind: int, slot: int = 1) -> Tensor:
+def changed(adversary: Adversary, kind: int, slot: int = 1, shown: Tensor | None = None) -> Tensor:
+    shown = images() if shown is None else shown
+    counts = [len(shown) if each == kind else 0 for each in range(len(KINDS))]
     with torch.no_grad():
-        return adversary(images(), torch.full((COUNT,), slot), torch.full((COUNT,), kind))
+        return adversary(shown, torch.full((len(shown),), slot), counts)
 
 
 @pytest.mark.parametrize("kind", range(len(UNIVERSAL)))
@@ -68,9 +70,7 @@ def test_a_patch_covers_no_more_than_its_share() -> None:
 
 def test_a_warp_moves_no_pixel_further_than_its_radius() -> None:
     ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16).contiguous()
-    adversary = driven()
-    with torch.no_grad():
-        out = adversary(ramp, torch.tensor([0]), torch.tensor([WARP]))
+    out = changed(driven(), WARP, slot=0, shown=ramp)
     # Half a side is 0.5 of the ramp; bicubic interpolation may overshoot its control points a little.
     assert float((out - ramp).abs().max()) <= 1.5 * LIMITS.warp * 0.5
 
@@ -115,8 +115,8 @@ def test_it_learns_to_lead_images_to_a_class() -> None:
         optimizer.zero_grad()
         adversary.against(network, dark)[1].backward()
         optimizer.step()
+    out = changed(adversary, SHIFT, slot=1, shown=dark)
     with torch.no_grad():
-        out = adversary(dark, torch.full((COUNT,), 1), torch.full((COUNT,), SHIFT))
         assert network(dark).argmax(1).unique().tolist() == [0]
         assert network(out).argmax(1).unique().tolist() == [1]
 
@@ -125,15 +125,27 @@ def test_it_mostly_leads_where_it_could(monkeypatch: pytest.MonkeyPatch) -> None
     """A patch led nine tenths to class 1, half to 2, and none to others: odds of 7.5, 0.96 and 0, and 0.1."""
     adversary = Adversary(CLASSES, SHAPE, LIMITS, seed=0)
     adversary.prefer({("patch", 1): Proportion(hits=9, of=10), ("patch", 2): Proportion(hits=5, of=10)})
-    led: list[Tensor] = []
-    monkeypatch.setattr(Adversary, "forward", lambda _, seen, slots, ways: led.append((slots, ways)) or seen)
+    led: list[tuple[Tensor, list[int]]] = []
+    monkeypatch.setattr(
+        Adversary, "forward", lambda _, seen, slots, counts: led.append((slots, counts)) or seen
+    )
     torch.manual_seed(0)
     adversary.against(Brightness(), torch.rand(4000, *SHAPE))
-    slots, ways = led[0]
-    shares = torch.bincount(slots[ways == PATCH], minlength=CLASSES) / int((ways == PATCH).sum())
-    assert shares.tolist() == pytest.approx([0.011, 0.86, 0.12, 0.011], abs=0.03)
-    others = torch.bincount(slots[ways == PIXELS], minlength=CLASSES) / int((ways == PIXELS).sum())
-    assert others.tolist() == pytest.approx([0.25] * CLASSES, abs=0.06)
+    slots, counts = led[0]
+    assert counts == pytest.approx([1000] * len(KINDS), abs=150)
+    to = [torch.bincount(each, minlength=CLASSES) / len(each) for each in slots.split(counts)]
+    assert to[PATCH].tolist() == pytest.approx([0.011, 0.86, 0.12, 0.011], abs=0.03)
+    assert to[PIXELS].tolist() == pytest.approx([0.25] * CLASSES, abs=0.06)
+
+
+def test_each_image_is_changed_in_its_own_way_alone() -> None:
+    adversary, counts = driven(), [20, 10, 30, 4]
+    with torch.no_grad():
+        out = adversary(images(), torch.ones(COUNT, dtype=torch.int64), counts)
+    for kind, (part, was) in enumerate(zip(out.split(counts), images().split(counts), strict=True)):
+        alone = changed(adversary, kind, shown=was)
+        torch.testing.assert_close(part, alone)
+        assert torch.equal(part, was) == (kind == PIXELS)
 
 
 def test_where_there_are_too_many_classes_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

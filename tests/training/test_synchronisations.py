@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from bcu_cli.defenses.auto import LEVELS, Auto, AutoOptions
 from bcu_cli.defenses.bcu import BcuOptions, distillation
 from bcu_cli.images.augmentation import Augmentation, augment
+from bcu_cli.images.folder import ImageSet
 from bcu_cli.models.fresh import fresh
 from bcu_cli.models.watching import Watching
 from bcu_cli.training.devices import Device
@@ -96,21 +98,45 @@ def test_the_counter_sees_what_would_wait() -> None:
     assert set(counted(training, 1).count(WAITS)) >= {"aten::_local_scalar_dense"}
 
 
+class Sent(Watching):
+    """How many numbers each transfer from the host to a device without values takes.
+
+    On such a device (``meta``) whatever would wait for a value fails.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name == "aten::_to_copy" and args[0].device.type != out.device.type:
+            self.numbers.append(args[0].numel())
+        return out
+
+
 def test_of_the_views_only_what_is_drawn_comes_from_the_host() -> None:
     """A value for each pixel of each view would be 100 MB a step at 224x224."""
-    sent: list[int] = []
-
-    class Sizes(Watching):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if func._schema.name == "aten::_to_copy" and args[0].device.type != out.device.type:
-                sent.append(args[0].numel())
-            return out
-
-    with Sizes():
+    with Sent() as sent:
         images = torch.empty(32, 3, 16, 20, dtype=torch.uint8, device="meta")
         augment(images, Augmentation(crop_padding=2), torch.Generator().manual_seed(0))
-    assert sent == [32, 32, 32]  # mirrored or not, the shifts of rows, the shifts of columns
+    assert sent.numbers == [32, 32, 32]  # mirrored or not, the shifts of rows, the shifts of columns
+
+
+def test_a_step_of_auto_waits_for_nothing_and_sends_one_order_of_its_images() -> None:
+    """Which of 16 images is disturbed in which way, twice; all else is drawn on the device."""
+    model = fresh("resnet8", 4, IMAGES[:8], seed=0)
+    data = ImageSet(images=IMAGES)
+    auto = Auto(model, data, AutoOptions(epochs=1), device=Device(torch=CPU, precision="fp32"), held_out=data)
+    auto.teacher.to("meta")
+    auto.student.to("meta")
+    adversary = auto._adversary(LEVELS[0], seed=0).to("meta")
+    objective = auto._teaching(auto.student, adversary)
+    views = torch.rand(32, 3, 16, 16, device="meta")
+    with Sent() as sent:
+        objective(views, torch.arange(32), 0.5).backward()
+    assert sent.numbers == [2 * 16]
+    assert adversary.shifts.grad is not None
 
 
 def test_the_order_is_drawn_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
