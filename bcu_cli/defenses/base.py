@@ -271,15 +271,16 @@ def find(name: str) -> type[Defense[Any]]:
 
     Raises:
         UsageError: There is none of that name.
+        TypeError: A module of this package defines no defense, and ``defenses`` does not name it as a helper.
     """
     if name not in defenses.names():
         raise UsageError(f"there is no method called {name}", f"there are {', '.join(defenses.names())}")
     module = import_module(f"bcu_cli.defenses.{name.replace('-', '_')}")
     classes = [value for value in vars(module).values() if isinstance(value, type)]
-    found: type[Defense[Any]] = next(
-        c for c in classes if issubclass(c, Defense) and c.__module__ == module.__name__
-    )
-    return found
+    own = [c for c in classes if issubclass(c, Defense) and c.__module__ == module.__name__]
+    if not own:
+        raise TypeError(f"{module.__name__} defines no defense: name it in {defenses.__name__}._NO_DEFENSES")
+    return own[0]
 
 
 def words(name: str) -> str:
