@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from helpers import Ran, bcu_process
+from safetensors.torch import save_file
+
+from bcu_cli.models import build
 
 pytestmark = pytest.mark.slow
 SHORT = ["--method", "bcu", "--epochs", 2, "--batch-size", 32, "--precision", "fp32"]
@@ -43,11 +46,14 @@ def test_one_process_reports_and_warns_and_all_of_them_count(whole: tuple[Ran, b
 
 
 def test_a_bad_verdict_is_said_once_and_is_the_exit_code(
-    untrained: Path, photos: Path, tmp_path: Path
+    photos: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The first process alone ends with it, the others in good order."""
+    small = tmp_path_factory.mktemp("small") / "model.safetensors"
+    save_file(build("resnet8", num_classes=9).state_dict(), small)
     words = ["--images", photos, "--epochs", 1, "--quick", "--out", tmp_path / "out.safetensors"]
-    ran = bcu_process("cleanse", untrained, *words, "--devices", 2, "--json")
+    words += ["--mean", 0.5, "--std", 0.5, "--input-size", 16]
+    ran = bcu_process("cleanse", small, *words, "--devices", 2, "--json")
     word = ran.json["verdict"]["word"]
     assert (word, ran.code) in {("not cleansed", 1), ("could not tell", 2)}
     assert ran.error.startswith(f"error: {word}: ")

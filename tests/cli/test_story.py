@@ -149,7 +149,7 @@ def interrupt(words: list[str]) -> subprocess.CompletedProcess[str]:
     deadline = time.monotonic() + 120
     while not _is_training(process.pid) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)
+    time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
@@ -171,7 +171,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
 ) -> None:
     whole, out = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
     words = ["cleanse", str(untrained), "--images", str(photos), "--method", "bcu"]
-    words += ["--epochs", "40", "--batch-size", "64"]
+    words += ["--epochs", "15", "--batch-size", "64"]
     stopped = interrupt([*words, "--out", str(out)])
     assert stopped.returncode == 130, stopped.stderr
     assert "--resume goes on from there" in stopped.stderr
