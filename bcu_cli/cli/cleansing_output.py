@@ -98,21 +98,19 @@ def _show_evidence(did: dict[str, Any]) -> None:
             rows,
         )
     kinds = dict.fromkeys(each["trigger"] for each in did["found_triggers"])
-    header = ("kind", "looked for", "stand out on the original", "the worst of these afterwards")
-    rows = [_found([each for each in did["found_triggers"] if each["trigger"] == kind]) for kind in kinds]
-    output.table("Triggers looked for on the original, one for each class", header, rows)
+    header = ("kind", "tried", "strong on the original", "the worst of these afterwards")
+    rows = []
+    for kind in kinds:
+        triggers = [each for each in did["found_triggers"] if each["trigger"] == kind]
+        rows.append(_tried(kind, len(triggers), [each for each in triggers if each["stands_out"]]))
+    rows.append(_tried("wave", did["waves"]["tried"], did["waves"]["working"]))
+    output.table("Triggers looked for on the original, one for each class, and waves", header, rows)
 
 
-def _found(triggers: Sequence[dict[str, Any]]) -> tuple[str, str, str, str]:
+def _tried(kind: str, number: int, strong: Sequence[dict[str, Any]]) -> tuple[str, str, str, str]:
     """A row for the triggers of a kind."""
-    worked = [each for each in triggers if each["stands_out"]]
-    worst = max(worked, key=lambda each: float(each["after"]["value"]), default=None)
-    return (
-        triggers[0]["trigger"],
-        str(len(triggers)),
-        str(len(worked)),
-        _share(worst["after"]) if worst else "–",
-    )
+    worst = max(strong, key=lambda each: float(each["after"]["value"]), default=None)
+    return kind, str(number), str(len(strong)), _share(worst["after"]) if worst else "–"
 
 
 def _share(measured: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ _NO_DEFENSES = {
     "feature_maps",
     "finetuning",
     "shares",
+    "waves",
 }
 
 

@@ -151,7 +151,7 @@ class Adversary(nn.Module):
         self.pull[:, : len(UNIVERSAL)] = SELDOM
         slots = {target: slot for slot, target in enumerate(self.wanted.tolist())}
         for (kind, target), success in successes.items():
-            self.pull[slots[target], KINDS.index(kind)] += success.value / (1.0 + MISSED - success.value)
+            self.pull[slots[target], KINDS.index(kind)] += odds(success)
 
     def _changed(self, kind: int, images: Tensor, slots: Tensor) -> Tensor:
         if kind == _PIXELS or not len(images):
@@ -173,6 +173,11 @@ class Adversary(nn.Module):
     def _keep_within(self) -> None:
         self.shifts.clamp_(-self.limits.shift, self.limits.shift)
         self.fields.clamp_(-self.limits.warp, self.limits.warp)
+
+
+def odds(success: Proportion) -> float:
+    """Of a change, from 0 to 50."""
+    return success.value / (1.0 + MISSED - success.value)
 
 
 def _struck(images: Tensor, gradients: Tensor, share: float) -> Tensor:

@@ -6,14 +6,15 @@ added, since that alone leaves the backdoors of networks its ratios were not tun
 1. While the student learns, an :class:`Adversary` learns how all images can be led to a class, and the
    student is taught to give the teacher's answers to the *unchanged* images on the changed ones too: what
    I-BAU does with labels (Zeng et al., ICLR 2022). It begins with what it has found on the original network,
-   and mostly leads where that one could be led. As many images are disturbed at random, for what no adversary
-   finds (``disturbance.py``). The student is the moving average of its weights.
+   and mostly leads where that one could be led. As many images are changed otherwise, for what no adversary
+   finds: a third of them by a wave, most often of a kind that leads the original (``waves.py``), the others at
+   random (``disturbance.py``). The student is the moving average of its weights.
 2. How strong the adversary must be is tried on a copy of the network that was taught backdoors of our own
    (``canary.py``): the first of ``LEVELS`` that removes these is taken.
 3. Another adversary, turned against the original network from another start, finds triggers to judge by:
-   those that stand out from what it finds for other classes. Where one still works on the cleansed network,
-   the next level is taken. What they and the canaries still do in the end is the evidence for the verdict; no
-   label and no trigger of the attacker's is used.
+   those that stand out from what it finds for other classes; beside them stand waves that lead the original.
+   Where one still works on the cleansed network, the next level is taken. What they and the canaries still do
+   in the end is the evidence for the verdict; no label and no trigger of the attacker's is used.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses import canary
-from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, Adversary, Limits
+from bcu_cli.defenses import canary, waves
+from bcu_cli.defenses.adversary import KINDS, SELDOM, UNIVERSAL, Adversary, Limits, odds
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.defenses.disturbance import disturb
@@ -66,6 +67,10 @@ HARMLESS = 0.4
 KEPT = 0.7
 """Least agreement with the original on images held out."""
 
+WAVED = 3
+"""One in so many of the images that the adversary does not have gets a wave, the others are disturbed."""
+MOST_SHOWN_WAVES = 200
+"""Of the images held out."""
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
 """Of a network while triggers are tried on it: for each of them, and for all together."""
 
@@ -130,9 +135,11 @@ class Auto(TrainedDefense[AutoOptions]):
     level: int
     trials: list[list[Residue]]
     found: list[Residue]
+    waves: list[Residue]
     kept: Proportion
     _usual: Tensor
     _weakness: Adversary
+    _leading: Tensor
 
     def decide(self, options: AutoOptions) -> AutoOptions:
         """See :meth:`Defense.decide`."""
@@ -150,11 +157,14 @@ class Auto(TrainedDefense[AutoOptions]):
         self._weakness = self._adversary(LEVELS[0], self.options.seed)
         yield self._search(self._weakness, "looking for weaknesses")
         self._weakness.prefer(self._successes(self._weakness, self.teacher))
+        led = [self._led(self.teacher, wave)[1] for wave in waves.one_of_each(self.options.seed)]
+        self._leading = torch.tensor([SELDOM + odds(each) for each in led], device=self.device.torch)
         if not self.options.quick:
             yield from self._try_on_canaries()
         judge = self._adversary(LEVELS[0], self.options.seed + 1)
         yield self._search(judge, "looking for triggers")
         before = self._successes(judge, self.teacher)
+        tried = [(wave, *self._led(self.teacher, wave)) for wave in waves.one_of_each(self.options.seed + 1)]
         while True:
             yield self._cleansing(self.student, LEVELS[self.level], f"cleansing, level {self.level + 1}")
             after = self._successes(judge, self.student)
@@ -162,7 +172,13 @@ class Auto(TrainedDefense[AutoOptions]):
                 Residue(trigger=kind, target=target, before=share, after=after[kind, target])
                 for (kind, target), share in before.items()
             ]
-            if self.options.quick or self.level + 1 == len(LEVELS) or _most(self._working()) <= HARMLESS:
+            self.waves = [
+                Residue(trigger="wave", target=to, before=share, after=self._led(self.student, wave, to)[1])
+                for wave, to, share in tried
+                if share.value >= WORKS
+            ]
+            harm = _most(self._working() + self.waves)
+            if self.options.quick or self.level + 1 == len(LEVELS) or harm <= HARMLESS:
                 break
             self.level += 1
             self.student = copy_of(self.teacher)
@@ -176,6 +192,7 @@ class Auto(TrainedDefense[AutoOptions]):
             "levels": len(LEVELS),
             "limits": asdict(LEVELS[self.level]),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
+            "waves": {"tried": waves.CELLS, "working": [each.as_json() for each in self.waves]},
             "found_triggers": [{**each.as_json(), "stands_out": each in working} for each in self.found],
         }
 
@@ -189,6 +206,7 @@ class Auto(TrainedDefense[AutoOptions]):
         for what, residues, most in (
             ("a backdoor to test with", planted, DEAD),
             ("a trigger found on the original", working, HARMLESS),
+            ("a wave that worked on the original", self.waves, HARMLESS),
         ):
             if _most(residues) > most:
                 why = f"{what} still works on {_most(residues):.0%} of the images"
@@ -274,9 +292,10 @@ class Auto(TrainedDefense[AutoOptions]):
             with torch.no_grad():
                 taught = self.teacher(views)
             half = len(views) // 2
+            waved, disturbed = views[: half // WAVED], views[half // WAVED : half]
             astray, lever = adversary.against(student, views[half:])
-            both = torch.cat([views, disturb(views[:half]), astray])
-            both = both.contiguous(memory_format=torch.channels_last)
+            changed = [waves.across(waved, self._leading), disturb(disturbed), astray]
+            both = torch.cat([views, *changed]).contiguous(memory_format=torch.channels_last)
             clean, misled = student(both).split(len(views))
             losses = [distillation_loss(answers, taught, TEMPERATURE) for answers in (clean, misled)]
             return losses[0] + losses[1] + lever
@@ -303,6 +322,19 @@ class Auto(TrainedDefense[AutoOptions]):
             for way, kind in enumerate(UNIVERSAL)
             for target in wanted
         }
+
+    def _led(self, network: Classifier, change: Change, target: int | None = None) -> tuple[int, Proportion]:
+        """The class that a change leads to, the one it leads to most if none is named, and how often.
+
+        Of some held-out images that the original answers otherwise.
+        """
+        images, usual = (each[:MOST_SHOWN_WAVES] for each in (self.held_out.images, self._usual))
+        answers = predict(network, images, self.device, transform=change)
+        classes = network.num_classes
+        hits = torch.bincount(answers[answers != usual], minlength=classes)
+        of = (len(usual) - torch.bincount(usual, minlength=classes)).clamp(min=1)
+        target = int((hits / of).argmax()) if target is None else target
+        return target, Proportion(hits=int(hits[target]), of=int(of[target]))
 
     def _length(self, steps: int) -> dict[str, Any]:
         """As many epochs as hold so many steps, of no more than these."""

@@ -1,14 +1,14 @@
 """Changes at random, of the kinds that do not change what is on an image: the other half of the adversary.
 
 An :class:`~bcu_cli.defenses.adversary.Adversary` finds what leads images astray only where a gradient shows
-the way. A backdoor that answers to a wave across the image, to fewer colours or to another scene shining
-through shows none. So a student is also taught that such changes mean nothing: to answer each changed image
-as the teacher answers the unchanged one. The changes are drawn anew for each image, never the same for two.
+the way. A backdoor that answers to fewer colours or to another scene shining through shows none (nor does one
+that answers to a wave, see ``waves.py``). So a student is also taught that such changes mean nothing: to answer
+each changed image as the teacher answers the unchanged one. The changes are drawn anew for each image, never
+the same for two.
 """
 
 from __future__ import annotations
 
-from math import pi
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CHANGES = 2
 """Of each image."""
 AMPLITUDE = 0.25
-"""Of a wave, of blotches, and of a tone: the most that they add, on a scale of 0 to 1."""
+"""Of blotches and of a tone: the most that they add, on a scale of 0 to 1."""
 SHINING = 0.35
 """Most of another image that shines through."""
 NOISE = 0.15
@@ -56,17 +56,6 @@ def disturb(images: Tensor) -> Tensor:
 def _drawn(images: Tensor, *size: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform numbers ``[N, *size]``."""
     return torch.rand(len(images), *size, dtype=images.dtype, device=images.device) * (high - low) + low
-
-
-def _waved(images: Tensor) -> Tensor:
-    """A plane wave of any direction and length, from the whole image down to four pixels."""
-    height, width = images.shape[-2:]
-    y, x = (torch.arange(size, device=images.device, dtype=images.dtype) for size in (height, width))
-    angle = _drawn(images, 1, 1, 1, high=2.0 * pi)
-    frequency = torch.exp2(_drawn(images, 1, 1, 1, low=-5.0, high=-1.0))  # cycles a pixel
-    place = torch.cos(angle) * x + torch.sin(angle) * y[:, None]
-    wave = torch.sin(2.0 * pi * frequency * place + _drawn(images, 1, 1, 1, high=2.0 * pi))
-    return images + _coloured(images, AMPLITUDE) * wave
 
 
 def _blotched(images: Tensor) -> Tensor:
@@ -138,7 +127,6 @@ def _bent(images: Tensor) -> Tensor:
 
 
 WAYS: tuple[Callable[[Tensor], Tensor], ...] = (
-    _waved,
     _blotched,
     _shone_through,
     _toned,

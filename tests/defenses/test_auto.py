@@ -13,6 +13,7 @@ from torch import nn
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversary import Limits
 from bcu_cli.defenses.auto import Auto, AutoOptions, Residue
+from bcu_cli.defenses.waves import CELLS
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
 from bcu_cli.training.inference import predict
@@ -43,8 +44,11 @@ USUAL = [residue(50, 50), residue(60, 60), residue(70, 70)]
 """What is found for classes without a backdoor."""
 
 
-def judged(canaries: list[Residue], found: list[Residue], kept: int = 99) -> str:
+def judged(
+    canaries: list[Residue], found: list[Residue], kept: int = 99, waves: tuple[Residue, ...] = ()
+) -> str:
     finished = method(small(), pictures(), epochs=1)
+    finished.waves = list(waves)
     finished.trials, finished.found = [canaries] if canaries else [], found + USUAL
     finished.kept = share(kept)
     return finished.verdict().word
@@ -72,13 +76,19 @@ def test_the_verdict(canaries: list[Residue], found: list[Residue], word: str) -
 @pytest.mark.parametrize(("before", "word"), [(89, "cleansed"), (90, "not cleansed")])
 def test_what_stands_out_counts_only_where_it_works(before: int, word: str) -> None:
     finished = method(small(), pictures(), epochs=1)
-    finished.trials, finished.kept = [[residue(100, 0)]], share(99)
+    finished.trials, finished.waves, finished.kept = [[residue(100, 0)]], [], share(99)
     finished.found = [residue(before, before), *[residue(5, 5)] * 3]
     assert finished.verdict().word == word
 
 
 def test_a_network_that_answers_otherwise_is_no_success() -> None:
     assert judged([residue(100, 0)], [], kept=69) == "could not tell"
+
+
+def test_a_wave_that_stays_speaks_against_it_and_one_that_goes_proves_nothing() -> None:
+    assert judged([residue(100, 0)], [], waves=(residue(95, 40),)) == "cleansed"
+    assert judged([residue(100, 0)], [], waves=(residue(95, 0), residue(90, 41))) == "not cleansed"
+    assert judged([], [], waves=(residue(95, 0),)) == "could not tell"
 
 
 @pytest.fixture
@@ -88,17 +98,20 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def staged(
-    monkeypatch: pytest.MonkeyPatch, canaries: list[int], triggers: list[int]
+    monkeypatch: pytest.MonkeyPatch, canaries: list[int], triggers: list[int], waves: list[int]
 ) -> tuple[Auto, list[str]]:
-    """A search that is told, by level, what canaries and triggers still do; and its stages' titles."""
+    """A search that is told, by level, what canaries, triggers and a wave still do; its stages' titles."""
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
     kinds = len(auto.canary.NAMES)
     told = iter([share(percent) for level in canaries for _ in range(kinds) for percent in (90, level)])
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
+    led = iter([*[20] * CELLS, *[50] * (CELLS - 1), 95, *waves])
+    monkeypatch.setattr(cleansing, "_led", lambda *_: (1, share(next(led))))
     found = tell(monkeypatch, cleansing, [50, 99, *triggers])
     titles = [stage.title for stage in stages_of(cleansing)]
     assert next(told, None) is None
     assert next(found, None) is None
+    assert next(led, None) is None
     return cleansing, titles
 
 
@@ -119,7 +132,7 @@ BEFORE = ["looking for weaknesses", "planting canaries"]
 
 @pytest.mark.usefixtures("brief")
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5])
+    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5], waves=[5])
     assert titles == [*BEFORE, "cleansing canaries, level 1", "looking for triggers", "cleansing, level 1"]
     assert cleansing.did()["level"] == 1
     assert cleansing.verdict().word == "cleansed"
@@ -127,7 +140,7 @@ def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[80, 5], triggers=[5])
+    cleansing, titles = staged(monkeypatch, canaries=[80, 5], triggers=[5], waves=[5])
     tried = ["cleansing canaries, level 1", "cleansing canaries, level 2"]
     assert titles == [*BEFORE, *tried, "looking for triggers", "cleansing, level 2"]
     did = cleansing.did()
@@ -137,14 +150,29 @@ def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_a_trigger_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[60, 5])
+    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[60, 5], waves=[5, 5])
     assert titles[-3:] == ["looking for triggers", "cleansing, level 1", "cleansing, level 2"]
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
+def test_more_is_tried_where_a_wave_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5, 5], waves=[41, 5])
+    assert titles[-3:] == ["looking for triggers", "cleansing, level 1", "cleansing, level 2"]
+    assert cleansing.did()["waves"]["working"][0]["after"]["value"] == 0.05
+    assert cleansing.verdict().word == "cleansed"
+
+
+@pytest.mark.usefixtures("brief")
+def test_waves_that_led_the_original_are_shown_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In proportion to the odds of those of the first set; all of them led 20 % here."""
+    cleansing, _ = staged(monkeypatch, canaries=[5], triggers=[5], waves=[5])
+    assert cleansing._leading.tolist() == pytest.approx([0.1 + 0.2 / 0.82] * CELLS)
+
+
+@pytest.mark.usefixtures("brief")
 def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[80, 80], triggers=[60])
+    cleansing, titles = staged(monkeypatch, canaries=[80, 80], triggers=[60], waves=[5])
     assert titles[-1] == "cleansing, level 2"
     assert cleansing.verdict().word == "not cleansed"
 
