@@ -7,8 +7,8 @@ added, since that alone leaves the backdoors of networks its ratios were not tun
    student is taught to give the teacher's answers to the *unchanged* images on the changed ones too: what
    I-BAU does with labels (Zeng et al., ICLR 2022). It begins with what it has found on the original network,
    and mostly leads where that one could be led. As many images are changed otherwise, for what no adversary
-   finds: a third of them by a wave, most often of a kind that leads the original (``waves.py``), the others at
-   random (``disturbance.py``). The student is the moving average of its weights.
+   finds: a third of them by a wave, most often of a kind that leads the original (``waves.py``), the others
+   at random (``disturbance.py``). The student is the moving average of its weights.
 2. How strong the adversary must be is tried on a copy of the network that was taught backdoors of our own
    (``canary.py``): the first of ``LEVELS`` that removes these is taken.
 3. Another adversary, turned against the original network from another start, finds triggers to judge by:

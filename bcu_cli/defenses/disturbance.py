@@ -2,9 +2,9 @@
 
 An :class:`~bcu_cli.defenses.adversary.Adversary` finds what leads images astray only where a gradient shows
 the way. A backdoor that answers to fewer colours or to another scene shining through shows none (nor does one
-that answers to a wave, see ``waves.py``). So a student is also taught that such changes mean nothing: to answer
-each changed image as the teacher answers the unchanged one. The changes are drawn anew for each image, never
-the same for two.
+that answers to a wave, see ``waves.py``). So a student is also taught that such changes mean nothing: to
+answer each changed image as the teacher answers the unchanged one. The changes are drawn anew for each image,
+never the same for two.
 """
 
 from __future__ import annotations
