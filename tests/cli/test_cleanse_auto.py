@@ -100,7 +100,8 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     assert [row[:2] for row in rows if len(row) == 4][:8] == [
         [level, trigger] for level in "12" for trigger in ("patch", "blend", "wave", "warp")
     ]
-    assert [row[:2] for row in rows][8:] == [[kind, "8"] for kind in ("patch", "shift", "warp")]
+    looked_for = [[kind, "8"] for kind in ("patch", "shift", "warp")]
+    assert [row[:2] for row in rows][8:] == [*looked_for, ["wave", "48"]]
     text = " ".join(ran.out.split())
     assert "cleansed: it was told so" in text
     assert "level 2 of 2" in text
