@@ -59,7 +59,7 @@ class StateFile:
             ) from error
         if found != self._fingerprint:
             raise UsageError(
-                f"{self.path} was left by a run with other options, images or model",
+                f"{self.path} was left by a run with other options, images, model or version of bcu",
                 "repeat that run's options, or start anew without --resume",
             )
         loaded: dict[str, Any] = state["state"]

@@ -154,5 +154,5 @@ def fingerprint_of(data: ImageSet | StreamedSet) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 over plain values: what decides a run."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    """SHA-256 over plain values and the version of bcu: what decides a run."""
+    return hashlib.sha256(json.dumps([__version__, *parts], sort_keys=True).encode()).hexdigest()
