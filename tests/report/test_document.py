@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
 
 from bcu_cli.report import document
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_a_run_is_known_by_its_values_and_the_version_of_bcu(monkeypatch: pytest.MonkeyPatch) -> None:
