@@ -36,6 +36,7 @@ from bcu_cli.evaluation.measures import Proportion, above_others, agreement
 from bcu_cli.images.augmentation import NO_AUGMENTATION
 from bcu_cli.training.inference import predict
 from bcu_cli.training.loop import Companion, Stage, Training
+from bcu_cli.triggers.base import to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -379,8 +380,7 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
     def change(images: Tensor) -> Tensor:
         slots = torch.full((len(images),), slot, device=images.device)
         counts = [len(images) if way == kind else 0 for way in range(len(KINDS))]
-        changed: Tensor = adversary(images.float() / 255.0, slots, counts)
-        return (changed * 255.0).round_().to(torch.uint8)
+        return to_bytes(adversary(images.float() / 255.0, slots, counts))
 
     return change
 

@@ -53,41 +53,41 @@ def disturb(images: Tensor) -> Tensor:
     return disturbed
 
 
-def _drawn(images: Tensor, *size: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers ``[N, *size]``."""
+def uniform(images: Tensor, *size: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform numbers ``[N, *size]`` for N images, drawn on their device."""
     return torch.rand(len(images), *size, dtype=images.dtype, device=images.device) * (high - low) + low
 
 
 def _blotched(images: Tensor) -> Tensor:
     """Smooth blotches of light and shade."""
     count = int(torch.randint(2, BLOTCHES + 1, ()))
-    coarse = _drawn(images, images.shape[1], count, count, low=-1.0)
+    coarse = uniform(images, images.shape[1], count, count, low=-1.0)
     smooth = F.interpolate(coarse, size=images.shape[-2:], mode="bicubic", align_corners=True)
-    return images + _drawn(images, 1, 1, 1, high=AMPLITUDE) * smooth
+    return images + uniform(images, 1, 1, 1, high=AMPLITUDE) * smooth
 
 
 def _shone_through(images: Tensor) -> Tensor:
     """Another image, mirrored or not, shines through."""
     other = images.roll(1, 0).flip(-1)
-    return torch.lerp(images, other, _drawn(images, 1, 1, 1, high=SHINING))
+    return torch.lerp(images, other, uniform(images, 1, 1, 1, high=SHINING))
 
 
 def _toned(images: Tensor) -> Tensor:
     """Another contrast and brightness, of each channel its own."""
-    contrast = _drawn(images, images.shape[1], 1, 1, low=1.0 - AMPLITUDE, high=1.0 + AMPLITUDE)
-    return (images - 0.5) * contrast + 0.5 + _coloured(images, AMPLITUDE)
+    contrast = uniform(images, images.shape[1], 1, 1, low=1.0 - AMPLITUDE, high=1.0 + AMPLITUDE)
+    return (images - 0.5) * contrast + 0.5 + _coloured(images)
 
 
-def _coloured(images: Tensor, most: float) -> Tensor:
+def _coloured(images: Tensor) -> Tensor:
     """Up to so much in each channel, ``[N, C, 1, 1]``; in half of the images in all channels the same."""
-    own = _drawn(images, images.shape[1], 1, 1, low=-most, high=most)
-    same = _drawn(images, 1, 1, 1) < 0.5
+    own = uniform(images, images.shape[1], 1, 1, low=-AMPLITUDE, high=AMPLITUDE)
+    same = uniform(images, 1, 1, 1) < 0.5
     return torch.where(same, own[:, :1], own)
 
 
 def _levelled(images: Tensor) -> Tensor:
     """Few values of each channel."""
-    steps = _drawn(images, 1, 1, 1, low=LEVELS[0] - 1.0, high=LEVELS[1] - 1.0).round()
+    steps = uniform(images, 1, 1, 1, low=LEVELS[0] - 1.0, high=LEVELS[1] - 1.0).round()
     return (images * steps).round() / steps
 
 
@@ -95,21 +95,21 @@ def _blurred(images: Tensor) -> Tensor:
     """Half of the resolution, more or less."""
     coarse = F.avg_pool2d(images, 2, ceil_mode=True)
     smooth = F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.lerp(images, smooth, _drawn(images, 1, 1, 1))
+    return torch.lerp(images, smooth, uniform(images, 1, 1, 1))
 
 
 def _noisy(images: Tensor) -> Tensor:
     """Each number moves a little."""
-    noise = _drawn(images, *images.shape[1:], low=-1.0)
-    return images + _drawn(images, 1, 1, 1, high=NOISE) * noise
+    noise = uniform(images, *images.shape[1:], low=-1.0)
+    return images + uniform(images, 1, 1, 1, high=NOISE) * noise
 
 
 def _covered(images: Tensor) -> Tensor:
     """A square of coloured spots, anywhere."""
     channels, height, width = images.shape[1:]
     side = int(torch.randint(1, max(2, min(height, width) // SQUARES) + 1, ()))
-    spots = F.interpolate(_drawn(images, channels, SPOTS, SPOTS).round(), size=(height, width))
-    top, left = (_drawn(images, 1, 1, 1, high=float(size - side)).round() for size in (height, width))
+    spots = F.interpolate(uniform(images, channels, SPOTS, SPOTS).round(), size=(height, width))
+    top, left = (uniform(images, 1, 1, 1, high=float(size - side)).round() for size in (height, width))
     y, x = (torch.arange(size, device=images.device, dtype=images.dtype) for size in (height, width))
     inside = (y[:, None] >= top) & (y[:, None] < top + side) & (x >= left) & (x < left + side)
     return torch.where(inside, spots, images)
@@ -118,9 +118,9 @@ def _covered(images: Tensor) -> Tensor:
 def _bent(images: Tensor) -> Tensor:
     """Turned by some degrees, and warped a little."""
     height, width = images.shape[-2:]
-    angle = _drawn(images, 1, 1, low=-DEGREES, high=DEGREES).deg2rad()
+    angle = uniform(images, 1, 1, low=-DEGREES, high=DEGREES).deg2rad()
     count = int(torch.randint(2, 7, ()))
-    fields = _drawn(images, 2, count, count, low=-1.0) * _drawn(images, 1, 1, 1, high=BENDING)
+    fields = uniform(images, 2, count, count, low=-1.0) * uniform(images, 1, 1, 1, high=BENDING)
     grid = grids(fields, (height, width))
     turn = torch.cat([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=2).view(-1, 2, 2)
     return warp(images, (grid.flatten(1, 2) @ turn).view_as(grid))

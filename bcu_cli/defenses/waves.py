@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bcu_cli.defenses.disturbance import uniform
+from bcu_cli.triggers.base import to_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -60,15 +63,15 @@ def drawn(cells: Tensor, generator: torch.Generator | None = None) -> Waves:
         generator: None is torch's global one.
     """
 
-    def uniform() -> Tensor:
+    def within() -> Tensor:
         return torch.rand(len(cells), 1, 1, 1, device=cells.device, generator=generator)
 
     cells = cells.view(-1, 1, 1, 1)
     low, high = (log(each) for each in CYCLES)
     return Waves(
-        angle=(cells % DIRECTIONS + uniform()) * (pi / DIRECTIONS),
-        cycles=torch.exp(low + (cells // DIRECTIONS + uniform()) * ((high - low) / LENGTHS)),
-        phase=2.0 * pi * uniform(),
+        angle=(cells % DIRECTIONS + within()) * (pi / DIRECTIONS),
+        cycles=torch.exp(low + (cells // DIRECTIONS + within()) * ((high - low) / LENGTHS)),
+        phase=2.0 * pi * within(),
     )
 
 
@@ -82,12 +85,10 @@ def across(images: Tensor, leading: Tensor) -> Tensor:
     if not len(images):
         return images
     wave = drawn(torch.multinomial(leading, len(images), replacement=True)).like(images)
-
-    def uniform(channels: int) -> Tensor:
-        return torch.rand(len(images), channels, 1, 1, dtype=images.dtype, device=images.device)
-
-    amplitude = AMPLITUDES[0] + uniform(1) * (AMPLITUDES[1] - AMPLITUDES[0])
-    tint = torch.where(uniform(1) < COLOURED, uniform(images.shape[1]), 1.0)
+    weakest, strongest = AMPLITUDES
+    amplitude = uniform(images, 1, 1, 1, low=weakest, high=strongest)
+    coloured = uniform(images, 1, 1, 1) < COLOURED
+    tint = torch.where(coloured, uniform(images, images.shape[1], 1, 1), 1.0)
     return (images + amplitude * tint * wave).clamp(0.0, 1.0)
 
 
@@ -101,6 +102,6 @@ def _as_change(waves: Waves) -> Callable[[Tensor], Tensor]:
     def change(images: Tensor) -> Tensor:
         here = Waves(**{name: value.to(images.device) for name, value in vars(waves).items()})
         shown = images.float() / 255.0
-        return ((shown + AMPLITUDE * here.like(shown)).clamp_(0.0, 1.0) * 255.0).round_().to(torch.uint8)
+        return to_bytes((shown + AMPLITUDE * here.like(shown)).clamp_(0.0, 1.0))
 
     return change

@@ -34,6 +34,12 @@ def test_there_is_no_other() -> None:
         find("base")
 
 
+def test_a_helper_that_is_not_named_as_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defenses, "_NO_DEFENSES", defenses._NO_DEFENSES - {"depth"})
+    with pytest.raises(TypeError, match="depth defines no defense: name it in"):
+        find("depth")
+
+
 @contract
 def test_the_result_takes_the_place_of_the_original(name: str) -> None:
     kind, teacher = find(name), small()
