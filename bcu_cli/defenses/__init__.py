@@ -17,6 +17,7 @@ _NO_DEFENSES = {
     "disturbance",
     "feature_maps",
     "finetuning",
+    "hints",
     "shares",
     "waves",
 }

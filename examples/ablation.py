@@ -1,0 +1,175 @@
+"""What each part of ``--method auto`` is good for: a network cleansed with all, and without each in turn.
+
+    python examples/ablation.py bad.safetensors --images photos --data labelled/test --out ablation.json
+
+Each row is ``bcu cleanse --quick --force`` in a process of its own, in which a part was taken out, then
+``bcu evaluate``; the network's trigger lies beside it, as ``bcu attack`` leaves it. ``--arch`` and its like
+are handed on to both. Rows that ``--out`` holds already are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bcu_cli.defenses import auto
+from bcu_cli.defenses.adversary import KINDS, Adversary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AS_IT_IS = "as it is"
+NEVER = 1_000_000
+
+
+def _nothing(*_given: object) -> list[Any]:
+    return []
+
+
+def _no_adversary() -> None:
+    """Its images stay as they are; on the original it searches all the same, to judge by."""
+    search = Adversary.against
+
+    def against(
+        self: Adversary, network: Any, images: Tensor, kinds: int = len(KINDS)
+    ) -> tuple[Tensor, Tensor]:
+        if kinds < len(KINDS):
+            return search(self, network, images, kinds)
+        return images, torch.stack([0.0 * each.sum() for each in self.parameters()]).sum()
+
+    Adversary.against = against  # type: ignore[method-assign]
+
+
+def _no_weaknesses() -> None:
+    """The adversary starts anywhere, and leads to each class as often."""
+    Adversary.prefer = Adversary.load_state_dict = _nothing  # type: ignore[assignment,method-assign]
+
+
+def _no_disturbance() -> None:
+    auto.disturb = lambda images: images  # type: ignore[attr-defined]
+
+
+def _no_waves() -> None:
+    auto.WAVED = NEVER
+
+
+def _neither() -> None:
+    _no_disturbance()
+    _no_waves()
+
+
+def _no_hints() -> None:
+    auto.HINTS = 0.0
+
+
+def _no_new_weights() -> None:
+    auto.reinitialise = _nothing  # type: ignore[attr-defined]
+
+
+def _no_average() -> None:
+    auto.AVERAGE = 0.0
+
+
+WITHOUT: dict[str, Callable[[], None]] = {
+    AS_IT_IS: lambda: None,
+    "without the adversary": _no_adversary,
+    "without its start from the original's weaknesses": _no_weaknesses,
+    "without random changes": _no_disturbance,
+    "without waves": _no_waves,
+    "without random changes and waves": _neither,
+    "without hints": _no_hints,
+    "without weights drawn anew": _no_new_weights,
+    "without the moving average": _no_average,
+}
+
+
+def main() -> None:
+    """Read the command line; a process that a row is computed in is told which, before bcu's own words."""
+    if sys.argv[1:2] == ["--without"]:
+        from bcu_cli.__main__ import main as bcu
+
+        WITHOUT[sys.argv[2]]()
+        sys.argv[1:] = sys.argv[3:]
+        bcu()
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--images", type=Path, required=True, help="to cleanse with")
+    parser.add_argument("--data", type=Path, required=True, help="labelled, to measure on")
+    parser.add_argument("--out", type=Path, required=True, help="JSON; rows that it holds are kept")
+    parser.add_argument("--rows", nargs="+", choices=list(WITHOUT), default=list(WITHOUT))
+    given, handed_on = parser.parse_known_args()
+    rows = json.loads(given.out.read_text()) if given.out.exists() else {}
+    key = given.model.stem if len(given.model.parts) < 2 else "/".join(given.model.with_suffix("").parts[-2:])
+    of_model = rows.setdefault(key, {})
+    for name in given.rows:
+        if name not in of_model:
+            of_model[name] = _row(name, given.model, given.images, given.data, handed_on)
+            given.out.write_text(json.dumps(rows, indent=1) + "\n")
+        sys.stdout.write(_line(name, of_model[name]) + "\n")
+        sys.stdout.flush()
+
+
+def _row(name: str, model: Path, images: Path, data: Path, handed_on: list[str]) -> dict[str, Any]:
+    """What one variant leaves, and what it says of itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        clean = Path(folder) / "clean.safetensors"
+        how = [
+            "cleanse",
+            model,
+            "--images",
+            images,
+            "--quick",
+            "--force",
+            "--out",
+            clean,
+            *handed_on,
+            "--json",
+        ]
+        cleansed = _bcu("--without", name, *how)
+        trigger = ["--trigger", model.with_suffix(".trigger.safetensors")]
+        measured = _bcu(
+            "--without", AS_IT_IS, "evaluate", model, clean, "--data", data, *trigger, *handed_on, "--json"
+        )
+    before, after = measured["models"]
+    return {
+        "versions": cleansed["versions"],
+        "device": cleansed["device"],
+        "seconds": cleansed["seconds"]["total"],
+        "verdict": cleansed["verdict"]["word"],
+        **{
+            f"{what}_{when}": of[what]
+            for when, of in (("before", before), ("after", after))
+            for what in ("acc", "asr")
+        },
+    }
+
+
+def _bcu(*words: object) -> dict[str, Any]:
+    """The report of a command; 1 and 2 are verdicts."""
+    command = [sys.executable, __file__, *map(str, words)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - our own program
+    if ran.returncode not in {0, 1, 2}:
+        raise SystemExit(ran.returncode)
+    report: dict[str, Any] = json.loads(ran.stdout)
+    return report
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    """A row of a table in Markdown."""
+    low, high = row["asr_after"]["interval95"]
+    acc, asr = (row[f"{what}_after"]["value"] for what in ("acc", "asr"))
+    asr_said = f"{asr:.2%} ({low:.1%} to {high:.1%})"
+    return f"| {name} | {acc:.2%} | {asr_said} | {row['verdict']} | {row['seconds']:.0f} |"
+
+
+if __name__ == "__main__":
+    main()
