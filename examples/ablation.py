@@ -66,10 +66,6 @@ def _neither() -> None:
     _no_waves()
 
 
-def _no_hints() -> None:
-    auto.HINTS = 0.0
-
-
 def _no_new_weights() -> None:
     auto.reinitialise = _nothing  # type: ignore[attr-defined]
 
@@ -85,7 +81,6 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without random changes": _no_disturbance,
     "without waves": _no_waves,
     "without random changes and waves": _neither,
-    "without hints": _no_hints,
     "without weights drawn anew": _no_new_weights,
     "without the moving average": _no_average,
 }

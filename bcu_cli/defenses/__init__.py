@@ -17,7 +17,6 @@ _NO_DEFENSES = {
     "disturbance",
     "feature_maps",
     "finetuning",
-    "hints",
     "shares",
     "waves",
 }

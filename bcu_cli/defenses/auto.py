@@ -5,11 +5,10 @@ added, since that alone leaves the backdoors of networks its ratios were not tun
 
 1. While the student learns, an :class:`Adversary` learns how all images can be led to a class, and the
    student is taught to give the teacher's answers to the *unchanged* images on the changed ones too: what
-   I-BAU does with labels (Zeng et al., ICLR 2022). It is shown what the teacher makes its answers from, too
-   (``hints.py``). The adversary begins with what it has found on the original network, and mostly leads where
-   that one could be led. As many images are changed otherwise, for what no adversary finds: a third of them
-   by a wave, most often of a kind that leads the original (``waves.py``), the others at random
-   (``disturbance.py``). The student is the moving average of its weights.
+   I-BAU does with labels (Zeng et al., ICLR 2022). It begins with what it has found on the original network,
+   and mostly leads where that one could be led. As many images are changed otherwise, for what no adversary
+   finds: a third of them by a wave, most often of a kind that leads the original (``waves.py``), the others
+   at random (``disturbance.py``). The student is the moving average of its weights.
 2. How strong the adversary must be is tried on a copy of the network that was taught backdoors of our own
    (``canary.py``): the first of ``LEVELS`` that removes these is taken.
 3. Another adversary, turned against the original network from another start, finds triggers to judge by:
@@ -33,7 +32,6 @@ from bcu_cli.defenses.adversary import KINDS, SELDOM, UNIVERSAL, Adversary, Limi
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.defenses.disturbance import disturb
-from bcu_cli.defenses.hints import hint_loss, hints, last_layer
 from bcu_cli.evaluation.measures import Proportion, above_others, agreement
 from bcu_cli.images.augmentation import NO_AUGMENTATION
 from bcu_cli.training.inference import predict
@@ -55,10 +53,6 @@ CANARY_STEPS, SEARCH_STEPS = 200, 120
 AVERAGE = 0.98
 """Decay of the moving average of the weights that a cleansing ends with."""
 TEMPERATURE = 2.0
-HINTS = 5.0
-"""Weight of the features of unchanged images, beside that of the answers to them."""
-FIRM = 2.0
-"""That of the answers to changed images."""
 PLANTED = 0.8
 """What a canary must reach in the copy to prove anything."""
 TAKEN = 0.5
@@ -173,8 +167,7 @@ class Auto(TrainedDefense[AutoOptions]):
         before = self._successes(judge, self.teacher)
         tried = [(wave, *self._led(self.teacher, wave)) for wave in waves.one_of_each(self.options.seed + 1)]
         while True:
-            title = f"cleansing, level {self.level + 1}"
-            yield self._cleansing(self.student, self.teacher, LEVELS[self.level], title)
+            yield self._cleansing(self.student, LEVELS[self.level], f"cleansing, level {self.level + 1}")
             after = self._successes(judge, self.student)
             self.found = [
                 Residue(trigger=kind, target=target, before=share, after=after[kind, target])
@@ -255,7 +248,7 @@ class Auto(TrainedDefense[AutoOptions]):
         yield Stage(title="planting canaries", training=planting)
         for level in range(len(LEVELS)):
             trial = copy_of(taught)
-            yield self._cleansing(trial, taught, LEVELS[level], f"cleansing canaries, level {level + 1}")
+            yield self._cleansing(trial, LEVELS[level], f"cleansing canaries, level {level + 1}")
             self.level = level
             residues = [
                 Residue(
@@ -284,34 +277,29 @@ class Auto(TrainedDefense[AutoOptions]):
             taken[targets[-1]] += 1
         return targets
 
-    def _cleansing(self, student: Classifier, teacher: Classifier, limits: Limits, title: str) -> Stage:
-        """Draw part of a copy of the teacher anew, then teach it against an adversary."""
+    def _cleansing(self, student: Classifier, limits: Limits, title: str) -> Stage:
+        """Draw part of a copy anew, then teach it against an adversary."""
         reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         adversary = self._adversary(limits, self.options.seed)
         adversary.load_state_dict(self._weakness.state_dict())
         companion = Companion(module=adversary, optimizer=adversary.optimizer())
-        objective = self._teaching(student, teacher, adversary)
+        objective = self._teaching(student, adversary)
         how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": AVERAGE}
         training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
 
-    def _teaching(self, student: Classifier, teacher: Classifier, adversary: Adversary) -> Objective:
-        last = last_layer(student.network, self.example())
-
+    def _teaching(self, student: nn.Module, adversary: Adversary) -> Objective:
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
-            with torch.no_grad(), hints(teacher.network, last) as theirs:
-                taught = teacher(views)
+            with torch.no_grad():
+                taught = self.teacher(views)
             half = len(views) // 2
             waved, disturbed = views[: half // WAVED], views[half // WAVED : half]
             astray, lever = adversary.against(student, views[half:])
             changed = [waves.across(waved, self._leading), disturb(disturbed), astray]
             both = torch.cat([views, *changed]).contiguous(memory_format=torch.channels_last)
-            with hints(student.network, last) as ours:
-                clean, misled = student(both).split(len(views))
-            known = distillation_loss(clean, taught, TEMPERATURE)
-            firm = distillation_loss(misled, taught, TEMPERATURE)
-            hinted = [hint_loss(own[: len(views)], of) for own, of in zip(ours, theirs, strict=True)]
-            return known + FIRM * firm + HINTS * sum(hinted) + lever
+            clean, misled = student(both).split(len(views))
+            losses = [distillation_loss(answers, taught, TEMPERATURE) for answers in (clean, misled)]
+            return losses[0] + losses[1] + lever
 
         return objective
 

@@ -6,7 +6,6 @@ logits is tried out: put into a pass over other images, it must bring the same l
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from bcu_cli.evaluation.measures import labels_of
 from bcu_cli.training.inference import in_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Classifier
@@ -110,22 +109,16 @@ def penultimate(
         device: Where.
         transform: Changes each batch of uint8 images first; a trigger, say.
     """
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
 
     def features(batch: Tensor) -> Tensor:
-        with entering(layer) as seen:
-            model(batch)
+        seen.clear()  # of a batch that did not fit into memory
+        model(batch)
         return seen[-1].float()
 
-    return in_batches(features, images, device, transform=transform)
-
-
-@contextmanager
-def entering(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """The first of what enters a layer, call by call, while the context lasts."""
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[:1]))
     try:
-        yield seen
+        return in_batches(features, images, device, transform=transform)
     finally:
         handle.remove()
 

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from defending import CPU, backdoored_setting, classifier, pictures, run, small
-from torch import Tensor, nn
+from torch import nn
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversary import Limits
 from bcu_cli.defenses.auto import Auto, AutoOptions, Residue
-from bcu_cli.defenses.base import copy_of
-from bcu_cli.defenses.hints import hint_loss
 from bcu_cli.defenses.waves import CELLS
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
@@ -23,10 +21,8 @@ from bcu_cli.training.inference import predict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bcu_cli.defenses.adversary import Adversary
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Classifier
-    from bcu_cli.training.loop import Objective
 
 NOTHING = Limits(patch=1e-6, shift=1e-6, warp=1e-6)
 
@@ -172,39 +168,6 @@ def test_waves_that_led_the_original_are_shown_most(monkeypatch: pytest.MonkeyPa
     """In proportion to the odds of those of the first set; all of them led 20 % here."""
     cleansing, _ = staged(monkeypatch, canaries=[5], triggers=[5], waves=[5])
     assert cleansing._leading.tolist() == pytest.approx([0.1 + 0.2 / 0.82] * CELLS)
-
-
-@pytest.mark.usefixtures("brief")
-def test_a_copy_with_canaries_is_cleansed_by_its_own_teaching(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by the original: that knows no canaries, as no user has a network without the backdoor."""
-    teachers: list[Classifier] = []
-    teach = Auto._teaching
-
-    def noting(self: Auto, student: Classifier, teacher: Classifier, adversary: Adversary) -> Objective:
-        teachers.append(teacher)
-        return teach(self, student, teacher, adversary)
-
-    monkeypatch.setattr(Auto, "_teaching", noting)
-    cleansing, titles = staged(monkeypatch, canaries=[80, 5], triggers=[5], waves=[5])
-    assert len([title for title in titles if title.startswith("cleansing")]) == len(teachers)
-    assert teachers[0] is teachers[1]
-    assert teachers[0] is not cleansing.teacher
-    assert teachers[2] is cleansing.teacher
-
-
-def test_hints_are_of_the_unchanged_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which this student, a copy of the teacher, makes the same."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(auto, "hint_loss", lambda *given: seen.append(given) or hint_loss(*given))
-    cleansing = method(small(), pictures(), epochs=1)
-    student, images = copy_of(cleansing.teacher), cleansing.data.images[:16].float() / 255.0
-    cleansing._leading = torch.ones(CELLS)
-    objective = cleansing._teaching(student, cleansing.teacher, cleansing._adversary(NOTHING, 0))
-    objective(images, torch.arange(16), 0.0).backward()  # type: ignore[no-untyped-call]
-    ((ours, theirs),) = seen
-    assert torch.allclose(ours, theirs, atol=1e-5)
-    assert ours.requires_grad
-    assert not theirs.requires_grad
 
 
 @pytest.mark.usefixtures("brief")
