@@ -15,6 +15,8 @@ KEYS = ("data", "arch", "attack", "target", "seed", "defense", "images", "max-im
 """What tells the cells of a plan apart, and what --only may name."""
 PAPERS_METHOD = "bcu"
 """The method of a defense that names none."""
+JUDGING = ("auto",)
+"""Methods with a verdict; what they leave is measured whatever it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +122,9 @@ class Cell:
 
     @property
     def command(self) -> dict[str, Any]:
-        """The options as ``bcu cleanse`` is given them: it has another default."""
-        return {"method": PAPERS_METHOD} | self.options
+        """The options as ``bcu cleanse`` is given them: it has another default, and writes no bad result."""
+        options = {"method": PAPERS_METHOD} | self.options
+        return options | ({"force": True} if options["method"] in JUDGING else {})
 
     @property
     def coordinates(self) -> dict[str, Any]:

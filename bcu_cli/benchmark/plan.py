@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_BY_THE_PLAN = {"data", "out", "seed", "target-class", "resume", "json", "images", "max-images", "format"}
+_BY_THE_PLAN = {
+    "data",
+    "force",
+    "format",
+    "images",
+    "json",
+    "max-images",
+    "out",
+    "resume",
+    "seed",
+    "target-class",
+}
 _EXAMPLES = {"data": "cifar10", "attacks": "badnets", "defenses": "bcu"}
 _OF_A_ZOO = {"seeds", "targets", "only", "jobs", "preview", "download", "arch"}
 

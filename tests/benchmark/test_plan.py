@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bcu_cli import defenses
 from bcu_cli.benchmark import plan as plans
-from bcu_cli.benchmark.cell import fingerprint
+from bcu_cli.benchmark.cell import JUDGING, fingerprint
+from bcu_cli.defenses.base import Defense, find
 from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -220,3 +222,9 @@ def test_bad_plans_are_refused_in_one_line(
 def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         plans.read(tmp_path / "none.toml", None)
+
+
+def test_methods_with_a_verdict_are_known() -> None:
+    """Without importing torch, which the defenses do."""
+    judging = [name for name in defenses.names() if find(name).verdict is not Defense.verdict]
+    assert judging == list(JUDGING)

@@ -215,19 +215,14 @@ def test_a_failing_cell_is_recorded_and_the_rest_is_done(keeper: Keeper) -> None
     assert all(json.loads(cell)["error"] is None for cell in keeper.cells().values())
 
 
-def test_a_bad_verdict_is_measured_where_its_network_is_written_all_the_same(keeper: Keeper) -> None:
-    forced = '[defenses.auto]\nmethod = "auto"\nforce = true\n'
-    keeper.plan.write_text(PLAN + forced + '[defenses.cautious]\nmethod = "auto"\n')
+def test_a_network_with_a_bad_verdict_is_measured_all_the_same(keeper: Keeper) -> None:
+    keeper.plan.write_text(PLAN + '[defenses.auto]\nmethod = "auto"\n')
     keeper.tell(judged=["--method=auto"])
-    ran = keeper()
-    assert ran.code == 2
-    assert "4 of 16 cells failed" in ran.err
+    assert keeper().code == 0
     cell = keeper.cell("sig-t0-s0-auto-own-2")
     assert (cell["error"], cell["after"]["asr"]) == (None, {"value": 0.25})
     assert cell["made"]["verdict"]["word"] == "not cleansed"
     assert keeper.cell("sig-t0-s0-bcu-own-2")["made"]["verdict"] is None
-    error = keeper.cell("sig-t0-s0-cautious-own-2")["error"]
-    assert (error["step"], "exit code 1" in error["message"]) == ("cleanse", True)
 
 
 def test_plans_in_one_folder_share_cells_and_networks(keeper: Keeper) -> None:
