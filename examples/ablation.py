@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(WITHOUT), default=list(WITHOUT))
     given, handed_on = parser.parse_known_args()
     rows = json.loads(given.out.read_text()) if given.out.exists() else {}
-    key = given.model.stem if len(given.model.parts) < 2 else "/".join(given.model.with_suffix("").parts[-2:])
+    key = "/".join(given.model.with_suffix("").parts[-2:])
     of_model = rows.setdefault(key, {})
     for name in given.rows:
         if name not in of_model:

@@ -185,6 +185,7 @@ def test_the_least_plan(tmp_path: Path) -> None:
         (LEAST + "[attacks.'a b']", None, "[attacks.a b]", "letters"),
         (LEAST + "[attacks.x]\nattack = 3", None, "attack in [attacks.x] is no text", "like"),
         (LEAST + "[attacks.sig]\nseed = 3", None, "gives seed", "leave it out"),
+        (LEAST + "[defenses.auto]\nforce = true", None, "gives force", "leave it out"),
         (LEAST + "[attacks.sig]\nEpochs = 3", None, "Epochs = 3 is no option", "like"),
         (LEAST + "[attacks.sig]\na = {b = 1}", None, "is no option", "like"),
         (LEAST + "[defenses.ft]\nout = 'x'", None, "gives out", "leave it out"),

@@ -217,12 +217,16 @@ def test_a_failing_cell_is_recorded_and_the_rest_is_done(keeper: Keeper) -> None
 
 def test_a_network_with_a_bad_verdict_is_measured_all_the_same(keeper: Keeper) -> None:
     keeper.plan.write_text(PLAN + '[defenses.auto]\nmethod = "auto"\n')
-    keeper.tell(judged=["--method=auto"])
-    assert keeper().code == 0
+    keeper.tell(judged=["--method=auto", "--method=ft"])  # ft has no verdict, so nothing asks for its network
+    ran = keeper()
+    assert ran.code == 2
+    assert "4 of 12 cells failed" in ran.err
     cell = keeper.cell("sig-t0-s0-auto-own-2")
     assert (cell["error"], cell["after"]["asr"]) == (None, {"value": 0.25})
     assert cell["made"]["verdict"]["word"] == "not cleansed"
     assert keeper.cell("sig-t0-s0-bcu-own-2")["made"]["verdict"] is None
+    error = keeper.cell("sig-t0-s0-ft-own-2")["error"]
+    assert (error["step"], "exit code 1" in error["message"]) == ("cleanse", True)
 
 
 def test_plans_in_one_folder_share_cells_and_networks(keeper: Keeper) -> None:
