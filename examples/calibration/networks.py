@@ -1,6 +1,9 @@
 """Small networks of kinds that bcu has none of: `--arch examples/calibration/networks.py:plain6`."""
 
+from timm.models.convnext import ConvNeXt
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torchvision.models import MobileNetV2
 
 from bcu_cli.models.cifar import PreactBlock
 
@@ -43,3 +46,21 @@ def vgg6(num_classes: int) -> nn.Module:
         layers += [convolution, nn.ReLU(inplace=True)]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+
+def mobile6(num_classes: int) -> nn.Module:
+    """MobileNetV2 with six inverted residuals, for small images: 0.18 M parameters."""
+    stages = [[1, 16, 1, 1], [4, 24, 2, 1], [4, 32, 2, 2], [4, 64, 2, 1]]  # expansion, width, blocks, stride
+    return MobileNetV2(num_classes, inverted_residual_setting=stages, dropout=0.0)
+
+
+def vit4(num_classes: int) -> nn.Module:
+    """A vision transformer of four layers, for images of 32x32 in patches of 4x4: 0.2 M parameters."""
+    return VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=64, depth=4, num_heads=4, num_classes=num_classes
+    )
+
+
+def convnext5(num_classes: int) -> nn.Module:
+    """ConvNeXt with five blocks of three widths, its stem halving the resolution: 0.2 M parameters."""
+    return ConvNeXt(num_classes=num_classes, depths=(1, 1, 2, 1), dims=(16, 32, 64, 96), patch_size=2)
