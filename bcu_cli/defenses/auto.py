@@ -33,8 +33,9 @@ from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.defenses.disturbance import disturb
 from bcu_cli.evaluation.measures import Proportion, above_others, agreement
+from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
-from bcu_cli.training.inference import predict
+from bcu_cli.training.inference import in_batches, predict
 from bcu_cli.training.loop import Companion, Stage, Training
 from bcu_cli.triggers.base import to_bytes
 
@@ -66,7 +67,10 @@ STANDS_OUT = 3.5
 HARMLESS = 0.4
 """What it may still reach on the cleansed network: a clean one is led astray by some, too."""
 KEPT = 0.7
-"""Least agreement with the original on images held out."""
+"""Least agreement with the original on the half of the images held out that it is surer of.
+
+Of pictures unlike those that it was made for, a good copy gives many another answer (``docs/auto.md``).
+"""
 
 WAVED = 3
 """One in so many of the images that the adversary does not have gets a wave, the others are disturbed."""
@@ -139,6 +143,7 @@ class Auto(TrainedDefense[AutoOptions]):
     waves: list[Residue]
     kept: Proportion
     _usual: Tensor
+    _surer: Tensor
     _weakness: Adversary
     _leading: Tensor
 
@@ -154,7 +159,7 @@ class Auto(TrainedDefense[AutoOptions]):
         """What the original is weak against; canaries; triggers to judge by; and then the cleansing."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.level, self.trials = 0, []
-        self._usual = predict(self.teacher, self.held_out.images, self.device)
+        self._usual, self._surer = self._usual_answers()
         self._weakness = self._adversary(LEVELS[0], self.options.seed)
         yield self._search(self._weakness, "looking for weaknesses")
         self._weakness.prefer(self._successes(self._weakness, self.teacher))
@@ -183,7 +188,7 @@ class Auto(TrainedDefense[AutoOptions]):
                 break
             self.level += 1
             self.student = copy_of(self.teacher)
-        self.kept = agreement(self.student, self._usual, self.held_out.images, self.device)
+        self.kept = self._keeps()
 
     def did(self) -> dict[str, Any]:
         """The level, and the evidence."""
@@ -214,10 +219,23 @@ class Auto(TrainedDefense[AutoOptions]):
                 return Verdict(word="not cleansed", why=why)
         if self.kept.value < KEPT:
             return _unknown(
-                f"the cleansed network answers like the original on {self.kept.value:.0%} of the images alone"
+                f"the cleansed network answers like the original on {self.kept.value:.0%} alone of the "
+                "images that the original is surer of"
             )
         what = "the backdoors to test with and the triggers found" if planted else "the triggers found"
         return Verdict(word="cleansed", why=f"{what} do not work any more")
+
+    def _usual_answers(self) -> tuple[Tensor, Tensor]:
+        """What the original answers to the images held out, and which half of them it is surer of."""
+        confidence, answers = in_batches(
+            lambda images: confidence_and_answer(self.teacher(images)), self.held_out.images, self.device
+        ).T
+        return answers.long(), confidence.topk(ceil(len(confidence) / 2)).indices
+
+    def _keeps(self) -> Proportion:
+        """On how many of those that the original is surer of the student answers like it."""
+        images, usual = self.held_out.images[self._surer], self._usual[self._surer]
+        return agreement(self.student, usual, images, self.device)
 
     def _planted(self) -> list[Residue]:
         """The canaries of the level taken, those that could be taught."""

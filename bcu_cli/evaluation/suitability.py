@@ -132,7 +132,7 @@ def suitability(
         TrainingError: Its answers are NaN or infinite, or a single image does not fit into memory.
     """
     model.to(device.torch).eval()
-    confidence, answers = in_batches(lambda batch: _confidence_and_answer(model(batch)), images, device).T
+    confidence, answers = in_batches(lambda batch: confidence_and_answer(model(batch)), images, device).T
     if not confidence.isfinite().all():
         raise TrainingError(*NO_NUMBERS)
     number = model.num_classes
@@ -143,8 +143,12 @@ def suitability(
     )
 
 
-def _confidence_and_answer(logits: Tensor) -> Tensor:
-    """Highest probability and its class of each image, float32 ``[N, 2]``."""
+def confidence_and_answer(logits: Tensor) -> Tensor:
+    """Highest probability and its class of each image, float32 ``[N, 2]``.
+
+    Args:
+        logits: A network's answers, ``[N, K]``; probabilities are taken as they are.
+    """
     probabilities = logits if are_probabilities(logits) else logits.softmax(1)
     return torch.stack([each.float() for each in probabilities.max(1)], 1)
 

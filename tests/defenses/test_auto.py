@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,6 +83,30 @@ def test_what_stands_out_counts_only_where_it_works(before: int, word: str) -> N
 
 def test_a_network_that_answers_otherwise_is_no_success() -> None:
     assert judged([residue(100, 0)], [], kept=69) == "could not tell"
+
+
+def test_what_the_original_is_unsure_of_says_nothing() -> None:
+    """It is sure of bright images alone; another network answers otherwise to dark ones."""
+
+    def answering(bias: tuple[float, ...]) -> Classifier:
+        layer = nn.Linear(3 * 8 * 8, 4)
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.weight[1] += 0.1
+            layer.bias.copy_(torch.tensor(bias))
+        return classifier(nn.Sequential(nn.Flatten(), layer))
+
+    data = pictures()
+    dark, bright = (torch.full((10, 3, 8, 8), value, dtype=torch.uint8) for value in (0, 255))
+    held_out = replace(data, images=torch.cat([dark, bright]), labels=None)
+    original = answering((0.1, 0.0, 0.0, 0.0))
+    cleansing = Auto(original, data, AutoOptions(epochs=1), device=CPU, held_out=held_out)
+    cleansing._usual, cleansing._surer = cleansing._usual_answers()
+    assert cleansing._usual.tolist() == [0] * 10 + [1] * 10
+    cleansing.student = answering((0.0, 0.0, 0.1, 0.0))
+    assert cleansing._keeps() == Proportion(hits=10, of=10)
+    cleansing.student = answering((0.1, -50.0, 0.0, 0.0))
+    assert cleansing._keeps() == Proportion(hits=0, of=10)
 
 
 def test_a_wave_that_stays_speaks_against_it_and_one_that_goes_proves_nothing() -> None:
