@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bcu_cli.checkpoints import Format
+    from bcu_cli.checkpoints.resume import StateFile
     from bcu_cli.cli.cleansing_pictures import Pictures
     from bcu_cli.defenses.base import Defense, DefenseOptions
     from bcu_cli.evaluation.measures import Proportion
@@ -55,9 +56,11 @@ class Cleansing:
         format: str,  # noqa: A002 - the name of the option
         force: bool,
     ) -> None:
+        from bcu_cli.models.metadata import class_names
         from bcu_cli.report import document
 
         self.loaded = loaded
+        self.classes = class_names(loaded.checkpoint.metadata, loaded.classifier.num_classes)
         self.kind = kind
         self.options = options
         self.device = device
@@ -83,30 +86,15 @@ class Cleansing:
         *,
         resume: bool,
     ) -> dict[str, Any]:
-        from bcu_cli.checkpoints.resume import StateFile
         from bcu_cli.report import document
         from bcu_cli.training import ranks
 
         self.clock.lap("reading images")
         defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
         profile.watch(defense.teacher, profile.TEACHER)
-        images = used and document.images(
-            used,
-            held_out=len(held_out) if held_out else 0,
-            labels=self._labels_from(pictures),
-            suitability=self._suitability(used),
-        )
+        images = self._about(used, held_out, pictures)
         in_force = document.options(defense.options)
-        fingerprint = document.fingerprint(
-            "cleanse",
-            self.kind.name,
-            in_force,
-            self.loaded.checkpoint.sha256,
-            images and images["sha256"],
-            self.device.precision,
-        )
-        ranks.require_same(fingerprint, "options, images or a model")
-        keeper = StateFile(self.out, fingerprint, writes=ranks.rank() == 0)
+        keeper = self._keeper(in_force, images)
         watch = _Watch(defense, held_out, self.device)
         stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
         self.clock.lap("cleansing")
@@ -134,6 +122,7 @@ class Cleansing:
             "paper": self.kind.paper,
             "options": in_force,
             "model": document.model(self.loaded),
+            "classes": list(self.classes),
             "images": images,
             "did": defense.did(),
             "verdict": judged and asdict(judged),
@@ -145,6 +134,38 @@ class Cleansing:
             "peak_memory": document.peak_memory(self.device),
         }
 
+    def _about(
+        self, used: ImageSet | StreamedSet | None, held_out: ImageSet | None, pictures: Pictures
+    ) -> dict[str, Any] | None:
+        """What the report says of the pictures; None where the method needs none."""
+        from bcu_cli.report import document
+
+        if used is None:
+            return None
+        return document.images(
+            used,
+            held_out=len(held_out) if held_out else 0,
+            labels=self._labels_from(pictures),
+            suitability=self._suitability(used),
+        )
+
+    def _keeper(self, in_force: dict[str, Any], images: dict[str, Any] | None) -> StateFile:
+        """The file that an interrupted run goes on from, of these options, pictures and model alone."""
+        from bcu_cli.checkpoints.resume import StateFile
+        from bcu_cli.report import document
+        from bcu_cli.training import ranks
+
+        fingerprint = document.fingerprint(
+            "cleanse",
+            self.kind.name,
+            in_force,
+            self.loaded.checkpoint.sha256,
+            images and images["sha256"],
+            self.device.precision,
+        )
+        ranks.require_same(fingerprint, "options, images or a model")
+        return StateFile(self.out, fingerprint, writes=ranks.rank() == 0)
+
     def _labels_from(self, pictures: Pictures) -> str | None:
         if not self.kind.needs_labels:
             return None
@@ -155,12 +176,9 @@ class Cleansing:
         from bcu_cli.evaluation.suitability import suitability
         from bcu_cli.images.folder import ImageSet
         from bcu_cli.images.stream import spread
-        from bcu_cli.models.metadata import class_names
 
-        classifier = self.loaded.classifier
-        classes = class_names(self.loaded.checkpoint.metadata, classifier.num_classes)
         some = used.images if isinstance(used, ImageSet) else spread(used.images)
-        found = suitability(classifier, some, self.device, classes=classes).as_json()
+        found = suitability(self.loaded.classifier, some, self.device, classes=self.classes).as_json()
         for warning in found["warnings"]:
             output.warn(warning)
         return found

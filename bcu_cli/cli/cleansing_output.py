@@ -16,6 +16,9 @@ _LIMITS = (
 )
 """What a good verdict does not mean."""
 
+_NAMED = 3
+"""Most classes named in a row."""
+
 
 def show(report: dict[str, Any]) -> None:
     """A report for people."""
@@ -38,7 +41,7 @@ def show(report: dict[str, Any]) -> None:
     if "pruned" in did:
         facts.append(("pruned", _show_pruned(did["pruned"])))
     if "trials" in did:
-        _show_evidence(did)
+        _show_evidence(did, report["classes"])
         facts.append(("strength", f"level {did['level']} of {did['levels']}"))
     for name, share in (report["agreement"] or {}).items():
         if share:
@@ -84,8 +87,13 @@ def _verdict(verdict: dict[str, Any]) -> list[tuple[str, str]]:
     return [("verdict", f"{verdict['word']}: {verdict['why']}"), *([("but", _LIMITS)] if good else [])]
 
 
-def _show_evidence(did: dict[str, Any]) -> None:
-    """What the canaries did after each level tried, and the triggers that were found on the original."""
+def _show_evidence(did: dict[str, Any], classes: Sequence[str]) -> None:
+    """What the canaries did after each level tried, and the triggers that were found on the original.
+
+    Args:
+        did: Of method auto.
+        classes: The names of the classes, or none.
+    """
     rows = [
         (str(level), each["trigger"], _share(each["before"]), _share(each["after"]))
         for level, trial in enumerate(did["trials"], start=1)
@@ -98,19 +106,27 @@ def _show_evidence(did: dict[str, Any]) -> None:
             rows,
         )
     kinds = dict.fromkeys(each["trigger"] for each in did["found_triggers"])
-    header = ("kind", "tried", "strong on the original", "the worst of these afterwards")
-    rows = []
+    header = ("kind", "tried", "strong before", "leads to", "worst afterwards")
+    looked_for = []
     for kind in kinds:
         triggers = [each for each in did["found_triggers"] if each["trigger"] == kind]
-        rows.append(_tried(kind, len(triggers), [each for each in triggers if each["stands_out"]]))
-    rows.append(_tried("wave", did["waves"]["tried"], did["waves"]["working"]))
-    output.table("Triggers looked for on the original, one for each class, and waves", header, rows)
+        strong = [each for each in triggers if each["stands_out"]]
+        looked_for.append(_tried(kind, len(triggers), strong, classes))
+    looked_for.append(_tried("wave", did["waves"]["tried"], did["waves"]["working"], classes))
+    output.table("Triggers looked for on the original, one for each class, and waves", header, looked_for)
 
 
-def _tried(kind: str, number: int, strong: Sequence[dict[str, Any]]) -> tuple[str, str, str, str]:
+def _tried(
+    kind: str, number: int, strong: Sequence[dict[str, Any]], classes: Sequence[str]
+) -> tuple[str, ...]:
     """A row for the triggers of a kind."""
-    worst = max(strong, key=lambda each: float(each["after"]["value"]), default=None)
-    return kind, str(number), str(len(strong)), _share(worst["after"]) if worst else "–"
+    if not strong:
+        return kind, str(number), "0", "–", "–"
+    targets = sorted({each["target_class"] for each in strong})
+    named = [classes[target] if classes else f"class {target}" for target in targets]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    worst = max(strong, key=lambda each: float(each["after"]["value"]))
+    return kind, str(number), str(len(strong)), ", ".join(named[:_NAMED]) + more, _share(worst["after"])
 
 
 def _share(measured: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bcu_cli.cli import running
+from bcu_cli.cli import cleansing_output, running
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.base import Verdict
 from bcu_cli.images import signs
@@ -108,6 +108,25 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     assert "distillation-conditional" in text
     assert "bcu inspect --scan" in text
     assert str(tmp_path / "out.safetensors") in "".join(ran.out.split())
+
+
+def test_the_classes_that_triggers_lead_to_are_named(
+    cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(auto, "WORKS", 0.0)
+    monkeypatch.setattr(auto, "STANDS_OUT", -99.0)
+    report = cleanse("--quick", "--json").json
+    assert report["classes"] == sorted(signs.CLASSES)
+    shown = []
+    for classes in (report["classes"], []):
+        cleansing_output.show(report | {"classes": classes})
+        lines = capfd.readouterr().out.splitlines()
+        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│ patch" in line]
+        shown.append(rows[0][2:4])
+    assert shown == [
+        ["8", "ahead-only, danger, no-entry and 5 more"],
+        ["8", "class 0, class 1, class 2 and 5 more"],
+    ]
 
 
 def test_people_are_not_told_of_a_good_verdict_that_there_is_not(

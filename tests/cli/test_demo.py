@@ -15,7 +15,7 @@ def test_the_story_is_told_with_every_command_printed(
 ) -> None:
     for name, count in (("TRAIN_PER_CLASS", 12), ("TEST_PER_CLASS", 6), ("UNLABELED_PER_CLASS", 6)):
         monkeypatch.setattr(demo, name, count)
-    monkeypatch.setattr(demo, "CLEANSING_EPOCHS", 2)
+    monkeypatch.setattr(demo, "CLEANSING", ("--method", "bcu", "--epochs", "2"))
     ran = bcu("demo", "--dir", tmp_path / "demo")
     assert ran.code == 0, ran.err
     commands = [line.split()[2] for line in ran.err.splitlines() if line.startswith("$ bcu")]
