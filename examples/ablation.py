@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,12 @@ def _no_average() -> None:
     auto.AVERAGE = 0.0
 
 
+def _half() -> None:
+    auto.LEVELS = tuple(
+        replace(level, **{name: limit / 2 for name, limit in asdict(level).items()}) for level in auto.LEVELS
+    )
+
+
 WITHOUT: dict[str, Callable[[], None]] = {
     AS_IT_IS: lambda: None,
     "without the adversary": _no_adversary,
@@ -83,6 +90,7 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without random changes and waves": _neither,
     "without weights drawn anew": _no_new_weights,
     "without the moving average": _no_average,
+    "with half of the adversary's limits": _half,
 }
 
 
