@@ -72,7 +72,7 @@ def _no_new_weights() -> None:
 
 
 def _no_average() -> None:
-    auto.AVERAGE = 0.0
+    auto.AVERAGE = None  # type: ignore[assignment]
 
 
 def _half() -> None:
@@ -160,8 +160,8 @@ def _bcu(*words: object) -> dict[str, Any]:
     """The report of a command; 1 and 2 are verdicts."""
     command = [sys.executable, __file__, *map(str, words)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - our own program
-    if ran.returncode not in {0, 1, 2}:
-        raise SystemExit(ran.returncode)
+    if ran.returncode not in {0, 1, 2} or not ran.stdout:
+        raise SystemExit(ran.returncode or 1)
     report: dict[str, Any] = json.loads(ran.stdout)
     return report
 

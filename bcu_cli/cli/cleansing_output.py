@@ -113,7 +113,7 @@ def _show_evidence(did: dict[str, Any], classes: Sequence[str]) -> None:
         strong = [each for each in triggers if each["stands_out"]]
         looked_for.append(_tried(kind, len(triggers), strong, classes))
     looked_for.append(_tried("wave", did["waves"]["tried"], did["waves"]["working"], classes))
-    output.table("Triggers looked for on the original, one for each class, and waves", header, looked_for)
+    output.table("Triggers looked for on the original, each for a class, and waves", header, looked_for)
 
 
 def _tried(

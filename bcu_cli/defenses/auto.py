@@ -74,6 +74,8 @@ Of pictures unlike those that it was made for, a good copy gives many another an
 
 WAVED = 3
 """One in so many of the images that the adversary does not have gets a wave, the others are disturbed."""
+FEWEST_JUDGED = 50
+"""Images held out, a tenth of all: of ten, one led astray by chance is 10 %."""
 MOST_SHOWN_WAVES = 200
 """Of the images held out."""
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
@@ -205,10 +207,6 @@ class Auto(TrainedDefense[AutoOptions]):
     def verdict(self) -> Verdict:
         """By what the canaries and the triggers that were found still do."""
         planted, working = self._planted(), self._working()
-        if self.trials and not planted:
-            return _unknown("the backdoors to test with could not be taught to a copy of the network")
-        if not planted and not working:
-            return _unknown("no trigger stands out on the original, and none was planted to test with")
         for what, residues, most in (
             ("a backdoor to test with", planted, DEAD),
             ("a trigger found on the original", working, HARMLESS),
@@ -217,6 +215,14 @@ class Auto(TrainedDefense[AutoOptions]):
             if _most(residues) > most:
                 why = f"{what} still works on {_most(residues):.0%} of the images"
                 return Verdict(word="not cleansed", why=why)
+        if self.trials and not planted:
+            return _unknown("the backdoors to test with could not be taught to a copy of the network")
+        if not planted and not working:
+            return _unknown("no trigger stands out on the original, and none was planted to test with")
+        if len(self.held_out) < FEWEST_JUDGED:
+            return _unknown(
+                f"{len(self.held_out)} images held out are too few to judge by; 500 in all would do"
+            )
         if self.kept.value < KEPT:
             return _unknown(
                 f"the cleansed network answers like the original on {self.kept.value:.0%} alone of the "
@@ -285,6 +291,8 @@ class Auto(TrainedDefense[AutoOptions]):
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
         """For each canary a class that its trigger leads to hardly by nature, and no other canary does."""
         taken = torch.zeros(self.teacher.num_classes)
+        usual = torch.bincount(self._usual, minlength=len(taken))
+        taken[usual == len(self._usual)] = torch.inf  # nothing would be left to lead there
         targets: list[int] = []
         for trigger in triggers:
             answers = predict(
@@ -297,6 +305,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _cleansing(self, student: Classifier, limits: Limits, title: str) -> Stage:
         """Draw part of a copy anew, then teach it against an adversary."""
+        student.cpu()  # where what is drawn anew is drawn; the training takes it to the device
         reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         adversary = self._adversary(limits, self.options.seed)
         adversary.load_state_dict(self._weakness.state_dict())
@@ -333,7 +342,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _successes(self, adversary: Adversary, network: Classifier) -> dict[tuple[str, int], Proportion]:
         """How an adversary's changes lead a network's answers to their classes, by kind and class."""
-        wanted = [int(each) for each in adversary.wanted if bool((self._usual != each).any())]
+        wanted = [each for each in adversary.wanted.tolist() if bool((self._usual != each).any())]
         most = max(FEWEST_ANSWERS, MOST_ANSWERS // (len(UNIVERSAL) * max(1, len(wanted))))
         slots = {target: slot for slot, target in enumerate(adversary.wanted.tolist())}
         return {
@@ -347,7 +356,8 @@ class Auto(TrainedDefense[AutoOptions]):
 
         Of some held-out images that the original answers otherwise.
         """
-        images, usual = (each[:MOST_SHOWN_WAVES] for each in (self.held_out.images, self._usual))
+        shown = _spread(torch.arange(len(self._usual)), MOST_SHOWN_WAVES)
+        images, usual = self.held_out.images[shown], self._usual[shown]
         answers = predict(network, images, self.device, transform=change)
         classes = network.num_classes
         hits = torch.bincount(answers[answers != usual], minlength=classes)
@@ -387,7 +397,8 @@ class Auto(TrainedDefense[AutoOptions]):
         self, network: Classifier, change: Change, target: int, most: int | None = None
     ) -> Proportion:
         """Of the held-out images that the original answers otherwise: how many are led to the target."""
-        others = self.held_out.images[self._usual != target][:most]
+        index = (self._usual != target).nonzero()[:, 0]
+        others = self.held_out.images[_spread(index, most or len(index))]
         answers = predict(network, others, self.device, transform=change)
         return Proportion(hits=int((answers == target).sum()), of=len(others))
 
@@ -401,6 +412,13 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
         return to_bytes(adversary(images.float() / 255.0, slots, counts))
 
     return change
+
+
+def _spread(index: Tensor, most: int) -> Tensor:
+    """No more than so many of an index, from all over it: pictures may lie in the order of their classes."""
+    if len(index) <= most:
+        return index
+    return index[torch.linspace(0, len(index) - 1, most).long()]
 
 
 def _log_odds(success: Proportion) -> float:

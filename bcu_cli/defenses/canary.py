@@ -1,8 +1,9 @@
 """Canaries: backdoors of our own in a copy of the suspicious network, which a cleansing must remove.
 
 A user has no trigger to test a cleansed network with. A copy that was taught triggers that nobody else
-knows is cleansed in the same way: where they stay, the cleansing is too weak for this network. They stand for
-a backdoor that was taught late and briefly; one that the network grew up with may sit deeper.
+knows is cleansed in the same way: where they stay, the cleansing is too weak for this network. They die more
+easily than what the network grew up with: they were taught late and briefly, and the teacher of that
+cleansing is the original, which does not know them.
 """
 
 from __future__ import annotations

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 NOTHING = Limits(patch=1e-6, shift=1e-6, warp=1e-6)
 
 
+@pytest.fixture(autouse=True)
+def few_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests hold out few images, to be quick."""
+    monkeypatch.setattr(auto, "FEWEST_JUDGED", 8)
+
+
 def method(model: Classifier, data: ImageSet, **options: object) -> Auto:
     used, held_out = hold_out(data, 0.2, most=1000, generator=torch.Generator().manual_seed(0))
     return Auto(model, used, AutoOptions(**options), device=CPU, held_out=held_out)  # type: ignore[arg-type]
@@ -61,6 +67,7 @@ def judged(
         ([residue(100, 0), residue(95, 21)], [], "not cleansed"),  # a canary lives
         ([residue(100, 0), residue(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
         ([residue(79, 0)], [], "could not tell"),  # nor do none
+        ([residue(79, 0)], [residue(99, 41)], "not cleansed"),  # but what still works speaks for itself
         ([residue(100, 0)], [residue(99, 41)], "not cleansed"),  # what was found still works
         ([residue(100, 0)], [residue(89, 89)], "cleansed"),  # what did not work before proves nothing
         ([residue(100, 0)], [residue(95, 95)], "cleansed"),  # nor what works hardly better than for others
@@ -113,6 +120,43 @@ def test_a_wave_that_stays_speaks_against_it_and_one_that_goes_proves_nothing() 
     assert judged([residue(100, 0)], [], waves=(residue(95, 40),)) == "cleansed"
     assert judged([residue(100, 0)], [], waves=(residue(95, 0), residue(90, 41))) == "not cleansed"
     assert judged([], [], waves=(residue(95, 0),)) == "could not tell"
+    assert judged([], [], waves=(residue(95, 41),)) == "not cleansed"
+
+
+def test_on_few_images_nothing_is_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judged([residue(100, 0)], []) == "cleansed"
+    monkeypatch.setattr(auto, "FEWEST_JUDGED", len(method(small(), pictures()).held_out) + 1)
+    assert judged([residue(100, 0)], []) == "could not tell"
+    assert judged([residue(100, 30)], []) == "not cleansed"
+
+
+def test_what_is_shown_is_taken_from_all_over() -> None:
+    """Pictures of one class often lie together: the first so many would be of the first classes alone."""
+    index = torch.arange(10, 260)
+    shown = auto._spread(index, 200)
+    assert (len(shown), int(shown[0]), int(shown[-1])) == (200, 10, 259)
+    assert int(shown.diff().max()) == 2
+    assert auto._spread(index, 250) is index
+
+
+def test_a_canary_is_not_to_lead_where_every_image_is_answered_already() -> None:
+    """Two classes, of which the images held out show one: nothing would be left to lead there."""
+    network = classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), classes=2)
+    cleansing = method(network, pictures(), epochs=1)
+    cleansing._usual = torch.zeros(len(cleansing.held_out), dtype=torch.int64)
+    assert cleansing._targets(auto.canary.draw((3, 8, 8), 0)) == [1, 1, 1, 1]
+
+
+def test_the_student_is_where_weights_are_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it was compared with the original before, which takes it to a GPU: on no device here."""
+    cleansing = method(small(), pictures(), epochs=1)
+    cleansing._weakness = cleansing._adversary(auto.LEVELS[0], 0)
+    called: list[str] = []
+    monkeypatch.setattr(type(cleansing.student), "cpu", lambda self: called.append("cpu"))
+    monkeypatch.setattr(auto, "reinitialise", lambda *_: called.append("drawn"))
+    monkeypatch.setattr(cleansing, "_leading", torch.ones(CELLS), raising=False)
+    cleansing._cleansing(cleansing.student, auto.LEVELS[0], "cleansing")
+    assert called == ["cpu", "drawn"]
 
 
 @pytest.fixture
@@ -203,16 +247,22 @@ def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("brief")
 def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the first student is in the second, whose training is too weak to change anything here."""
+    """Nothing of the first student is in the second, whose training is too weak to change anything here.
+
+    The first is marked once it is trained: were the second its copy, it would have the mark.
+    """
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, learning_rate=1e-9, weight_decay=0.0)
     tell(monkeypatch, cleansing, [50, 99, 60, 5])
     told = iter([share(90), share(5)] * len(auto.canary.NAMES))
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
-    students = [
-        cleansing.student for stage in stages_of(cleansing) if stage.title.startswith("cleansing, level")
-    ]
-    first, second = ([p.detach() for p in each.network.parameters()] for each in students)
-    assert students[0] is not students[1]
+    students = []
+    for stage in stages_of(cleansing):
+        if stage.title.startswith("cleansing, level"):
+            students.append([p.detach().clone() for p in cleansing.student.network.parameters()])
+            with torch.no_grad():
+                for parameter in cleansing.student.network.parameters():
+                    parameter.add_(1.0)
+    first, second = students
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(first, second, strict=True))
 
 
@@ -250,6 +300,7 @@ def test_a_canary_leads_where_its_trigger_does_not_by_nature() -> None:
         network.network[1].weight.zero_()  # type: ignore[index, union-attr, operator]
         network.network[1].bias.copy_(torch.tensor([9.0, 0.0, 0.0, 0.0]))  # type: ignore[index, union-attr, operator]
     cleansing = method(network, pictures(), epochs=1)
+    cleansing._usual, _ = cleansing._usual_answers()
     triggers = auto.canary.draw((3, 8, 8), 0)
     targets = cleansing._targets(triggers)
     assert len(set(targets)) == 3
