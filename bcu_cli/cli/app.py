@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from bcu_cli.cli import attack, benchmark, cleanse, demo, evaluate, inspect, output
-from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED
+from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED, UNREAD
 from bcu_cli.cli.options import Version
 from bcu_cli.errors import BcuError, faulty_installation
 
@@ -51,6 +51,19 @@ def run(arguments: Sequence[str]) -> int:
     Args:
         arguments: What stands after ``bcu``. ``--debug`` may stand anywhere.
     """
+    try:
+        return _run(arguments)
+    except OSError as error:  # what went wrong could not be written where documents go
+        output.fail(*_explain(error))
+        return FAILED
+    except (
+        SystemExit
+    ):  # Typer's and Rich's, where the reader of our output has gone: nobody is left to talk to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+
+
+def _run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         code = app(
@@ -64,14 +77,14 @@ def run(arguments: Sequence[str]) -> int:
         return _interrupted()
     except KeyboardInterrupt:
         return _interrupted()
-    except BrokenPipeError:  # the reader of our output has gone: nobody is left to talk to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError as error:
+        raise SystemExit from error
     except Exception as error:
         if debug:
             traceback.print_exc()
         message, hint = _explain(error)
-        output.fail(message, hint)
+        if message:  # Click has none where it has shown the help
+            output.fail(message, hint)
         if "--json" in arguments:
             output.document({"error": {"message": message, "hint": hint}})
         return FAILED
@@ -94,6 +107,8 @@ def _explain(error: Exception) -> tuple[str, str]:
         )
     if installation := faulty_installation(error):
         return installation.message, installation.hint
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+        return f"the output could not be written: {os.strerror(error.errno)}", "make room, or write elsewhere"
     if isinstance(error, MemoryError):
         return "there is not enough memory", "use fewer images (--max-images) or a smaller --input-size"
     reason = str(error).strip().splitlines()

@@ -78,7 +78,7 @@ def cleanse(
         str,
         typer.Option(
             help="Memory for decoded pictures, like 500MB: where all of them take more, what fits is kept "
-            "and the rest decoded each time it is used (methods bcu and auto)."
+            "and the rest decoded each time it is used; methods that learn from labels refuse more."
         ),
     ] = "4GB",
     arch: Arch = None,
@@ -278,11 +278,16 @@ def _refuse(
         UsageError: The options do not go together.
     """
     from bcu_cli.defenses.base import Defense
+    from bcu_cli.images.folder import FEWEST_IMAGES
 
     if kind.needs_images and images is None:
         raise UsageError(f"--method {kind.name} needs pictures", "name a folder of them with --images")
     if images is None and max_images is not None:
         raise UsageError("--max-images is of pictures", "name their folder with --images")
+    if max_images is not None and max_images < FEWEST_IMAGES:
+        raise UsageError(
+            f"--max-images {max_images} are too few to learn from", f"give it {FEWEST_IMAGES} or more"
+        )
     if pseudo_labels and not kind.needs_labels:
         raise UsageError(f"--method {kind.name} needs no labels", "leave --pseudo-labels out")
     if force and kind.verdict is Defense.verdict:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.cli import output, running
 from bcu_cli.cli.cleansing_pictures import load, warn_of
-from bcu_cli.errors import UsageError
+from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.training import profile
 
 if TYPE_CHECKING:
@@ -98,6 +98,10 @@ class Cleansing:
         watch = _Watch(defense, held_out, self.device)
         stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
         self.clock.lap("cleansing")
+        judged = defense.verdict()
+        wanted = self.force or judged is None or judged.good
+        if not wanted:
+            running.keep(stages, keeper)  # before they are measured, which takes a step of each once more
         with profile.span(profile.MEASURING):
             speed = document.training(stages, self.device) if stages else []
         if used and images:
@@ -105,11 +109,10 @@ class Cleansing:
             warn_of(used, images)
         after = watch.agreement()
         self.clock.lap("evaluation")
-        judged = defense.verdict()
-        wanted = self.force or judged is None or judged.good
         with profile.span(profile.WRITING):
             written = self._write(defense) if wanted and ranks.rank() == 0 else None
-        keeper.remove()
+        if wanted:
+            keeper.remove()
         self.clock.lap("writing")
         agreement = after and {
             "before_training": watch.before.as_json() if watch.before else None,
@@ -184,10 +187,20 @@ class Cleansing:
         return found
 
     def _write(self, defense: Defense[Any]) -> dict[str, Any]:
-        """Write the student in the place of the original; returns what the report says of the file."""
+        """Write the student in the place of the original; returns what the report says of the file.
+
+        Raises:
+            TrainingError: Its training has made NaN or infinite numbers of weights or statistics.
+        """
         from bcu_cli.models.export import write_like
         from bcu_cli.report import document
 
+        state = defense.student.network.state_dict()
+        if damaged := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+            raise TrainingError(
+                f"the training ended with NaN or Inf in {damaged[0]}: nothing was written",
+                "lower --learning-rate, or leave it at its default",
+            )
         sha256 = write_like(self.loaded, defense.student, self.out, self.format)
         return document.written(self.out, sha256) | {"format": self.format.value}
 

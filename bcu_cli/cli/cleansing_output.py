@@ -65,7 +65,7 @@ def explain(report: dict[str, Any]) -> None:
     advice = [
         *(["leave --quick out"] if report["options"].get("quick") else []),
         "give it more pictures of what the model was made for",
-        *([] if written else ["write the result all the same with --force"]),
+        *([] if written else ["repeat the command with --resume --force: it writes the result at once"]),
     ]
     output.fail(f"{verdict['word']}: {verdict['why']}; {outcome}", ", or ".join(advice))
 

@@ -131,10 +131,14 @@ def _require_room(number: int, geometry: Geometry, pictures: Pictures, kind: typ
     """
     if number * geometry.bytes <= pictures.cache:
         return
+    from bcu_cli.images.folder import FEWEST_IMAGES
+
+    fit = pictures.cache // geometry.bytes
+    fewer = f"--max-images {fit} draws as many as fit; or " if fit >= FEWEST_IMAGES else ""
     raise ImagesError(
         f"--method {kind.name} learns from labels and needs all pictures in memory: {number:,} take "
         f"{output.size(number * geometry.bytes)} decoded, and --cache is {output.size(pictures.cache)}",
-        f"--max-images {pictures.cache // geometry.bytes} draws as many as fit; or give it a larger --cache",
+        f"{fewer}give it a larger --cache",
     )
 
 

@@ -35,6 +35,8 @@ def demo(
     """
     from bcu_cli.images import signs
 
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "name a new folder with --dir")
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is there already", "remove it, or name a new folder with --dir")
     started = time.monotonic()

@@ -35,7 +35,7 @@ def evaluate(
         str | None,
         typer.Option(
             help=f"{', '.join(triggers.names())}; a .trigger.safetensors that bcu attack wrote; "
-            "or all: every one that has a name, and the file beside the model."
+            "or all: every one that has a name (but iab, which is learnt), and the file beside the model."
         ),
     ] = None,
     target_class: Annotated[
@@ -83,8 +83,11 @@ def evaluate(
         str, typer.Option(help="replace, add or blend.", rich_help_panel=_OWN)
     ] = "replace",
     alpha: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Strength of add and blend.", rich_help_panel=_OWN)
-    ] = 0.2,
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Strength of add and blend. (default: 0.2)", rich_help_panel=_OWN
+        ),
+    ] = None,
     download: Download = False,
     arch: Arch = None,
     input_size: InputSize = None,
@@ -217,8 +220,11 @@ class _Evaluation:
 def _refuse_contradictions(wanted: TriggerChoice) -> None:
     if wanted.name and wanted.own.picture:
         raise UsageError("--trigger and --trigger-image are two triggers", "give one of them")
-    if (wanted.own.mask or wanted.own.mode != "replace") and not wanted.own.picture:
-        raise UsageError("--trigger-mask and --trigger-mode need --trigger-image", "give the picture too")
+    own = wanted.own
+    if (own.mask or own.mode != "replace" or own.alpha is not None) and not own.picture:
+        raise UsageError(
+            "--trigger-mask, --trigger-mode and --alpha need --trigger-image", "give the picture too"
+        )
     if wanted.target_said and not wanted:
         raise UsageError("--target-class is the target of a trigger", "give --trigger or --trigger-image too")
 

@@ -8,3 +8,5 @@ BAD = 1
 FAILED = 2
 """Could not be done or decided."""
 INTERRUPTED = 130
+UNREAD = 141
+"""The reader of the output has gone before its end, as of any program that SIGPIPE ends."""

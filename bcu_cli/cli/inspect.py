@@ -36,7 +36,7 @@ Paths = Annotated[
     list[Path],
     typer.Argument(
         help="Model files (safetensors, pickled .pt/.pth, TorchScript, ONNX), folders of them at any depth, "
-        "or hf-hub:OWNER/NAME[@REVISION]."
+        "or hf-hub:OWNER/NAME\\[@REVISION]."
     ),
 ]
 FailOn = Annotated[

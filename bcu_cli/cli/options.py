@@ -33,7 +33,7 @@ Model = Annotated[
     Path,
     typer.Argument(
         help="The model: safetensors, a pickled .pt/.pth, TorchScript, ONNX, a folder as hubs have them, or "
-        "hf-hub:OWNER/NAME[@REVISION]."
+        "hf-hub:OWNER/NAME\\[@REVISION]."
     ),
 ]
 Arch = Annotated[

@@ -148,7 +148,8 @@ def train(
 
     Args:
         stages: What to run; each is asked for when those before it are done.
-        keeper: Where the state is kept; removed by the caller once the output is written.
+        keeper: Where the state is kept; removed by the caller once the output is written, or else kept by
+            ``keep``.
         resume: Whether to go on from a state that is there.
         on_epoch: Called after each epoch; what it returns stands behind the bar.
 
@@ -182,6 +183,11 @@ def train(
             keeper.save(_state(done))
             raise
     return done
+
+
+def keep(stages: list[Stage], keeper: StateFile) -> None:
+    """Keep trainings that are done, so that the same run with ``resume`` repeats none of them."""
+    keeper.save(_state(stages))
 
 
 def _state(stages: list[Stage]) -> dict[str, Any]:

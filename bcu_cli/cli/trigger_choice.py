@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """Every trigger that has a name; or, as a target, every class."""
+_ALPHA = 0.2
+"""Strength of ``add`` and ``blend`` unless the user says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Own:
     picture: Path | None
     mask: Path | None
     mode: str
-    alpha: float
+    alpha: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class TriggerChoice:
         target = self.target_class
         beside = trigger_beside(model)
         if self.own.picture:
-            mode, alpha = self.own.mode, self.own.alpha
+            mode, alpha = self.own.mode, _ALPHA if self.own.alpha is None else self.own.alpha
             trigger = Custom.from_files(self.own.picture, shape, mask=self.own.mask, mode=mode, alpha=alpha)
             return [Chosen(trigger=trigger, target_class=target, label=self.own.picture.name)]
         if self.name is None:

@@ -120,7 +120,7 @@ def require_enough(readable: int, data: ImageSet) -> None:
     strangers = f" ({count} files are no pictures, first {data.skipped[0][0].name})" if count else ""
     raise ImagesError(
         f"{data.root} holds {readable} readable pictures; at least {FEWEST_IMAGES} are needed{strangers}",
-        f"any photos will do, best 1,000 or more; {FORMATS_HINT}",
+        f"photos like what the model was made for will do, best 1,000 or more; {FORMATS_HINT}",
     )
 
 

@@ -200,6 +200,8 @@ def _given(
     if option is not None:
         values = option * question.channels if len(option) == 1 else option
         try:
+            if max(values, default=0.0) > 1.0:
+                raise ValueError(f"{format_values(values)} is of pixels up to 255")
             check_normalisation(*((values, ()) if name == "mean" else ((), values)))
         except ValueError as error:
             raise UsageError(f"--{name}: {error}", f"give --{name} on the scale from 0 to 1") from None

@@ -80,7 +80,8 @@ def test_only_what_is_cleansed_is_written_unless_forced(
     assert report["verdict"] == {"word": word, "why": "it was told so"}
     assert (report["output"] is not None) == written
     assert (out.read_bytes() != b"old") == written
-    assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
+    state = [] if written else ["out.safetensors.resume"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.safetensors", *state]
     if word == "cleansed":
         assert "error: " not in ran.err
     else:
@@ -88,6 +89,24 @@ def test_only_what_is_cleansed_is_written_unless_forced(
         assert ran.error.endswith("was written all the same" if force else "nothing was written")
         assert "hint: leave --quick out" in ran.err
         assert ("--force" in ran.err) == (not force)
+
+
+def test_what_a_bad_verdict_withheld_is_written_without_another_training(
+    cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(monkeypatch, "not cleansed")
+    out = tmp_path / "out.safetensors"
+    at_once = cleanse("--force", "--json").json
+    bytes_at_once = out.read_bytes()
+    out.unlink()
+    ran = cleanse("--json")
+    assert (ran.code, out.exists()) == (1, False)
+    assert "--resume --force" in ran.err
+    later = cleanse("--resume", "--force", "--json").json
+    assert out.read_bytes() == bytes_at_once
+    assert (later["did"], later["agreement"]) == (at_once["did"], at_once["agreement"])
+    assert [stage["seconds"] for stage in later["training"]] == [0.0] * len(STAGES)
+    assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
 
 
 def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(

@@ -32,6 +32,12 @@ def test_a_folder_that_holds_something_is_left_alone(bcu, tmp_path: Path) -> Non
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 
+def test_a_file_is_no_folder(bcu, tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    ran = bcu("demo", "--dir", tmp_path / "mine")
+    assert (ran.code, ran.error) == (2, f"error: {tmp_path / 'mine'} is a file")
+
+
 def test_a_command_that_fails_ends_the_demo(bcu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "TRAIN_PER_CLASS", 0)
     monkeypatch.setattr(demo, "TEST_PER_CLASS", 1)

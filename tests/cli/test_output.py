@@ -1,0 +1,66 @@
+"""Outputs that break: a reader that has gone, a full disk, streams that were closed or know few letters."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
+FULL = Path("/dev/full")
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line of bash, in which BCU is the command; its exit code is that of bcu."""
+    bcu = f"'{sys.executable}' -m bcu_cli"
+    return subprocess.run(
+        ["bash", "-c", command.replace("BCU", bcu) + "; exit ${PIPESTATUS[0]}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [f"inspect {MODEL}", f"inspect {MODEL} --json", "cleanse --help", "inspect nothere.pt --json"]
+)
+def test_a_reader_that_has_gone_is_no_bad_verdict(words: str) -> None:
+    ran = shell(f"BCU {words} | :")
+    assert ran.returncode == 141
+    assert "Traceback" not in ran.stderr
+    assert "BrokenPipe" not in ran.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("more", ["", "--json"])
+def test_a_full_disk_is_said_in_a_line(more: str) -> None:
+    ran = shell(f"BCU inspect {MODEL} {more} > {FULL}")
+    assert ran.returncode == 2
+    assert "error: the output could not be written: No space left on device" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("more", ["", "--json"])
+def test_streams_that_are_closed_lead_nowhere(closed: str, more: str) -> None:
+    ran = shell(f"BCU inspect {MODEL} {more} {closed}")
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_letters_that_the_terminal_does_not_know_are_escaped(tmp_path: Path) -> None:
+    shutil.copy(MODEL, tmp_path / "modèle.safetensors")
+    ran = shell(f"cd {tmp_path} && BCU inspect mod*.safetensors", PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0, ran.stderr
+    assert "mod\\xe8le.safetensors" in ran.stdout
+
+
+def test_help_that_nobody_asked_for_is_followed_by_no_empty_error() -> None:
+    ran = shell("BCU")
+    assert ran.returncode == 2
+    assert "Usage: " in ran.stdout + ran.stderr
+    assert "error:" not in ran.stderr
