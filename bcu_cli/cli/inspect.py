@@ -207,7 +207,16 @@ def _row(file: dict[str, Any]) -> tuple[str, str, str, str]:
     architecture = file.get("architecture")
     rules = sorted({finding["rule"] for finding in file["findings"] if finding["severity"] == "unsafe"})
     safe = {True: "yes", None: "not read", False: f"NO: {', '.join(rules)}"}[file["safe"]]
-    return file["path"], file.get("kind", "-"), safe, _name(architecture) if architecture else "-"
+    holds = _name(architecture) if architecture else _trigger(file) or "-"
+    return file["path"], file.get("kind", "-"), safe, holds
+
+
+def _trigger(file: dict[str, Any]) -> str | None:
+    """What the file says of itself where it is no network, but a trigger."""
+    from bcu_cli.scan.inspection import TRIGGER
+
+    name = file.get("metadata", {}).get(TRIGGER)
+    return f"the trigger {name}, by its metadata" if name else None
 
 
 def _name(architecture: dict[str, Any]) -> str:
@@ -230,6 +239,8 @@ def _facts(file: dict[str, Any]) -> list[tuple[str, str]]:
         if architecture["alternatives"]:
             rows.append(("the same as", ", ".join(architecture["alternatives"][:_MOST_SHOWN])))
         rows.append(("classes", str(architecture["num_classes"])))
+    elif trigger := _trigger(file):
+        rows.append(("holds", trigger))
     if "tensors" in file:
         rows += _tensor_facts(file)
     return rows

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Description
     from bcu_cli.models import Architecture
 
+TRIGGER = "bcu.trigger"
+"""Metadata of a trigger file. It may be said of anything: what holds for all files is asked of these, too."""
 ARCHITECTURE = "architecture-unknown"
 """The rule of a file whose network is none of the known ones; where the file holds its graph it runs."""
 
@@ -204,7 +206,8 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
     try:
         architecture = identify(content, arch)
     except ArchitectureError as error:
-        problem = _problem(error, ARCHITECTURE)
+        if TRIGGER not in content.metadata:  # those that bcu attack writes hold no network to recognise
+            problem = _problem(error, ARCHITECTURE)
     if not_finite:
         problem = _broken(description.path, not_finite)
     return Inspection(

@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +16,6 @@ from safetensors.torch import save_file
 
 from bcu_cli.checkpoints import RULES
 from bcu_cli.models import build
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class _Runs:
@@ -207,7 +204,6 @@ def test_a_file_of_ten_gigabytes_is_described_by_its_header(tmp_path: Path) -> N
 
 def test_every_rule_is_used_and_none_is_unknown() -> None:
     import re
-    from pathlib import Path
 
     import bcu_cli
 
@@ -267,3 +263,14 @@ def test_a_name_that_is_no_text_stays_in_one_piece(bcu, tmp_path: Path) -> None:
         assert bcu("inspect", tmp_path, "--format", form).code == 2
     (run,) = bcu("inspect", tmp_path, "--format", "sarif").json["runs"]
     assert run["artifacts"][0]["location"]["uri"].endswith("/m%FF.pt")
+
+
+def test_a_trigger_beside_its_model_is_no_unknown_network(bcu) -> None:
+    """Its metadata say so; whatever says so is not passed by a scan all the same."""
+    data = Path(__file__).parents[1] / "data"
+    ran = bcu("inspect", data)
+    assert ran.code == 0, ran.err
+    assert "the trigger badnets" in ran.out
+    scanned = bcu("inspect", data / "backdoored.trigger.safetensors", "--scan")
+    assert scanned.code == 2
+    assert "holds no layers" in scanned.error
