@@ -56,9 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:  # what went wrong could not be written where documents go
         output.fail(*_explain(error))
         return FAILED
-    except (
-        SystemExit
-    ):  # Typer's and Rich's, where the reader of our output has gone: nobody is left to talk to
+    except SystemExit:  # Typer and Rich end so where the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
 
