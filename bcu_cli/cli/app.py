@@ -53,12 +53,12 @@ def run(arguments: Sequence[str]) -> int:
     """
     try:
         return _run(arguments)
+    except (BrokenPipeError, SystemExit):  # Typer and Rich make an exit of it: the reader has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except OSError as error:  # what went wrong could not be written where documents go
         output.fail(*_explain(error))
         return FAILED
-    except SystemExit:  # Typer and Rich end so where the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNREAD
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -75,8 +75,8 @@ def _run(arguments: Sequence[str]) -> int:
         return _interrupted()
     except KeyboardInterrupt:
         return _interrupted()
-    except BrokenPipeError as error:
-        raise SystemExit from error
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if debug:
             traceback.print_exc()

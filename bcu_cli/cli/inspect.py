@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcu_cli import triggers
 from bcu_cli.cli import output, running, scanning
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std
@@ -213,9 +214,7 @@ def _row(file: dict[str, Any]) -> tuple[str, str, str, str]:
 
 def _trigger(file: dict[str, Any]) -> str | None:
     """What the file says of itself where it is no network, but a trigger."""
-    from bcu_cli.scan.inspection import TRIGGER
-
-    name = file.get("metadata", {}).get(TRIGGER)
+    name = file.get("metadata", {}).get(triggers.KEY)
     return f"the trigger {name}, by its metadata" if name else None
 
 

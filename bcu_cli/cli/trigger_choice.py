@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """Every trigger that has a name; or, as a target, every class."""
-_ALPHA = 0.2
-"""Strength of ``add`` and ``blend`` unless the user says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +83,12 @@ class TriggerChoice:
 
     def _find(self, model: Path, shape: tuple[int, int, int], num_classes: int) -> list[Chosen]:
         from bcu_cli.triggers import base
-        from bcu_cli.triggers.custom import Custom
+        from bcu_cli.triggers.custom import ALPHA, Custom
 
         target = self.target_class
         beside = trigger_beside(model)
         if self.own.picture:
-            mode, alpha = self.own.mode, _ALPHA if self.own.alpha is None else self.own.alpha
+            mode, alpha = self.own.mode, ALPHA if self.own.alpha is None else self.own.alpha
             trigger = Custom.from_files(self.own.picture, shape, mask=self.own.mask, mode=mode, alpha=alpha)
             return [Chosen(trigger=trigger, target_class=target, label=self.own.picture.name)]
         if self.name is None:

@@ -199,12 +199,13 @@ def _given(
     """Mean or std as given by the user or claimed by the file, with its source."""
     if option is not None:
         values = option * question.channels if len(option) == 1 else option
+        hint = f"give --{name} on the scale from 0 to 1"
         try:
-            if max(values, default=0.0) > 1.0:
-                raise ValueError(f"{format_values(values)} is of pixels up to 255")
             check_normalisation(*((values, ()) if name == "mean" else ((), values)))
         except ValueError as error:
-            raise UsageError(f"--{name}: {error}", f"give --{name} on the scale from 0 to 1") from None
+            raise UsageError(f"--{name}: {error}", hint) from None
+        if max(values) > 1.0:
+            raise UsageError(f"--{name} {format_values(values)} is of pixels up to 255", hint)
         if len(values) != question.channels:
             raise UsageError(
                 f"--{name} has {len(values)} values for {question.channels} channels",

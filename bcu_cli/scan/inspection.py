@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcu_cli import triggers
 from bcu_cli.checkpoints import MODEL_SUFFIXES, WHOLE_BYTES, Checkpoint, Finding, Outline, sniff
 from bcu_cli.checkpoints.hub import fetch_all, is_reference
 from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Description
     from bcu_cli.models import Architecture
 
-TRIGGER = "bcu.trigger"
-"""Metadata of a trigger file. It may be said of anything: what holds for all files is asked of these, too."""
 ARCHITECTURE = "architecture-unknown"
 """The rule of a file whose network is none of the known ones; where the file holds its graph it runs."""
 
@@ -206,7 +205,7 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
     try:
         architecture = identify(content, arch)
     except ArchitectureError as error:
-        if TRIGGER not in content.metadata:  # those that bcu attack writes hold no network to recognise
+        if triggers.KEY not in content.metadata:  # those that bcu attack writes hold no network to recognise
             problem = _problem(error, ARCHITECTURE)
     if not_finite:
         problem = _broken(description.path, not_finite)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from pkgutil import iter_modules
 
 _NO_TRIGGERS = {"base", "custom"}
+KEY = "bcu.trigger"
+"""Metadata of a trigger's file: its name. Any file may have it, so it excuses from nothing."""
 
 
 def names() -> tuple[str, ...]:

@@ -142,7 +142,7 @@ def save(implanted: Implanted, path: Path, shape: tuple[int, int, int]) -> str:
     trigger = implanted.trigger
     tensors = trigger.tensors() or {_NO_TENSORS: torch.zeros(1)}
     metadata = {
-        "bcu.trigger": trigger.name,
+        triggers.KEY: trigger.name,
         "bcu.settings": json.dumps(trigger.settings(), sort_keys=True),
         "bcu.image_shape": json.dumps(shape),
         "bcu.target_class": json.dumps(implanted.target_class),
@@ -159,9 +159,9 @@ def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
         TriggerError: The file holds no trigger, or one for images of another shape than (C, H, W).
     """
     checkpoint = read(path)
-    if "bcu.trigger" not in checkpoint.metadata:
+    if triggers.KEY not in checkpoint.metadata:
         raise TriggerError(f"{path} holds no trigger", "name a .trigger.safetensors that bcu attack wrote")
-    kind = find(checkpoint.metadata["bcu.trigger"])
+    kind = find(checkpoint.metadata[triggers.KEY])
     try:
         made_for = tuple(json.loads(checkpoint.metadata["bcu.image_shape"]))
         settings = json.loads(checkpoint.metadata["bcu.settings"])

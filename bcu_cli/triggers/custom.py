@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODES = ("replace", "add", "blend")
+ALPHA = 0.2
+"""Strength of ``add`` and ``blend`` where nothing else is said."""
 
 
 class Custom(Trigger):
@@ -32,7 +34,7 @@ class Custom(Trigger):
     name = "custom"
     paper = "none: the user's own"
 
-    def __init__(self, *, picture: Tensor, mask: Tensor, mode: str = "replace", alpha: float = 0.2) -> None:
+    def __init__(self, *, picture: Tensor, mask: Tensor, mode: str = "replace", alpha: float = ALPHA) -> None:
         if mode not in MODES:
             raise TriggerError(f"there is no trigger mode {mode}", f"--trigger-mode takes {', '.join(MODES)}")
         self.picture = picture
@@ -53,7 +55,7 @@ class Custom(Trigger):
         *,
         mask: Path | None = None,
         mode: str = "replace",
-        alpha: float = 0.2,
+        alpha: float = ALPHA,
     ) -> Self:
         """Read picture and mask, resized to images of ``shape`` (C, H, W); no mask means everywhere.
 

@@ -249,20 +249,22 @@ def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the first student is in the second, whose training is too weak to change anything here.
 
-    The first is marked once it is trained: were the second its copy, it would have the mark.
+    The first is marked before it is trained: were the second its copy, it would have some of the mark.
     """
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, learning_rate=1e-9, weight_decay=0.0)
     tell(monkeypatch, cleansing, [50, 99, 60, 5])
     told = iter([share(90), share(5)] * len(auto.canary.NAMES))
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
-    students = []
+    students, drawn = [], []
     for stage in stages_of(cleansing):
         if stage.title.startswith("cleansing, level"):
-            students.append([p.detach().clone() for p in cleansing.student.network.parameters()])
+            drawn.append([p.detach().clone() for p in cleansing.student.network.parameters()])
+            students.append(cleansing.student)
             with torch.no_grad():
                 for parameter in cleansing.student.network.parameters():
                     parameter.add_(1.0)
-    first, second = students
+    first, second = drawn
+    assert students[0] is not students[1]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(first, second, strict=True))
 
 
