@@ -160,19 +160,28 @@ class Adversary(nn.Module):
             masks, patterns = self._patches(slots)
             return torch.lerp(images, patterns, masks.expand_as(patterns))
         if kind == _SHIFT:
-            return (images + self.shifts[slots]).clamp(0.0, 1.0)
-        return warp(images, grids(self.fields[slots], self.size))
+            return (images + _rows(self.shifts, slots)).clamp(0.0, 1.0)
+        return warp(images, grids(_rows(self.fields, slots), self.size))
 
     def _patches(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Masks ``[N, 1, H, W]`` and patterns ``[N, C, H, W]`` in [0, 1]."""
-        masks = torch.sigmoid(4.0 * self.masks[slots] - 2.0)
+        masks = torch.sigmoid(4.0 * _rows(self.masks, slots) - 2.0)
+        patterns = torch.sigmoid(2.0 * _rows(self.patterns, slots))
         share = masks.mean((1, 2, 3), keepdim=True)
-        return masks * (self.limits.patch / share).clamp(max=1.0), torch.sigmoid(2.0 * self.patterns[slots])
+        return masks * (self.limits.patch / share).clamp(max=1.0), patterns
 
     @torch.no_grad()
     def _keep_within(self) -> None:
         self.shifts.clamp_(-self.limits.shift, self.limits.shift)
         self.fields.clamp_(-self.limits.warp, self.limits.warp)
+
+
+def _rows(numbers: Tensor, slots: Tensor) -> Tensor:
+    """``numbers[slots]``, whose gradient on the CPU is the same each time.
+
+    That of plain indexing is added up by all threads at once, in the order in which they come.
+    """
+    return numbers.index_select(0, slots)
 
 
 def odds(success: Proportion) -> float:

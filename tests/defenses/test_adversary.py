@@ -148,6 +148,24 @@ def test_each_image_is_changed_in_its_own_way_alone() -> None:
         assert torch.equal(part, was) == (kind == PIXELS)
 
 
+def test_its_gradients_are_the_same_each_time() -> None:
+    """With several threads, and enough images that each class's numbers are changed by many of them."""
+    torch.manual_seed(0)
+    adversary = Adversary(CLASSES, (3, 32, 32), LIMITS, seed=0)
+    shown, slots = torch.rand(COUNT, 3, 32, 32), torch.randint(CLASSES, (COUNT,))
+    counts = [COUNT // len(UNIVERSAL) + 1] * len(UNIVERSAL)
+    counts[-1] = COUNT - sum(counts[:-1])
+    aims = torch.randn(COUNT, 3, 32, 32)
+
+    def gradients() -> list[Tensor]:
+        led = adversary(shown, slots, [*counts, 0])
+        return list(torch.autograd.grad((led * aims).sum(), list(adversary.parameters())))
+
+    first = gradients()
+    for _ in range(100):
+        assert all(map(torch.equal, first, gradients()))
+
+
 def test_where_there_are_too_many_classes_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bcu_cli.defenses.adversary.MOST_NUMBERS", 7 * 16 * 16 * 10)
     adversary = Adversary(1000, SHAPE, LIMITS, seed=0)
