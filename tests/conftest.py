@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from helpers import DATA, Ran
+from hypothesis import settings
 
 from bcu_cli.images import signs
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+# The same cases each time, however slow the machine is.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
+for name in ("COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TERMINAL_WIDTH"):
+    os.environ.pop(name, None)  # by these typer and rich show a width and colours that are not the tests'
 
 
 @pytest.fixture

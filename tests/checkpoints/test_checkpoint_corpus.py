@@ -140,7 +140,7 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path, form: str) -> None:
         max_size=4,
     )
 
-    @settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=CASES, database=None, suppress_health_check=list(HealthCheck))
     @given(edits)
     def check(edits: list[tuple[int, int, bytes]]) -> None:
         data = good

@@ -27,7 +27,7 @@ SHAPES = st.lists(st.integers(0, 4), max_size=4)
 TABLES = st.dictionaries(NAMES, st.tuples(st.sampled_from(DTYPES), SHAPES), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     table=TABLES,
     metadata=st.dictionaries(NAMES, NAMES, max_size=3),

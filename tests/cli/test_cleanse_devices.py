@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import Ran, bcu_process
 from safetensors.torch import save_file
 
@@ -50,6 +51,7 @@ def test_a_bad_verdict_is_said_once_and_is_the_exit_code(
 ) -> None:
     """The first process alone ends with it, the others in good order."""
     small = tmp_path_factory.mktemp("small") / "model.safetensors"
+    torch.manual_seed(0)
     save_file(build("resnet8", num_classes=9).state_dict(), small)
     words = ["--images", photos, "--epochs", 1, "--quick", "--out", tmp_path / "out.safetensors"]
     words += ["--mean", 0.5, "--std", 0.5, "--input-size", 16]

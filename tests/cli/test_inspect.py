@@ -198,7 +198,7 @@ def test_a_file_of_ten_gigabytes_is_described_by_its_header(tmp_path: Path) -> N
     exit_code, seconds, peak_kib, has_torch = ran.stderr.splitlines()[-1].split()
     assert exit_code == "2"  # these are the tensors of no network that is known
     assert has_torch == "False"
-    assert float(seconds) < 1
+    assert float(seconds) < 2  # to hash 10 GiB would take longer
     assert int(peak_kib) < 300 * 1024
 
 

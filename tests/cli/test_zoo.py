@@ -362,7 +362,7 @@ def test_so_many_run_at_a_time_with_their_share_of_threads(
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(children.os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
-    keeper.tell(seconds=0.5)
+    keeper.tell(seconds=1.5)  # long enough for three to start
     assert keeper(*TWO, "--targets", "0-1", "--jobs", 3).code == 0
     lines = [json.loads(line) for line in (keeper.data / "log").read_text().splitlines()]
     running_now, most = 0, 0
@@ -400,9 +400,10 @@ def test_a_second_signal_stops_at_once(keeper: Keeper) -> None:
     keeper.wait_for("none-s0")
     child = keeper.log("start")[0]["pid"]
     os.kill(child, signal.SIGSTOP)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr
+    assert any("once more" in line for line in process.stderr)  # so the first has come
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert not _is_alive(child)
@@ -461,7 +462,10 @@ def test_an_error_ends_what_runs(tmp_path: Path) -> None:
     sleeper = (
         f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)"
     )
-    waiter = f"import pathlib, time\nwhile not pathlib.Path({str(pid)!r}).exists(): time.sleep(0.01)"
+    waiter = (
+        f"import pathlib, time\npid = pathlib.Path({str(pid)!r})\n"
+        "while not pid.exists() or not pid.read_text(): time.sleep(0.01)"
+    )
     commands = [(name, [sys.executable, "-c", code]) for name, code in (("a", sleeper), ("b", waiter))]
     with pytest.raises(BrokenError):
         children.run_all(commands, jobs=2, environment={}, stop=running.Stop(), on_end=fail)

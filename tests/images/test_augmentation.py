@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bcu_cli.errors import UsageError
@@ -13,7 +13,6 @@ def chance(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@settings(deadline=None)
 @given(padding=st.integers(0, 5), flip=st.booleans(), seed=st.integers(0, 2**31), height=st.integers(2, 9))
 def test_each_view_is_a_crop_of_the_padded_image_or_of_its_mirror(
     padding: int, flip: bool, seed: int, height: int

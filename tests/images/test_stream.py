@@ -188,8 +188,11 @@ def test_the_fingerprint_tells_other_pictures_of_the_same_names(photos: Path, tm
 
 
 def alive(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def wait_until_gone(pids: list[int]) -> None:
@@ -209,6 +212,7 @@ def test_a_process_that_dies_ends_it_with_an_error_and_no_process_stays(photos: 
         pids = list(images._decoders._pool._processes)
         assert len(pids) == 2
         os.kill(pids[0], signal.SIGKILL)
+        wait_until_gone(pids[:1])
         with pytest.raises(ImagesError, match="a process that decoded the images died"):
             images[:]
     wait_until_gone(pids)

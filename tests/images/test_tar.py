@@ -136,7 +136,7 @@ def test_what_is_compressed_is_no_archive(tmp_path: Path, kind: str) -> None:
     assert found(tmp_path / "a.tar")[1]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(at=st.integers(0, 4 * 512 - 1), value=st.integers(0, 255), seal=st.booleans())
 def test_damage_never_leads_out_of_the_file(tmp_path: Path, at: int, value: int, seal: bool) -> None:
     path = tmp_path / "a.tar"

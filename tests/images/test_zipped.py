@@ -198,7 +198,7 @@ def test_damage(tmp_path: Path, temporary: Path, make) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_damaged_ends_in_one_line(tmp_path: Path, data: st.DataObject) -> None:
     path = pack(tmp_path / "a.zip", {"a/x": b"1" * 100, "b/y": b"2" * 100})
     content = bytearray(path.read_bytes())

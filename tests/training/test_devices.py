@@ -166,7 +166,8 @@ CASES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, Tensor]]:
     """What comes out on two processes, which run this file as a script."""
     out = tmp_path_factory.mktemp("two") / "out.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["--local-addr=localhost", __file__]
     path = os.pathsep.join(sys.path)
     ran = subprocess.run(
         [*command, str(out)],
