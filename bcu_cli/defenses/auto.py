@@ -8,7 +8,8 @@ added, since that alone leaves the backdoors of networks its ratios were not tun
    I-BAU does with labels (Zeng et al., ICLR 2022). It begins with what it has found on the original network,
    and mostly leads where that one could be led. As many images are changed otherwise, for what no adversary
    finds: a third of them by a wave, most often of a kind that leads the original (``waves.py``), the others
-   at random (``disturbance.py``). The student is the moving average of its weights.
+   at random (``disturbance.py``). What the student answers otherwise than the teacher counts most; changed
+   images that it answers alike count nothing. The student is the moving average of its weights.
 2. How strong the adversary must be is tried on a copy of the network that was taught backdoors of our own
    (``canary.py``): the first of ``LEVELS`` that removes these is taken.
 3. Another adversary, turned against the original network from another start, finds triggers to judge by:
@@ -71,7 +72,12 @@ KEPT = 0.7
 
 Of pictures unlike those that it was made for, a good copy gives many another answer (``docs/auto.md``).
 """
+ASTRAY = 2.0
+"""What an image counts, changed or not, that the student does not answer as the teacher does the unchanged one.
 
+Unchanged images count 1 beside that, changed ones nothing: so those that lead nowhere any more do not crowd
+out the others (``docs/auto.md``).
+"""
 WAVED = 3
 """One in so many of the images that the adversary does not have gets a wave, the others are disturbed."""
 FEWEST_JUDGED = 50
@@ -325,8 +331,7 @@ class Auto(TrainedDefense[AutoOptions]):
             changed = [waves.across(waved, self._leading), disturb(disturbed), astray]
             both = torch.cat([views, *changed]).contiguous(memory_format=torch.channels_last)
             clean, misled = student(both).split(len(views))
-            losses = [distillation_loss(answers, taught, TEMPERATURE) for answers in (clean, misled)]
-            return losses[0] + losses[1] + lever
+            return _loss(clean, taught, always=1.0) + _loss(misled, taught, always=0.0) + lever
 
         return objective
 
@@ -401,6 +406,12 @@ class Auto(TrainedDefense[AutoOptions]):
         others = self.held_out.images[_spread(index, most or len(index))]
         answers = predict(network, others, self.device, transform=change)
         return Proportion(hits=int((answers == target).sum()), of=len(others))
+
+
+def _loss(answers: Tensor, taught: Tensor, *, always: float) -> Tensor:
+    """Of a student's answers: each counts ``always``, and ``ASTRAY`` more if it is not what was taught."""
+    weights = always + ASTRAY * (answers.argmax(1) != taught.argmax(1))
+    return distillation_loss(answers, taught, TEMPERATURE, weights)
 
 
 def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:

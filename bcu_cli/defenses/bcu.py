@@ -179,14 +179,18 @@ def distillation(student: Classifier, teacher: Classifier, options: BcuOptions) 
     return objective
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, weights: Tensor | float = 1.0
+) -> Tensor:
     """KL(teacher ‖ student) at a temperature, averaged over the batch (Eq. 2), without the factor T².
 
     Args:
         student_logits: float ``[N, K]``.
         teacher_logits: float ``[N, K]``.
         temperature: Above 0.
+        weights: What each image counts, from 0: one for all, or float ``[N]``.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    divergences = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    return (weights * divergences).mean()

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from defending import CPU, backdoored_setting, classifier, pictures, run, small
-from torch import nn
+from torch import Tensor, nn
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversary import Limits
+from bcu_cli.defenses.adversary import Adversary, Limits
 from bcu_cli.defenses.auto import Auto, AutoOptions, Residue
+from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.defenses.waves import CELLS
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
@@ -239,6 +240,29 @@ def test_waves_that_led_the_original_are_shown_most(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("brief")
+class Undecided(nn.Module):
+    """One answer to all images, of two classes."""
+
+    def __init__(self, preferred: float) -> None:
+        super().__init__()
+        self.preferred = nn.Parameter(torch.tensor([preferred, 0.0]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.preferred + 0.0 * images.mean((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize(("preferred", "counts"), [(1.0, 1.0), (-1.0, 1.0 + 2 * auto.ASTRAY)])
+def test_what_is_answered_otherwise_counts_more_and_changed_images_nothing_else(
+    preferred: float, counts: float
+) -> None:
+    cleansing, student, views = method(small(), pictures()), Undecided(preferred), torch.rand(12, 3, 16, 16)
+    cleansing.teacher, cleansing._leading = Undecided(2.0), torch.ones(CELLS)  # type: ignore[assignment]
+    adversary = Adversary(2, (3, 16, 16), auto.LEVELS[0], seed=0)
+    loss = cleansing._teaching(student, adversary)(views, torch.arange(12), 0.0)
+    of_unchanged = distillation_loss(student(views), cleansing.teacher(views), auto.TEMPERATURE)
+    assert loss.item() == pytest.approx(counts * of_unchanged.item())
+
+
 def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing, titles = staged(monkeypatch, canaries=[80, 80], triggers=[60], waves=[5])
     assert titles[-1] == "cleansing, level 2"

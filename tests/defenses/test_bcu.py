@@ -90,6 +90,9 @@ def test_the_loss_is_the_kl_divergence_of_the_paper() -> None:
             expected.item(), abs=1e-6
         )
     assert distillation_loss(teacher, teacher, 2.0).item() == pytest.approx(0, abs=1e-7)
+    second = distillation_loss(student[1:], teacher[1:], 2.0).item()
+    weighted = distillation_loss(student, teacher, 2.0, torch.tensor([0.0, 3.0]))
+    assert weighted.item() == pytest.approx(1.5 * second)
 
 
 @pytest.mark.parametrize(
