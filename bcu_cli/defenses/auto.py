@@ -73,7 +73,7 @@ KEPT = 0.7
 Of pictures unlike those that it was made for, a good copy gives many another answer (``docs/auto.md``).
 """
 ASTRAY = 2.0
-"""What an image counts, changed or not, that the student does not answer as the teacher does the unchanged one.
+"""What an image counts, changed or not, that the student answers otherwise than the teacher did.
 
 Unchanged images count 1 beside that, changed ones nothing: so those that lead nowhere any more do not crowd
 out the others (``docs/auto.md``).
