@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversary import KINDS, Adversary
+from bcu_cli.defenses.bcu import distillation_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +72,10 @@ def _no_new_weights() -> None:
     auto.reinitialise = _nothing  # type: ignore[attr-defined]
 
 
+def _all_alike() -> None:
+    auto._loss = lambda answers, taught, **_: distillation_loss(answers, taught, auto.TEMPERATURE)
+
+
 def _no_average() -> None:
     auto.AVERAGE = None  # type: ignore[assignment]
 
@@ -89,6 +94,7 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without waves": _no_waves,
     "without random changes and waves": _neither,
     "without weights drawn anew": _no_new_weights,
+    "with all images counting alike": _all_alike,
     "without the moving average": _no_average,
     "with half of the adversary's limits": _half,
 }
