@@ -76,7 +76,7 @@ ASTRAY = 2.0
 """What an image counts, changed or not, that the student answers otherwise than the teacher did.
 
 Unchanged images count 1 beside that, changed ones nothing: so those that lead nowhere any more do not crowd
-out the others (``docs/auto.md``).
+out the others. The focal loss (Lin et al., ICCV 2017) in its hardest form; figures in ``docs/auto.md``.
 """
 WAVED = 3
 """One in so many of the images that the adversary does not have gets a wave, the others are disturbed."""

@@ -239,7 +239,6 @@ def test_waves_that_led_the_original_are_shown_most(monkeypatch: pytest.MonkeyPa
     assert cleansing._leading.tolist() == pytest.approx([0.1 + 0.2 / 0.82] * CELLS)
 
 
-@pytest.mark.usefixtures("brief")
 class Undecided(nn.Module):
     """One answer to all images, of two classes."""
 
@@ -263,6 +262,7 @@ def test_what_is_answered_otherwise_counts_more_and_changed_images_nothing_else(
     assert loss.item() == pytest.approx(counts * of_unchanged.item())
 
 
+@pytest.mark.usefixtures("brief")
 def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing, titles = staged(monkeypatch, canaries=[80, 80], triggers=[60], waves=[5])
     assert titles[-1] == "cleansing, level 2"
