@@ -10,14 +10,20 @@ from typing import TextIO
 
 
 def main() -> None:
-    """Run the command line and exit with its code.
+    """Run the command line and exit with its code; in a child where it opens foreign files.
 
-    The import stands inside because the processes that decode images import this module too.
+    The imports stand inside because the processes that decode images import this module too.
     """
-    from bcu_cli.cli.app import run
+    from bcu_cli import limits
+    from bcu_cli.cli import supervised
 
     sys.stdout, sys.stderr = _writable(sys.stdout), _writable(sys.stderr)
-    sys.exit(run(sys.argv[1:]))
+    if supervised.is_wanted(words := sys.argv[1:]):
+        sys.exit(supervised.run(words))
+    limits.join_supervisor()
+    from bcu_cli.cli.app import run
+
+    sys.exit(run(words))
 
 
 def _writable(stream: TextIO | None) -> TextIO:

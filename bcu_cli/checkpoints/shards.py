@@ -6,6 +6,7 @@ The index is JSON with a ``weight_map`` from tensor names to file names. The fil
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from bcu_cli.errors import CheckpointError
@@ -54,6 +55,19 @@ def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
     return {
         path.parent / file: tuple(name for name, other in names.items() if other == file) for file in files
     }
+
+
+def size_with_parts(path: Path) -> int:
+    """Bytes of a model file, with those of all the files that it is an index of; 0 where it is not there."""
+    files = [path]
+    if path.name.endswith(INDEX_SUFFIX):
+        with suppress(CheckpointError):  # reading it says what is wrong
+            files += read_index(path)
+    size = 0
+    for file in files:
+        with suppress(OSError, ValueError):
+            size += file.stat().st_size
+    return size
 
 
 def check_part(index: Path, part: Path, promised: Iterable[str], found: Mapping[str, object]) -> None:

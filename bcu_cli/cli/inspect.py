@@ -143,9 +143,10 @@ def _failing(fail_on: str) -> frozenset[str]:
 
 
 def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
-    from bcu_cli.scan.reader import LIMITS, Reader
+    from bcu_cli.limits import SYSTEM_HAS_LIMITS
+    from bcu_cli.scan.reader import Reader
 
-    if not LIMITS:
+    if not SYSTEM_HAS_LIMITS:
         output.say("this system sets no limits to memory: only the time that each file takes is limited")
     files = []
     with Reader() as reader:  # which starts while the files are looked for

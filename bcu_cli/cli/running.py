@@ -10,9 +10,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcu_cli import limits
 from bcu_cli.cli import output
 from bcu_cli.cli.options import numbers
-from bcu_cli.errors import ImagesError
+from bcu_cli.errors import CheckpointError, ImagesError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from bcu_cli.checkpoints import Checkpoint
     from bcu_cli.checkpoints.resume import StateFile
     from bcu_cli.images.decoding import Geometry
     from bcu_cli.images.folder import ImageSet, Part
@@ -58,10 +60,9 @@ def load_model(
     Raises:
         BcuError: It cannot be read, is not safe, or is no classifier that can be rebuilt.
     """
-    from bcu_cli.checkpoints import read
     from bcu_cli.models import load
 
-    checkpoint = read(path)
+    checkpoint = _read(path)
     for finding in checkpoint.findings:
         output.warn(f"{path}: {finding.message}")
     with _sampler(pictures, download=download) as take:
@@ -75,6 +76,28 @@ def load_model(
         )
     output.say(f"{path.name}: {'; '.join(loaded.evidence)}")
     return loaded
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read a model file with limits on memory and time.
+
+    Raises:
+        CheckpointError: It cannot be read, is not safe, or takes more than a file of its size should.
+    """
+    from bcu_cli.checkpoints import read
+    from bcu_cli.checkpoints.reading import model_in
+    from bcu_cli.checkpoints.shards import size_with_parts
+
+    file = model_in(path)
+    try:
+        with limits.reading(file, size_with_parts(file)):
+            return read(file)
+    except (CheckpointError, MemoryError, RuntimeError) as error:
+        if not limits.is_lack_of_memory(error):
+            raise
+        message = f"{path} takes more memory to read than a file of its size should, or than there is"
+        hint = "nothing is known of it; if the machine has little memory left, use a larger one"
+        raise CheckpointError(message, hint, rule="reader-out-of-memory") from error
 
 
 @contextmanager
@@ -131,7 +154,8 @@ def stoppable() -> Iterator[Stop]:
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        with limits.keeping_state():
+            yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli import triggers
+from bcu_cli import limits, triggers
 from bcu_cli.checkpoints import MODEL_SUFFIXES, WHOLE_BYTES, Checkpoint, Finding, Outline, sniff
 from bcu_cli.checkpoints.hub import fetch_all, is_reference
 from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
@@ -168,22 +168,9 @@ def inspect_file(
         return Inspection(path=path, description=description, findings=description.findings, problem=problem)
 
 
-def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what led to it, is that no memory was left; C++ has no error of its own for it."""
-    said = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")
-    seen: set[int] = set()  # errors can be causes of each other: Python does not look for circles
-    reason: BaseException | None = error
-    while reason is not None and id(reason) not in seen:
-        if isinstance(reason, MemoryError) or any(text in str(reason) for text in said):
-            return True
-        seen.add(id(reason))
-        reason = reason.__cause__
-    return False
-
-
 def _raise_lack_of_memory(error: CheckpointError) -> None:
     """Nothing is wrong with a file of which a reader says that it is damaged because no memory was left."""
-    if is_lack_of_memory(error):
+    if limits.is_lack_of_memory(error):
         raise MemoryError from error
 
 

@@ -19,28 +19,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+from bcu_cli import limits
+from bcu_cli.limits import limit
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-LIMITS = resource is not None
-"""Whether this system lets a process limit its memory and what it writes."""
-
-_MEMORY = 4 * 2**30
-"""Bytes for any file: torch, built for CUDA, takes 0.8 GB of it when it is imported."""
-_MEMORY_PER_BYTE = 6
-"""Looking for NaN in one large tensor takes 2 to 4 times the tensor beside the file itself."""
-_SECONDS = 120.0
-"""For any file; a slow disk may take most of it to import torch."""
-_SECONDS_PER_BYTE = 60 / 10**9
+_MEMORY = limits.READING_BYTES
+_SECONDS = limits.READING_SECONDS
 _MOST_BYTES = 64 * 2**20
 """Of an answer. Names and metadata of the largest models take a few megabytes."""
 _SECONDS_TO_DIE = 5.0
-_PR_SET_PDEATHSIG = 1
 
 _PROGRAM = """
 import json, sys
@@ -87,9 +76,12 @@ class Reader:
         """
         if self._process is None:
             self._process = _start()
-        size = _size(path)
-        request = {"path": str(path), "arch": arch, "memory": _MEMORY + _MEMORY_PER_BYTE * size}
-        seconds = _SECONDS + _SECONDS_PER_BYTE * size
+        from bcu_cli.checkpoints.shards import size_with_parts
+
+        size = size_with_parts(path)
+        memory = _MEMORY + limits.READING_BYTES_PER_BYTE * size
+        request = {"path": str(path), "arch": arch, "memory": memory}
+        seconds = _SECONDS + limits.READING_SECONDS_PER_BYTE * size
         line, in_time = _ask(self._process, json.dumps(request).encode() + b"\n", seconds)
         if not in_time:
             self._end()
@@ -177,22 +169,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file, with those of all the files that it is an index of."""
-    from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
-    from bcu_cli.errors import CheckpointError
-
-    files = [path]
-    if path.name.endswith(INDEX_SUFFIX):
-        with suppress(CheckpointError):
-            files += read_index(path)
-    size = 0
-    for file in files:
-        with suppress(OSError, ValueError):  # looking at it says what is wrong with it
-            size += file.stat().st_size
-    return size
-
-
 def _raise(message: str, hint: str) -> None:
     from bcu_cli.errors import BcuError
 
@@ -243,23 +219,20 @@ def serve(parent: int) -> None:
     Args:
         parent: The id of the process to end with.
     """
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before it was asked for
-            return
+    limits.end_with_parent()
+    if os.getppid() != parent:  # it died before it was asked for
+        return
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no answer
-    _limit("RLIMIT_CORE", 0)
-    _limit("RLIMIT_FSIZE", 0)
+    limit("RLIMIT_CORE", 0)
+    limit("RLIMIT_FSIZE", 0)
     for line in sys.stdin.buffer:
         _respond(json.loads(line), answers)
 
 
 def _respond(request: dict[str, Any], answers: BinaryIO) -> None:
     path = Path(request["path"])
-    _limit("RLIMIT_DATA", request["memory"])
+    limit("RLIMIT_DATA", request["memory"])
     answer = _answer(path, request["arch"])
     answers.write(answer + b"\n")
     answers.flush()
@@ -267,7 +240,6 @@ def _respond(request: dict[str, Any], answers: BinaryIO) -> None:
 
 def _answer(path: Path, arch: str | None) -> bytes:
     from bcu_cli.errors import BcuError, faulty_installation
-    from bcu_cli.scan.inspection import is_lack_of_memory
 
     try:
         return json.dumps({"file": _look(path, arch)}, allow_nan=False).encode()
@@ -276,7 +248,7 @@ def _answer(path: Path, arch: str | None) -> bytes:
     except Exception as error:  # one that was foreseen by nobody
         if installation := faulty_installation(error):
             return json.dumps({"refused": [installation.message, installation.hint]}).encode()
-        if is_lack_of_memory(error):
+        if limits.is_lack_of_memory(error):
             document = _out_of_memory(path)
         else:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -297,20 +269,8 @@ def _import_torch() -> None:
     """
     if "torch" in sys.modules:
         return
-    _limit("RLIMIT_FSIZE", None)
+    limit("RLIMIT_FSIZE", None)
     try:
         import torch  # noqa: F401 - imported for those who need it later
     finally:
-        _limit("RLIMIT_FSIZE", 0, for_good=True)
-
-
-def _limit(name: str, most: int | None, *, for_good: bool = False) -> None:
-    """Limit this process; None is without a limit. What the system or the user limits more stays so."""
-    if resource is None:
-        return
-    which = getattr(resource, name)
-    _, hard = resource.getrlimit(which)
-    most = resource.RLIM_INFINITY if most is None else most
-    if hard != resource.RLIM_INFINITY and (most == resource.RLIM_INFINITY or most > hard):
-        most = hard
-    resource.setrlimit(which, (most, most if for_good else hard))
+        limit("RLIMIT_FSIZE", 0, for_good=True)

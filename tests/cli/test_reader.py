@@ -15,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bcu_cli.checkpoints.shards import size_with_parts
 from bcu_cli.models import build
 from bcu_cli.scan import reader
-from bcu_cli.scan.inspection import inspect_file, is_lack_of_memory
+from bcu_cli.limits import is_lack_of_memory
+from bcu_cli.scan.inspection import inspect_file
 
 PROGRAM = """
 import ctypes, json, os, signal, sys, time
@@ -244,5 +246,5 @@ def test_the_size_of_an_index_is_that_of_its_files(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1000)}, tmp_path / "a.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "a.safetensors"}}))
-    assert reader._size(index) == index.stat().st_size + (tmp_path / "a.safetensors").stat().st_size
+    assert size_with_parts(index) == index.stat().st_size + (tmp_path / "a.safetensors").stat().st_size
     assert reader._size(tmp_path / "missing.pt") == 0

@@ -1,0 +1,48 @@
+"""Commands that open foreign files run in a child, whose end is explained here if it cannot do so itself."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from bcu_cli.limits import PIPE
+from bcu_cli.runs import supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SUPERVISED = ("attack", "cleanse", "evaluate")
+"""Commands that read and run foreign files in their own process."""
+
+
+def is_wanted(words: Sequence[str]) -> bool:
+    """Whether a command line is run in a child.
+
+    Args:
+        words: What stands after ``bcu``.
+    """
+    if os.name != "posix" or PIPE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    return bool(words) and words[0] in _SUPERVISED and not {"-h", "--help"} & set(words)
+
+
+def run(words: Sequence[str]) -> int:
+    """Run a command line of bcu in a child; returns its exit code.
+
+    Args:
+        words: What stands after ``bcu``.
+    """
+    ended = supervisor.run(supervisor.command(words))
+    fault = None if ended.interrupted else ended.fault
+    if ended.code >= 0 and fault is None:
+        return ended.code
+    from bcu_cli.cli import output
+    from bcu_cli.cli.exit_codes import FAILED, INTERRUPTED
+
+    if fault is None:
+        output.say("interrupted")
+        return INTERRUPTED
+    output.fail(*fault)
+    if "--json" in words:
+        output.document({"error": {"message": fault[0], "hint": fault[1]}})
+    return FAILED

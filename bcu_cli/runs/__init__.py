@@ -1,0 +1,1 @@
+"""What long work needs: a supervising process, signals, state."""

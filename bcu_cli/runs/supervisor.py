@@ -1,0 +1,239 @@
+"""A process that watches another one work on foreign files, and ends it where it hangs or is told to.
+
+The commands that open files of strangers run in a child. Whatever a file does to that child (a crash, a loop
+in C++ that hears no signal, all memory taken), the supervisor lives, says in one line what happened, and ends
+with the right exit code. It imports little, so that it costs some hundredths of a second.
+
+The child tells it what it does (:mod:`bcu_cli.limits`): a limit of time for the work at hand, whether there
+is state to keep, and whether code of a file runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.limits import PIPE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
+
+_SECONDS_AFTER_A_SIGNAL = 2.0
+"""Time to clean up for work that has no state to keep, or that runs a file's own code."""
+_SECONDS_AFTER_TWO = 0.5
+_LOOK_EVERY = 0.1
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from bcu_cli.__main__ import main; main()"
+)
+"""The child finds modules where its parent does, and never in the folder that it runs in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a child ended.
+
+    Attributes:
+        code: Its exit code; negative is the signal that killed it.
+        output: What it wrote to stdout, where that was asked for.
+        doing: What it did last, in its own words; empty where it did not say.
+        seconds: The limit of time that it broke; None where it broke none.
+        interrupted: Whether the user asked for a stop.
+    """
+
+    code: int
+    output: bytes
+    doing: str
+    seconds: float | None
+    interrupted: bool
+
+    @property
+    def fault(self) -> tuple[str, str] | None:
+        """Message and hint of an end that the child could not explain itself; None where it ended well."""
+        what = f" while {self.doing}" if self.doing else ""
+        if self.seconds is not None:
+            return (
+                f"{self.doing} took more than {self.seconds:.0f} seconds, and was ended",
+                "the file may be made to keep its readers busy; on a slow disk, use a copy on a fast one",
+            )
+        if self.code >= 0:
+            return None
+        if -self.code == signal.SIGKILL:
+            return f"memory ran out{what}, and the system ended bcu", "free some memory, or use less of it"
+        with suppress(ValueError):  # a signal without a name
+            name = signal.Signals(-self.code).name
+            return f"bcu was ended by {name}{what}", "the file may be made to break what opens it"
+        return f"bcu was ended by signal {-self.code}{what}", "the file may be made to break what opens it"
+
+
+def command(words: Sequence[str]) -> list[str]:
+    """The words that run a command line of bcu in another process.
+
+    Args:
+        words: What stands after ``bcu``.
+    """
+    return [sys.executable, "-P", "-c", _PROGRAM, json.dumps(sys.path), *words]
+
+
+def run(arguments: Sequence[str], *, request: bytes | None = None) -> Ended:
+    """Run a process of ours until it ends, breaks a limit, or is told to stop.
+
+    Args:
+        arguments: The program and its arguments.
+        request: Bytes for its standard input; its standard output is then returned. None lets it use those
+            of this process.
+    """
+    return _Supervised(arguments, request).watch()
+
+
+def _rest(pipe: int) -> Iterator[bytes]:
+    """What is left in the pipe of a child that has ended."""
+    os.set_blocking(pipe, False)
+    with suppress(BlockingIOError):  # what the child has started holds it open
+        while data := os.read(pipe, 2**16):
+            yield data
+
+
+class _Supervised:
+    """One child, and what it said last."""
+
+    def __init__(self, arguments: Sequence[str], request: bytes | None) -> None:
+        self._arguments = arguments
+        self._request = request
+        self._state: dict[str, Any] = {}
+        self._since = time.monotonic()
+        self._kill_at: float | None = None
+        self._signals = 0
+        self._broken: float | None = None
+
+    def watch(self) -> Ended:
+        """Start it, and stay until it has ended."""
+        piped = subprocess.PIPE if self._request is not None else None
+        reading, writing = os.pipe()
+        with self._signals_passed_on():
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                self._arguments,
+                stdin=piped,
+                stdout=piped,
+                env={**os.environ, PIPE: str(writing)},
+                pass_fds=[writing],
+                process_group=0,  # what is typed at the terminal reaches it through this process only
+            )
+            os.close(writing)
+            try:
+                output = self._follow(reading)
+            finally:
+                os.close(reading)
+                self._kill()
+                code = self._process.wait()
+        return Ended(
+            code=code,
+            output=output,
+            doing=str(self._state.get("doing", "")),
+            seconds=self._broken,
+            interrupted=self._signals > 0,
+        )
+
+    def _follow(self, pipe: int) -> bytes:
+        """Read what it says until it has closed its end of the pipe; returns what it wrote to stdout."""
+        chunks: dict[int, list[bytes]] = {pipe: []}
+        if self._request is not None:
+            assert self._process.stdin and self._process.stdout  # noqa: S101 - for the types
+            with suppress(OSError):  # it is dead: it has closed the pipe, too
+                self._process.stdin.write(self._request)
+                self._process.stdin.close()
+            chunks[self._process.stdout.fileno()] = []
+        waiting = set(chunks)
+        while self._process.poll() is None:
+            for file in self._ready(waiting):
+                data = os.read(file, 2**16)
+                if not data:
+                    waiting.discard(file)
+                elif file == pipe:
+                    self._listen(data)
+                else:
+                    chunks[file].append(data)
+            if self._is_over_time():
+                self._kill()
+        for file in waiting:
+            data = b"".join(_rest(file))
+            if file == pipe:
+                self._listen(data)
+            else:
+                chunks[file].append(data)
+        return b"".join(part for file, parts in chunks.items() if file != pipe for part in parts)
+
+    def _ready(self, waiting: set[int]) -> list[int]:
+        """The pipes with something to read, after a moment at most."""
+        if waiting:
+            return select.select(list(waiting), [], [], _LOOK_EVERY)[0]
+        with suppress(subprocess.TimeoutExpired):  # it has closed them all, and is about to end
+            self._process.wait(_LOOK_EVERY)
+        return []
+
+    def _listen(self, data: bytes) -> None:
+        """Take up the last whole message; one is shorter than what a pipe writes at once."""
+        lines = data.split(b"\n")
+        with suppress(ValueError, IndexError):  # half a message: the next one says it all again
+            self._state = json.loads(lines[-2])
+            self._since = time.monotonic()
+
+    def _is_over_time(self) -> bool:
+        now = time.monotonic()
+        seconds = self._state.get("seconds")
+        if seconds is not None and now - self._since > seconds:
+            self._broken = seconds
+            return True
+        return self._kill_at is not None and now > self._kill_at
+
+    def _kill(self) -> None:
+        """Kill it and what it has started."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    @contextmanager
+    def _signals_passed_on(self) -> Iterator[None]:
+        """Pass signals on for as long as the context lasts; before there is a child, they end this process."""
+        heard = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._on_signal) for number in heard}
+        before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._on_pause)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's shape
+        self._signals += 1
+        process = getattr(self, "_process", None)
+        if process is None:
+            raise KeyboardInterrupt
+        if self._signals > 1:
+            self._kill_at = time.monotonic() + _SECONDS_AFTER_TWO
+        elif not self._state:  # it has only begun, and does not listen yet
+            self._kill_at = time.monotonic()
+            return
+        elif not self._state["keeps"] or self._state["foreign"]:
+            self._kill_at = time.monotonic() + _SECONDS_AFTER_A_SIGNAL
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+    def _on_pause(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's shape
+        """Ctrl-Z stops both; the time does not count."""
+        began = time.monotonic()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGCONT)
+        self._since += time.monotonic() - began
