@@ -114,10 +114,11 @@ def inspect(
     options = scanning.ScanOptions(
         images=images, evidence=evidence, model=said, device=device, precision=precision, seed=seed
     )
-    where = scanning.prepare(options) if scan else None
+    if scan:
+        scanning.prepare(options)
     inspected = _inspect(paths, arch)
-    if where:
-        scanning.scan_all(inspected["files"], options, where)
+    if scan:
+        scanning.scan_all(inspected["files"], options)
     inspected["verdict"] = _verdict(inspected["files"], inspected["problems"])
     code = _exit_code(inspected, failing)
     problems = [file["problem"] for file in inspected["files"] if file["problem"]]

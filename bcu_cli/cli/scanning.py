@@ -1,13 +1,22 @@
-"""``bcu inspect --scan``: the detectors of backdoors on the networks of files that are safe to open."""
+"""``bcu inspect --scan``: the detectors of backdoors on the networks of files that are safe to open.
+
+Each network runs in a child of its own, so that one which crashes, hangs or takes all memory costs no other
+file its report.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcu_cli import limits
 from bcu_cli.cli import output, running
 from bcu_cli.errors import BcuError, OutputError, UsageError
+from bcu_cli.runs import supervisor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from bcu_cli.scan.verdict import Calibration
     from bcu_cli.training.devices import Device
 
+_PROGRAM = "from bcu_cli.cli import scanning; scanning.serve()"
+_REPORT = "report it with the name of the architecture"
 _MOST_IMAGES = 2_000
 """More images than any detector looks at need not be decoded."""
 
@@ -43,8 +54,8 @@ class ScanOptions:
     seed: int
 
 
-def prepare(options: ScanOptions) -> Device:
-    """Refuse, before any file is looked at, what would be refused for each; returns where to scan.
+def prepare(options: ScanOptions) -> None:
+    """Refuse, before any file is looked at, what would be refused for each.
 
     Raises:
         UsageError: There is no such device.
@@ -62,10 +73,10 @@ def prepare(options: ScanOptions) -> Device:
         except OSError as error:
             message = f"--evidence {options.evidence} cannot be used: {error.strerror}"
             raise OutputError(message, "name a folder that is there or can be made") from error
-    return devices.choose(options.device, options.precision)
+    devices.choose(options.device, options.precision)
 
 
-def scan_all(files: list[dict[str, Any]], options: ScanOptions, device: Device) -> None:
+def scan_all(files: list[dict[str, Any]], options: ScanOptions) -> None:
     """Add to the document of each file whose network can run what the detectors say of it, and a verdict.
 
     One whose architecture is not known can run where the file holds its graph (TorchScript, ONNX).
@@ -75,10 +86,68 @@ def scan_all(files: list[dict[str, Any]], options: ScanOptions, device: Device) 
     for file in files:
         unknown = file["problem"] and file["problem"]["rule"] == ARCHITECTURE
         if file["safe"] is True and (unknown or not file["problem"]):
-            _scan_one(file, options, device)
+            scan_in_child(file, options)
 
 
-def _scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> None:
+def scan_in_child(file: dict[str, Any], options: ScanOptions) -> None:
+    """Scan one network in a process of its own, whatever becomes of that.
+
+    Args:
+        file: Its document, to which is added what :func:`scan_one` adds.
+        options: How to look.
+
+    Raises:
+        KeyboardInterrupt: The user asked for a stop.
+    """
+    from bcu_cli.scan.behaviour import FAILED
+
+    request = {"file": file, "options": _as_json(options)}
+    ended = supervisor.run(supervisor.program(_PROGRAM), request=json.dumps(request).encode())
+    if ended.interrupted:
+        raise KeyboardInterrupt
+    fault = ended.fault
+    try:
+        answer = json.loads(ended.output) if fault is None else None
+    except ValueError:
+        answer, fault = None, (f"it ended with code {ended.code} and no answer", _REPORT)
+    if answer is not None:
+        file |= answer
+    elif fault is not None:
+        message = f"{file['path']} could not be scanned: {fault[0]}"
+        file["problem"] = {"rule": FAILED, "message": message, "hint": fault[1]}
+
+
+def serve() -> None:
+    """Be that process: scan the network of the request on stdin, and answer with its document on stdout."""
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    limits.join_supervisor()
+    from bcu_cli.training import devices
+
+    request = json.load(sys.stdin)
+    file, options = request["file"], _from_json(request["options"])
+    scan_one(file, options, devices.choose(options.device, options.precision))
+    answer.write(json.dumps(file).encode())
+    answer.close()
+
+
+def _as_json(options: ScanOptions) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(options), default=str))  # type: ignore[no-any-return]
+
+
+def _from_json(values: dict[str, Any]) -> ScanOptions:
+    folders = {name: values[name] and Path(values[name]) for name in ("images", "evidence")}
+    return ScanOptions(**values | folders | {"model": running.ModelOptions(**values["model"])})
+
+
+def scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> None:
+    """Add to a file's document what the detectors say, or why they could not look.
+
+    Args:
+        file: The document, which is changed.
+        options: How to look.
+        device: Where.
+    """
     from bcu_cli.scan.behaviour import FAILED
 
     earlier, file["problem"] = file["problem"], None

@@ -32,10 +32,6 @@ _SECONDS_AFTER_A_SIGNAL = 2.0
 _SECONDS_AFTER_TWO = 0.5
 _LOOK_EVERY = 0.1
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
-_PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from bcu_cli.__main__ import main; main()"
-)
-"""The child finds modules where its parent does, and never in the folder that it runs in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +58,7 @@ class Ended:
         what = f" while {self.doing}" if self.doing else ""
         if self.seconds is not None:
             return (
-                f"{self.doing} took more than {self.seconds:.0f} seconds, and was ended",
+                f"{self.doing} took more than {self.seconds:g} seconds, and was ended",
                 "the file may be made to keep its readers busy; on a slow disk, use a copy on a fast one",
             )
         if self.code >= 0:
@@ -81,7 +77,19 @@ def command(words: Sequence[str]) -> list[str]:
     Args:
         words: What stands after ``bcu``.
     """
-    return [sys.executable, "-P", "-c", _PROGRAM, json.dumps(sys.path), *words]
+    return [*program("from bcu_cli.__main__ import main; main()"), *words]
+
+
+def program(text: str) -> list[str]:
+    """The words that run Python code in another process.
+
+    It finds modules where this process does, and never in the folder that it runs in.
+
+    Args:
+        text: The code.
+    """
+    found = f"import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); {text}"
+    return [sys.executable, "-P", "-c", found, json.dumps(sys.path)]
 
 
 def run(arguments: Sequence[str], *, request: bytes | None = None) -> Ended:
@@ -135,6 +143,8 @@ class _Supervised:
                 os.close(reading)
                 self._kill()
                 code = self._process.wait()
+                if self._process.stdout is not None:
+                    self._process.stdout.close()
         return Ended(
             code=code,
             output=output,
@@ -203,7 +213,7 @@ class _Supervised:
 
     @contextmanager
     def _signals_passed_on(self) -> Iterator[None]:
-        """Pass signals on for as long as the context lasts; before there is a child, they end this process."""
+        """Pass signals on while the context lasts; before there is a child, they end this process."""
         heard = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._on_signal) for number in heard}
         before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._on_pause)

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from bcu_cli.checkpoints.shards import size_with_parts
+from bcu_cli.limits import is_lack_of_memory
 from bcu_cli.models import build
 from bcu_cli.scan import reader
-from bcu_cli.limits import is_lack_of_memory
 from bcu_cli.scan.inspection import inspect_file
 
 PROGRAM = """

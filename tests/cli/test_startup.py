@@ -88,7 +88,8 @@ def test_layers_import_only_downwards() -> None:
     import bcu_cli
 
     levels = [["cli"], ["runs"], ["benchmark"], ["attacks", "defenses", "scan", "report"], ["evaluation"],
-              ["training", "triggers"], ["models", "images"], ["checkpoints"], ["limits"], ["errors"]]  # fmt: skip
+              ["training", "triggers"], ["models", "images"], ["checkpoints"],
+              ["limits"], ["errors"]]  # fmt: skip
     level = {name: i for i, names in enumerate(levels) for name in names}
     root = Path(bcu_cli.__file__).parent
     wrong = []
