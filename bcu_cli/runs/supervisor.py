@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 from bcu_cli.limits import PIPE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
 _SECONDS_AFTER_A_SIGNAL = 2.0
 """Time to clean up for work that has no state to keep, or that runs a file's own code."""
 _SECONDS_AFTER_TWO = 0.5
 _LOOK_EVERY = 0.1
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
+_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP) if os.name == "posix" else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,40 @@ def run(arguments: Sequence[str], *, request: bytes | None = None) -> Ended:
         request: Bytes for its standard input; its standard output is then returned. None lets it use those
             of this process.
     """
-    return _Supervised(arguments, request).watch()
+    piped = subprocess.PIPE if request is not None else None
+    reading, writing = os.pipe()
+    signals: list[int] = []
+    try:
+        with _heard(signals.append):
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                arguments,
+                stdin=piped,
+                stdout=piped,
+                env={**os.environ, PIPE: str(writing)},
+                pass_fds=[writing],
+                process_group=0,  # what is typed at the terminal reaches it through this process only
+            )
+            os.close(writing)
+            with process:
+                return _Supervised(process, reading, signals).watch(request)
+    finally:
+        os.close(reading)
+
+
+@contextmanager
+def _heard(note: Callable[[int], None]) -> Iterator[None]:
+    """Note signals while the context lasts, but for those that this process was started to ignore."""
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the shape of a handler
+        note(number)
+
+    numbers = [number for number in _HEARD if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _rest(pipe: int) -> Iterator[bytes]:
@@ -114,52 +147,36 @@ def _rest(pipe: int) -> Iterator[bytes]:
 class _Supervised:
     """One child, and what it said last."""
 
-    def __init__(self, arguments: Sequence[str], request: bytes | None) -> None:
-        self._arguments = arguments
-        self._request = request
+    def __init__(self, process: subprocess.Popen[bytes], pipe: int, signals: list[int]) -> None:
+        self._process = process
+        self._pipe = pipe
+        self._signals = signals
+        self._stops = 0
         self._state: dict[str, Any] = {}
         self._since = time.monotonic()
         self._kill_at: float | None = None
-        self._signals = 0
         self._broken: float | None = None
 
-    def watch(self) -> Ended:
-        """Start it, and stay until it has ended."""
-        piped = subprocess.PIPE if self._request is not None else None
-        reading, writing = os.pipe()
-        with self._signals_passed_on():
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                self._arguments,
-                stdin=piped,
-                stdout=piped,
-                env={**os.environ, PIPE: str(writing)},
-                pass_fds=[writing],
-                process_group=0,  # what is typed at the terminal reaches it through this process only
-            )
-            os.close(writing)
-            try:
-                output = self._follow(reading)
-            finally:
-                os.close(reading)
-                self._kill()
-                code = self._process.wait()
-                if self._process.stdout is not None:
-                    self._process.stdout.close()
+    def watch(self, request: bytes | None) -> Ended:
+        """Stay until it has ended."""
+        try:
+            output = self._follow(request)
+        finally:
+            self._kill()
         return Ended(
-            code=code,
+            code=self._process.wait(),
             output=output,
             doing=str(self._state.get("doing", "")),
             seconds=self._broken,
-            interrupted=self._signals > 0,
+            interrupted=self._stops > 0,
         )
 
-    def _follow(self, pipe: int) -> bytes:
-        """Read what it says until it has closed its end of the pipe; returns what it wrote to stdout."""
-        chunks: dict[int, list[bytes]] = {pipe: []}
-        if self._request is not None:
-            assert self._process.stdin and self._process.stdout  # noqa: S101 - for the types
-            with suppress(OSError):  # it is dead: it has closed the pipe, too
-                self._process.stdin.write(self._request)
+    def _follow(self, request: bytes | None) -> bytes:
+        """Listen and pass on signals until it has ended; returns what it wrote to stdout."""
+        chunks: dict[int, list[bytes]] = {self._pipe: []}
+        if request is not None and self._process.stdin and self._process.stdout:
+            with suppress(OSError):  # it is dead already
+                self._process.stdin.write(request)
                 self._process.stdin.close()
             chunks[self._process.stdout.fileno()] = []
         waiting = set(chunks)
@@ -168,19 +185,17 @@ class _Supervised:
                 data = os.read(file, 2**16)
                 if not data:
                     waiting.discard(file)
-                elif file == pipe:
+                elif file == self._pipe:
                     self._listen(data)
                 else:
                     chunks[file].append(data)
+            self._pass_on()
             if self._is_over_time():
                 self._kill()
         for file in waiting:
-            data = b"".join(_rest(file))
-            if file == pipe:
-                self._listen(data)
-            else:
-                chunks[file].append(data)
-        return b"".join(part for file, parts in chunks.items() if file != pipe for part in parts)
+            chunks[file].extend(_rest(file))
+        self._listen(b"".join(chunks.pop(self._pipe)))
+        return b"".join(part for parts in chunks.values() for part in parts)
 
     def _ready(self, waiting: set[int]) -> list[int]:
         """The pipes with something to read, after a moment at most."""
@@ -211,34 +226,29 @@ class _Supervised:
             with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    @contextmanager
-    def _signals_passed_on(self) -> Iterator[None]:
-        """Pass signals on while the context lasts; before there is a child, they end this process."""
-        heard = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._on_signal) for number in heard}
-        before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._on_pause)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _pass_on(self) -> None:
+        """Act on the signals that came since the last look."""
+        while self._signals:
+            number = self._signals.pop(0)
+            if number == signal.SIGTSTP:
+                self._pause()
+                continue
+            self._stops += 1
+            if not self._state:  # it has only begun, and does not listen yet
+                self._kill()
+            else:
+                self._ask_to_stop(number)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's shape
-        self._signals += 1
-        process = getattr(self, "_process", None)
-        if process is None:
-            raise KeyboardInterrupt
-        if self._signals > 1:
+    def _ask_to_stop(self, number: int) -> None:
+        """Pass a signal on, and decide how long the child may take to end."""
+        if self._stops > 1:
             self._kill_at = time.monotonic() + _SECONDS_AFTER_TWO
-        elif not self._state:  # it has only begun, and does not listen yet
-            self._kill_at = time.monotonic()
-            return
         elif not self._state["keeps"] or self._state["foreign"]:
             self._kill_at = time.monotonic() + _SECONDS_AFTER_A_SIGNAL
         with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            self._process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    def _on_pause(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's shape
+    def _pause(self) -> None:
         """Ctrl-Z stops both; the time does not count."""
         began = time.monotonic()
         with suppress(ProcessLookupError):
