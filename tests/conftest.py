@@ -6,6 +6,10 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
+
 import torch
 from helpers import DATA, Ran
 from hypothesis import settings

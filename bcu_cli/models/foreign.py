@@ -1,0 +1,40 @@
+"""The time that a network of a file's own code or graph may take for a batch, by what its first one took."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from bcu_cli import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SECONDS_OF_THE_FIRST = 60.0
+"""Time for the first batch, which is of one image or two."""
+_LEAST_SECONDS, _GROWTH = 20.0, 20.0
+"""A later batch may take this time, and so many times as much for each image as the first one."""
+
+
+class Allowance:
+    """Keeps count of the time of one network; the supervising process ends bcu where it takes too long."""
+
+    def __init__(self) -> None:
+        self._seconds_of_an_image: float | None = None
+
+    @contextmanager
+    def batch(self, images: int) -> Iterator[None]:
+        """Let the network answer a batch within its time.
+
+        Args:
+            images: How many there are.
+        """
+        limits.runs_foreign_code()
+        first = self._seconds_of_an_image
+        seconds = _SECONDS_OF_THE_FIRST if first is None else _LEAST_SECONDS + _GROWTH * first * images
+        started = time.perf_counter()
+        with limits.within(seconds, "running the code of the file"):
+            yield
+        if first is None:
+            self._seconds_of_an_image = (time.perf_counter() - started) / images
