@@ -87,7 +87,8 @@ def _scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> Non
         file["scan"], looked = _scan(path, options, device)
         _conclude(file, file["scan"])
         if options.evidence is not None:
-            file["scan"]["pictures"] = _write(looked, options.evidence, path, file["sha256"])
+            read = [path, *([options.images] if options.images else [])]
+            file["scan"]["pictures"] = _write(looked, options.evidence, path, file["sha256"], read)
     except BcuError as error:
         known = earlier is not None and earlier["message"] == error.message
         file["problem"] = earlier if known else {"rule": FAILED, "message": error.message, "hint": error.hint}
@@ -243,8 +244,15 @@ def _look(subject: Subject, path: Path) -> list[Looked]:
         return look(subject, start)
 
 
-def _write(looked: list[Looked], folder: Path, path: Path, sha256: str | None) -> list[dict[str, Any]]:
-    """Write the pictures of all detectors; their names say of which model and detector they are."""
+def _write(
+    looked: list[Looked], folder: Path, path: Path, sha256: str | None, read: list[Path]
+) -> list[dict[str, Any]]:
+    """Write the images of all detectors; their names say of which model and detector they are.
+
+    Raises:
+        OutputError: One cannot be written, or is one of the files that were read.
+    """
+    from bcu_cli.checkpoints import check_writable
     from bcu_cli.report import document, pictures
 
     written = []
@@ -252,5 +260,6 @@ def _write(looked: list[Looked], folder: Path, path: Path, sha256: str | None) -
         for name, pixels in each.scores.pictures.items():
             stem = "-".join([path.stem, *([sha256[:8]] if sha256 else []), each.scores.detector, name])
             target = folder / f"{stem}.png"
+            check_writable(target, inputs=read)
             written.append(document.written(target, pictures.write_picture(pixels, target)))
     return written
