@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,21 @@ class Ran:
         lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, self.err
         return lines[0]
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Processes, and those that they start, say when they begin to train: a stop then waits."""
+
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bcu-telling-")))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        paths = [str(Path(__file__).parent / "telling"), os.environ.get("PYTHONPATH", "")]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BCU_TELL": str(self.folder)}
+
+    def is_training(self, pid: int) -> bool:
+        return (self.folder / str(pid)).exists()
 
 
 def bcu_process(*arguments: object, **options: Any) -> Ran:

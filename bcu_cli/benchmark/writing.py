@@ -31,8 +31,8 @@ def write(tables: Sequence[TableOf], folder: Path) -> dict[str, Path]:
     made = {"md": as_markdown(tables), "csv": as_csv(tables), "html": as_html(tables)}
     paths = {kind: folder / f"table.{kind}" for kind in made}
     for kind, path in paths.items():
-        with atomic_write(path) as temporary:
-            temporary.write_text(made[kind], encoding="utf-8", newline="")
+        with atomic_write(path) as file:
+            file.write(made[kind].encode())
     return paths
 
 

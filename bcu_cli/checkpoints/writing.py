@@ -6,10 +6,9 @@ import errno
 import hashlib
 import io
 import os
-import secrets
 import stat
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,6 +16,7 @@ from bcu_cli.errors import CheckpointError, OutputError
 
 from . import safetensors_file, torchscript
 from .checkpoint import Checkpoint, Format
+from .unfinished import Unfinished, remove_unfinished
 from .weights import METADATA_KEY
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 2**20
 _HINTS = {
     errno.ENOSPC: "free some space on the disk, or write to another one",
+    errno.EFBIG: "files may not grow as large there; raise the limit (ulimit -f), or write elsewhere",
     errno.EDQUOT: "your quota is used up; free some space or write elsewhere",
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
@@ -56,57 +57,83 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; what is written there replaces ``path`` if the block ends well.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write bytes to, which takes the place of ``path`` if the block ends well.
 
-    If it does not, the temporary file is removed and ``path`` stays as it was.
+    If it does not, nothing is left of it and ``path`` stays as it was. What killed runs have left in the
+    folder is removed.
 
     Raises:
         OutputError: The system refuses: no space, no permission, no such folder, a folder in the way.
     """
     target = Path(os.path.realpath(path))  # behind a link, the file is replaced and not the link
-    temporary = target.with_name(f".bcu-{secrets.token_hex(6)}.part")
     try:
         _refuse_special(target)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        remove_unfinished(target.parent)
+        with Unfinished(target.parent) as unfinished:
+            yield unfinished.file
+            unfinished.become(target)
     except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "write to another place")
-        reason = error.strerror or str(error)
-        raise OutputError(f"{path} cannot be written: {reason[:1].lower()}{reason[1:]}", hint) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        raise _cannot_write(path, error) from error
 
 
 def check_writable(path: Path, *, inputs: Iterable[Path] = ()) -> None:
     """Check before long work that ``path`` can be written and is none of the ``inputs``.
 
+    Args:
+        path: The file to write.
+        inputs: Files and folders that are read; of a folder, every file below it is. Links are followed.
+
     Raises:
-        OutputError: It is an input (also through links), a folder or a device, or its folder is missing or
+        OutputError: It is an input or lies in one, it is a folder or a device, or its folder is missing or
             not writable.
     """
     path = Path(path)
-    for source in inputs:
-        if path.exists() and Path(source).exists() and path.samefile(source):
-            message = (
-                f"{path} is the input {source} itself" if path != Path(source) else f"{path} is the input"
-            )
-            raise OutputError(
-                message, "choose another file for the output: bcu never overwrites what it reads"
-            )
     try:
         _refuse_special(path)
+        there = path.stat() if path.exists() else None
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}", _HINTS[errno.EISDIR]) from error
+        raise _cannot_write(path, error) from error
+    for source in map(Path, inputs if there else ()):
+        if there and (read := _read_from(source, there)):
+            message = f"{path} is the input" if path == read else f"{path} is the input {read} itself"
+            hint = "choose another file for the output: bcu never overwrites what it reads"
+            raise OutputError(message, hint)
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise OutputError(f"{path} cannot be written: there is no folder {folder}", _HINTS[errno.ENOENT])
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path} cannot be written: no permission in {folder}", _HINTS[errno.EACCES])
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    hint = _HINTS.get(error.errno or 0, "write to another place")
+    return OutputError(f"{path} cannot be written: {reason[:1].lower()}{reason[1:]}", hint)
+
+
+def _read_from(source: Path, wanted: os.stat_result) -> Path | None:
+    """The file that ``wanted`` describes, where it is ``source`` or, of a folder, below it; else None."""
+    if not source.is_dir():
+        return source if _is(source, wanted) else None
+    seen = set[str]()
+    for folder, folders, names in os.walk(source, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            if _is(Path(folder, name), wanted):
+                return Path(folder, name)
+    return None
+
+
+def _is(path: Path, wanted: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), wanted)
+    except OSError:  # it is not there, or is a link to nothing
+        return False
 
 
 def write(
@@ -157,7 +184,7 @@ def _write_file(path: Path, dump: Callable[[BinaryIO], None]) -> str:
         dump(buffer)
     except safetensors_file.NoSuchDtypeError as error:
         raise OutputError(f"{path} cannot be written: {error}", "write a pickle: --format pickle") from error
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as file:
         file.write(buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -54,10 +55,12 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _run(arguments)
     except (BrokenPipeError, SystemExit):  # Typer and Rich make an exit of it: the reader has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return UNREAD
     except OSError as error:  # what went wrong could not be written where documents go
-        output.fail(*_explain(error))
+        _drop_stdout()
+        with suppress(OSError):  # nor where talk goes
+            output.fail(*_explain(error))
         return FAILED
 
 
@@ -86,6 +89,13 @@ def _run(arguments: Sequence[str]) -> int:
         if "--json" in arguments:
             output.document({"error": {"message": message, "hint": hint}})
         return FAILED
+
+
+def _drop_stdout() -> None:
+    """Have what still waits for stdout lead nowhere: Python would try once more when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _interrupted() -> int:

@@ -167,7 +167,7 @@ def attack(
         raise UsageError(f"{name} needs no surrogate", "--surrogate is for lc")
     if kind.trigger_name is None and (preview or setting or poison_rate is not None):
         raise UsageError("a clean network has no trigger", "leave --preview, --setting and --poison-rate out")
-    if preview and (preview.suffix != ".png" or preview == out):
+    if preview and (preview.suffix != ".png" or preview.resolve() == out.resolve()):
         raise UsageError(f"--preview {preview} is no .png of its own", "name another file, ending in .png")
     views = kind.augmentation
     training = replace(
@@ -231,6 +231,13 @@ class Where:
         """The file of the trigger, beside the model's."""
         return trigger_beside(self.out)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """What may be read: pictures, a surrogate, and the file of an architecture."""
+        own = [Path(self.arch.rpartition(":")[0])] if ":" in self.arch else []
+        surrogate = running.files_of_model(self.surrogate) if self.surrogate else []
+        return [*running.places_of_data(self.data), *surrogate, *own]
+
 
 class Attacking:
     """One attack from the pictures to the report."""
@@ -246,15 +253,21 @@ class Attacking:
 
     def run(self, input_size: int | None, settings: dict[str, float], *, resume: bool) -> dict[str, Any]:
         """Train, measure, write, and report."""
+        from bcu_cli.models.fresh import usual_size
+
+        shape = usual_size(self.where.arch, input_size)
+        trigger = self._trigger(shape, settings)
+        self._check_outputs()
+        with running.writing(self.where.out, inputs=self.where.inputs):
+            return self._run(shape, trigger, resume=resume)
+
+    def _run(self, shape: tuple[int, int, int], trigger: Trigger | None, *, resume: bool) -> dict[str, Any]:
         from bcu_cli.checkpoints import sha256_of
         from bcu_cli.checkpoints.resume import StateFile
-        from bcu_cli.models.fresh import fresh, usual_size
+        from bcu_cli.models.fresh import fresh
         from bcu_cli.report import document
 
         where, options = self.where, self.options
-        shape = usual_size(where.arch, input_size)
-        trigger = self._trigger(shape, settings)
-        self._check_outputs()
         train_set, test_set = running.load_to_train(
             where.data, shape, seed=options.seed, download=where.download
         )
@@ -311,9 +324,9 @@ class Attacking:
     def _check_outputs(self) -> None:
         from bcu_cli.checkpoints import check_writable
 
-        for path in (self.where.out, self.where.trigger, self.where.preview):
+        for path in (self.where.trigger, self.where.preview):
             if path:
-                check_writable(path, inputs=[self.where.surrogate] if self.where.surrogate else [])
+                check_writable(path, inputs=self.where.inputs)
 
     def _surrogate(self, model: Classifier) -> Classifier | None:
         """The user's own, brought to the model's images."""

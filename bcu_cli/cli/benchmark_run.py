@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.benchmark import results as files
+from bcu_cli.checkpoints.unfinished import NAMES, remove_unfinished
 from bcu_cli.cli import benchmark_output, children, output, running
-from bcu_cli.cli.locked import UNFINISHED
 from bcu_cli.cli.trigger_choice import trigger_beside
 from bcu_cli.errors import BcuError
 
@@ -43,8 +43,8 @@ def do(plan: Plan, cells: Sequence[Cell], results: Results, pictures: Pictures, 
     """
     left = results.left(plan, cells)
     pictures.prepare(left)
-    for leftover in results.folder.rglob(UNFINISHED):
-        leftover.unlink()
+    for folder in {leftover.parent for leftover in results.folder.rglob(NAMES)}:
+        remove_unfinished(folder)
     copied = results.adopt(plan, cells)
     also = f", {copied} of them from another plan" if copied else ""
     output.say(f"{len(cells) - len(left)} of {len(cells)} cells are there{also}")

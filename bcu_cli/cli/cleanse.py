@@ -209,7 +209,6 @@ def cleanse(
     that could not be told (2), nothing is written. --method bcu is the recipe of Pang et al., Backdoor
     Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
     """
-    from bcu_cli.checkpoints import check_writable
     from bcu_cli.defenses.base import find
     from bcu_cli.training import ranks
     from bcu_cli.training.devices import choose
@@ -246,11 +245,11 @@ def cleanse(
         several.check(devices)
     elif devices not in {None, 1}:
         raise typer.Exit(several.launch(context.obj, devices))
-    check_writable(out, inputs=[model])
+    inputs = [*running.files_of_model(model, arch), *([images] if images else [])]
     chosen = choose(device, precision)
     of_model = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
     pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels, cache=room)
-    with profiling(chosen) if profile else nullcontext() as timed:
+    with running.writing(out, inputs=inputs), profiling(chosen) if profile else nullcontext() as timed:
         with span(READING):
             loaded = running.load_model(model, of_model, pictures=images)
         run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format, force=force)

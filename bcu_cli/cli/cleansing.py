@@ -100,8 +100,6 @@ class Cleansing:
         self.clock.lap("cleansing")
         judged = defense.verdict()
         wanted = self.force or judged is None or judged.good
-        if not wanted:
-            running.keep(stages, keeper)  # before they are measured, which takes a step of each once more
         with profile.span(profile.MEASURING):
             speed = document.training(stages, self.device) if stages else []
         if used and images:

@@ -112,7 +112,8 @@ def evaluate(
     conditions = _conditions(fail_if or [], wanted, against)
     files = (*models, against, trigger_image, trigger_mask, Path(trigger) if trigger else None)
     outputs = Files(page=page, preview=preview, tsne=tsne)
-    outputs.check(wanted, inputs=[file for file in files if file])
+    read = [file for path in files if path for file in running.files_of_model(path, arch)]
+    outputs.check(wanted, inputs=[*read, *running.places_of_data(data)])
 
     clock = document.Clock()
     said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)

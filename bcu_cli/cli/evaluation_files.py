@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -53,7 +54,7 @@ class Files:
         if self.tsne and wanted.name == ALL:
             raise UsageError("--tsne shows one trigger, or none", "name it with --trigger")
         for (one, path), (other, same) in combinations(self.named().items(), 2):
-            if path == same:
+            if os.path.realpath(path) == os.path.realpath(same):
                 raise UsageError(f"--{one} and --{other} are both {path}", "give them different names")
         if self.tsne:
             optional.require("--tsne", self.tsne, "matplotlib", "scikit-learn")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import limits
-from bcu_cli.cli import output
+from bcu_cli.checkpoints.resume import START_ANEW
+from bcu_cli.cli import output, signals
+from bcu_cli.cli.locked import locked_output
 from bcu_cli.cli.options import numbers
-from bcu_cli.errors import CheckpointError, ImagesError
+from bcu_cli.errors import CheckpointError, ImagesError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -138,27 +139,67 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Ctrl-C or a termination signal asks for a stop between two steps; a second one stops at once."""
+    """A signal asks for a stop between two steps; a second one stops at once."""
     from bcu_cli.training import ranks
 
     stop = Stop()
 
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the shape of a handler
+    def handle(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if stop.requested and ranks.count() > 1 and now - stop.at < _SECONDS_OF_ONE_SIGNAL:
             return
         if stop.requested:
-            raise KeyboardInterrupt
+            signals.interrupt(number, frame)
         stop.requested, stop.at = True, now
         output.say("stopping; once more to stop without keeping the state")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signals.handle(handle)
     try:
         with limits.keeping_state():
             yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signals.restore(before)
+
+
+@contextmanager
+def writing(out: Path, *, inputs: Iterable[Path]) -> Iterator[None]:
+    """Check before long work that a model and its state can be written, and keep other runs away from it.
+
+    Args:
+        out: The model's file.
+        inputs: What is read, which ``out`` must not be.
+
+    Raises:
+        OutputError: It is an input, or cannot be written, or another file lies where its state would.
+        UsageError: Another run is to write it.
+    """
+    from bcu_cli.checkpoints import check_writable
+    from bcu_cli.checkpoints.resume import path_of, refuse_foreign
+    from bcu_cli.training import ranks
+
+    check_writable(out, inputs=inputs)
+    refuse_foreign(path_of(out))
+    with locked_output(out) if ranks.rank() == 0 else nullcontext():
+        yield
+
+
+def files_of_model(path: Path, arch: str | None = None) -> list[Path]:
+    """What may be read to make a model file a classifier, whether it is there or not.
+
+    Raises:
+        CheckpointError: It is an index that makes no sense.
+    """
+    from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
+
+    parts = read_index(path) if path.name.endswith(INDEX_SUFFIX) else ()
+    beside = [path.with_name(name) for name in ("config.json", "preprocessor_config.json")]
+    own = [Path(arch.rpartition(":")[0])] if arch and ":" in arch else []
+    return [path, *parts, *beside, *own]
+
+
+def places_of_data(spec: str) -> list[Path]:
+    """What ``--data`` may name: a folder, an archive, or behind a colon the folder of a published set."""
+    return [Path(spec), *([Path(place)] if (place := spec.partition(":")[2]) else [])]
 
 
 def train(
@@ -172,8 +213,8 @@ def train(
 
     Args:
         stages: What to run; each is asked for when those before it are done.
-        keeper: Where the state is kept; removed by the caller once the output is written, or else kept by
-            ``keep``.
+        keeper: Where the state is kept, also when all is done; removed by the caller once the output is
+            written.
         resume: Whether to go on from a state that is there.
         on_epoch: Called after each epoch; what it returns stands behind the bar.
 
@@ -182,6 +223,7 @@ def train(
 
     Raises:
         KeyboardInterrupt: The run was stopped, and its state kept.
+        BcuError: The state that is to be resumed from is damaged, or of another run.
     """
     from bcu_cli.errors import RankLostError
     from bcu_cli.training import ranks
@@ -192,30 +234,67 @@ def train(
     elif not resume and keeper.path.exists():
         output.say(f"{keeper.path} is there from an interrupted run; --resume would have gone on with it")
 
-    states: list[dict[str, Any]] = kept["stages"] if kept else []
+    states = _states(kept, keeper) if kept else []
     done: list[Stage] = []
     asked = ranks.Anyone()
     with stoppable() as stop:
         try:
             for stage in stages:
                 if len(done) < len(states):
-                    stage.training.restore(states[len(done)])
+                    _restore(stage, states[len(done)], keeper)
                     output.say(f"going on after step {stage.training.done} of {stage.training.steps}")
                 done.append(stage)
                 _run_stage(stage, partial(_keep, done, keeper, stop, asked), on_epoch)
         except RankLostError:
-            keeper.save(_state(done))
+            _save(done, keeper)
             raise
+        if done:
+            kept_in_words = _save(done, keeper)
+            if asked.says(stop.requested) | asked.says(False):  # several processes hear of it a call later
+                output.say(f"stopped after the last step; {kept_in_words}")
+                raise KeyboardInterrupt
     return done
 
 
-def keep(stages: list[Stage], keeper: StateFile) -> None:
-    """Keep trainings that are done, so that the same run with ``resume`` repeats none of them."""
-    keeper.save(_state(stages))
-
-
 def _state(stages: list[Stage]) -> dict[str, Any]:
-    return {"stages": [stage.training.state() for stage in stages]}
+    return {"stages": [{"title": stage.title, "training": stage.training.state()} for stage in stages]}
+
+
+def _states(kept: dict[str, Any], keeper: StateFile) -> list[Any]:
+    stages = kept.get("stages")
+    if not isinstance(stages, list):
+        raise _unfit(keeper, "it lists no stages")
+    return stages
+
+
+def _restore(stage: Stage, state: Any, keeper: StateFile) -> None:
+    """Take up one training where a kept one stopped.
+
+    Raises:
+        CheckpointError: It was another one.
+    """
+    if not isinstance(state, dict) or state.keys() != {"title", "training"} or state["title"] != stage.title:
+        raise _unfit(keeper, f"it has no stage {stage.title} there")
+    try:
+        stage.training.restore(state["training"])
+    except ValueError as error:
+        raise _unfit(keeper, f"of {stage.title}, {error}") from error
+
+
+def _unfit(keeper: StateFile, why: str) -> CheckpointError:
+    return CheckpointError(f"{keeper.path} does not fit this run: {why}", START_ANEW)
+
+
+def _save(stages: list[Stage], keeper: StateFile) -> str:
+    """Keep the state; where that fails the run goes on, which is said once. Returns what --resume can do."""
+    warned = keeper.failed
+    try:
+        keeper.save(_state(stages))
+    except OutputError as error:
+        if not warned:
+            output.warn(f"the state of this run is not kept: {error.message} ({error.hint}); it goes on")
+        return "its state could not be kept"
+    return "--resume goes on from there"
 
 
 def _keep(stages: list[Stage], keeper: StateFile, stop: Stop, asked: Anyone) -> None:
@@ -223,9 +302,9 @@ def _keep(stages: list[Stage], keeper: StateFile, stop: Stop, asked: Anyone) -> 
     from bcu_cli.training.loop import Interrupted
 
     if asked.says(stop.requested):
-        keeper.save(_state(stages))
-        raise Interrupted
-    keeper.save_now_and_then(lambda: _state(stages))
+        raise Interrupted(_save(stages, keeper))
+    if keeper.is_due():
+        _save(stages, keeper)
 
 
 def _run_stage(stage: Stage, keep: Callable[[], None], on_epoch: Callable[[Epoch], str]) -> None:
@@ -245,9 +324,9 @@ def _run_stage(stage: Stage, keep: Callable[[], None], on_epoch: Callable[[Epoch
 
         try:
             training.run(on_step=after_step, on_epoch=after_epoch)
-        except Interrupted:
+        except Interrupted as stop:
             steps = f"step {training.done} of {training.steps} of {stage.title}"
-            output.say(f"stopped after {steps}; --resume goes on from there")
+            output.say(f"stopped after {steps}; {stop}")
             raise KeyboardInterrupt from None
 
 

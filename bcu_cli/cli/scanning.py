@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import limits
-from bcu_cli.cli import output, running
+from bcu_cli.cli import output, running, signals
 from bcu_cli.errors import BcuError, OutputError, UsageError
 from bcu_cli.runs import supervisor
 
@@ -121,6 +122,7 @@ def serve() -> None:
     """Be that process: scan the network of the request on stdin, and answer with its document on stdout."""
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
+    signals.handle(signal.SIG_DFL)  # it has nothing to tidy up, and its parent does the talking
     limits.join_supervisor()
     from bcu_cli.training import devices
 
@@ -156,7 +158,8 @@ def scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> None
         file["scan"], looked = _scan(path, options, device)
         _conclude(file, file["scan"])
         if options.evidence is not None:
-            file["scan"]["pictures"] = _write(looked, options.evidence, path, file["sha256"])
+            read = [path, *([options.images] if options.images else [])]
+            file["scan"]["pictures"] = _write(looked, options.evidence, path, file["sha256"], read)
     except BcuError as error:
         known = earlier is not None and earlier["message"] == error.message
         file["problem"] = earlier if known else {"rule": FAILED, "message": error.message, "hint": error.hint}
@@ -312,8 +315,15 @@ def _look(subject: Subject, path: Path) -> list[Looked]:
         return look(subject, start)
 
 
-def _write(looked: list[Looked], folder: Path, path: Path, sha256: str | None) -> list[dict[str, Any]]:
-    """Write the pictures of all detectors; their names say of which model and detector they are."""
+def _write(
+    looked: list[Looked], folder: Path, path: Path, sha256: str | None, read: list[Path]
+) -> list[dict[str, Any]]:
+    """Write the images of all detectors; their names say of which model and detector they are.
+
+    Raises:
+        OutputError: One cannot be written, or is one of the files that were read.
+    """
+    from bcu_cli.checkpoints import check_writable
     from bcu_cli.report import document, pictures
 
     written = []
@@ -321,5 +331,6 @@ def _write(looked: list[Looked], folder: Path, path: Path, sha256: str | None) -
         for name, pixels in each.scores.pictures.items():
             stem = "-".join([path.stem, *([sha256[:8]] if sha256 else []), each.scores.detector, name])
             target = folder / f"{stem}.png"
+            check_writable(target, inputs=read)
             written.append(document.written(target, pictures.write_picture(pixels, target)))
     return written

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from bcu_cli import __version__
+from bcu_cli.checkpoints.unfinished import NAMES, remove_unfinished
 from bcu_cli.cli import output
-from bcu_cli.cli.locked import ANOTHER_FOLDER, UNFINISHED, locked
+from bcu_cli.cli.locked import ANOTHER_FOLDER, locked
 from bcu_cli.cli.trigger_choice import trigger_beside
 from bcu_cli.errors import BcuError, CheckpointError, UsageError
 from bcu_cli.evaluation.gates import Gate, judge
@@ -79,8 +80,7 @@ class Zoo:
         with ExitStack() as stack:
             self.lock = stack.enter_context(locked(self.folder))
             self._rows = self._earlier_rows()
-            for leftover in self.folder.glob(UNFINISHED):
-                leftover.unlink()
+            remove_unfinished(self.folder)
             self._lock = stack.pop_all()
         return self
 
@@ -194,7 +194,7 @@ class Zoo:
 
     def _earlier_rows(self) -> dict[Entry, dict[str, Any]]:
         """What an earlier run recorded; nothing in an empty folder."""
-        files = set(self.folder.iterdir()) - set(self.folder.glob(UNFINISHED))
+        files = set(self.folder.iterdir()) - set(self.folder.glob(NAMES))
         if not files:
             return {}
         if self._index not in files:

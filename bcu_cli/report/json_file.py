@@ -17,5 +17,5 @@ def write(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())

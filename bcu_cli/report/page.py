@@ -83,13 +83,13 @@ def write(page: Page, path: Path) -> str:
     Raises:
         OutputError: It cannot be written.
     """
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as file:
         if path.suffix == ".png":
             from bcu_cli.report import plot
 
-            plot.draw(page.sections, temporary)
+            plot.draw(page.sections, file)
         else:
-            temporary.write_text(as_html(page), encoding="utf-8")
+            file.write(as_html(page).encode())
     return sha256_of(path)
 
 

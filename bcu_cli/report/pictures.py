@@ -40,8 +40,8 @@ def write_sheet(trigger: Trigger, images: Tensor, path: Path) -> str:
         OutputError: It cannot be written.
     """
     chosen = images[:: max(1, len(images) // COLUMNS)][:COLUMNS]
-    with atomic_write(path) as temporary:
-        sheet(trigger, chosen).save(temporary, format="PNG")
+    with atomic_write(path) as file:
+        sheet(trigger, chosen).save(file, format="PNG")
     return sha256_of(path)
 
 
@@ -56,9 +56,9 @@ def write_picture(pixels: Tensor, path: Path) -> str:
     height, width = pixels.shape[-2:]
     scale = _scale(height, width)
     picture = _picture((pixels * 255.0).round().to(torch.uint8))
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as file:
         enlarged = picture.resize((scale * width, scale * height), Image.Resampling.NEAREST)
-        enlarged.save(temporary, format="PNG")
+        enlarged.save(file, format="PNG")
     return sha256_of(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from math import nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +16,6 @@ from bcu_cli.report.text import numbered, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from matplotlib.axes import Axes
 
@@ -31,7 +30,7 @@ _MOST_PIXELS = 60_000
 
 
 @contextmanager
-def drawing(size: tuple[float, float], path: Path, *, dpi: int = _DPI) -> Iterator[Figure]:
+def drawing(size: tuple[float, float], file: BinaryIO, *, dpi: int = _DPI) -> Iterator[Figure]:
     """A figure of ``size`` (width and height in inches) to draw on; at the end it is written as PNG.
 
     Names from files are no formulas, and a character that the font lacks is drawn as a box.
@@ -42,7 +41,7 @@ def drawing(size: tuple[float, float], path: Path, *, dpi: int = _DPI) -> Iterat
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(
-            path,
+            file,
             format="png",
             dpi=min(dpi, _MOST_PIXELS / max(size)),
             bbox_inches="tight",  # long names may stand out of the figure
@@ -51,12 +50,12 @@ def drawing(size: tuple[float, float], path: Path, *, dpi: int = _DPI) -> Iterat
         )
 
 
-def draw(sections: Sequence[Section], path: Path) -> None:
+def draw(sections: Sequence[Section], file: BinaryIO) -> None:
     """Write a PNG with a row for each section: the confusion matrix, and the bars."""
     heights = [
         min(max(_INCHES_A_CLASS * len(s.classes), _LEAST_INCHES), _MOST_INCHES) + 1.5 for s in sections
     ]
-    with drawing((max(heights) + 1.5 + _WIDTH_OF_BARS, sum(heights)), path) as figure:
+    with drawing((max(heights) + 1.5 + _WIDTH_OF_BARS, sum(heights)), file) as figure:
         axes = figure.subplots(
             len(sections),
             2,

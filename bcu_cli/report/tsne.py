@@ -97,7 +97,7 @@ def write(
     handles = _handles(legend)
     beside = min(len(handles), 2 * columns, _MOST_BESIDE)
     size = (_SIDE * columns, (_SIDE + 0.5) * rows + 0.25 * ceil(len(handles) / beside))
-    with atomic_write(path) as temporary, drawing(size, temporary, dpi=_DPI) as figure:
+    with atomic_write(path) as file, drawing(size, file, dpi=_DPI) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).flatten()
         for panel, place in zip(panels, axes, strict=False):
             _draw(panel, legend, place)

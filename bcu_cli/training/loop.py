@@ -29,6 +29,7 @@ from bcu_cli.models import Classifier
 from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
 from bcu_cli.training.inference import scaled
+from bcu_cli.training.likeness import require_fits, require_like
 from bcu_cli.training.optimizers import SGD
 from bcu_cli.training.profile import BACKWARD, BATCH, DECODING, LOSS, OPTIMIZER, span
 from bcu_cli.training.throughput import FlopCounter, Throughput
@@ -192,7 +193,12 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``, which a training with the same arguments returned."""
+        """Go on from ``state``, which a training with the same arguments returned.
+
+        Raises:
+            ValueError: Another training returned it; nothing of it is taken up.
+        """
+        self._require_own(state)
         for learner, (module, optimizer) in zip(self._learners, state["learners"], strict=True):
             learner.module.load_state_dict(module)
             learner.optimizer.load_state_dict(optimizer)
@@ -203,6 +209,26 @@ class Training:
         self._scaler.load_state_dict(state["scaler"])
         self._loss.copy_(state["loss"])
         self.done = state["step"]
+
+    def _require_own(self, state: Any) -> None:
+        """Refuse a state that this training cannot have returned."""
+        own = self.state()
+        if not isinstance(state, dict) or state.keys() != own.keys():
+            raise ValueError("it has other entries than the state of a training")
+        step, learners, average = state["step"], state["learners"], state["average"]
+        if type(step) is not int or not 0 <= step <= self.steps:
+            raise ValueError(f"it is at no step of {self.steps}")
+        for name in ("loss", "scaler", *(["average"] if average else [])):
+            require_like(state[name], own[name], f"its {name}")
+        if not isinstance(average, dict):
+            raise ValueError("its average is no table")
+        if not isinstance(learners, list) or len(learners) != len(self._learners):
+            raise ValueError(f"it has not {len(self._learners)} networks")
+        for learner, found in zip(self._learners, learners, strict=True):
+            if not isinstance(found, tuple) or len(found) != 2:
+                raise ValueError("it has a network without an optimizer")
+            require_like(found[0], learner.module.state_dict(), "its network")
+            require_fits(found[1], learner.optimizer)
 
     def _let_go(self) -> None:
         """Keep no memory that only another step would need; a run may have other trainings to come."""

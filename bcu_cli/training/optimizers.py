@@ -17,6 +17,8 @@ _Optimizer: Any = torch.optim.Optimizer
 class _Eager(torch.optim.Optimizer):
     add_param_group = unwrap(_Optimizer.add_param_group)
     zero_grad = unwrap(_Optimizer.zero_grad)
+    state_dict = unwrap(_Optimizer.state_dict)
+    load_state_dict = unwrap(_Optimizer.load_state_dict)
 
 
 class SGD(_Eager, torch.optim.SGD):

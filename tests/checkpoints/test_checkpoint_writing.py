@@ -78,12 +78,12 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     for error in (RuntimeError("boom"), KeyboardInterrupt()):
         with pytest.raises(type(error)), atomic_write(path) as temporary:
-            temporary.write_bytes(b"half")
+            temporary.write(b"half")
             raise error
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     with atomic_write(path) as temporary:
-        temporary.write_bytes(b"new")
+        temporary.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
@@ -100,7 +100,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")
     with atomic_write(tmp_path / "link") as temporary:
-        temporary.write_bytes(b"new")
+        temporary.write(b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
 

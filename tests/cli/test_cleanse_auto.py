@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleansing_output, running
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.base import Verdict
@@ -75,7 +76,7 @@ def test_only_what_is_cleansed_is_written_unless_forced(
     judge(monkeypatch, word)
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"old")
-    out.with_name("out.safetensors.resume").write_bytes(b"of another run")
+    StateFile(out, "another run").save({})
     ran = cleanse("--quick", "--json", *(["--force"] if force else []))
     assert ran.code == CODES[word]
     report, written = ran.json, force or word == "cleansed"

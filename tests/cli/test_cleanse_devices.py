@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Ran, bcu_process
+from helpers import Ran, Telling, bcu_process
 from safetensors.torch import save_file
 
 from bcu_cli.models import build
@@ -67,13 +67,15 @@ class Running:
 
     def __init__(self, *words: object) -> None:
         command = [sys.executable, "-m", "bcu_cli", "cleanse", *map(str, words), "--devices", "2"]
+        telling = Telling()
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command, **pipes, text=True, start_new_session=True, env=telling.environment
         )
         deadline = time.monotonic() + 120
         while self.process.poll() is None and time.monotonic() < deadline:
             self.ranks = ranks_of(self.process.pid)
-            if len(self.ranks) == 2 and all(map(handles_termination, self.ranks.values())):
+            if len(self.ranks) == 2 and all(map(telling.is_training, self.ranks.values())):
                 return
             time.sleep(0.02)
         raise AssertionError(self.process.communicate())
@@ -96,13 +98,6 @@ def ranks_of(parent: int) -> dict[int, int]:
             continue  # it has ended
         found |= {int(each[5:]): int(entry.name) for each in variables if each.startswith("RANK=")}
     return found
-
-
-def handles_termination(pid: int) -> bool:
-    """Whether the process handles termination signals itself by now (SigCgt): it does so while it trains."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    caught = next(int(line.split()[1], 16) for line in lines if "SigCgt" in line)
-    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 @needs_proc

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import bcu_process
+from helpers import Telling, bcu_process
 
 from bcu_cli.cli import cleansing_pictures
 from bcu_cli.images import pace
@@ -151,11 +151,11 @@ def test_ctrl_c_reaches_all_processes_and_none_stays_and_the_run_goes_on_to_the_
     assert bcu(*words, "--out", whole).code == 0
     words += ["--out", out]
     command = [sys.executable, "-m", "bcu_cli", *map(str, words), "--cache", "300kB"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    telling = Telling()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, start_new_session=True, env=telling.environment)
     deadline = time.monotonic() + 120
-    while not handles_interrupts(process.pid) and process.poll() is None and time.monotonic() < deadline:
+    while not telling.is_training(process.pid) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(group_of(process.pid)) >= 1  # they decode already, for what comes before the training
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -171,10 +171,3 @@ def test_ctrl_c_reaches_all_processes_and_none_stays_and_the_run_goes_on_to_the_
     assert resumed.code == 0, resumed.err
     assert "going on after step" in resumed.err
     assert out.read_bytes() == whole.read_bytes()
-
-
-def handles_interrupts(pid: int) -> bool:
-    """Whether the process handles termination signals itself by now (SigCgt): it does so while it trains."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    caught = next(int(line.split()[1], 16) for line in lines if "SigCgt" in line)
-    return bool(caught >> (signal.SIGTERM - 1) & 1)

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from helpers import bcu_process
+from helpers import Telling, bcu_process
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from bcu_cli.images import signs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 QUICK = ["--method", "bcu", "--epochs", 2, "--batch-size", 64]
 
@@ -143,11 +146,12 @@ def test_other_attacks_run(bcu, labelled: Path, tmp_path: Path, name: str) -> No
 
 def interrupt(words: list[str]) -> subprocess.CompletedProcess[str]:
     """Start a command, and press Ctrl-C once it has trained for a while."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bcu_cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    telling = Telling()
+    command = [sys.executable, "-m", "bcu_cli", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env=telling.environment)
     deadline = time.monotonic() + 120
-    while not _is_training(process.pid) and process.poll() is None and time.monotonic() < deadline:
+    while not telling.is_training(process.pid) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
@@ -155,17 +159,6 @@ def interrupt(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
-def _is_training(pid: int) -> bool:
-    """Whether the process handles termination signals itself by now (SigCgt): it does so while it trains."""
-    caught = next(
-        int(line.split()[1], 16)
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        if "SigCgt" in line
-    )
-    return bool(caught >> (signal.SIGTERM - 1) & 1)  # Python itself leaves SIGTERM alone
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
     bcu, untrained: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from helpers import Telling
 
 from bcu_cli import attacks
 from bcu_cli.cli import children, locked, running, zoo, zoo_folder
@@ -510,17 +511,11 @@ def test_a_single_attack_takes_no_option_of_a_zoo(
     assert not list(tmp_path.iterdir())
 
 
-def _is_training(parent: int, out: str) -> bool:
-    """Whether the child that writes ``out`` handles termination signals itself (SigCgt), as while it trains.
-
-    A child that has not become its command yet has the command line and the handlers of its parent, which
-    names the attacks too: so it is told by its output.
-    """
+def _is_training(telling: Telling, parent: int, out: str) -> bool:
+    """Whether the child that writes ``out`` has begun to train."""
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            status = Path(f"/proc/{child}/status").read_text().splitlines()
-            caught = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt"))
-            if out in Path(f"/proc/{child}/cmdline").read_text() and caught >> (signal.SIGTERM - 1) & 1:
+            if out in Path(f"/proc/{child}/cmdline").read_text() and telling.is_training(int(child)):
                 return True
     return False
 
@@ -535,8 +530,10 @@ def test_a_true_zoo_is_interrupted_goes_on_and_is_repaired(tmp_path: Path) -> No
     words = [*map(str, own), "--batch-size", "32", "--only", "badnets,sig", "--jobs", "2", "--json"]
     command = [sys.executable, "-m", "bcu_cli", "attack", "all", *words]
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not _is_training(process.pid, "badnets-t0-s0.safetensors") and process.poll() is None:
+    telling = Telling()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=telling.environment) as process:
+        while not _is_training(telling, process.pid, "badnets-t0-s0.safetensors") and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()

@@ -118,7 +118,10 @@ def test_two_signals_end_a_child_with_state() -> None:
 
 
 def test_a_child_that_runs_foreign_code_is_not_waited_for() -> None:
-    program = f"c = limits.keeping_state(); c.__enter__(); limits.runs_foreign_code(); print('ready', flush=True); {HANG}"
+    program = (
+        "c = limits.keeping_state(); c.__enter__(); limits.runs_foreign_code(); "
+        f"print('ready', flush=True); {HANG}"
+    )
     result, seconds = interrupted(program, [signal.SIGTERM])
     assert result["code"] < 0
     assert seconds < 5
