@@ -5,6 +5,7 @@ Imports Pillow and NumPy only, never torch: the processes that decode a folder s
 
 from __future__ import annotations
 
+import stat
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,17 +25,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 FORMATS_HINT = "JPEG, PNG, WebP, BMP, GIF, TIFF and PPM are read"
 
 MOST_BYTES = 2**29
-"""Of a member of an archive, which is read at once; Pillow refuses pictures whose pixels alone take that."""
+"""Of a file or a member of an archive; Pillow refuses images whose pixels alone take that."""
 
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    Image.DecompressionBombWarning,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises for a file that is no picture, or one too large to be taken for a photo."""
+MOST_ASPECT = 100
+"""Long side over short side of an image; what is longer shows nothing once its centre is cut out."""
+
+_LONGEST_REASON = 300
+
+
+class UnreadableError(Exception):
+    """A file that is no image, is damaged, or is larger than an image should be; says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,10 +58,9 @@ class Member:
 
         Raises:
             OSError: The archive cannot be read.
-            ValueError: More bytes than a picture has.
+            UnreadableError: It has more bytes than an image has.
         """
-        if self.size > MOST_BYTES:
-            raise ValueError(f"{self.size:,} bytes are no picture")
+        _refuse_size(self.size)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -105,19 +104,48 @@ def decode(picture: Picture, geometry: Geometry) -> NDArray[np.uint8]:
         uint8 ``[C, H, W]``.
 
     Raises:
-        One of ``UNREADABLE``: Not a picture that can be read.
+        UnreadableError: It is no image that can be read, for whatever reason a decoder gives.
     """
-    if isinstance(picture, np.ndarray):
-        return _fit(Image.fromarray(picture), geometry)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        file = BytesIO(picture.read()) if isinstance(picture, Member) else picture
-        with Image.open(file, formats=FORMATS) as opened:
-            if opened.format == "JPEG":  # decodes at 1/2, 1/4 or 1/8 where that is still large enough
-                side = round(max(geometry.height, geometry.width) / geometry.crop_pct)
-                opened.draft(None, (side * 2, side * 2))
-            return _fit(ImageOps.exif_transpose(opened), geometry)
+    try:
+        if isinstance(picture, np.ndarray):
+            return _fit(Image.fromarray(picture), geometry)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _decode_file(picture, geometry)
+    except UnreadableError:
+        raise
+    except MemoryError as error:
+        raise UnreadableError("it takes more memory to decode than an image should") from error
+    except Exception as error:  # decoders fail in every way on bytes that nobody foresaw
+        raise UnreadableError(f"{type(error).__name__}: {error}"[:_LONGEST_REASON]) from error
+
+
+def _decode_file(picture: Path | Member, geometry: Geometry) -> NDArray[np.uint8]:
+    if not isinstance(picture, Member):
+        found = picture.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would never end
+            raise UnreadableError("it is no regular file")
+        _refuse_size(found.st_size)
+    file = BytesIO(picture.read()) if isinstance(picture, Member) else picture
+    with Image.open(file, formats=FORMATS) as opened:
+        _refuse_shape(opened)
+        if opened.format == "JPEG":  # decodes at 1/2, 1/4 or 1/8 where that is still large enough
+            side = round(max(geometry.height, geometry.width) / geometry.crop_pct)
+            opened.draft(None, (side * 2, side * 2))
+        return _fit(ImageOps.exif_transpose(opened), geometry)
+
+
+def _refuse_size(size: int) -> None:
+    if size > MOST_BYTES:
+        raise UnreadableError(f"{size:,} bytes are no picture")
+
+
+def _refuse_shape(opened: Image.Image) -> None:
+    """Refuse by its header an image that is far longer than wide, or the other way round."""
+    short, long = sorted(opened.size)
+    if long > MOST_ASPECT * short:
+        raise UnreadableError(f"{opened.width:,} x {opened.height:,} pixels are no shape of a photo")
 
 
 def _fit(picture: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
@@ -145,6 +173,9 @@ def _resize_and_crop(picture: Image.Image, geometry: Geometry) -> Image.Image:
     height, width = geometry.height, geometry.width
     scale = max(height / picture.height, width / picture.width) / geometry.crop_pct
     size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    most = Image.MAX_IMAGE_PIXELS or 0
+    if size[0] * size[1] > max(most, height * width):
+        raise UnreadableError(f"it would take {size[0]:,} x {size[1]:,} pixels to cut the centre out of it")
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling[geometry.interpolation.upper()])
     left, top = (size[0] - width) // 2, (size[1] - height) // 2

@@ -150,6 +150,7 @@ class Part:
         labels: The name of each picture's class.
         classes: The names of all classes, in label order where the model does not say another.
         unpacked: The folder that stands for ``root``, where that is in a zip file.
+        faults: Links that lead nowhere, with the reason.
     """
 
     root: Path
@@ -157,6 +158,7 @@ class Part:
     labels: Sequence[str]
     classes: tuple[str, ...]
     unpacked: Path | None = None
+    faults: tuple[tuple[Path, str], ...] = ()
 
     def load(
         self,
@@ -203,7 +205,7 @@ class Part:
             images=images,
             labels=labels,
             classes=order,
-            skipped=tuple((self._named(self.pictures[i]), reason) for i, reason in skipped),
+            skipped=self.faults + tuple((self._named(self.pictures[i]), reason) for i, reason in skipped),
             found=len(self.pictures),
             root=self.root,
         )
@@ -238,7 +240,7 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
     Raises:
         ImagesError: No folder, or no class subfolders.
     """
-    files = list_files(folder)
+    files, faults = list_files(folder)
     names = subfolders(folder)
     if not names:
         raise ImagesError(
@@ -252,6 +254,7 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
         labels=[file.relative_to(folder).parts[0] for file in files],
         classes=tuple(names),
         unpacked=folder if root else None,
+        faults=faults,
     )
 
 

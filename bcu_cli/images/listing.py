@@ -41,7 +41,8 @@ class Listing(Sequence["Path | Member"]):
         offsets: Where each begins in its archive, int64 ``[N]``; below 0 for a file.
         sizes: Bytes of each in its archive, int64 ``[N]``.
         chosen: The index of those that count, in their order, int64 ``[M]``.
-        faults: Archives that could not be read, or not to their end, with the reason.
+        faults: Archives that could not be read, or not to their end, and links that lead nowhere, with the
+            reason.
     """
 
     root: Path
@@ -158,7 +159,7 @@ def list_pictures(root: Path) -> Listing:
             )
         return table.listing(root)
     last = None
-    for folder, name in _files(root):
+    for folder, name in _files(root, table.faults):
         if name.lower().endswith(TAR):
             table.add_tar(Path(folder, name))
             last = None
@@ -170,41 +171,50 @@ def list_pictures(root: Path) -> Listing:
     return table.listing(root)
 
 
-def list_files(root: Path) -> list[Path]:
-    """Every file below ``root`` in a fixed order; links are followed, loops are not.
+def list_files(root: Path) -> tuple[list[Path], tuple[tuple[Path, str], ...]]:
+    """Every file below ``root`` in a fixed order, and the links that were passed over, with the reason.
+
+    Links are followed, but not to where a link leads back to itself or to a folder that is listed already.
 
     Raises:
         ImagesError: ``root`` is missing, is a file, or cannot be read.
     """
-    return [Path(folder, name) for folder, name in _files(root)]
+    faults: list[tuple[Path, str]] = []
+    files = [Path(folder, name) for folder, name in _files(root, faults)]
+    return files, tuple(faults)
 
 
-def _files(root: Path) -> Iterator[tuple[str, str]]:
-    """The folder and the name of every file below ``root``."""
+def _files(root: Path, faults: list[tuple[Path, str]]) -> Iterator[tuple[str, str]]:
+    """The folder and the name of every file below ``root``; what was passed over is added to ``faults``."""
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ImagesError(f"{root} {what}", "name a folder that holds pictures")
-    yield from _walk(str(root), set())
+    yield from _walk(str(root), set(), faults)
 
 
-def _walk(folder: str, seen: set[str]) -> Iterator[tuple[str, str]]:
+def _walk(folder: str, seen: set[str], faults: list[tuple[Path, str]]) -> Iterator[tuple[str, str]]:
     real = os.path.realpath(folder)
     if real in seen:
+        faults.append((Path(folder), "it is a link to a folder that is listed already"))
         return
     seen.add(real)
     names, folders = list[str](), set[str]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
-                    folders.add(entry.name)
-                elif not entry.is_file():
+                try:
+                    if entry.is_dir():
+                        folders.add(entry.name)
+                    elif not entry.is_file():
+                        continue
+                except OSError as error:  # a link to itself, or to where nobody may look
+                    faults.append((Path(entry.path), error.strerror or str(error)))
                     continue
                 names.append(entry.name)
     except OSError as error:
         raise ImagesError(f"{folder} cannot be read: {error.strerror}", "check its permissions") from error
     for name in sorted(names):
         if name in folders:
-            yield from _walk(os.path.join(folder, name), seen)  # noqa: PTH118 - a Path each takes long
+            yield from _walk(os.path.join(folder, name), seen, faults)  # noqa: PTH118 - a Path each takes long
         else:
             yield folder, name

@@ -122,7 +122,7 @@ class Stream:
         """The pictures at an index, int64 ``[M]`` on the CPU: uint8 ``[M, C, H, W]``, on the CPU.
 
         Raises:
-            ImagesError: A decoding process died, or hardly any file is a picture.
+            ImagesError: Too many decoding processes died, or hardly any file is a picture.
         """
         followed = bool(self._ahead) and torch.equal(self._ahead[0].index, index)
         batch = self._ahead.popleft() if followed else self._begin(index)
@@ -191,7 +191,7 @@ class Stream:
         """Take in what was decoded; have others decoded for what is no picture."""
         while ready := [future for future in batch.waiting if wait or future.done()]:
             for future in ready:
-                decoded = self._decoders.finished(future)
+                decoded = future.result()
                 rows, sources = batch.waiting.pop(future)
                 self.decoded += len(rows)
                 self.decoding_seconds += decoded.seconds

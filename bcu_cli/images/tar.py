@@ -18,7 +18,11 @@ SUFFIXES = frozenset(
 MOST_EXTENDED = 2**20
 """Bytes of a header that extends another, such as one with a long name."""
 
+LONGEST_NAME = 4096
+"""Bytes of a member's name: no file system takes a longer one."""
+
 _BLOCK = 512
+_MOST_DIGITS = 10
 _FILES, _WITHOUT_DATA, _EXTENDED = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6"), b"LKxg"
 
 
@@ -48,6 +52,8 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
             _check(header)
             offset, kind = offset + _BLOCK, header[156:157]
             name = extended.get("path") or _name(header)
+            if len(name) > LONGEST_NAME:
+                raise DamagedTarError(f"a name of {len(name):,} bytes is no name")
             size = 0 if kind in _WITHOUT_DATA else _size(header, extended)
             if size > total - offset:
                 raise DamagedTarError(
@@ -130,14 +136,14 @@ def _read_extended(descriptor: int, kind: bytes, offset: int, size: int) -> dict
 
 def _records(block: bytes) -> dict[str, str]:
     """Of pax: each record is its own length, a space, NAME=VALUE and a line feed."""
-    found = {}
-    while block:
-        digits = block.partition(b" ")[0]
-        length = int(digits) if digits.isdigit() and len(digits) < 10 else 0
-        if not len(digits) + 1 < length <= len(block):
+    found, start = {}, 0
+    while start < len(block):
+        digits = block[start : start + _MOST_DIGITS].partition(b" ")[0]
+        length = int(digits) if digits.isdigit() and len(digits) < _MOST_DIGITS else 0
+        if not len(digits) + 1 < length <= len(block) - start:
             raise DamagedTarError("a header of it is damaged")
-        key, _, value = block[len(digits) + 1 : length - 1].partition(b"=")
+        key, _, value = block[start + len(digits) + 1 : start + length - 1].partition(b"=")
         if key in {b"path", b"size"}:
             found[key.decode()] = os.fsdecode(value)
-        block = block[length:]
+        start += length
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -22,9 +24,18 @@ MAX_RATIO = 100
 HARMLESS_BYTES = 64 * 2**20
 """Below this, an archive may shrink as much as it likes."""
 
+MOST_DIRECTORY_BYTES = 2**27
+"""Of the list of members, which is read at once: a million of them."""
+
+_END, _END64, _LOCATOR64 = b"PK\5\6", b"PK\6\6", b"PK\6\7"
+_END_BYTES, _END64_BYTES, _LOCATOR64_BYTES = 22, 56, 20
+_LONGEST_COMMENT = 2**16
+
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HINT = "if you trust it, unpack it yourself and name the folder"
 _MAC_EXTRAS = "__MACOSX"
+_DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, IndexError, RuntimeError)
+"""What ``zipfile`` raises for archives that are not as they should be."""
 
 
 @contextmanager
@@ -38,19 +49,15 @@ def unpacked(path: Path) -> Iterator[Path]:
         ImagesError: No zip file, a damaged one, or one that could do harm: names that lead out of the folder,
             links, encrypted members, far more bytes than its own size or than the disk has room for.
     """
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        raise ImagesError(
-            f"{path} is no zip file, or is cut short",
-            "name a folder or a zip file; unpack other archives first",
-        )
     with tempfile.TemporaryDirectory(prefix="bcu-") as name:
         folder = Path(name)
         try:
+            _refuse_directory(path)
             with zipfile.ZipFile(path) as archive:
                 _check(path, archive, folder)
                 for info in archive.infolist():
                     _extract(archive, info, folder)
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        except _DAMAGES as error:
             raise ImagesError(f"{path} is damaged: {error}", "make or download it again") from error
         except OSError as error:
             raise ImagesError(
@@ -58,6 +65,39 @@ def unpacked(path: Path) -> Iterator[Path]:
                 "unpack it yourself and name the folder, or have TMPDIR name another place",
             ) from error
         yield folder
+
+
+def _refuse_directory(path: Path) -> None:
+    """Refuse what is no zip file, and one whose list of members would take gigabytes to read.
+
+    Raises:
+        ImagesError: It is either.
+        OSError: It cannot be read.
+    """
+    size = _directory_bytes(path) if path.is_file() else None
+    if size is None:
+        raise ImagesError(
+            f"{path} is no zip file, or is cut short",
+            "name a folder or a zip file; unpack other archives first",
+        )
+    if size > MOST_DIRECTORY_BYTES:
+        raise ImagesError(f"{path} was not unpacked: its list of members has {size:,} bytes", _HINT)
+
+
+def _directory_bytes(path: Path) -> int | None:
+    """Length of the list of members as the end of a zip file says it; None where there is no such end."""
+    with path.open("rb") as file:
+        total = file.seek(0, os.SEEK_END)
+        file.seek(max(0, total - _END_BYTES - _LONGEST_COMMENT - _LOCATOR64_BYTES - _END64_BYTES))
+        tail = file.read()
+    at = tail.rfind(_END)
+    if at < 0 or len(tail) - at < _END_BYTES:
+        return None
+    size = int.from_bytes(tail[at + 12 : at + 16], "little")
+    at64 = at - _LOCATOR64_BYTES - _END64_BYTES  # the only place where zipfile looks for it
+    if at64 >= 0 and tail.startswith(_END64, at64) and tail.startswith(_LOCATOR64, at64 + _END64_BYTES):
+        size = int.from_bytes(tail[at64 + 40 : at64 + 48], "little")
+    return size
 
 
 def _check(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from bcu_cli.errors import TriggerError
-from bcu_cli.images.decoding import UNREADABLE, Geometry, decode
+from bcu_cli.images.decoding import Geometry
+from bcu_cli.images.processes import decode_many
 from bcu_cli.triggers.base import Trigger
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Custom(Trigger):
 
 
 def _read(path: Path, geometry: Geometry) -> Tensor:
-    try:
-        return torch.from_numpy(decode(path, geometry)).float() / 255.0
-    except UNREADABLE as error:
-        raise TriggerError(f"{path} is no readable picture: {error}", "give a PNG or JPEG file") from error
+    images, _, skipped = decode_many([path], geometry)
+    if skipped:
+        raise TriggerError(f"{path} is no readable picture: {skipped[0][1]}", "give a PNG or JPEG file")
+    return torch.from_numpy(images[0]).float() / 255.0

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bcu_cli.images import processes
-from bcu_cli.images.decoding import UNREADABLE, Geometry, decode
+from bcu_cli.images.decoding import Geometry, UnreadableError, decode
 from bcu_cli.images.processes import decode_many
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def test_one_channel(tmp_path: Path) -> None:
 def test_no_picture(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(content)
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(UnreadableError):
         decode(file, SIZE)
 
 
@@ -117,21 +117,21 @@ def test_a_cut_picture_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     Image.effect_noise((64, 64), 50).save(file)
     file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(UnreadableError):
         decode(file, SIZE)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(UnreadableError):
         decode(tmp_path / "a.png", SIZE)
 
 
 def test_eps_and_other_formats_of_pillow_are_not_tried(tmp_path: Path) -> None:
     for name in ("a.eps", "a.tga", "a.pcx"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-        with pytest.raises(UNREADABLE):
+        with pytest.raises(UnreadableError):
             decode(tmp_path / name, SIZE)
 
 

@@ -9,8 +9,8 @@ import torch
 from bcu_cli.errors import ImagesError
 from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
-from bcu_cli.images.folder import hold_out, list_labelled, load_unlabeled
-from bcu_cli.images.listing import list_files
+from bcu_cli.images.folder import hold_out, list_labelled, load, load_unlabeled
+from bcu_cli.images.listing import list_files, list_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,20 @@ def test_any_depth_of_subfolders_and_links_without_loops(tmp_path: Path) -> None
     (tmp_path / "a" / "b" / "x.png").touch()
     (tmp_path / "y.png").touch()
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    assert [file.name for file in list_files(tmp_path)] == ["x.png", "y.png"]
+    files, faults = list_files(tmp_path)
+    assert [file.name for file in files] == ["x.png", "y.png"]
+    assert faults == ((tmp_path / "a" / "loop", "it is a link to a folder that is listed already"),)
+
+
+def test_links_to_themselves_are_skipped_and_counted(labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled / "test" / "stop", tmp_path / "stop")
+    (tmp_path / "stop" / "itself.png").symlink_to("itself.png")
+    (tmp_path / "there").symlink_to("back")
+    (tmp_path / "back").symlink_to("there")
+    for data in (load(list_pictures(tmp_path), SIZE), list_labelled(tmp_path).load(SIZE)):
+        assert len(data) == 25
+        assert sorted(path.name for path, _ in data.skipped) == ["back", "itself.png", "there"]
+        assert {reason for _, reason in data.skipped} == {"Too many levels of symbolic links"}
 
 
 def test_labels_are_the_subfolders_in_alphabetical_order(labelled: Path) -> None:

@@ -20,6 +20,7 @@ from bcu_cli.images.decoding import Geometry
 from bcu_cli.images.folder import load, load_unlabeled
 from bcu_cli.images.listing import list_pictures
 from bcu_cli.images.pace import Pace
+from bcu_cli.images.processes import _end_spare
 from bcu_cli.images.stream import Images, Stream, open_stream
 from bcu_cli.training.devices import Device
 from bcu_cli.training.loop import Training
@@ -206,16 +207,22 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 
 
 @needs_proc
-def test_a_process_that_dies_ends_it_with_an_error_and_no_process_stays(photos: Path) -> None:
+def test_a_process_that_dies_is_replaced_and_no_process_stays_but_one_in_waiting(
+    photos: Path, whole: torch.Tensor
+) -> None:
     with opened(photos, processes=2) as images:
         images[:]
-        pids = list(images._decoders._pool._processes)
-        assert len(pids) == 2
-        os.kill(pids[0], signal.SIGKILL)
-        wait_until_gone(pids[:1])
-        with pytest.raises(ImagesError, match="a process that decoded the images died"):
-            images[:]
-    wait_until_gone(pids)
+        before = images._decoders.pids
+        assert len(before) == 2
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_until_gone(before)
+        assert torch.equal(images[:], whole)
+        assert images.skipped == ()
+        after = images._decoders.pids
+        assert not set(before) & set(after)
+    _end_spare()
+    wait_until_gone(after)
 
 
 @needs_proc
@@ -226,8 +233,8 @@ def test_the_processes_end_with_their_parent_even_if_it_is_killed(photos: Path) 
         "from bcu_cli.images.processes import Decoders\n"
         "decoders = Decoders(Geometry(height=8, width=8), 2)\n"
         "listing = list_pictures(Path(sys.argv[1]))\n"
-        "for future in [decoders.submit(listing[:9]) for _ in range(4)]: decoders.finished(future)\n"
-        "print(*decoders._pool._processes, flush=True)\ntime.sleep(60)\n"
+        "for future in [decoders.submit(listing[:9]) for _ in range(4)]: future.result()\n"
+        "print(*decoders.pids, flush=True)\ntime.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(photos)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -145,3 +146,20 @@ def test_damage_never_leads_out_of_the_file(tmp_path: Path, at: int, value: int,
     path.write_bytes(sealed(bytes(content[:512])) + content[512:] if seal else content)
     for _, offset, size in found(path)[0]:
         assert 0 < offset <= offset + size <= len(content)
+
+
+def test_a_header_of_very_many_records_is_read_at_once(tmp_path: Path) -> None:
+    records = b"5 a=\n" * (MOST_EXTENDED // 5)
+    header = bytearray(write(tmp_path / "a.tar", ("000.jpg",), tarfile.USTAR_FORMAT).read_bytes()[:512])
+    header[124:136], header[156:157] = f"{len(records):011o}\0".encode(), b"x"
+    content = sealed(bytes(header)) + records + bytes(-len(records) % 512) + (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(content)
+    started = time.monotonic()
+    listed, why = found(tmp_path / "b.tar")
+    assert ([name for name, _, _ in listed], why) == (["000.jpg"], "")
+    assert time.monotonic() - started < 5  # and not a minute, as where each record moves all others
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", ("a" * 10_000 + ".jpg",))
+    assert found(path) == ([], "a name of 10,004 bytes is no name")

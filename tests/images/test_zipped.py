@@ -210,3 +210,30 @@ def test_whatever_is_damaged_ends_in_one_line(tmp_path: Path, data: st.DataObjec
             assert all(len(member) <= 2**20 for member in everything(folder).values())
     except ImagesError as error:
         assert error.hint
+
+
+def test_a_list_of_members_that_would_take_gigabytes_is_not_read(tmp_path: Path, temporary: Path) -> None:
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 0, 0)
+    end64 = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 4 * 10**6, 4 * 10**6, 2**28, 0)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, 2**28, 1)
+    for name, tail in (
+        ("a.zip", end64 + locator + end),
+        ("b.zip", end[:12] + struct.pack("<IIH", 2**28, 0, 0)),
+    ):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**28)  # a hole, which takes no room
+            file.seek(0, 2)
+            file.write(tail)
+        with (
+            pytest.raises(ImagesError, match="its list of members has 268,435,456 bytes"),
+            unpacked(tmp_path / name),
+        ):
+            pass
+
+
+def test_an_archive_of_several_disks_is_damaged(tmp_path: Path, temporary: Path) -> None:
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, 0, 9)
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 0, 0, 0, 0, 0)
+    (tmp_path / "a.zip").write_bytes(bytes(100) + locator + end)
+    with pytest.raises(ImagesError, match="span multiple disks"), unpacked(tmp_path / "a.zip"):
+        pass
