@@ -47,6 +47,10 @@ _GUARD_CHARACTERS = re.compile(r"[^\"\\#\x00-\x1f\x7f-\x9f\u2028\u2029]{1,10000}
 _FLOAT = re.compile(r"-?\d{1,60}(\.\d{0,60})?(e[+-]?\d{1,3})?")
 _MOST_POWER, _MOST_NUMBER = 64, 2**64
 _MOST_SPEC_NODES = 100_000
+_SEQUENCES = (
+    *("builtins.tuple", "builtins.list", "torch.Size"),
+    "torch.fx.immutable_collections.immutable_list",
+)
 
 _CONTROL_FLOW = """
     cond while_loop map_impl map scan associative_scan wrap_with_set_grad_enabled wrap_with_autocast
@@ -193,8 +197,7 @@ def _is_part_of_guard(node: ast.AST) -> bool:
 
 def _is_common(node: ast.AST) -> bool:
     if isinstance(node, ast.Constant):
-        number = node.value
-        return number is True or number is False or (_is_number(number) and abs(number) <= _MOST_NUMBER)
+        return isinstance(node.value, int | float) and abs(node.value) <= _MOST_NUMBER
     if isinstance(node, ast.BinOp):
         return not isinstance(node.op, ast.Pow) or _is_exponent(node.right)
     return isinstance(node, (ast.Compare, ast.BoolOp, ast.UnaryOp, ast.Tuple, *_OPERATORS))
@@ -239,10 +242,6 @@ def _integer(node: ast.expr) -> int | None:
     return sign * value if fits and isinstance(value, int) else None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def spec_fault(text: str, *, of_inputs: bool) -> str | None:
     """What is wrong with the structure of inputs or outputs; None where it is made of known containers.
 
@@ -275,10 +274,8 @@ def _is_container(kind: Any, context: Any, children: int) -> bool:
     """Whether a node of a structure is a leaf or a container of Python, torch or transformers."""
     if kind is None:
         return context is None and not children
-    if kind in {"builtins.tuple", "builtins.list", "torch.Size"}:
-        return context == "null"
-    if kind == "torch.fx.immutable_collections.immutable_list":
-        return context == "null"
+    if kind in _SEQUENCES:
+        return bool(context == "null")
     if kind == "collections.deque":
         most = _loaded(context)
         return most is None or (isinstance(most, int) and 0 <= most <= _MOST_SPEC_NODES)
