@@ -99,9 +99,15 @@ def arguments(network: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any], Any]
     return ones, {"z": torch.rand(4, 4)}, sizes
 
 
-@pytest.mark.parametrize("decomposed", [False, True])
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("kind", [Everything, Branches])
+@pytest.mark.parametrize(
+    ("kind", "strict", "decomposed"),
+    [
+        (Everything, False, False),  # torch itself fails to decompose this one
+        (Everything, True, True),
+        (Branches, False, True),
+        (Branches, True, False),
+    ],
+)
 def test_what_torch_writes_passes(
     tmp_path: Path, kind: type[nn.Module], strict: bool, decomposed: bool
 ) -> None:
