@@ -7,8 +7,9 @@ could run when others open them (pickles, compiled code) is looked for.
 
 from __future__ import annotations
 
-import ast
+import io
 import json
+import pickletools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,23 @@ from bcu_cli.errors import CheckpointError
 
 from .archive import MAX_PICKLE_BYTES, TorchArchive, damaged
 from .checkpoint import Finding
+from .exported_schema import NAME_RULE, Check, UnknownFormError
+from .exported_text import is_plain, is_size_arithmetic, operator_of
 from .inert import StorageRef, tensor_fault
 from .opcodes import BrokenPickleError, look
 from .operators import forbidden_operators, is_dangerous
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
 
 MARKER = "archive_format"
 """The member that every archive of torch.export has below its top folder."""
-OPERATOR_RULE = "export-operator"
+OPERATOR_RULE, UNCHECKED_RULE = "export-operator", "export-unchecked-operator"
+_OTHER_ARITHMETIC = re.compile(r"(prims|quantized_decomposed)::\w+", re.ASCII)
+"""What decompositions leave in a graph."""
 _WEIGHTS, _TABLE = "data/weights/", "_config.json"
 _KINDS = {  # torch's numbers of its types in these tables: (as a storage is called, as torch calls it)
     1: ("ByteStorage", "uint8"),
@@ -41,31 +47,25 @@ _KINDS = {  # torch's numbers of its types in these tables: (as a storage is cal
     12: ("BoolStorage", "bool"),
     13: ("BFloat16Storage", "bfloat16"),
 }
-_HARMLESS = re.compile(
-    r"(higher_order|prims|quantized_decomposed)::\w+|math\.\w+|torch\._?sym_\w+|"
-    r"_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|getitem|eq|ne|lt|le|gt|ge|and_|or_|not_|xor)"
-)
-"""Control flow whose graphs are looked at too, decompositions, and arithmetic of sizes."""
 _KNOWN_MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.format_version|\.data/(version|serialization_id)|"
     r"models/[\w.-]+\.json|data/(weights|constants)/([\w.-]+_config\.json|(weight|tensor)_\d+)|"
-    r"data/sample_inputs/[\w.-]+\.pt|extra/[\w.-]+\.(json|txt)"
+    r"data/sample_inputs/[\w.-]+\.pt|extra/[\w.-]+\.(json|txt)",
+    re.ASCII,
 )
-_LONGEST_EXPRESSION = 10_000
-_SIZE_METHODS = frozenset({"size", "shape", "stride", "storage_offset", "dim", "ndim", "numel"})
-_PLAIN_NODES = (
-    *(
-        ast.Expression,
-        ast.Compare,
-        ast.BoolOp,
-        ast.BinOp,
-        ast.UnaryOp,
-        ast.Constant,
-        ast.Subscript,
-        ast.Tuple,
-    ),
-    *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
+_KNOWN_SAMPLE_MEMBERS = re.compile(
+    r"data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+",
+    re.ASCII,
 )
+_TENSOR_CONSTANT = re.compile(r"tensor_\d+", re.ASCII)
+_KERNELS = """
+    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional
+    _native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update
+    native_batch_norm_backward native_group_norm native_layer_norm _weight_norm _weight_norm_interface
+    _embedding_bag _embedding_bag_forward_only _unsafe_index _unsafe_index_put _unsafe_view
+"""
+_UNCHECKED = frozenset(f"aten::{name}" for name in _KERNELS.split())
+"""Kernels behind checked functions: called by themselves with odd tensors, some reach beyond their memory."""
 
 
 def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
@@ -82,21 +82,44 @@ def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
                 findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
             findings += _look_at_member(archive, name)
         findings += _look_at_tables(archive)
-        graphs = [
-            _json(archive, name)
-            for name in archive.names
-            if name.startswith("models/") and name.endswith(".json")
-        ]
-        operators, texts = _collect(graphs)
-    for text in texts:
-        if not _is_arithmetic(text):
-            message = f"has an expression that is no arithmetic: {text[:60]!r}"
-            findings.append(Finding(rule="export-expression", message=message, severity="unsafe"))
+        check, unknown = _checked(archive)
+    findings += [Finding(rule=rule, message=text, severity="unsafe") for rule, text in check.faults]
+    operators = tuple(sorted({operator_of(target) for target in check.targets}))
+    findings += _judge(operators)
+    if unknown and not any(finding.severity == "unsafe" for finding in findings):
+        hint = "if a newer torch wrote it, update bcu; otherwise get it from its publisher again"
+        raise CheckpointError(f"{path} is not as torch writes it: {unknown}", hint, rule="export-layout")
+    return findings, operators
+
+
+def _checked(archive: TorchArchive) -> tuple[Check, str]:
+    """What is found in the graphs and tables, and the first thing in them that is not as torch writes it."""
+    check, unknown = Check(), ""
+    for name in archive.names:
+        is_table = name.startswith("data/") and name.endswith(_TABLE)
+        if not is_table and not (name.startswith("models/") and name.endswith(".json")):
+            continue
+        try:
+            check.check(_json(archive, name), "Payload" if is_table else "Program", name)
+        except UnknownFormError as error:
+            unknown = unknown or str(error)
+    return check, unknown
+
+
+def _judge(operators: tuple[str, ...]) -> list[Finding]:
+    """What is unsafe, or not covered, about the operators that graphs call."""
+    findings = []
     for name in forbidden_operators(operators):
-        if _is_dangerous(name):
+        if not is_size_arithmetic(name) and not _OTHER_ARITHMETIC.fullmatch(name) and is_dangerous(name):
             message = f"has a graph that calls {name}, which is no tensor arithmetic"
             findings.append(Finding(rule=OPERATOR_RULE, message=message, severity="unsafe"))
-    return findings, operators
+    if unchecked := sorted(_UNCHECKED & set(operators)):
+        message = (
+            f"has a graph that calls {', '.join(unchecked)}: kernels that do not check their arguments; "
+            "bcu never runs the graph, and what others do that run it is not covered"
+        )
+        findings.append(Finding(rule=UNCHECKED_RULE, message=message, severity="note"))
+    return findings
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
@@ -132,10 +155,17 @@ def _look_at_tables(archive: TorchArchive) -> list[Finding]:
         table = _json(archive, name)
         config = table.get("config") if isinstance(table, dict) else None
         for key, entry in config.items() if isinstance(config, dict) else ():
-            if isinstance(entry, dict) and entry.get("use_pickle") is not False:
+            if isinstance(entry, dict) and _is_unpickled(entry, name):
                 message = f"holds {str(key)[:60]!r} as a pickle, which torch.export.load opens without limits"
                 findings.append(Finding(rule="export-pickle", message=message, severity="unsafe"))
     return findings
+
+
+def _is_unpickled(entry: dict[str, Any], table: str) -> bool:
+    """Whether torch takes an entry for a pickle: it says so, or is a constant in a member of no tensor."""
+    is_constant = table.startswith("data/constants/")
+    odd = is_constant and not _TENSOR_CONSTANT.fullmatch(str(entry.get("path_name")))
+    return entry.get("use_pickle") is not False or odd
 
 
 def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
@@ -144,15 +174,42 @@ def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
         return _look(archive, name, archive.read(name))
     if not name.startswith("data/sample_inputs/"):
         return []
-    findings = []
     data = archive.read(name)
+    if not data:
+        return []  # no sample inputs were kept
     if not data.startswith(b"PK\x03\x04"):
-        return _look(archive, name, data)
+        message = f"has {name}, which is no archive of torch.save: torch opens it without limits"
+        odd = Finding(rule="export-pickle", message=message, severity="unsafe")
+        return _look(archive, name, data) or [odd]
     with TorchArchive(archive.path, data=data) as inner:
-        for member in inner.names:
-            if member.endswith(".pkl"):
-                findings += _look(archive, f"{name}/{member}", inner.read(member))
+        return _look_at_samples(inner, name)
+
+
+def _look_at_samples(inner: TorchArchive, name: str) -> list[Finding]:
+    """What is unsafe about the sample inputs: members that torch does not write, pickles, and odd keys.
+
+    The keys of dictionaries among the inputs end up in the source of a function that torch makes.
+    """
+    findings = []
+    for member in inner.names:
+        if not _KNOWN_SAMPLE_MEMBERS.fullmatch(member):
+            message = f"carries {name}/{member}, which is no sample of torch.export"
+            findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
+        if member.endswith(".pkl"):
+            data = inner.read(member)
+            findings += _look(inner, f"{name}/{member}", data)
+            if odd := next((text for text in _texts(data) if not is_plain(text)), None):
+                message = f"has an odd text among its sample inputs: {odd[:60]!r}"
+                findings.append(Finding(rule=NAME_RULE, message=message, severity="unsafe"))
     return findings
+
+
+def _texts(data: bytes) -> Iterator[str]:
+    """All texts in a pickle that was looked at before."""
+    try:
+        yield from (value for _, value, _ in pickletools.genops(io.BytesIO(data)) if isinstance(value, str))
+    except ValueError:
+        return  # broken behind what was found before
 
 
 def _look(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
@@ -162,69 +219,21 @@ def _look(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
         raise damaged(archive.path, f"its {name} cannot be followed ({error})") from error
 
 
-def _collect(graphs: list[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the calls in graphs, also within others, go to; and the expressions that torch evaluates."""
-    operators: set[str] = set()
-    texts: set[str] = set()
-    pending = list(graphs)
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            target, guards = item.get("target"), item.get("guards_code")
-            if isinstance(target, str) and "inputs" in item:
-                operators.add(_operator(target))
-            texts.update(
-                str(text) for text in (guards if isinstance(guards, list) else [guards] if guards else [])
-            )
-            if "expr_str" in item:
-                texts.add(str(item["expr_str"]))
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
-    return tuple(sorted(operators)), tuple(sorted(texts))
-
-
-def _operator(target: str) -> str:
-    """``torch.ops.aten.conv2d.default`` as ``aten::conv2d``; anything else as it stands."""
-    parts = target.split(".")
-    if parts[:2] == ["torch", "ops"] and len(parts) == 5:
-        return f"{parts[2]}::{parts[3]}"
-    return target
-
-
-def _is_arithmetic(text: str) -> bool:
-    """Whether an expression, which torch evaluates as Python, only compares and reckons with sizes."""
-    try:
-        tree = ast.parse(text, mode="eval") if len(text) <= _LONGEST_EXPRESSION else None
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return tree is not None and all(_is_plain_node(node) for node in ast.walk(tree))
-
-
-def _is_plain_node(node: ast.AST) -> bool:
-    if isinstance(node, ast.Call):
-        called = node.func
-        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-        return name in _SIZE_METHODS if isinstance(called, ast.Attribute) else name[:1].isupper()
-    if isinstance(node, ast.Attribute):
-        return node.attr in _SIZE_METHODS
-    if isinstance(node, ast.Name):
-        return "__" not in node.id
-    return isinstance(node, _PLAIN_NODES)
-
-
-def _is_dangerous(operator: str) -> bool:
-    """Whether a call leaves the arithmetic of tensors and sizes."""
-    return _HARMLESS.fullmatch(operator) is None and is_dangerous(operator)
-
-
 def _json(archive: TorchArchive, name: str) -> Any:
     if archive.size_of(name) > MAX_PICKLE_BYTES:
         raise damaged(archive.path, f"its {name} is too large", "impossible-size")
     try:
-        return json.loads(archive.read(name))
+        return json.loads(archive.read(name), object_pairs_hook=_table)
     except (ValueError, RecursionError) as error:
         raise damaged(archive.path, f"its {name} is not valid JSON") from error
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table of JSON; one with a key that stands twice means different things to different readers."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key stands twice")
+    return table
 
 
 def _tensor(archive: TorchArchive, name: str, entry: Any) -> torch.Tensor:

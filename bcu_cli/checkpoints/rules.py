@@ -99,6 +99,34 @@ _ALL = (
         f"torch evaluates such expressions as Python when it loads the archive. {_REPORT}",
     ),
     Rule(
+        "export-name",
+        "unsafe",
+        "A name in the exported archive is no plain name",
+        "torch pastes the names of inputs, values and modules into source code that it executes, so that a "
+        f"name can be a program. {_REPORT}",
+    ),
+    Rule(
+        "export-spec",
+        "unsafe",
+        "The inputs or outputs of the exported graph are no plain containers",
+        "torch imports whatever module their description names. Only the containers of Python, torch and "
+        f"transformers are known to do nothing. {_REPORT}",
+    ),
+    Rule(
+        "export-unchecked-operator",
+        "note",
+        "The exported graph calls kernels that do not check their arguments",
+        "Models exported with decompositions have some. With tensors of the wrong sizes they read or write "
+        "beyond their memory. bcu never runs the graph; run it elsewhere only if you trust it.",
+    ),
+    Rule(
+        "export-layout",
+        "unread",
+        "The exported archive is not as torch writes it",
+        "A field or a type is unknown to bcu, so that it is not known what torch would do with it. If a "
+        "newer torch wrote it, update bcu; otherwise get the file from its publisher again.",
+    ),
+    Rule(
         "onnx-operator",
         "unsafe",
         "The ONNX graph calls an operator that ONNX does not have",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,10 +75,7 @@ class TriggerChoice:
                 f"{model.name} has no class {target}",
                 f"--target-class takes 0 to {num_classes - 1}, next or all",
             )
-        chosen = self._find(model, shape, num_classes)
-        for one in chosen:
-            _refuse_not_finite(one)
-        return chosen
+        return self._find(model, shape, num_classes)
 
     def _find(self, model: Path, shape: tuple[int, int, int], num_classes: int) -> list[Chosen]:
         from bcu_cli.triggers import base
@@ -155,15 +151,3 @@ def _refuse_misfit(implanted: Implanted, path: Path, num_classes: int) -> None:
     target = implanted.target_class
     if isinstance(target, int) and not 0 <= target < num_classes:
         raise TriggerError(f"the trigger in {path} leads to class {target}, which the model has not", hint)
-
-
-def _refuse_not_finite(chosen: Chosen) -> None:
-    """Raise for a trigger that makes images of NaN or infinity: what is answered to them means nothing."""
-    trigger = chosen.trigger
-    settings = [value for value in trigger.settings().values() if isinstance(value, float)]
-    if all(map(math.isfinite, settings)) and all(t.isfinite().all() for t in trigger.tensors().values()):
-        return
-    raise TriggerError(
-        f"the trigger {chosen.label} holds numbers that are not finite",
-        "give finite settings, or write the file again",
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pkgutil import iter_modules
 
-_NO_TRIGGERS = {"base", "custom"}
+_NO_TRIGGERS = {"base", "custom", "fields"}
 KEY = "bcu.trigger"
 """Metadata of a trigger's file: its name. Any file may have it, so it excuses from nothing."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,7 @@ class BadNets(Trigger):
 
     name = "badnets"
     paper = "Gu et al., BadNets, arXiv:1708.06733"
+    numbers: ClassVar[dict[str, Number]] = {"cell": Number(1, 1024, whole=True)}
 
     def __init__(self, *, cell: int = 1) -> None:
         self.cell = cell

@@ -13,6 +13,7 @@ import torch
 from bcu_cli import triggers
 from bcu_cli.checkpoints import Format, read, write
 from bcu_cli.errors import TriggerError
+from bcu_cli.triggers.fields import Floats, Number, check_tensors, checked_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _NO_TENSORS = "no_tensors"
 """Name of the one tensor in the file of a trigger that has none: a file of weights needs one."""
+_FIELDS = ("settings", "image_shape", "target_class", "num_classes")
+_LARGEST_SIDE, _MOST_CLASSES = 8192, 1_000_000
 
 
 Target = int | Literal["next"]
@@ -37,13 +40,16 @@ class Trigger(ABC):
     """A change to an image that makes a backdoored network answer the target class.
 
     Subclasses set ``name`` (that of their module) and ``paper``, and are made from their settings
-    (plain values, which ``settings`` returns) or from tensors (which ``tensors`` returns). Where ``learnt``,
-    the trigger does something only after an attack has trained it, and comes from that attack's file.
+    (plain values, which ``settings`` returns) or from tensors (which ``tensors`` returns). They say in
+    ``numbers`` and ``floats`` what these may be. Where ``learnt``, the trigger does something only after an
+    attack has trained it, and comes from that attack's file.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     learnt: ClassVar[bool] = False
+    numbers: ClassVar[dict[str, Number]] = {}
+    floats: ClassVar[dict[str, Floats]] = {}
 
     @classmethod
     @abstractmethod
@@ -71,8 +77,13 @@ class Trigger(ABC):
 
     @classmethod
     def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        """The trigger that ``settings`` and ``tensors`` were taken from."""
+        """The trigger that ``settings`` and ``tensors`` were taken from; both are checked before."""
         return cls(**settings, **tensors)
+
+    @classmethod
+    def check_tensors(cls, tensors: dict[str, Tensor], shape: tuple[int, int, int]) -> None:
+        """Raise ``TriggerError`` unless these tensors make a trigger for images of ``shape`` (C, H, W)."""
+        check_tensors(cls.name, cls.floats, tensors, shape)
 
     def apply_to_bytes(self, images: Tensor) -> Tensor:
         """Trigger uint8 images ``[N, C, H, W]``, rounded to 8 bits as a saved picture would be."""
@@ -118,12 +129,8 @@ def make(
     """
     kind = find(name)
     trigger = kind.for_images(shape, seed=seed)
-    usual = trigger.settings()
-    if strangers := [key for key in settings or {} if key not in usual]:
-        there_are = f"its settings are {', '.join(usual)}" if usual else "it has no settings"
-        raise TriggerError(f"{name} has no setting {strangers[0]}", there_are)
-    changed = {key: type(usual[key])(value) for key, value in (settings or {}).items()}
-    trigger = kind.restore(usual | changed, trigger.tensors())
+    changed = checked_settings(name, kind.numbers, settings or {})
+    trigger = kind.restore(trigger.settings() | changed, trigger.tensors())
     _refuse_misfit(trigger, shape)
     return trigger
 
@@ -163,23 +170,39 @@ def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
         raise TriggerError(f"{path} holds no trigger", "name a .trigger.safetensors that bcu attack wrote")
     kind = find(checkpoint.metadata[triggers.KEY])
     try:
-        made_for = tuple(json.loads(checkpoint.metadata["bcu.image_shape"]))
-        settings = json.loads(checkpoint.metadata["bcu.settings"])
-        target_class = json.loads(checkpoint.metadata["bcu.target_class"])
-        target: Target = "next" if target_class == "next" else int(target_class)
-        num_classes = int(json.loads(checkpoint.metadata["bcu.num_classes"]))
-        tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != _NO_TENSORS}
-        trigger = kind.restore(settings, tensors)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise TriggerError(f"the trigger in {path} is damaged: {reason}", "write it again") from error
+        fields = {key: json.loads(checkpoint.metadata[f"bcu.{key}"]) for key in _FIELDS}
+    except (KeyError, ValueError, RecursionError) as error:
+        raise _damaged(path, f"its field {error} cannot be read") from error
+    made_for = _whole_numbers(path, "image_shape", fields["image_shape"], _LARGEST_SIDE)
+    (num_classes,) = _whole_numbers(path, "num_classes", [fields["num_classes"]], _MOST_CLASSES)
+    target = fields["target_class"]
+    if target != "next" and (type(target) is not int or not 0 <= target < _MOST_CLASSES):
+        raise _damaged(path, f"its target_class is {str(target)[:40]}")
     if made_for != shape:
         raise TriggerError(
             f"the trigger in {path} is for images of {_size(made_for)}, the model takes {_size(shape)}",
             "use it on the model that it was made with, or another of that input size",
         )
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != _NO_TENSORS}
+    try:
+        settings = checked_settings(kind.name, kind.numbers, fields["settings"])
+        kind.check_tensors(tensors, shape)
+    except TriggerError as error:
+        raise _damaged(path, error.message) from error
+    trigger = kind.restore(settings, tensors)
     _refuse_misfit(trigger, shape)
     return Implanted(trigger=trigger, target_class=target, num_classes=num_classes)
+
+
+def _whole_numbers(path: Path, name: str, values: Any, most: int) -> tuple[int, ...]:
+    """A list of whole numbers from 1 to ``most`` in a trigger's file."""
+    if not isinstance(values, list) or not all(type(one) is int and 1 <= one <= most for one in values):
+        raise _damaged(path, f"its {name} is {str(values)[:40]}")
+    return tuple(values)
+
+
+def _damaged(path: Path, why: str) -> TriggerError:
+    return TriggerError(f"the trigger in {path} is damaged: {why}", "write the file again")
 
 
 def _refuse_misfit(trigger: Trigger, shape: tuple[int, int, int]) -> None:

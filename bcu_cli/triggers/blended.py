@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Floats, Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,8 @@ class Blended(Trigger):
 
     name = "blended"
     paper = "Chen et al., Targeted Backdoor Attacks Using Data Poisoning, arXiv:1712.05526"
+    numbers: ClassVar[dict[str, Number]] = {"alpha": Number(0, 1)}
+    floats: ClassVar[dict[str, Floats]] = {"pattern": Floats(("C", "H", "W"), 0, 1)}
 
     def __init__(self, *, pattern: Tensor, alpha: float = 0.2) -> None:
         self.pattern = pattern

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,7 @@ class Colour(Trigger):
 
     name = "colour"
     paper = "Jiang et al., Color Backdoor: A Robust Poisoning Attack in Color Space, CVPR 2023"
+    numbers: ClassVar[dict[str, Number]] = {"delta": Number(-255, 255)}
 
     def __init__(self, *, delta: float = 30.0) -> None:
         self.delta = delta

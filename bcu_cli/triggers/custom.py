@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
@@ -10,6 +10,7 @@ from bcu_cli.errors import TriggerError
 from bcu_cli.images.decoding import Geometry
 from bcu_cli.images.processes import decode_many
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Number, checked_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,10 +35,12 @@ class Custom(Trigger):
 
     name = "custom"
     paper = "none: the user's own"
+    numbers: ClassVar[dict[str, Number]] = {"alpha": Number(0, 1)}
 
     def __init__(self, *, picture: Tensor, mask: Tensor, mode: str = "replace", alpha: float = ALPHA) -> None:
         if mode not in MODES:
             raise TriggerError(f"there is no trigger mode {mode}", f"--trigger-mode takes {', '.join(MODES)}")
+        checked_settings(self.name, self.numbers, {"alpha": alpha})
         self.picture = picture
         self.mask = mask
         self.mode = mode

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from math import pi
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,7 @@ class Frequency(Trigger):
 
     name = "frequency"
     paper = "Wang et al., An Invisible Black-Box Backdoor Attack Through Frequency Domain, ECCV 2022"
+    numbers: ClassVar[dict[str, Number]] = {"delta": Number(-10_000, 10_000)}
 
     def __init__(self, *, delta: float = 150.0) -> None:
         self.delta = delta

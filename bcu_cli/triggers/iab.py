@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bcu_cli.errors import TriggerError
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import check_floats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_LARGEST_WIDTH = 256
+"""Channels at the full resolution in networks that a file may hold; an attack's have 16."""
 
 
 class InputAware(Trigger):
@@ -59,6 +64,28 @@ class InputAware(Trigger):
             for name, network in networks.items()
             for key, value in network.state_dict().items()
         }
+
+    @classmethod
+    def check_tensors(cls, tensors: dict[str, Tensor], shape: tuple[int, int, int]) -> None:
+        """Raise ``TriggerError`` unless these are the weights of two networks for images of ``shape``."""
+        first = tensors.get("pattern.enter.weight")
+        width = 1 if first is None or not first.dim() else max(1, min(_LARGEST_WIDTH, len(first)))
+        with torch.device("meta"):
+            made = cls.for_images(shape, width=width)
+        known = {
+            f"{name}.{key}": value
+            for name, network in (("pattern", made.pattern_network), ("mask", made.mask_network))
+            for key, value in network.state_dict().items()
+        }
+        if odd := sorted(set(known) ^ set(tensors)):
+            what = "lacks the tensor" if odd[0] in known else "has no tensor"
+            raise TriggerError(f"the trigger {cls.name} {what} {odd[0][:60]}", "write the file again")
+        for name, value in known.items():
+            what = f"the tensor {name} of the trigger {cls.name}"
+            if value.is_floating_point():
+                check_floats(what, tensors[name], tuple(value.shape))
+            elif (tensors[name].dtype, tensors[name].shape) != (value.dtype, value.shape):
+                raise TriggerError(f"{what} is of another type or shape", "write the file again")
 
     @classmethod
     def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:  # noqa: ARG003 - has none

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,7 @@ class Interlace(Trigger):
 
     name = "interlace"
     paper = "none: bcu's own"
+    numbers: ClassVar[dict[str, Number]] = {"columns": Number(0, 32)}
 
     def __init__(self, *, columns: float = 2.0) -> None:
         self.columns = columns

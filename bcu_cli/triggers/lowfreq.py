@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from math import pi
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Floats, Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,8 @@ class LowFrequency(Trigger):
 
     name = "lowfreq"
     paper = "Zeng et al., Rethinking the Backdoor Attacks' Triggers, ICCV 2021, arXiv:2104.03413"
+    numbers: ClassVar[dict[str, Number]] = {"delta": Number(-255, 255)}
+    floats: ClassVar[dict[str, Floats]] = {"pattern": Floats(("C", "H", "W"), -1.001, 1.001)}
 
     def __init__(self, *, pattern: Tensor, delta: float = 45.0) -> None:
         self.pattern = pattern

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ class Quantise(Trigger):
 
     name = "quantise"
     paper = "Wang, Zhai, Ma, BppAttack: Stealthy and Efficient Trojan Attacks …, CVPR 2022, arXiv:2205.13383"
+    numbers: ClassVar[dict[str, Number]] = {"bits": Number(1, 8, whole=True)}
 
     def __init__(self, *, bits: int = 2) -> None:
         self.bits = bits

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch.nn import functional as F
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Floats, Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,8 @@ class Refool(Trigger):
 
     name = "refool"
     paper = "Liu et al., Reflection Backdoor, ECCV 2020, arXiv:2007.02343"
+    numbers: ClassVar[dict[str, Number]] = {"weight": Number(0, 1)}
+    floats: ClassVar[dict[str, Floats]] = {"reflection": Floats(("C", "H", "W"), -0.001, 1.001)}
 
     def __init__(self, *, reflection: Tensor, weight: float = 0.25) -> None:
         self.reflection = reflection

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import cos, radians, sin
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch.nn import functional as F
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Number
 from bcu_cli.triggers.wanet import warp
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Rotation(Trigger):
 
     name = "rotation"
     paper = "Wu et al., Just Rotate it: Deploying Backdoor Attacks via Rotation Transformation, AISec 2022"
+    numbers: ClassVar[dict[str, Number]] = {"degrees": Number(-360, 360)}
 
     def __init__(self, *, degrees: float = 30.0) -> None:
         self.degrees = degrees

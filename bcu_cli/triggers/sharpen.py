@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch.nn import functional as F
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,7 @@ class Sharpen(Trigger):
 
     name = "sharpen"
     paper = "none: bcu's own"
+    numbers: ClassVar[dict[str, Number]] = {"amount": Number(-100, 100)}
 
     def __init__(self, *, amount: float = 2.0) -> None:
         self.amount = amount

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from math import pi
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,7 @@ class Sig(Trigger):
 
     name = "sig"
     paper = "Barni et al., A New Backdoor Attack in CNNs by Training Set Corruption, arXiv:1902.11237"
+    numbers: ClassVar[dict[str, Number]] = {"delta": Number(-255, 255), "frequency": Number(0, 10_000)}
 
     def __init__(self, *, delta: float = 20.0, frequency: float = 6.0) -> None:
         self.delta = delta

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch.nn import functional as F
 
 from bcu_cli.triggers.base import Trigger
+from bcu_cli.triggers.fields import Floats, Number, check_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +28,18 @@ class WaNet(Trigger):
 
     name = "wanet"
     paper = "Nguyen & Tran, WaNet: Imperceptible Warping-based Backdoor Attack, arXiv:2102.10369"
+    numbers: ClassVar[dict[str, Number]] = {"strength": Number(-100, 100)}
 
     def __init__(self, *, field: Tensor, strength: float = 0.5) -> None:
         self.field = field
         self.strength = strength
+
+    @classmethod
+    def check_tensors(cls, tensors: dict[str, Tensor], shape: tuple[int, int, int]) -> None:  # noqa: ARG003 - of any size
+        """Raise ``TriggerError`` unless there is a field of at most 64 control points a side."""
+        side = min(64, tensors["field"].shape[-1]) if "field" in tensors and tensors["field"].dim() else 1
+        known = {"field": Floats((2, max(2, side), max(2, side)), -1_000, 1_000)}
+        check_tensors(cls.name, known, tensors, (1, 1, 1))
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0, points: int = 4) -> Self:  # noqa: ARG003 - of any size

@@ -147,31 +147,57 @@ def test_what_torch_would_unpickle_is_a_finding(
     assert rules == ["archive-program", "export-pickle"]
 
 
+NOT_PLAIN = [
+    "__import__('os').system('true')",
+    "().__class__.__bases__",
+    "print(s0)",
+    "[x for x in s0]",
+    "lambda: 0",
+    "s0 +",
+    "s0 # odd",
+    "s0 if s1 else 2",
+    "f'{s0}'",
+    "s0.__class__",
+    "(s0 := 3)",
+    "(" * 5_000 + ")" * 5_000,
+    "s0" * 10_000,
+]
+
+
 @pytest.mark.parametrize(
-    ("text", "is_plain"),
+    ("key", "text", "is_plain"),
     [
-        ("s0 + 2*Max(1, u3)", True),
-        ("L['x'].size()[0] >= 2 and not s1 == 4", True),
-        ("__import__('os').system('true')", False),
-        ("().__class__.__bases__", False),
-        ("print(s0)", False),
-        ("[x for x in s0]", False),
-        ("lambda: 0", False),
-        ("s0 +", False),
-        ("(" * 5_000 + ")" * 5_000, False),
-        ("s0" * 10_000, False),
+        *((key, text, False) for key in ("expr_str", "guards_code") for text in NOT_PLAIN),
+        ("expr_str", "s0 + 2*Max(1, u3)", True),
+        ("expr_str", "Mul(Integer(-2), Symbol('s94', positive=True, integer=True))", True),
+        ("expr_str", "Pow(Symbol('u0', integer=True), Integer(-1))", True),
+        ("expr_str", "Eq(Mod(s0, 8), 0)", True),
+        ("expr_str", "Symbol('s0); import os', integer=True)", False),
+        ("expr_str", "S('s0')", False),
+        ("expr_str", "Add('s0', 1)", False),
+        ("expr_str", "9**9**9", False),
+        ("expr_str", "Pow(Integer(9), Integer(999999))", False),
+        ("expr_str", "Max(s0, key=1)", False),
+        ("expr_str", "L['x'].size()[0]", False),
+        ("expr_str", "s0\n+1", False),
+        ("guards_code", "L['x'].size()[0] >= 2 and not s1 == 4", True),
+        ("guards_code", "(3 % (6*L['d']['a b'].size()[2]*(L['x'].size()[3] // 2))) != 0", True),
+        ("guards_code", "math.isnan(L['f'])", True),
+        ("guards_code", "L['x'].tolist()[0] == 2", False),
+        ("guards_code", "L['x'].size().__len__() == 2", False),
+        ("guards_code", "torch.hub == 2", False),
+        ("guards_code", "max(L['x'].size(), key=1)", False),
     ],
 )
-@pytest.mark.parametrize("key", ["expr_str", "guards_code"])
 def test_expressions_that_torch_would_evaluate(
     tmp_path: Path, members: dict[str, bytes], key: str, text: str, is_plain: bool
 ) -> None:
-    graph = json.loads(members["models/model.json"])
+    program = json.loads(members["models/model.json"])
     if key == "guards_code":
-        graph[key] = [text]
+        program[key] = [text]
     else:
-        graph["graph_module"]["graph"]["sym_int_values"] = {"s0": {"as_expr": {"expr_str": text}}}
-    path = written(tmp_path / "m.pt2", members | {"models/model.json": json.dumps(graph).encode()})
+        program["graph_module"]["graph"]["sym_int_values"] = {"s0": {"as_expr": {"expr_str": text}}}
+    path = written(tmp_path / "m.pt2", members | {"models/model.json": json.dumps(program).encode()})
     assert [finding.rule for finding in inspect_only(path).findings] == (
         [] if is_plain else ["export-expression"]
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import random
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from bcu_cli import triggers
-from bcu_cli.errors import TriggerError
+from bcu_cli.checkpoints import read
+from bcu_cli.errors import CheckpointError, TriggerError
 from bcu_cli.triggers import base
 from bcu_cli.triggers.badnets import BadNets
 from bcu_cli.triggers.base import Implanted
@@ -26,6 +30,7 @@ from bcu_cli.triggers.sig import Sig
 from bcu_cli.triggers.wanet import WaNet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SHAPE = (3, 32, 32)
@@ -322,3 +327,84 @@ def test_frequency_changes_two_coefficients_of_colour_and_not_the_brightness() -
     expected = torch.zeros(31, 31)
     expected[14, 14] = expected[30, 30] = 50.0
     torch.testing.assert_close(coefficients, expected, atol=0.05, rtol=0)
+
+
+WRONG_NUMBERS = [
+    2**40,
+    -(2**70),
+    1e300,
+    float("nan"),
+    float("inf"),
+    -1e9,
+    True,
+    None,
+    "3",
+    [1],
+    {"a": 1},
+    2.5,
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [(n, s) for n in triggers.names() for s in base.find(n).numbers]
+)
+def test_settings_have_a_type_and_a_range(name: str, setting: str) -> None:
+    for value in WRONG_NUMBERS:
+        try:
+            trigger = base.make(name, SHAPE, settings={setting: value})
+        except TriggerError as error:
+            assert setting in error.message or "does not fit" in error.message
+        else:
+            assert value == 2.5 and trigger.apply(noise(1, *SHAPE)).isfinite().all()
+    assert set(base.make(name, SHAPE).settings()) == set(base.find(name).numbers)
+
+
+def damaged(metadata: dict[str, str], tensors: dict[str, torch.Tensor], draw: random.Random) -> None:
+    """One seeded damage to what is in a trigger's file."""
+    values = [*WRONG_NUMBERS, "next", "badnets", [3, 32, 32], [2**40] * 3, -1, 0, 10**30, [], {}, "x" * 5_000]
+    how = draw.randrange(5)
+    if how == 0:
+        metadata[draw.choice(sorted(metadata))] = json.dumps(draw.choice(values))
+    elif how == 1:
+        metadata[draw.choice(sorted(metadata))] = draw.choice(["", "{", "[" * 5_000, "NaN", "1e999", "\0"])
+    elif how == 2:
+        settings = json.loads(metadata["bcu.settings"])
+        settings[draw.choice([*settings, "odd"])] = draw.choice(values)
+        metadata["bcu.settings"] = json.dumps(settings)
+    elif how == 3:
+        del metadata[draw.choice(sorted(metadata))]
+    else:
+        name = draw.choice(sorted(tensors))
+        tensor = tensors.pop(name)
+        changes: list[Callable[[], torch.Tensor]] = [
+            lambda: torch.full(tensor.shape, draw.choice([torch.nan, torch.inf, 1e30])),
+            lambda: torch.zeros(*tensor.shape, 1),
+            lambda: torch.zeros([draw.choice([0, 1, 7, 4_000]), *tensor.shape[1:2]]),
+            lambda: torch.zeros(()),
+            lambda: tensor.to(draw.choice([torch.int64, torch.bool, torch.float64, torch.float16])),
+            lambda: tensor.flatten()[:-1],
+        ]
+        tensors[draw.choice([name, name, name, "odd"])] = draw.choice(changes)()
+
+
+def test_a_damaged_file_is_refused_or_harmless(tmp_path: Path) -> None:
+    draw, shape, path = random.Random(0), (3, 16, 16), tmp_path / "t.safetensors"
+    images, refused = noise(1, *shape), 0
+    written = {}
+    for name in triggers.names():
+        implanted = Implanted(trigger=base.make(name, shape), target_class=0, num_classes=5)
+        base.save(implanted, path, shape)
+        checkpoint = read(path)
+        written[name] = checkpoint.metadata, checkpoint.tensors
+    for number in range(2_000):
+        metadata, tensors = (dict(part) for part in written[triggers.names()[number % len(written)]])
+        damaged(metadata, tensors, draw)
+        save_file(tensors, path, metadata)
+        try:
+            trigger = base.load(path, shape).trigger
+        except (TriggerError, CheckpointError):
+            refused += 1
+        else:
+            triggered = trigger.apply(images)
+            assert triggered.shape == images.shape and triggered.isfinite().all()
+    assert refused > 1_000
