@@ -19,6 +19,7 @@ from .checkpoint import Finding
 from .inert import StorageRef, tensor_fault
 from .opcodes import BrokenPickleError, look
 from .operators import forbidden_operators, is_dangerous
+from .saved_archive import look_at_unguarded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,15 +145,11 @@ def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
         return _look(archive, name, archive.read(name))
     if not name.startswith("data/sample_inputs/"):
         return []
-    findings = []
     data = archive.read(name)
     if not data.startswith(b"PK\x03\x04"):
         return _look(archive, name, data)
     with TorchArchive(archive.path, data=data) as inner:
-        for member in inner.names:
-            if member.endswith(".pkl"):
-                findings += _look(archive, f"{name}/{member}", inner.read(member))
-    return findings
+        return look_at_unguarded(inner)
 
 
 def _look(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
