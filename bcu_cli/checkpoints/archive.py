@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import stat
-import zipfile
-import zlib
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from bcu_cli.errors import CheckpointError
+
+from .zip_directory import Member, ZipError, read_members
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MAX_PICKLE_BYTES = 16 * 2**20  # 130,000 tensors' worth of names and shapes
 MAX_TEXT_BYTES = 64 * 2**20  # all compressed members of an archive together: the code of a TorchScript file
 _DAMAGED_HINT = "download the file again, or compare its checksum with the publisher's"
-_MAY_BE_COMPRESSED = ("code", "extra")
+_PICKLES = (".pkl", ".debug_pkl")
 
 
 def damaged(path: Path, why: str, rule: str = "damaged-file") -> CheckpointError:
@@ -24,17 +24,35 @@ def damaged(path: Path, why: str, rule: str = "damaged-file") -> CheckpointError
     return CheckpointError(f"{path} is cut short or damaged: {why}", _DAMAGED_HINT, rule=rule)
 
 
+def refused(path: Path, why: str, rule: str = "zip-layout") -> CheckpointError:
+    """The error for an archive that is built as torch builds none, and can hide something."""
+    hint = "torch.save does not write such files; get it from its publisher again"
+    return CheckpointError(f"{path} was not opened: {why}", hint, rule=rule)
+
+
 def member_names(path: Path) -> list[str]:
-    """The names of a zip's members, without checking anything but the directory.
+    """The names of a zip's members.
 
     Raises:
-        CheckpointError: The archive has no readable directory.
+        CheckpointError: The archive is damaged, or different readers could see different members in it.
     """
+    with path.open("rb") as file:
+        return [member.name for member in _members(path, file, path.stat().st_size)]
+
+
+def _members(path: Path, file: IO[bytes], size: int) -> list[Member]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        return read_members(file, size)
+    except ZipError as error:
+        raise _as_checkpoint_error(path, error) from error
+    except OSError as error:
         raise damaged(path, "its zip directory cannot be read") from error
+
+
+def _as_checkpoint_error(path: Path, error: ZipError) -> CheckpointError:
+    if error.rule == "damaged-file":
+        return damaged(path, str(error))
+    return refused(path, str(error), error.rule)
 
 
 class TorchArchive:
@@ -56,21 +74,18 @@ class TorchArchive:
         self.path = path
         self._marker = marker
         self._bytes = path.stat().st_size if data is None else len(data)
+        self._file = path.open("rb") if data is None else io.BytesIO(data)
         try:
-            self._zip = zipfile.ZipFile(path if data is None else io.BytesIO(data))
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-            raise damaged(path, "its zip directory cannot be read") from error
-        try:
-            self._members = self._checked_members()
+            self._members = self._checked_members(_members(path, self._file, self._bytes))
         except BaseException:
-            self._zip.close()
+            self._file.close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._zip.close()
+        self._file.close()
 
     @property
     def names(self) -> list[str]:
@@ -81,68 +96,63 @@ class TorchArchive:
         """A member's size in bytes; the error of a damaged file if there is no such member."""
         if name not in self._members:
             raise damaged(self.path, f"its member {name!r} is missing")
-        return self._members[name].file_size
+        return self._members[name].size
 
     def read(self, name: str) -> bytes:
         """A member's bytes, complete and with the right checksum."""
         self.size_of(name)
         try:
-            return self._zip.read(self._members[name])
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+            return self._members[name].read(self._file)
+        except ZipError as error:
+            raise damaged(self.path, str(error)) from error
+        except OSError as error:
             raise damaged(self.path, f"its member {name!r} cannot be read") from error
 
-    def _checked_members(self) -> dict[str, zipfile.ZipInfo]:
-        infos = self._zip.infolist()
-        for info in infos:
-            self._check_name(info)
-        if min((info.header_offset for info in infos), default=0) != 0:
-            raise self._suspect("there is something before its first zip member")
-        roots = {info.filename.removesuffix(self._marker) for info in infos if self._is_marker(info.filename)}
+    def _checked_members(self, found: list[Member]) -> dict[str, Member]:
+        for member in found:
+            self._check_name(member)
+        roots = {member.name.removesuffix(self._marker) for member in found if self._is_marker(member.name)}
         if len(roots) != 1:
-            raise self._suspect(f"it holds {len(roots)} members {self._marker} where one is expected")
+            raise refused(self.path, f"it holds {len(roots)} members {self._marker} where one is expected")
         root = roots.pop()
-        members: dict[str, zipfile.ZipInfo] = {}
+        members: dict[str, Member] = {}
         seen: set[str] = set()  # torch's own reader finds members whatever the case of their letters
-        for info in infos:
-            name = info.filename.removeprefix(root)
-            if not info.filename.startswith(root) or name.casefold() in seen:
-                raise self._suspect(f"its zip member {info.filename!r} is not in its place or stands twice")
-            members[name] = info
+        for member in found:
+            name = member.name.removeprefix(root)
+            if not member.name.startswith(root) or name.casefold() in seen:
+                why = f"its zip member {member.name!r} is not in its place or stands twice"
+                raise refused(self.path, why)
+            members[name] = member
             seen.add(name.casefold())
         self._check_sizes(members)
         return members
 
-    def _check_name(self, info: zipfile.ZipInfo) -> None:
-        name = info.filename
-        parts = name.replace("\\", "/").split("/")
-        if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-            raise self._suspect(f"its zip member {name!r} points out of the archive", "zip-path")
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise self._suspect(f"its zip member {name!r} is a symbolic link", "zip-path")
+    def _check_name(self, member: Member) -> None:
+        name = member.name
+        parts = name.split("/")
+        if "\\" in name or {"", ".", ".."} & set(parts) or ":" in parts[0]:
+            raise refused(self.path, f"its zip member {name!r} points out of the archive", "zip-path")
+        if stat.S_ISLNK(member.attributes >> 16):
+            raise refused(self.path, f"its zip member {name!r} is a symbolic link", "zip-path")
 
-    def _check_sizes(self, members: dict[str, zipfile.ZipInfo]) -> None:
-        stored = packed = 0
-        for name, info in members.items():
-            if info.flag_bits & 0x1:
-                raise self._suspect(f"its zip member {name!r} is encrypted", "zip-encrypted")
-            if info.compress_type == zipfile.ZIP_STORED:
-                stored += info.file_size
-            elif name.split("/")[0] in _MAY_BE_COMPRESSED:
-                packed += info.file_size
-            else:
+    def _check_sizes(self, members: dict[str, Member]) -> None:
+        packed = pickled = 0
+        for name, member in members.items():
+            if member.is_deflated and not _may_be_compressed(name):
                 why = f"its zip member {name!r} is compressed, which torch.save never does"
-                raise self._suspect(why, "zip-compressed")
-            if name.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
-                why = f"its member {name!r} of {info.file_size:,} bytes is too large to check"
-                raise self._suspect(why, "impossible-size")
-        if stored > self._bytes:
-            raise self._suspect("its zip members claim more bytes than the file has", "impossible-size")
+                raise refused(self.path, why, "zip-compressed")
+            packed += member.size if member.is_deflated else 0
+            pickled += member.size if name.endswith(_PICKLES) else 0
         if packed > MAX_TEXT_BYTES:
-            raise self._suspect(f"its code would unpack to {packed:,} bytes", "zip-compressed")
+            raise refused(self.path, f"its code would unpack to {packed:,} bytes", "zip-compressed")
+        if pickled > MAX_PICKLE_BYTES:
+            why = f"its pickles of {pickled:,} bytes are too large to check"
+            raise refused(self.path, why, "impossible-size")
 
     def _is_marker(self, name: str) -> bool:
-        return name == self._marker or (name.endswith(f"/{self._marker}") and name.count("/") == 1)
+        return name.endswith(f"/{self._marker}") and name.count("/") == 1
 
-    def _suspect(self, why: str, rule: str = "zip-layout") -> CheckpointError:
-        hint = "torch.save does not write such files; get it from its publisher again"
-        return CheckpointError(f"{self.path} was not opened: {why}", hint, rule=rule)
+
+def _may_be_compressed(name: str) -> bool:
+    """Whether torch compresses a member: the code of a TorchScript file and its table of source lines."""
+    return name.startswith("code/") and name.endswith((".py", ".debug_pkl"))

@@ -22,6 +22,7 @@ from .exported_text import is_plain, is_size_arithmetic, operator_of
 from .inert import StorageRef, tensor_fault
 from .opcodes import BrokenPickleError, look
 from .operators import forbidden_operators, is_dangerous
+from .saved_archive import look_at_unguarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,10 +52,6 @@ _KNOWN_MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.format_version|\.data/(version|serialization_id)|"
     r"models/[\w.-]+\.json|data/(weights|constants)/([\w.-]+_config\.json|(weight|tensor)_\d+)|"
     r"data/sample_inputs/[\w.-]+\.pt|extra/[\w.-]+\.(json|txt)",
-    re.ASCII,
-)
-_KNOWN_SAMPLE_MEMBERS = re.compile(
-    r"data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+",
     re.ASCII,
 )
 _TENSOR_CONSTANT = re.compile(r"tensor_\d+", re.ASCII)
@@ -182,26 +179,19 @@ def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
         odd = Finding(rule="export-pickle", message=message, severity="unsafe")
         return _look(archive, name, data) or [odd]
     with TorchArchive(archive.path, data=data) as inner:
-        return _look_at_samples(inner, name)
+        return look_at_unguarded(inner) or _look_at_keys(inner, name)
 
 
-def _look_at_samples(inner: TorchArchive, name: str) -> list[Finding]:
-    """What is unsafe about the sample inputs: members that torch does not write, pickles, and odd keys.
+def _look_at_keys(inner: TorchArchive, name: str) -> list[Finding]:
+    """What is unsafe about the keys of dictionaries among the sample inputs.
 
-    The keys of dictionaries among the inputs end up in the source of a function that torch makes.
+    They end up in the source of a function that torch makes.
     """
-    findings = []
-    for member in inner.names:
-        if not _KNOWN_SAMPLE_MEMBERS.fullmatch(member):
-            message = f"carries {name}/{member}, which is no sample of torch.export"
-            findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
-        if member.endswith(".pkl"):
-            data = inner.read(member)
-            findings += _look(inner, f"{name}/{member}", data)
-            if odd := next((text for text in _texts(data) if not is_plain(text)), None):
-                message = f"has an odd text among its sample inputs: {odd[:60]!r}"
-                findings.append(Finding(rule=NAME_RULE, message=message, severity="unsafe"))
-    return findings
+    odd = next((text for text in _texts(inner.read("data.pkl")) if not is_plain(text)), None)
+    if odd is None:
+        return []
+    message = f"has an odd text among its sample inputs, {name}: {odd[:60]!r}"
+    return [Finding(rule=NAME_RULE, message=message, severity="unsafe")]
 
 
 def _texts(data: bytes) -> Iterator[str]:

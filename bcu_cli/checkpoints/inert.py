@@ -27,6 +27,7 @@ ITEM_BYTES = {
     "ComplexDoubleStorage": 16,
     "UntypedStorage": 1,
 }
+_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _REBUILDERS = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
 
 
@@ -49,9 +50,12 @@ class Global:
     calls: list[Recipe]
 
     def __call__(self, *args: Any) -> Recipe:
-        """Note the call."""
+        """Note the call, and that of the function that a tensor with attributes of its own is made by."""
         self.calls.append(Recipe(self.name, args))
-        return self.calls[-1]
+        made = self.calls[-1]
+        if self.name == _FROM_TYPE and isinstance(args[0], Global) and isinstance(args[2], tuple):
+            args[0](*args[2])
+        return made
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from bcu_cli.errors import CheckpointError, UnsafeFileError
 
+from . import saved_archive
 from .archive import MAX_PICKLE_BYTES, TorchArchive, damaged
 from .inert import open_inertly, size_fault
-from .opcodes import OBJECT_WORDS, BrokenPickleError, globals_of, look
+from .opcodes import OBJECT_WORDS, BrokenPickleError, look
+from .pickle_machine import follow
 from .sniff import Kind
 from .weights import Weights, find_weights
 
@@ -17,35 +19,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .checkpoint import Finding
+    from .inert import Contents
 
 _PROTOCOL = 2  # of what torch.save writes, if not told otherwise
 _LEGACY_STREAMS = 5  # magic number, protocol, system, object, storage keys; then the data
+_LEGACY_OBJECT = 3
+_COUNT_BYTES = 8  # before the data of each storage stands its number of elements
 _RESAVE = "whoever trusts it can open it and run torch.save(model.state_dict(), ...); bcu reads that"
 _OTHER_LIBRARIES = ("sklearn.", "joblib.", "xgboost.", "lightgbm.")
-
-
-def pickles_in(path: Path, kind: Kind) -> list[bytes]:
-    """Every pickle in the file; the last one with all that follows, if it is broken.
-
-    Raises:
-        CheckpointError: The file is damaged.
-    """
-    if kind is Kind.ZIP_PICKLE:
-        with TorchArchive(path) as archive:
-            return [archive.read(name) for name in archive.names if name.endswith(".pkl")]
-    with path.open("rb") as file:
-        head = file.read(MAX_PICKLE_BYTES)
-    if kind is Kind.PLAIN_PICKLE:
-        return [head]
-    streams: list[bytes] = []
-    for _ in range(_LEGACY_STREAMS):
-        try:
-            end = globals_of(head)[1]
-        except BrokenPickleError:
-            return [*streams, head]  # for the look to say what is wrong with it
-        streams.append(head[:end])
-        head = head[end:]
-    return streams
 
 
 def find_faults(path: Path, kind: Kind) -> list[Finding]:
@@ -54,15 +35,35 @@ def find_faults(path: Path, kind: Kind) -> list[Finding]:
     Raises:
         CheckpointError: The file is damaged.
     """
+    if kind is Kind.ZIP_PICKLE:
+        with TorchArchive(path) as archive:
+            return saved_archive.find_faults(archive)
     findings: list[Finding] = []
     position = 0
-    for data in pickles_in(path, kind):
+    for data in _streams(path, kind):
         try:
             findings += look(data, position=position)
         except BrokenPickleError as error:
             raise damaged(path, f"its pickle cannot be followed ({error})") from error
-        position += len(data) if kind is Kind.LEGACY_PICKLE else 0
+        position += len(data)
     return findings
+
+
+def _streams(path: Path, kind: Kind) -> list[bytes]:
+    """The pickles at the start of a file that is no archive; the last with all behind it, if it is broken."""
+    with path.open("rb") as file:
+        head = file.read(MAX_PICKLE_BYTES + 1)  # for the look to say that it is too large
+    if kind is Kind.PLAIN_PICKLE:
+        return [head]
+    streams: list[bytes] = []
+    for _ in range(_LEGACY_STREAMS):
+        try:
+            end = follow(head).end
+        except BrokenPickleError:
+            return [*streams, head]  # for the look to say what is wrong with it
+        streams.append(head[:end])
+        head = head[end:]
+    return streams
 
 
 def refuse_if_unsafe(path: Path, findings: list[Finding]) -> None:
@@ -113,13 +114,13 @@ def load(path: Path, kind: Kind) -> Weights:
         message = f"{path} is a plain pickle, not a file of torch.save"
         hint = "save the weights with torch.save(model.state_dict(), ...)"
         raise CheckpointError(message, hint, rule="unsupported-format")
-    _check_sizes(path, kind)
+    data = _checked_pickle(path, kind)
     try:
         with warnings.catch_warnings(), path.open("rb") as file:  # by its name torch would judge a path
             warnings.simplefilter("ignore")  # of torch about its own old formats; nothing a user could act on
             value = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the loader raises whatever the broken bytes led to
-        if protocol := _protocol(pickles_in(path, kind)[-1]):
+        if protocol := _protocol(data):
             message = f"{path} is pickled with protocol {protocol}, which torch's safe loader does not read"
             hint = "save it again with torch.save as it is, without pickle_protocol"
             raise CheckpointError(message, hint, rule="unsupported-weights") from error
@@ -127,16 +128,48 @@ def load(path: Path, kind: Kind) -> Weights:
     return find_weights(path, value)
 
 
-def _check_sizes(path: Path, kind: Kind) -> None:
-    size = path.stat().st_size
-    for data in pickles_in(path, kind):
-        try:
-            contents = open_inertly(data)
-            fault = size_fault(contents, size)
-        except Exception as error:  # as above
-            raise damaged(path, f"its pickle cannot be followed ({_first_line(error)})") from error
-        if fault:
-            raise damaged(path, fault, "impossible-size")
+def _checked_pickle(path: Path, kind: Kind) -> bytes:
+    """The pickle of the object in a file that has exactly the bytes that the pickle claims.
+
+    Raises:
+        CheckpointError: It claims more, less or other bytes; no memory was taken for them.
+    """
+    if kind is Kind.ZIP_PICKLE:
+        with TorchArchive(path) as archive:
+            data = archive.read("data.pkl")
+            saved_archive.check_storages(archive, _contents(path, data).storages)
+        return data
+    streams = _streams(path, kind)
+    _check_data_behind(path, streams)
+    return streams[_LEGACY_OBJECT]
+
+
+def _check_data_behind(path: Path, streams: list[bytes]) -> None:
+    """Raise unless a file ends with the data of its storages, in the order of its own list of them."""
+    contents = _contents(path, streams[_LEGACY_OBJECT])
+    keys = _contents(path, streams[-1]).value
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(contents.storages):
+        raise damaged(path, "its list of storages is not that of its tensors")
+    position = sum(map(len, streams))
+    with path.open("rb") as file:
+        for storage in (contents.storages[str(key)] for key in keys):
+            file.seek(position)
+            if file.read(_COUNT_BYTES) != storage.numel.to_bytes(_COUNT_BYTES, "little"):
+                raise damaged(path, f"its storage {storage.key} is not of the size that it claims")
+            position += _COUNT_BYTES + storage.nbytes
+    if position != path.stat().st_size:
+        raise damaged(path, "it does not end with its last storage")
+
+
+def _contents(path: Path, data: bytes) -> Contents:
+    try:
+        contents = open_inertly(data)
+        fault = size_fault(contents, path.stat().st_size)
+    except Exception as error:  # the unpickler raises whatever the broken bytes led to
+        raise damaged(path, f"its pickle cannot be followed ({_first_line(error)})") from error
+    if fault:
+        raise damaged(path, fault, "impossible-size")
+    return contents
 
 
 def _join(texts: list[str], most: int = 3) -> str:
@@ -150,11 +183,10 @@ def _protocol(data: bytes) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """What torch's safe loader complains of, without its advice to load the file unsafely."""
-    lines = str(error).strip().splitlines()
-    return next(
-        (line.strip()[:200] for line in lines if "WeightsUnpickler error" in line), _first_line(error)
-    )
+    """What torch's safe loader complains of; never its advice, which is to load the file without a limit."""
+    reason = str(error).partition("WeightsUnpickler error: ")[2]
+    first = reason.strip().partition("\n")[0].partition(" Please use ")[0]
+    return first[:200] or f"torch's safe loader does not read it ({type(error).__name__})"
 
 
 def _first_line(error: Exception) -> str:

@@ -55,6 +55,13 @@ _ALL = (
         "trusts it can save the weights alone: torch.save(model.state_dict(), ...).",
     ),
     Rule(
+        "pickle-ambiguous",
+        "unsafe",
+        "The pickle is written so that programs read it differently",
+        "Its frames, numbers or protocol are not as any library writes them. Python's and torch's readers "
+        f"differ about such bytes: what one shows as harmless, another runs. {_REPORT}",
+    ),
+    Rule(
         "pickle-broken",
         "unsafe",
         "The pickle breaks after a harmful part",

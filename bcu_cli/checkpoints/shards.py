@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bcu_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 INDEX_SUFFIX = ".index.json"
@@ -52,9 +52,10 @@ def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
             raise _unfit(path, f"names the file {file!r}, which does not lie beside it")
         if not _is_there(path.parent / file):
             raise _unfit(path, f"names the file {file!r}, which is not there")
-    return {
-        path.parent / file: tuple(name for name, other in names.items() if other == file) for file in files
-    }
+    held: dict[str, list[str]] = {file: [] for file in files}
+    for name, file in names.items():
+        held[file].append(name)
+    return {path.parent / file: tuple(held[file]) for file in files}
 
 
 def size_with_parts(path: Path) -> int:
@@ -70,14 +71,14 @@ def size_with_parts(path: Path) -> int:
     return size
 
 
-def check_part(index: Path, part: Path, promised: Iterable[str], found: Mapping[str, object]) -> None:
+def check_part(index: Path, part: Path, promised: Collection[str], found: Mapping[str, object]) -> None:
     """Raise unless a file holds exactly the tensors that the index promises.
 
     Raises:
         CheckpointError: It does not.
     """
     if wrong := set(promised) ^ set(found):
-        where = "not in" if min(wrong) in set(promised) else "without being promised in"
+        where = "not in" if min(wrong) in promised else "without being promised in"
         raise _unfit(index, f"and {part.name} differ: {min(wrong)!r} is {where} that file")
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import enum
 import re
 import stat
-import zipfile
 from typing import TYPE_CHECKING
 
 from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 from . import shards
-from .archive import member_names
+from .archive import MAX_PICKLE_BYTES, member_names
 from .exported import MARKER
 from .onnx_schema import looks_like_onnx
-from .opcodes import BrokenPickleError, globals_of
+from .pickle_machine import BrokenPickleError, follow
+from .zip_directory import ends_as_zip
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,9 @@ class Kind(enum.StrEnum):
 # The pickled number that torch.save began with; in any protocol, with or without a frame.
 _LEGACY_MAGIC = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 _HEAD_BYTES = 64 * 1024
+_MOST_PICKLES = 100  # that are looked at, one behind the other
+_PNG = rb"\x89PNG\r\n\x1a\n"  # its first line asks a pickle's reader for an object of its own; then it breaks
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _CONVERT = "convert it to safetensors with the tools of the library that wrote it"
 _UNPACK = "unpack it and give bcu the model file inside"
 _NO_MODEL = "give bcu the model file itself (.safetensors, .pt, .pth)"
@@ -48,11 +51,10 @@ _FOREIGN = [  # formats of models and archives: (pattern at the very start of th
     (rb"....TFL3", "a TensorFlow Lite model", _CONVERT),
     (rb"\x1f\x8b", "a gzip archive", _UNPACK),
     (rb"BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive", _UNPACK),
-    (rb".{257}ustar", "a tar archive (torch before 0.1.10 wrote such checkpoints)", _UNPACK),
     (rb"\x7fELF|MZ", "a program", _NO_MODEL),
 ]
 _NO_MODELS = [  # what lies beside models: as above
-    (rb"\x89PNG|\xff\xd8\xff|GIF8|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*", "a picture", _NO_MODEL),
+    (_PNG + rb"|\xff\xd8\xff|GIF8|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*", "a picture", _NO_MODEL),
     (rb"%PDF", "a PDF document", _NO_MODEL),
     (
         rb"version https://git-lfs",
@@ -74,23 +76,53 @@ def sniff(path: Path) -> Kind:
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(path)
-    if zipfile.is_zipfile(path) and not any(re.match(pattern, head, re.DOTALL) for pattern, *_ in _FOREIGN):
-        message = f"{path} does not begin as a zip archive and ends as one; it was not opened"
-        raise UnsafeFileError(message, "other programs could open another model in it", rule="polyglot")
+    _refuse_what_others_open(path, head)
     if (kind := _signed_kind(head)) is not None:
         return kind
-    for rule, table in (("unsupported-format", _FOREIGN), ("not-a-model", _NO_MODELS)):
-        for pattern, what, hint in table:
-            if re.match(pattern, head, re.DOTALL):
-                raise CheckpointError(f"{path} is {what}", hint, rule=rule)
-    if _is_old_pickle(head):
+    _refuse_known(path, head, "unsupported-format", _FOREIGN)
+    if not re.match(_PNG, head) and _is_old_pickle(path, head):
         return Kind.PLAIN_PICKLE
+    _refuse_known(path, head, "not-a-model", _NO_MODELS)
     if shards.is_index(head) and _is_text(head):
         return Kind.SHARDS
     if _is_text(head):
         raise CheckpointError(f"{path} is a text file", _NO_MODEL, rule="not-a-model")
     message = f"{path} is no model file of a kind that bcu knows"
     raise CheckpointError(message, _NO_MODEL, rule="unsupported-format")
+
+
+def _refuse_known(path: Path, head: bytes, rule: str, table: list[tuple[bytes, str, str]]) -> None:
+    for pattern, what, hint in table:
+        if re.match(pattern, head, re.DOTALL):
+            raise CheckpointError(f"{path} is {what}", hint, rule=rule)
+
+
+def _refuse_what_others_open(path: Path, head: bytes) -> None:
+    """Raise for an archive, which others find by its end or behind a start of any kind."""
+    size = path.stat().st_size
+    if _is_tar(head):
+        what = "a tar archive (torch before 0.1.10 wrote such checkpoints)"
+        raise CheckpointError(f"{path} is {what}", _UNPACK, rule="unsupported-format")
+    with path.open("rb") as file:
+        is_archive = any(re.match(pattern, head, re.DOTALL) for pattern, *_ in _FOREIGN)
+        if not is_archive and ends_as_zip(file, size):
+            message = f"{path} does not begin as a zip archive and ends as one; it was not opened"
+            raise UnsafeFileError(message, "other programs could open another model in it", rule="polyglot")
+        place = 512  # and twice that, and so on: where HDF5 lets other formats stand before it
+        while place < size:
+            file.seek(place)
+            if file.read(len(_HDF5)) == _HDF5:
+                what = "an HDF5 file behind something else (Keras weights can hold programs)"
+                raise CheckpointError(f"{path} is {what}", _CONVERT, rule="unsupported-format")
+            place *= 2
+
+
+def _is_tar(head: bytes) -> bool:
+    """Whether a file begins with the header of a tar archive, of any age: it holds its own checksum."""
+    header = head[:512]
+    if len(header) < 512 or not re.fullmatch(rb" *[0-7]{1,7}[ \0]{0,7}", header[148:156]):
+        return False
+    return int(header[148:156].strip(b" \0"), 8) == sum(header[:148] + b" " * 8 + header[156:])
 
 
 def _head(path: Path) -> bytes:
@@ -145,13 +177,38 @@ def _zip_kind(path: Path) -> Kind:
     raise CheckpointError(f"{path} is {what}", hint, rule="unsupported-format")
 
 
-def _is_old_pickle(head: bytes) -> bool:
-    """Whether the file begins with a pickle of protocol 0 or 1, which has no signature."""
-    try:
-        uses, end = globals_of(head)
-    except BrokenPickleError:
-        return False
-    return bool(uses) or end == len(head)
+def _is_old_pickle(path: Path, head: bytes) -> bool:
+    """Whether the file begins with a pickle of protocol 0 or 1, which has no signature.
+
+    Images of some kinds and texts begin with bytes that are opcodes: what may go on as a pickle is followed.
+
+    Raises:
+        CheckpointError: It may be one, and is too large to tell.
+    """
+    found = _holds_pickle(head, is_whole=len(head) < _HEAD_BYTES)
+    if found is None:
+        with path.open("rb") as file:
+            data = file.read(MAX_PICKLE_BYTES + 1)
+        found = _holds_pickle(data, is_whole=len(data) <= MAX_PICKLE_BYTES)
+    if found is None:
+        message = f"{path} may be a pickle, and is too large to tell"
+        raise CheckpointError(message, _NO_MODEL, rule="unsupported-format")
+    return found
+
+
+def _holds_pickle(data: bytes, *, is_whole: bool) -> bool | None:
+    """Whether bytes are pickles to their end, or ask for anything; None if more of them is needed to tell."""
+    for _ in range(_MOST_PICKLES):
+        try:
+            program = follow(data)
+        except BrokenPickleError as error:
+            if error.uses or error.ambiguous or error.heavy:
+                return True
+            return None if error.cut and not is_whole else False
+        data = data[program.end :]
+        if program.uses or not data:
+            return True
+    return None
 
 
 def _is_text(head: bytes) -> bool:

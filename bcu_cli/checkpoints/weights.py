@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import torch
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "metadata"
 _MAX_DEPTH = 6
-_MAX_PLAIN = 100_000
+_MAX_PLAIN = 100_000  # of one value beside the weights
+_MAX_ALL_PLAIN = 1_000_000
+_MAX_SHARING = 64  # so many times the file's size can its tensors be that share their memory
 _PREFIXES = ("module.", "_orig_mod.")
 _AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|averaged?|shadow)([^a-z]|$)|_ema|ema_", re.IGNORECASE)
 _WHOLE = 0.9  # a table with this share of the largest one's tensors is taken as all of the weights
@@ -101,18 +103,14 @@ def split_prefix(names: Iterable[str]) -> str:
 
 
 def _tables(value: Any, nesting: tuple[str, ...], seen: set[int]) -> Iterable[_Table]:
-    if (
-        not isinstance(value, Mapping)
-        or id(value) in seen
-        or len(nesting) > _MAX_DEPTH
-        or _is_optimizer(value)
-    ):
+    if not isinstance(value, dict) or id(value) in seen or len(nesting) > _MAX_DEPTH or _is_optimizer(value):
         return
     seen.add(id(value))
-    count = sum(isinstance(key, str) and _is_tensor(item) for key, item in value.items())
+    items = _items(value)
+    count = sum(isinstance(key, str) and _is_tensor(item) for key, item in items)
     if count:
         yield _Table(nesting, count)
-    for key, item in value.items():
+    for key, item in items:
         if isinstance(key, str) and "optim" not in key.lower():
             yield from _tables(item, (*nesting, key), seen)
 
@@ -121,24 +119,28 @@ def _collect(path: Path, value: Any, nesting: tuple[str, ...]) -> Weights:
     metadata: dict[str, str] = {}
     beside: dict[str, Plain] = {}
     left_out: list[str] = []
+    budget = _Budget()
     for depth in range(len(nesting) + 1):
-        for key, item in value.items():
-            name = "/".join([*nesting[:depth], str(key)])
+        for key, item in _items(value):
+            name = "/".join([*nesting[:depth], _shown(key)])
             if depth < len(nesting) and key == nesting[depth]:
                 continue
             if depth == len(nesting) and isinstance(key, str) and _is_tensor(item):
                 continue
             if depth == 0 and key == METADATA_KEY and _is_text_table(item):
                 metadata = dict(item)
-            elif isinstance(key, str) and "optim" not in key.lower() and _is_plain(item):
+            elif isinstance(key, str) and "optim" not in key.lower() and budget.is_plain(item):
                 beside[name] = item
             else:
                 left_out.append(name)
         if depth < len(nesting):
             value = value[nesting[depth]]
-    found = {name: item for name, item in value.items() if isinstance(name, str) and _is_tensor(item)}
+    found = {name: item for name, item in _items(value) if isinstance(name, str) and _is_tensor(item)}
     prefix = split_prefix(found)
     tensors = {name.removeprefix(prefix): _checked(path, name, item) for name, item in found.items()}
+    if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_SHARING * path.stat().st_size:
+        message = f"{path}: its tensors claim to be many times larger than the file"
+        raise CheckpointError(message, "get the file again", rule="impossible-size")
     return Weights(
         tensors=tensors,
         nesting=nesting,
@@ -152,6 +154,7 @@ def _collect(path: Path, value: Any, nesting: tuple[str, ...]) -> Weights:
 def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
+    tensor = torch.Tensor.detach(tensor)  # a pickle can give a tensor attributes, also such as its methods
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         hint = "save the model's ordinary (not quantized, not sparse) weights"
         message = f"{path}: {name!r} is quantized, sparse or without data"
@@ -159,7 +162,7 @@ def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.numel() * tensor.element_size() > path.stat().st_size:
         message = f"{path}: {name!r} claims to be larger than the file"
         raise CheckpointError(message, "get the file again", rule="impossible-size")
-    return tensor.detach()
+    return tensor
 
 
 def _is_tensor(value: Any) -> bool:
@@ -176,27 +179,42 @@ def _is_text_table(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for pair in value.items() for item in pair)
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value is made of texts, numbers and not too many tables and lists of them.
+def _items(table: dict[Any, Any]) -> list[tuple[Any, Any]]:
+    """The entries of a table, to which a pickle can give attributes, also such as its methods."""
+    return list(dict.items(table))
 
-    A pickle of a few bytes can hold a list of a million times the same list: what is visited is counted, and
-    the letters of texts.
+
+def _shown(key: Any) -> str:
+    """A key as a text; only its type if it is of a kind whose text can be of any length."""
+    return str(key) if type(key) in (str, int, float, bool, type(None)) else type(key).__name__
+
+
+class _Budget:
+    """Tells plain values, until all of them together are too many to be worth keeping.
+
+    A pickle of a few bytes can hold a list of a million times the same list, under any number of names: what
+    is visited is counted, and the letters of texts.
     """
-    visited = 0
 
-    def look(value: Any, depth: int) -> bool:
-        nonlocal visited
-        visited += 1 + (len(value) if type(value) is str else 0)
-        if visited > _MAX_PLAIN or depth > _MAX_DEPTH:
+    def __init__(self) -> None:
+        self._visited = 0
+        self._limit = 0
+
+    def is_plain(self, value: Any) -> bool:
+        """Whether a value is made of texts, numbers and not too many tables and lists of them."""
+        self._limit = min(self._visited + _MAX_PLAIN, _MAX_ALL_PLAIN)
+        return self._look(value, 0)
+
+    def _look(self, value: Any, depth: int) -> bool:
+        self._visited += 1 + (len(value) if type(value) is str else 0)
+        if self._visited > self._limit or depth > _MAX_DEPTH:
             return False
         if value is None or type(value) in (str, float, bool):
             return True
         if type(value) is int:
             return value.bit_length() < 64
         if type(value) in (list, tuple):
-            return all(look(item, depth + 1) for item in value)
+            return all(self._look(item, depth + 1) for item in value)
         if type(value) is dict and not _is_optimizer(value):
-            return all(type(key) is str and look(item, depth + 1) for key, item in value.items())
+            return all(type(key) is str and self._look(item, depth + 1) for key, item in value.items())
         return False
-
-    return look(value, 0)

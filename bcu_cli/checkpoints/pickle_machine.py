@@ -1,0 +1,630 @@
+"""The pickle machine, followed without carrying out a single instruction.
+
+A pickle is a program for a small stack machine. Python has two readers of it, torch a third, and they differ
+wherever bytes are not as Python writes them. So one canonical form is read here, and all else is refused. The
+stack and the memo are followed with strings, the sizes of containers and the names of globals, so that names
+put together from the stack are seen and so that the work of opening the pickle is known beforehand.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_OPCODES = 1_000_000  # of about 20,000 tensors
+MAX_WORK = 4_000_000  # elements that are copied, hashed or compared when the pickle is opened: under a second
+_MAX_KEY_DEPTH = 100  # the hash of a deeper tuple can overflow C's stack
+_HEAVIEST = 2**40  # weights beyond it are not told apart
+_KEPT_ITEMS = 16  # of a tuple's items, to check the arguments of calls
+_BYTES_A_UNIT = 16  # copying bytes is that much cheaper than copying elements
+_MAX_DIGITS = 1000
+
+
+@dataclass(frozen=True)
+class GlobalUse:
+    """A global that a pickle asks for, and where; ``name`` is None if it can only be known by running it."""
+
+    name: str | None
+    opcode: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a whole pickle does.
+
+    Attributes:
+        uses: The globals that it asks for, in order.
+        end: The offset behind its last opcode.
+        faults: What it does with torch's own functions and classes that torch never does.
+    """
+
+    uses: list[GlobalUse]
+    end: int
+    faults: list[str]
+
+
+class BrokenPickleError(Exception):
+    """The bytes are not a complete pickle in canonical form.
+
+    Attributes:
+        uses: What it asks for before it breaks.
+        ambiguous: It is written so that readers differ about it, which no library does.
+        heavy: Readers can go on with it, and it was not followed further for what that would take.
+        cut: It may go on behind the bytes that were given.
+    """
+
+    def __init__(
+        self, message: str, *, ambiguous: bool = False, heavy: bool = False, cut: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.uses: tuple[GlobalUse, ...] = ()
+        self.ambiguous = ambiguous
+        self.heavy = heavy
+        self.cut = cut
+
+
+class _Thing:
+    """A value that is no string, by what it costs to copy and to hash.
+
+    ``weight`` is its number of elements, all the way down; ``odd`` how many values in it could be made to
+    collide in a table of hashes; ``depth`` how deep it is nested.
+    """
+
+    __slots__ = ("depth", "odd", "weight")
+
+    def __init__(self, weight: int = 1, odd: int = 0, depth: int = 0) -> None:
+        self.weight = weight
+        self.odd = odd
+        self.depth = depth
+
+
+class _Global(_Thing):
+    __slots__ = ("name",)
+
+    def __init__(self, name: str | None) -> None:
+        super().__init__(odd=1)
+        self.name = name
+
+
+class _Made(_Thing):
+    """The result of a call of ``name``."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str | None, arguments: _Value) -> None:
+        super().__init__(_weight(arguments), 1, _depth(arguments))
+        self.name = name
+
+
+class _Tuple(_Thing):
+    __slots__ = ("count", "items")
+
+    def __init__(self, items: list[_Value]) -> None:
+        super().__init__(odd=1)
+        _fill(self, items)
+        self.count = len(items)
+        self.items = tuple(items) if len(items) <= _KEPT_ITEMS else ()
+
+
+_Value: TypeAlias = str | _Thing
+_PLAIN: Final = _Thing()  # nothing, truth, a number that collides with few others, bytes
+_LARGE: Final = _Thing(odd=1)  # numbers of more than 56 bits can be chosen to have one hash
+
+_Argument: TypeAlias = "Callable[[bytes, int], tuple[Any, int]]"
+
+_NAME = re.compile(r"[A-Za-z_<][\w<>-]*(\.[A-Za-z_<][\w<>-]*)*", re.ASCII)
+_COUNT = re.compile(rb"0|[1-9][0-9]{0,17}")
+_INTEGER = re.compile(rb"00|01|-?(0|[1-9][0-9]{0,999})")
+_FLOAT = re.compile(rb"-?([0-9]{1,400}(\.[0-9]{1,400})?(e[+-]?[0-9]{1,3})?|inf)|nan")
+_LIKE_A_NUMBER = re.compile(rb"[0-9a-finotxyl_+.\s-]*(\0.*)?", re.IGNORECASE | re.DOTALL)  # to some reader
+_QUOTED = re.compile(rb"'[^'\\]*'|\"[^\"\\]*\"")
+
+
+def follow(data: bytes) -> Program:
+    """Follow the first pickle in ``data``.
+
+    Raises:
+        BrokenPickleError: There is no complete pickle in canonical form at the start of ``data``, or opening
+            it would take too much work.
+    """
+    machine = _Machine(data)
+    try:
+        end = machine.run()
+    except BrokenPickleError as error:
+        error.uses = tuple(machine.uses)
+        raise
+    return Program(machine.uses, end, machine.faults)
+
+
+def _weight(value: _Value) -> int:
+    return 1 if isinstance(value, str) else value.weight
+
+
+def _odd(value: _Value) -> int:
+    return 0 if isinstance(value, str) else value.odd
+
+
+def _depth(value: _Value) -> int:
+    return 0 if isinstance(value, str) else value.depth
+
+
+def _fill(container: _Thing, items: list[_Value]) -> None:
+    """Count items into a container."""
+    weight, odd, depth = container.weight, container.odd, container.depth
+    for item in items:
+        if isinstance(item, str):
+            weight += 1
+        else:
+            weight += item.weight
+            odd += item.odd
+            depth = max(depth, item.depth + 1)
+    container.weight, container.odd = min(weight, _HEAVIEST), min(odd, _HEAVIEST)
+    container.depth = min(depth, _HEAVIEST)
+
+
+# Arguments of opcodes: from the bytes and where the argument begins, its value and where it ends.
+
+
+def _cut() -> BrokenPickleError:
+    return BrokenPickleError("it has no end", cut=True)
+
+
+def _ambiguous(what: str) -> BrokenPickleError:
+    return BrokenPickleError(what, ambiguous=True)
+
+
+def _number(form: str) -> _Argument:
+    size = struct.calcsize(form)
+
+    def read(data: bytes, at: int) -> tuple[int, int]:
+        if at + size > len(data):
+            raise _cut()
+        return struct.unpack_from(form, data, at)[0], at + size
+
+    return read
+
+
+def _counted(form: str, *, as_text: bool = False) -> _Argument:
+    """Bytes or a text behind their number."""
+    length = _number(form)
+
+    def read(data: bytes, at: int) -> tuple[Any, int]:
+        count, start = length(data, at)
+        if count < 0:
+            raise BrokenPickleError("it holds something of negative length")
+        if start + count > len(data):
+            raise _cut()
+        value = data[start : start + count]
+        if not as_text:
+            return value, start + count
+        try:
+            return value.decode("utf-8", "surrogatepass"), start + count
+        except UnicodeDecodeError as error:
+            raise BrokenPickleError("a text in it is no UTF-8") from error
+
+    return read
+
+
+def _line(data: bytes, at: int) -> tuple[bytes, int]:
+    end = data.find(b"\n", at)
+    if end < 0:
+        raise _cut()
+    return data[at:end], end + 1
+
+
+def _matching(form: re.Pattern[bytes], most: int, suffix: bytes = b"") -> _Argument:
+    """A line of one form: readers differ about blanks, underscores, signs and prefixes in numbers."""
+
+    def read(data: bytes, at: int) -> tuple[bytes, int]:
+        line, end = _line(data, at)
+        if len(line) <= most and line.endswith(suffix) and form.fullmatch(line.removesuffix(suffix)):
+            return line, end
+        if len(line) > most or _LIKE_A_NUMBER.fullmatch(line):
+            raise _ambiguous("has a number that is not written as Python writes it")
+        raise BrokenPickleError("a number in it is none")
+
+    return read
+
+
+def _index(data: bytes, at: int) -> tuple[int, int]:
+    line, end = _matching(_COUNT, 18)(data, at)
+    return int(line), end
+
+
+def _quoted(data: bytes, at: int) -> tuple[_Value, int]:
+    """A line in quotes; a text only where nothing in it depends on the reader's way with escapes."""
+    line, end = _line(data, at)
+    bare = line.strip()
+    if len(bare) < 2 or bare[:1] not in (b"'", b'"') or bare[:1] != bare[-1:]:
+        raise BrokenPickleError("a text in it has no quotes")
+    return (line[1:-1].decode() if line.isascii() and _QUOTED.fullmatch(line) else _PLAIN), end
+
+
+def _raw_line(data: bytes, at: int) -> tuple[_Value, int]:
+    line, end = _line(data, at)
+    return (line.decode() if line.isascii() and b"\\" not in line else _PLAIN), end
+
+
+def _names(data: bytes, at: int) -> tuple[str | None, int]:
+    """The name of a global in two lines; None if it is none that Python writes."""
+    module, middle = _line(data, at)
+    name, end = _line(data, middle)
+    return _joined(module.decode("latin-1"), name.decode("latin-1")), end
+
+
+def _joined(module: str, name: str) -> str | None:
+    return f"{module}.{name}" if _NAME.fullmatch(module) and _NAME.fullmatch(name) else None
+
+
+class _Machine:
+    """The pickle machine's stack and memo."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.stack: list[_Value] = []
+        self.marks: list[int] = []
+        self.fence = 0  # below it the stack belongs to what stands before the last mark
+        self.memo: dict[int, _Value] = {}
+        self.uses: list[GlobalUse] = []
+        self.faults: list[str] = []
+        self.position = 0
+        self.count = 0
+        self._protocol = 0
+        self._frame_end = 0
+        self._work = 0
+        self._odd_keys = 0
+
+    def run(self) -> int:
+        """Follow all opcodes; returns the offset behind the last."""
+        data, length, table = self.data, len(self.data), _OPCODES
+        at = 0
+        while at < length:
+            entry = table.get(data[at])
+            if entry is None:
+                raise BrokenPickleError("an opcode is broken")
+            self.position = at
+            read, act = entry
+            value, at = read(data, at + 1) if read else (None, at + 1)
+            if self._frame_end:
+                self._leave_frame(at)
+            if act(self, value):
+                return at
+            self.count += 1
+            if self.count > MAX_OPCODES:
+                raise BrokenPickleError(f"it has more than {MAX_OPCODES:,} opcodes", heavy=True)
+        raise _cut()
+
+    def _leave_frame(self, end: int) -> None:
+        if end > self._frame_end:
+            raise _ambiguous("has a frame that ends within an opcode")
+        if end == self._frame_end:
+            self._frame_end = 0
+
+    # The stack.
+
+    def push(self, value: _Value) -> None:
+        self.stack.append(value)
+
+    def top(self) -> _Value:
+        if len(self.stack) <= self.fence:
+            raise BrokenPickleError("it takes more from its stack than is there")
+        return self.stack[-1]
+
+    def pop(self) -> _Value:
+        self.top()
+        return self.stack.pop()
+
+    def mark(self, _: Any) -> None:
+        self.fence = len(self.stack)
+        self.marks.append(self.fence)
+
+    def pop_mark(self) -> list[_Value]:
+        if not self.marks:
+            raise BrokenPickleError("it goes back to a mark without a mark")
+        start = self.marks.pop()
+        self.fence = self.marks[-1] if self.marks else 0
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def discard(self, _: Any) -> None:
+        if self.marks and len(self.stack) == self.fence:
+            self.pop_mark()
+        else:
+            self.pop()
+
+    def stop(self, _: Any) -> bool:
+        self.pop()
+        if self._frame_end:
+            raise _ambiguous("has a frame that goes on behind its end")
+        return True
+
+    # The memo.
+
+    def put(self, index: int) -> None:
+        if index > self.count:  # the real machine would take memory for all the entries below
+            raise BrokenPickleError(f"it skips to entry {index} of its memo", heavy=True)
+        self.memo[index] = self.top()
+
+    def refuse_number(self, size: int) -> None:
+        raise BrokenPickleError(f"it holds a number of {size:,} bytes", heavy=True)
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            raise BrokenPickleError(f"it asks for entry {index} of its memo, which is empty")
+        self.stack.append(self.memo[index])
+
+    # The form.
+
+    def protocol(self, value: int) -> None:
+        if self.position:
+            raise _ambiguous("changes its protocol on the way")
+        if value > 5:  # which is the latest
+            raise _ambiguous(f"is of protocol {value}, which does not exist")
+        self._protocol = value
+
+    def frame(self, size: int) -> None:
+        end = self.position + 9 + size
+        if self._frame_end or not size or self._protocol < 4 or end > len(self.data):
+            raise _ambiguous("has a frame where none can be")
+        self._frame_end = end
+
+    # Containers.
+
+    def make_tuple(self, items: list[_Value]) -> None:
+        self.stack.append(_Tuple(items))
+
+    def make_short_tuple(self, size: int) -> None:
+        items = [self.pop() for _ in range(size)]
+        self.stack.append(_Tuple(items[::-1]))
+
+    def extend(self, items: list[_Value], *, as_keys: bool = False) -> None:
+        """Put items into the container on top of the stack."""
+        container = self.top()
+        if isinstance(container, _Global):
+            self.faults.append("it changes what it imports")
+        for item in items if as_keys else ():
+            self.hash(item)
+        if isinstance(container, _Thing):
+            _fill(container, items)
+
+    def set_items(self, items: list[_Value]) -> None:
+        if len(items) % 2:
+            raise BrokenPickleError("it holds a key without a value")
+        for key in items[::2]:
+            self.hash(key)
+        self.extend(items)
+
+    def make_container(self, items: list[_Value], *, every: int = 0) -> None:
+        """Push a new container; ``every`` that many items there is a key."""
+        self.stack.append(_Thing())
+        self.set_items(items) if every == 2 else self.extend(items, as_keys=bool(every))
+
+    def hash(self, key: _Value) -> None:
+        """Count what it takes to find a key in a table, where all keys but texts may collide."""
+        if key is _PLAIN or isinstance(key, str):
+            return
+        if key.depth > _MAX_KEY_DEPTH:
+            raise BrokenPickleError("it uses a deeply nested value as a key", heavy=True)
+        self._odd_keys += 1
+        self.charge(key.weight * self._odd_keys)
+
+    def charge(self, work: int) -> None:
+        self._work += work
+        if self._work > MAX_WORK:
+            raise BrokenPickleError("opening it would take too much work", heavy=True)
+
+    # Globals and calls.
+
+    def use(self, name: str | None, opcode: str) -> _Global:
+        """Note that a global is asked for."""
+        if name and name.startswith("__builtin__.") and self._protocol >= 3:
+            name = None  # only older protocols mean builtins by it, newer ones any module of that name
+        self.uses.append(GlobalUse(name, opcode, self.position))
+        return _Global(name)
+
+    def ask(self, name: str | None) -> None:
+        self.stack.append(self.use(name, "GLOBAL"))
+
+    def ask_from_stack(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        known = _joined(module, name) if isinstance(module, str) and isinstance(name, str) else None
+        self.stack.append(self.use(known, "STACK_GLOBAL"))
+
+    def hidden(self, opcode: str) -> None:
+        """Push what only running the pickle would show."""
+        self.stack.append(self.use(None, opcode))
+
+    def instance(self, name: str | None) -> None:
+        self.call(self.use(name, "INST"), _Tuple(self.pop_mark()))
+
+    def persistent(self, reference: _Value) -> None:
+        """Push the storage that a reference stands for: (word, class, key, device, size, part of another)."""
+        self.charge(_weight(reference))
+        for item in reference.items[2:] if isinstance(reference, _Tuple) else ():
+            if isinstance(item, _Tuple):
+                self.hash(item)
+        self.stack.append(_Made(None, _PLAIN))
+
+    def call(self, function: _Value, arguments: _Value) -> None:
+        """Push the result of a call, after a look at whether torch makes such calls."""
+        self.charge(_weight(arguments))
+        name = function.name if isinstance(function, _Global) else None
+        if not isinstance(function, _Global):
+            self.faults.append("it calls what it made itself")
+        elif fault := self._fault_of_call(name, arguments):
+            self.faults.append(fault)
+        self.stack.append(_Made(name, arguments))
+
+    def _fault_of_call(self, name: str | None, arguments: _Value) -> str | None:
+        items = arguments.items if isinstance(arguments, _Tuple) else ()
+        if name in _NEVER_CALLED:
+            return f"it calls {name}"
+        if name == "_codecs.encode":
+            text = items[0] if items else _PLAIN
+            if not isinstance(text, str) or items[1:] != ("latin1",):
+                return f"it calls {name} with other than a text and latin1"
+            self.charge(len(text) // _BYTES_A_UNIT)
+        if name in _HASHING:
+            if _depth(arguments) > _MAX_KEY_DEPTH:
+                raise BrokenPickleError("it uses a deeply nested value as a key", heavy=True)
+            odd = _odd(arguments)
+            self._odd_keys += odd
+            self.charge(odd * _weight(arguments) if odd > 1 else 0)
+        if name == _FROM_TYPE:
+            function, kind = items[:2] if len(items) == 4 else (_PLAIN, _PLAIN)
+            if not isinstance(function, _Global) or function.name not in _REBUILDERS:
+                return f"it calls {name} with no function that makes a tensor"
+            if not isinstance(kind, _Global):
+                return f"it calls {name} without a class"
+        return None
+
+    def build(self, state: _Value) -> None:
+        """Give the object on top of the stack a state."""
+        target = self.top()
+        self.charge(_weight(state))
+        if isinstance(target, _Global):
+            self.faults.append("it changes what it imports")
+        elif isinstance(target, _Made) and target.name in _WITHOUT_STATE:
+            is_old = target.name == _PARAMETER and isinstance(state, _Tuple) and state.count == 3
+            if not is_old:  # torch before 0.4 gave parameters three flags
+                self.faults.append(f"it changes the state of what {target.name} made")
+
+
+_PARAMETER = "torch.nn.parameter.Parameter"
+_FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
+_REBUILDERS = frozenset(
+    f"torch._utils._rebuild_{what}"
+    for what in ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
+)
+_NEVER_CALLED = frozenset({"torch.Tensor", "torch.storage.UntypedStorage", "torch.storage.TypedStorage"})
+"""Classes that a pickle only names: calling them takes as much memory as the pickle likes."""
+_HASHING = frozenset({"builtins.set", "__builtin__.set", "collections.Counter", "collections.OrderedDict"})
+_WITHOUT_STATE = _REBUILDERS | _NEVER_CALLED | {_FROM_TYPE, _PARAMETER}
+
+
+def _push_plain(machine: _Machine, _: Any) -> None:
+    machine.stack.append(_PLAIN)
+
+
+def _push_long(machine: _Machine, value: bytes) -> None:
+    machine.stack.append(_PLAIN if len(value) < 8 else _LARGE)
+
+
+def _push_digits(machine: _Machine, line: bytes) -> None:
+    machine.stack.append(_PLAIN if len(line) < 17 else _LARGE)
+
+
+def _push_bytes_as_text(machine: _Machine, value: bytes) -> None:
+    machine.stack.append(value.decode() if value.isascii() else _PLAIN)
+
+
+def _new(machine: _Machine, _: Any) -> None:
+    machine.stack.append(_Thing())
+
+
+def _discard_to_mark(machine: _Machine, _: Any) -> None:
+    machine.pop_mark()
+
+
+def _call(machine: _Machine, _: Any) -> None:
+    arguments = machine.pop()
+    machine.call(machine.pop(), arguments)
+
+
+def _call_with_keywords(machine: _Machine, _: Any) -> None:
+    keywords, arguments = machine.pop(), machine.pop()
+    machine.call(machine.pop(), _Tuple([arguments, keywords]))
+
+
+def _call_to_mark(machine: _Machine, _: Any) -> None:
+    items = machine.pop_mark()
+    if not items:
+        raise BrokenPickleError("it calls nothing")
+    machine.call(items[0], _Tuple(items[1:]))
+
+
+def _set_item(machine: _Machine, _: Any) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.set_items([key, value])
+
+
+_Action: TypeAlias = "Callable[[_Machine, Any], bool | None]"
+
+_TABLE: dict[bytes, tuple[_Argument | None, _Action]] = {
+    b"\x80": (_number("B"), _Machine.protocol),
+    b"\x95": (_number("<Q"), _Machine.frame),
+    b".": (None, _Machine.stop),
+    b"(": (None, _Machine.mark),
+    b"0": (None, _Machine.discard),
+    b"1": (None, _discard_to_mark),
+    b"2": (None, lambda machine, _: machine.push(machine.top())),
+    b"N": (None, _push_plain),
+    b"\x88": (None, _push_plain),
+    b"\x89": (None, _push_plain),
+    b"I": (_matching(_INTEGER, _MAX_DIGITS), _push_digits),
+    b"L": (_matching(_INTEGER, _MAX_DIGITS, b"L"), _push_digits),
+    b"F": (_matching(_FLOAT, _MAX_DIGITS), _push_plain),
+    b"J": (_number("<i"), _push_plain),
+    b"K": (_number("B"), _push_plain),
+    b"M": (_number("<H"), _push_plain),
+    b"G": (_number(">d"), _push_plain),
+    b"\x8a": (_counted("B"), _push_long),
+    b"\x8b": (_number("<i"), _Machine.refuse_number),
+    b"S": (_quoted, _Machine.push),
+    b"V": (_raw_line, _Machine.push),
+    b"T": (_counted("<i"), _push_bytes_as_text),
+    b"U": (_counted("B"), _push_bytes_as_text),
+    b"X": (_counted("<I", as_text=True), _Machine.push),
+    b"\x8c": (_counted("B", as_text=True), _Machine.push),
+    b"\x8d": (_counted("<Q", as_text=True), _Machine.push),
+    b"B": (_counted("<I"), _push_plain),
+    b"C": (_counted("B"), _push_plain),
+    b"\x8e": (_counted("<Q"), _push_plain),
+    b"\x96": (_counted("<Q"), _new),
+    b"]": (None, _new),
+    b"}": (None, _new),
+    b"\x8f": (None, _new),
+    b")": (None, lambda machine, _: machine.make_tuple([])),
+    b"t": (None, lambda machine, _: machine.make_tuple(machine.pop_mark())),
+    b"\x85": (None, lambda machine, _: machine.make_short_tuple(1)),
+    b"\x86": (None, lambda machine, _: machine.make_short_tuple(2)),
+    b"\x87": (None, lambda machine, _: machine.make_short_tuple(3)),
+    b"l": (None, lambda machine, _: machine.make_container(machine.pop_mark())),
+    b"d": (None, lambda machine, _: machine.make_container(machine.pop_mark(), every=2)),
+    b"\x91": (None, lambda machine, _: machine.make_container(machine.pop_mark(), every=1)),
+    b"a": (None, lambda machine, _: machine.extend([machine.pop()])),
+    b"e": (None, lambda machine, _: machine.extend(machine.pop_mark())),
+    b"\x90": (None, lambda machine, _: machine.extend(machine.pop_mark(), as_keys=True)),
+    b"s": (None, _set_item),
+    b"u": (None, lambda machine, _: machine.set_items(machine.pop_mark())),
+    b"p": (_index, _Machine.put),
+    b"q": (_number("B"), _Machine.put),
+    b"r": (_number("<I"), _Machine.put),
+    b"\x94": (None, lambda machine, _: machine.put(len(machine.memo))),
+    b"g": (_index, _Machine.get),
+    b"h": (_number("B"), _Machine.get),
+    b"j": (_number("<I"), _Machine.get),
+    b"c": (_names, _Machine.ask),
+    b"\x93": (None, _Machine.ask_from_stack),
+    b"i": (_names, _Machine.instance),
+    b"o": (None, _call_to_mark),
+    b"R": (None, _call),
+    b"\x81": (None, _call),
+    b"\x92": (None, _call_with_keywords),
+    b"b": (None, lambda machine, _: machine.build(machine.pop())),
+    b"P": (_line, lambda machine, _: machine.hidden("PERSID")),
+    b"Q": (None, lambda machine, _: machine.persistent(machine.pop())),
+    b"\x82": (_number("B"), lambda machine, _: machine.hidden("EXT1")),
+    b"\x83": (_number("<H"), lambda machine, _: machine.hidden("EXT2")),
+    b"\x84": (_number("<i"), lambda machine, _: machine.hidden("EXT4")),
+    b"\x97": (None, lambda machine, _: machine.hidden("NEXT_BUFFER")),
+    b"\x98": (None, lambda machine, _: machine.push(machine.pop())),
+}
+_OPCODES = {code[0]: entry for code, entry in _TABLE.items()}

@@ -1,0 +1,75 @@
+"""What may be in an archive of ``torch.save``: its pickle, the storages that it names, a few marks."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .archive import damaged
+from .checkpoint import Finding
+from .inert import open_inertly
+from .opcodes import BrokenPickleError, look
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .archive import TorchArchive
+    from .inert import StorageRef
+
+_STORAGE = "data/"
+_MEMBERS = re.compile(
+    r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+",
+    re.ASCII,
+)
+
+
+def find_faults(archive: TorchArchive) -> list[Finding]:
+    """What is unsafe about an archive of ``torch.save``: members that it has no use for, and its pickles.
+
+    Raises:
+        CheckpointError: A member is damaged, or a pickle cannot be followed.
+    """
+    findings = []
+    for name in archive.names:
+        if not _MEMBERS.fullmatch(name):
+            message = f"carries {name}, which torch.save does not write"
+            findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
+        if name.endswith(".pkl"):
+            try:
+                findings += look(archive.read(name))
+            except BrokenPickleError as error:
+                raise damaged(archive.path, f"its pickle cannot be followed ({error})") from error
+    return findings
+
+
+def check_storages(archive: TorchArchive, storages: Mapping[str, StorageRef]) -> None:
+    """Raise unless an archive holds exactly the storages that its pickle names, each of the right size.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    held = {name.removeprefix(_STORAGE) for name in archive.names if name.startswith(_STORAGE)}
+    if wrong := held ^ set(storages):
+        key = min(wrong)
+        what = "holds a storage that it does not use" if key in held else "lacks a storage"
+        raise damaged(archive.path, f"it {what} ({key})")
+    for key, storage in storages.items():
+        size = archive.size_of(_STORAGE + key)
+        if size != storage.nbytes:
+            raise damaged(archive.path, f"its storage {key} has {size:,} bytes and claims {storage.nbytes:,}")
+
+
+def look_at_unguarded(archive: TorchArchive) -> list[Finding]:
+    """What is unsafe about an archive that others open without any limit, down to the sizes of its storages.
+
+    Raises:
+        CheckpointError: As of :func:`find_faults` and :func:`check_storages`.
+    """
+    if findings := find_faults(archive):
+        return findings
+    try:
+        storages = open_inertly(archive.read("data.pkl")).storages
+    except Exception as error:  # the unpickler raises whatever the broken bytes led to
+        raise damaged(archive.path, "a pickle in it cannot be followed") from error
+    check_storages(archive, storages)
+    return []

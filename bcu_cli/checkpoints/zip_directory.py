@@ -1,0 +1,283 @@
+"""The members of a zip archive, read only where no two readers could see different ones.
+
+Python reads a zip from its end record, torch from the last thing that looks like one, others from the front.
+They agree on an archive that is written from its first byte to its last without a gap: member after member,
+the directory of them in the same order, and one end record without a comment. All else is refused.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
+_END_64, _LOCATOR, _DESCRIPTOR = b"PK\x06\x06", b"PK\x06\x07", b"PK\x07\x08"
+_END_BYTES, _LOCATOR_BYTES, _END_64_BYTES, _CENTRAL_BYTES, _LOCAL_BYTES = 22, 20, 56, 46, 30
+_MAX_16, _MAX_32 = 0xFFFF, 0xFFFFFFFF
+_SIZES_FOLLOW, _UTF_8, _COMPRESSION_LEVEL = 0x8, 0x800, 0x6  # bits of a member's flags
+_ENCRYPTED = 0x1
+_ZIP64_FIELD, _PADDING_FIELD = 0x0001, 0x4246  # torch pads with letters Z, so that tensors are aligned
+_MAX_MEMBERS = 200_000
+_LONGEST_TAIL = _END_BYTES + _MAX_16  # in which readers look for an end record
+
+
+class ZipError(Exception):
+    """An archive that is damaged, or whose members depend on the reader; ``rule`` is the id of the rule."""
+
+    def __init__(self, message: str, rule: str = "zip-layout") -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in an archive; its bytes begin at ``start``, and sizes are in bytes."""
+
+    name: str
+    start: int
+    packed: int
+    size: int
+    checksum: int
+    is_deflated: bool
+    attributes: int
+
+    def read(self, file: IO[bytes]) -> bytes:
+        """The member's bytes.
+
+        Raises:
+            ZipError: They are not of the size or the checksum that the archive says.
+        """
+        file.seek(self.start)
+        data = file.read(self.packed)
+        if self.is_deflated:
+            unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+            try:
+                data = unpacker.decompress(data, self.size + 1)
+            except zlib.error as error:
+                raise ZipError(f"its member {self.name!r} cannot be unpacked", "damaged-file") from error
+            if not unpacker.eof or unpacker.unused_data:
+                raise ZipError(f"its member {self.name!r} does not unpack to its end", "damaged-file")
+        if len(data) != self.size or zlib.crc32(data) != self.checksum:
+            raise ZipError(f"its member {self.name!r} has not the bytes that it should have", "damaged-file")
+        return data
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the directory says of one member."""
+
+    name: bytes
+    flags: int
+    method: int
+    checksum: int
+    packed: int
+    size: int
+    offset: int
+    attributes: int
+
+
+def read_members(file: IO[bytes], size: int) -> list[Member]:
+    """The members of the archive that a file of ``size`` bytes is, in its order.
+
+    Raises:
+        ZipError: The file is no archive in canonical form.
+    """
+    count, start, end = _find_directory(file, size)
+    file.seek(start)
+    directory = file.read(end - start)
+    members = []
+    position = 0
+    for entry in _entries(directory, count):
+        if entry.offset != position:
+            raise ZipError(f"there is something before its zip member {_shown(entry.name)}")
+        member, position = _locate(file, entry)
+        if position > start:
+            raise ZipError("its zip members claim more bytes than the file has", "impossible-size")
+        members.append(member)
+    if position != start:
+        raise ZipError("there is something between its zip members and their directory")
+    return members
+
+
+def ends_as_zip(file: IO[bytes], size: int) -> bool:
+    """Whether some reader could find the end of a zip archive in a file of ``size`` bytes."""
+    start = max(0, size - _LONGEST_TAIL - _LOCATOR_BYTES)
+    file.seek(start)
+    tail = file.read(size - start)
+    at = tail.find(_END)
+    while 0 <= at <= len(tail) - _END_BYTES:
+        length, offset = struct.unpack_from("<2L", tail, at + 12)
+        if tail[max(0, at - _LOCATOR_BYTES) :].startswith(_LOCATOR):
+            return True
+        for place in (start + at - length, offset):
+            if 0 <= place < size:
+                file.seek(place)
+                if file.read(4) in (_CENTRAL, _END):
+                    return True
+        at = tail.find(_END, at + 1)
+    return False
+
+
+def _find_directory(file: IO[bytes], size: int) -> tuple[int, int, int]:
+    """How many members the directory has, and where it begins and ends."""
+    end = size - _END_BYTES
+    record = _read(file, end, _END_BYTES)
+    *disks, here, count, length, start, comment = struct.unpack("<4H2LH", record[4:])
+    if record[:4] != _END:
+        raise ZipError("its zip directory cannot be read: it does not end with an end record", "damaged-file")
+    if comment:
+        raise ZipError("its zip directory ends with a comment")
+    if locator := _read_locator(file, end - _LOCATOR_BYTES):
+        end -= _LOCATOR_BYTES + _END_64_BYTES
+        large = _read_end_64(file, end, locator)
+        limits = (_MAX_16, _MAX_16, _MAX_32, _MAX_32)
+        if (here, count, length, start) != tuple(map(min, large, limits)):
+            raise ZipError("its two zip end records differ")
+        here, count, length, start = large
+    if any(disks) or here != count:
+        raise ZipError("its zip archive spans several disks")
+    if start + length != end:
+        raise ZipError("its zip directory is not where its end record says")
+    if count > _MAX_MEMBERS or count * _CENTRAL_BYTES > length:
+        raise ZipError(f"its zip directory claims {count:,} members", "impossible-size")
+    return count, start, end
+
+
+def _read_locator(file: IO[bytes], at: int) -> bytes:
+    """The locator of the large end record; empty where there is none."""
+    locator = _read(file, at, _LOCATOR_BYTES) if at >= 0 else b""
+    return locator if locator.startswith(_LOCATOR) else b""
+
+
+def _read_end_64(file: IO[bytes], at: int, locator: bytes) -> tuple[int, int, int, int]:
+    disk, offset, disks = struct.unpack("<LQL", locator[4:])
+    record = _read(file, at, _END_64_BYTES)
+    length, _, _, first, second, here, count, size, start = struct.unpack("<Q2H2L4Q", record[4:])
+    if record[:4] != _END_64 or (disk, offset, disks) != (0, at, 1):
+        raise ZipError("its zip locator does not lead to the end record before it")
+    if (length, first, second) != (_END_64_BYTES - 12, 0, 0):
+        raise ZipError("its zip end record is not as torch writes it")
+    return here, count, size, start
+
+
+def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
+    at = 0
+    for _ in range(count):
+        if len(directory) - at < _CENTRAL_BYTES or directory[at : at + 4] != _CENTRAL:
+            raise ZipError("its zip directory cannot be read: an entry is broken", "damaged-file")
+        (flags, method, _, _, checksum, packed, size, named, more, comment, disk, _, attributes, offset) = (
+            struct.unpack_from("<8x4H3L5H2L", directory, at)
+        )
+        name = directory[at + _CENTRAL_BYTES : at + _CENTRAL_BYTES + named]
+        extra = directory[at + _CENTRAL_BYTES + named : at + _CENTRAL_BYTES + named + more]
+        at += _CENTRAL_BYTES + named + more
+        if at > len(directory) or comment or disk:
+            raise ZipError(f"its zip member {_shown(name)} has a comment or is on another disk")
+        fields = _fields(extra, name)
+        sizes = (size, packed, offset)
+        large = iter(_large(fields.pop(_ZIP64_FIELD, b""), sizes.count(_MAX_32), name))
+        size, packed, offset = (next(large) if value == _MAX_32 else value for value in sizes)
+        if fields:
+            raise ZipError(f"its zip member {_shown(name)} has fields that torch does not write")
+        yield _Entry(name, flags, method, checksum, packed, size, offset, attributes)
+    if at != len(directory):
+        raise ZipError("there is something behind its zip directory")
+
+
+def _locate(file: IO[bytes], entry: _Entry) -> tuple[Member, int]:
+    """The member of a directory's entry, whose own header must say the same, and where the next begins."""
+    header = _read(file, entry.offset, _LOCAL_BYTES)
+    flags, method, _, _, checksum, packed, size, named, more = struct.unpack("<2xHHHHLLLHH", header[4:])
+    rest = _read(file, entry.offset + _LOCAL_BYTES, named + more)
+    if header[:4] != _LOCAL or (rest[:named], flags, method) != (entry.name, entry.flags, entry.method):
+        raise ZipError(f"its zip member {_shown(entry.name)} has two headers that differ")
+    name = _checked_name(entry)
+    fields = _fields(rest[named:], entry.name)
+    padding = fields.pop(_PADDING_FIELD, b"")
+    large = fields.pop(_ZIP64_FIELD, None)
+    if fields or padding.strip(b"Z"):
+        raise ZipError(f"its zip member {name!r} has fields that torch does not write")
+    if large is not None:
+        values = _large(large, len(large) // 8, entry.name)
+        if set(values) - {0, entry.size, entry.packed, entry.offset}:
+            raise ZipError(f"its zip member {name!r} has two headers that differ")
+        if size == packed == _MAX_32 and len(values) >= 2:
+            size, packed = values[:2]
+    start = entry.offset + _LOCAL_BYTES + named + more
+    end = start + entry.packed
+    expected = (entry.checksum, entry.packed, entry.size)
+    if flags & _SIZES_FOLLOW:
+        expected = (0, 0, 0)
+        end += _check_descriptor(file, entry, end, is_large=large is not None)
+    if (checksum, packed, size) != expected:
+        raise ZipError(f"its zip member {name!r} has two headers that differ")
+    is_deflated = entry.method != 0
+    member = Member(name, start, entry.packed, entry.size, entry.checksum, is_deflated, entry.attributes)
+    return member, end
+
+
+def _checked_name(entry: _Entry) -> str:
+    """A member's name, if all readers decode it alike, of a member that they can unpack."""
+    if entry.flags & _ENCRYPTED:
+        raise ZipError(f"its zip member {_shown(entry.name)} is encrypted", "zip-encrypted")
+    if entry.flags & ~(_SIZES_FOLLOW | _UTF_8 | _COMPRESSION_LEVEL) or entry.method not in (0, 8):
+        raise ZipError(f"its zip member {_shown(entry.name)} is packed as torch never does", "zip-compressed")
+    if not entry.method and entry.packed != entry.size:
+        raise ZipError(f"its zip member {_shown(entry.name)} is of two sizes")
+    try:
+        name = entry.name.decode("utf-8" if entry.flags & _UTF_8 else "ascii")
+    except UnicodeDecodeError as error:
+        raise ZipError(f"its zip member {_shown(entry.name)} has a name that is no text") from error
+    if not name.isprintable():
+        raise ZipError(f"its zip member {name!r} has a name that cannot be printed")
+    return name
+
+
+def _check_descriptor(file: IO[bytes], entry: _Entry, at: int, *, is_large: bool) -> int:
+    """How long the sizes behind a member's bytes are; they must be those of the directory."""
+    form = "<L2Q" if is_large else "<3L"
+    count = 4 + struct.calcsize(form)
+    found = _read(file, at, count)
+    values = struct.unpack(form, found[4:])
+    if found[:4] != _DESCRIPTOR or values != (entry.checksum, entry.packed, entry.size):
+        raise ZipError(f"its zip member {_shown(entry.name)} is followed by other sizes than its own")
+    return count
+
+
+def _fields(extra: bytes, name: bytes) -> dict[int, bytes]:
+    """The extra fields of a header."""
+    fields: dict[int, bytes] = {}
+    at = 0
+    while at < len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at) if len(extra) - at >= 4 else (0, _MAX_16)
+        at += 4 + length
+        if at > len(extra) or kind in fields:
+            raise ZipError(f"its zip member {_shown(name)} has broken fields")
+        fields[kind] = extra[at - length : at]
+    return fields
+
+
+def _large(field: bytes, count: int, name: bytes) -> tuple[int, ...]:
+    """The numbers of 64 bits that stand for those that do not fit 32 bits."""
+    if len(field) != 8 * count:
+        raise ZipError(f"its zip member {_shown(name)} has sizes in a form that torch does not write")
+    return struct.unpack(f"<{count}Q", field)
+
+
+def _read(file: IO[bytes], at: int, count: int) -> bytes:
+    if at < 0:
+        raise ZipError("its zip directory cannot be read: it is cut short", "damaged-file")
+    file.seek(at)
+    data = file.read(count)
+    if len(data) != count:
+        raise ZipError("its zip directory cannot be read: it is cut short", "damaged-file")
+    return data
+
+
+def _shown(name: bytes) -> str:
+    return repr(name.decode("utf-8", "replace"))
