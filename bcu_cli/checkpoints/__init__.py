@@ -1,8 +1,8 @@
 """Bytes to named tensors and back: what a model file is, whether it is safe, its weights, and writing them.
 
-Nothing here imports torch until tensors are read or written, and nothing that a file brings along is run
-before :func:`load_script`, which runs only TorchScript made of known tensor operations. An ONNX graph
-(:func:`load_graph`) is only data; bcu's own code does what its nodes name.
+Nothing here imports torch until tensors are read or written, and nothing that a file brings along is run. The
+code of TorchScript (:func:`open_script`) and the graph of ONNX (:func:`load_graph`) are only data; bcu's own
+code does what they name.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from .operators import forbidden_operators, is_pure
 from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
 from .rules import RULES, Rule
 from .safetensors_file import Header, TensorInfo, count_not_finite, read_header
+from .script_code import ScriptCode
 from .sniff import sniff
-from .torchscript import load_script
-from .writing import atomic_write, check_writable, sha256_of, write, write_torchscript
+from .torchscript import Script, ScriptObject, open_script
+from .writing import atomic_write, check_writable, sha256_of, write, write_bytes, write_torchscript
 
 __all__ = [
     "MODEL_SUFFIXES",
@@ -31,6 +32,9 @@ __all__ = [
     "Outline",
     "Plain",
     "Rule",
+    "Script",
+    "ScriptCode",
+    "ScriptObject",
     "TensorInfo",
     "atomic_write",
     "check_writable",
@@ -39,12 +43,13 @@ __all__ = [
     "inspect_only",
     "is_pure",
     "load_graph",
-    "load_script",
+    "open_script",
     "outline",
     "read",
     "read_header",
     "sha256_of",
     "sniff",
     "write",
+    "write_bytes",
     "write_torchscript",
 ]

@@ -77,11 +77,13 @@ class Record:
 
     qualname = ""
     attributes: dict[str, Any]
+    arguments: tuple[Any, ...]
 
-    def __new__(cls, *_: Any) -> Self:
-        """Take the place of an object; the arguments (an enumeration's value) are of no interest."""
+    def __new__(cls, *arguments: Any) -> Self:
+        """Take the place of an object; the only argument is the value of an enumeration's member."""
         record = super().__new__(cls)
         record.attributes = {}
+        record.arguments = arguments
         return record
 
     def __setstate__(self, state: Any) -> None:

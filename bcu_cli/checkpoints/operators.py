@@ -22,49 +22,50 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _ATEN = """
-    __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__ __range_length
-    __xor__ _adaptive_avg_pool2d _convolution _log_softmax _native_multi_head_attention _set_item
-    _softmax _transformer_encoder_layer_fwd _upsample_bicubic2d_aa _upsample_bilinear2d_aa
-    _upsample_lanczos2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
-    _weight_norm abs abs_ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-    adaptive_max_pool2d add add_ addcdiv addcmul addmm affine_grid_generator all alpha_dropout
-    alpha_dropout_ amax amin any append arange argmax argmin avg_pool1d avg_pool2d avg_pool3d baddbmm
-    batch_norm bernoulli bernoulli_ bitwise_and bitwise_not bitwise_or bmm Bool broadcast_tensors cat
-    ceil celu channel_shuffle chunk clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clear clone
-    Complex complex concat constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose2d copy copy_
-    cos cosine_similarity cumsum detach device diagonal dict dim div div_ dropout dropout_ einsum
-    elu elu_ empty empty_like endswith eq erf erf_ exp exp_ expand expand_as extend eye feature_dropout
-    feature_dropout_ fill_ flatten flip Float FloatImplicit floor floor_ floor_divide floordiv format
-    full full_like gather ge gelu gelu_ get glu grid_sampler group_norm gt hardshrink hardsigmoid
-    hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ huber_loss im2col index index_put index_put_
-    index_select insert instance_norm Int IntImplicit is_autocast_enabled is_floating_point
-    is_grad_enabled isinf isnan items join keys layer_norm le leaky_relu leaky_relu_ len lerp
-    linalg_norm linalg_vector_norm linear linspace list log log1p log2 log_sigmoid log_softmax
-    logical_and logical_not logical_or logsumexp lower lt masked_fill masked_fill_ matmul max max_pool1d
-    max_pool2d max_pool2d_with_indices max_pool3d max_unpool2d maximum mean meshgrid min minimum mish
-    mish_ mm movedim mul mul_ multiply narrow native_batch_norm native_layer_norm ne neg neg_
-    new_empty new_full new_ones new_zeros nonzero norm normal normal_ numel one_hot ones ones_like
-    pad percentFormat permute pixel_shuffle pixel_unshuffle pop pow pow_ prelu prod rand rand_like
-    randn_like reciprocal reflection_pad2d relu relu6 relu6_ relu_ remainder repeat repeat_interleave
-    replication_pad2d reshape reshape_as reverse roll round rrelu rsqrt rsub ScalarImplicit
-    scaled_dot_product_attention scatter scatter_ select selu selu_ sigmoid sigmoid_ sign silu silu_ sin
-    size slice softmax softplus softshrink sort sorted split split_with_sizes sqrt sqrt_ square
-    square_ squeeze squeeze_ stack startswith std std_mean str stride sub sub_ sum sum_to_size swapaxes
-    swapdims t tan tanh tanh_ tensor threshold threshold_ tile to topk transpose tril tril_ triu triu_
-    true_divide trunc type_as unbind unflatten unfold uniform_ unsqueeze unsqueeze_ update
+    __and__ __contains__ __derive_index __getitem__ __is__ __isnot__ __not__ __or__ __range_length __xor__
+    _adaptive_avg_pool2d _convolution _log_softmax _native_multi_head_attention _set_item _softmax
+    _transformer_encoder_layer_fwd _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_lanczos2d_aa
+    _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d _weight_norm abs abs_
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d add add_ addcdiv addcmul
+    addmm affine_grid_generator all alpha_dropout alpha_dropout_ amax amin any append arange argmax argmin
+    avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bernoulli bernoulli_ bitwise_and bitwise_not
+    bitwise_or bmm Bool broadcast_tensors cat ceil celu channel_shuffle chunk clamp clamp_ clamp_max
+    clamp_max_ clamp_min clamp_min_ clear clone concat constant_pad_nd contiguous conv1d conv2d conv3d
+    conv_transpose2d copy copy_ cos cosine_similarity cumsum detach device diagonal dict dim div div_
+    dropout dropout_ einsum elu elu_ empty empty_like endswith eq erf erf_ exp exp_ expand expand_as extend
+    eye feature_dropout feature_dropout_ fill_ flatten flip Float FloatImplicit floor floor_ floor_divide
+    floordiv format full full_like gather ge gelu gelu_ get glu grid_sampler group_norm gt hardshrink
+    hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ huber_loss im2col index index_put
+    index_put_ index_select insert instance_norm Int IntImplicit is_autocast_enabled is_floating_point
+    is_grad_enabled isinf isnan item items join keys layer_norm le leaky_relu leaky_relu_ len lerp
+    linalg_norm linalg_vector_norm linear linspace list log log1p log2 log_sigmoid log_softmax logical_and
+    logical_not logical_or logsumexp lower lt masked_fill masked_fill_ matmul max max_pool1d max_pool2d
+    max_pool2d_with_indices max_pool3d max_unpool2d maximum mean meshgrid min minimum mish mish_ mm movedim
+    mul mul_ multiply narrow ne neg neg_ new_empty new_full new_ones new_zeros nonzero norm normal normal_
+    numel one_hot ones ones_like pad percentFormat permute pixel_shuffle pixel_unshuffle pop pow pow_ prelu
+    prod rand rand_like randn_like reciprocal reflection_pad2d relu relu6 relu6_ relu_ remainder repeat
+    repeat_interleave replication_pad2d reshape reshape_as reverse roll round rrelu rsqrt rsub
+    ScalarImplicit scaled_dot_product_attention scatter scatter_ select selu selu_ sigmoid sigmoid_ sign
+    silu silu_ sin size slice softmax softplus softshrink sort sorted split split_with_sizes sqrt sqrt_
+    square square_ squeeze squeeze_ stack startswith std std_mean str stride sub sub_ sum sum_to_size
+    swapaxes swapdims t tan tanh tanh_ tensor threshold threshold_ tile to tolist topk transpose tril tril_
+    triu triu_ true_divide trunc type_as unbind unflatten unfold uniform_ unsqueeze unsqueeze_ update
     upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
     upsample_nearest3d upsample_trilinear3d values var var_mean view view_as warn where zero_ zeros
     zeros_like
 """
 _PRIM = """
-    abs all annotate any data device divmod dtype enumerate GetAttr getattr hasattr is_cuda is_nested
-    isinstance layout max min NumToTensor RaiseException range rangelist requires_grad shape sum tolist
-    tuple TupleConstruct type unchecked_cast unchecked_unwrap_optional Uninitialized zip
+    abs annotate data device divmod dtype getattr hasattr is_cuda is_nested isinstance layout max min
+    NumToTensor RaiseException range rangelist requires_grad shape tolist TupleConstruct type unchecked_cast
+    unchecked_unwrap_optional Uninitialized
 """
 ALLOWED = frozenset([f"aten::{name}" for name in _ATEN.split()] + [f"prim::{name}" for name in _PRIM.split()])
-"""Operators that only compute tensors and numbers from those they are given."""
+"""Operators that only compute tensors and numbers from those they are given, and check what they are given.
 
-_BUILTINS = {  # as the code calls them: as they are called in ALLOWED
+:mod:`bcu_cli.models.script_operators` has a function for each.
+"""
+
+BUILTINS = {
     "int": "aten::Int",
     "float": "aten::Float",
     "bool": "aten::Bool",
@@ -79,6 +80,8 @@ _BUILTINS = {  # as the code calls them: as they are called in ALLOWED
     "uninitialized": "prim::Uninitialized",
     "print": "prim::Print",
 }
+"""Builtins as the code calls them, and the operators that they stand for."""
+
 _ROOTS = ("torch", "ops", "__torch__")
 _FILE_OPERATORS = ("aten::save", "aten::from_file")
 _KNOWN_NAMESPACES = ("aten", "prim", "quantized", "torchvision")
@@ -247,7 +250,7 @@ class _Scope:
             if function.id in own_functions:
                 return
             local = function.id in stored
-            known = _BUILTINS.get(function.id, f"prim::{function.id}")
+            known = BUILTINS.get(function.id, f"prim::{function.id}")
             self._found.add(f"<value {function.id} called>" if local else known)
         elif isinstance(function, ast.Attribute):
             if chain and chain[0] in _ROOTS:

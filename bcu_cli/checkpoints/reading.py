@@ -96,7 +96,7 @@ def read(path: Path) -> Checkpoint:
     """Read a model file's weights.
 
     The code of a TorchScript archive and the graph of an ONNX model are not run, so that what
-    :func:`load_script` and :func:`load_graph` would refuse in them is only a finding here. For a folder it is
+    :func:`open_script` and :func:`load_graph` would refuse in them is only a finding here. For a folder it is
     the model in it, for an index the tensors of all its files.
 
     Raises:
@@ -139,7 +139,7 @@ def _weights(path: Path, kind: Kind) -> Weights:
     if kind is Kind.SAFETENSORS:
         return flat_weights(path, *safetensors_file.load(path))
     if kind is Kind.TORCHSCRIPT:
-        return Weights(tensors=torchscript.load(path))
+        return Weights(tensors=torchscript.load(path), left_out=torchscript.left_out(path))
     if kind is Kind.EXPORTED:
         return flat_weights(path, exported.load(path), {})
     if kind is Kind.ONNX:

@@ -1,25 +1,24 @@
-"""TorchScript archives: tensors and operators found without running anything, running only what is pure."""
+"""TorchScript archives: their code and tensors read, and written with other numbers, without running any."""
 
 from __future__ import annotations
 
-import ast
-import io
-import warnings
 import zipfile
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeGuard
 
-from bcu_cli.errors import CheckpointError, UnsafeFileError
+from bcu_cli.errors import CheckpointError, OutputError, UnsafeFileError
 
 from .archive import TorchArchive, damaged
+from .bytecode import BYTECODE, UnreadableBytecodeError, operators_of
 from .checkpoint import Finding
 from .inert import Recipe, Record, StorageRef, open_inertly, size_fault
 from .opcodes import BrokenPickleError, look
-from .operators import UnreadableCodeError, forbidden_operators, is_dangerous, list_operators, parse
+from .operators import UnreadableCodeError, forbidden_operators, is_dangerous, list_operators
+from .script_code import ScriptClass, ScriptCode, declared, parse_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import ast
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import torch
@@ -43,14 +42,38 @@ _DTYPES = {
 }
 _MAX_TENSORS = 100_000  # a module that stands in many places gives its tensors one name in each
 _MAX_DEPTH = 64
+_LITE_MEMBERS = (BYTECODE, "mobile_debug_handles.pkl")
+_DATE = (1980, 1, 1, 0, 0, 0)  # the same tensors give the same bytes
+
+
+@dataclass(frozen=True, eq=False)
+class ScriptObject:
+    """A module or enumeration member of an archive.
+
+    Args:
+        of: Its class.
+        attributes: Its attributes by name; for a member of an enumeration, ``value``.
+    """
+
+    of: ScriptClass
+    attributes: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Class:
-    """What the code declares about a class of modules."""
+class Script:
+    """A TorchScript archive, read and not run.
 
-    parameters: list[str] = field(default_factory=list)
-    buffers: list[str] = field(default_factory=list)
+    Args:
+        path: The file.
+        code: What its code declares.
+        root: The network's outermost module.
+        constants: The tensors and others that the code calls ``CONSTANTS.c0`` and so on.
+    """
+
+    path: Path
+    code: ScriptCode
+    root: ScriptObject
+    constants: tuple[Any, ...]
 
 
 def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
@@ -62,12 +85,23 @@ def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
     with TorchArchive(path) as archive:
         findings = _look_at_pickles(archive)
         operators = _operators(archive)
-    forbidden = forbidden_operators(operators)
-    for name in sorted(forbidden, key=lambda name: not is_dangerous(name)):
-        message = f"has code that calls {name}, which bcu does not run"
-        severity: Literal["unsafe", "note"] = "unsafe" if is_dangerous(name) else "note"
-        findings.append(Finding(rule=OPERATOR_RULE, message=message, severity=severity))
-    return findings, operators
+        lite = _lite_operators(archive)
+    if lite is None:
+        message = f"has a {BYTECODE} for torch's lite interpreter that cannot be followed"
+        findings.append(Finding(rule=OPERATOR_RULE, message=message, severity="unsafe"))
+    findings += _judge(operators, "code")
+    findings += _judge(sorted(set(lite or ()) - set(operators)), BYTECODE)
+    return findings, tuple(sorted({*operators, *(lite or ())}))
+
+
+def left_out(path: Path) -> tuple[str, ...]:
+    """The members of an archive that are not written back: those of torch's lite interpreter.
+
+    Raises:
+        CheckpointError: The archive is damaged.
+    """
+    with TorchArchive(path) as archive:
+        return tuple(name for name in archive.names if name in _LITE_MEMBERS)
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
@@ -79,26 +113,12 @@ def load(path: Path) -> dict[str, torch.Tensor]:
         CheckpointError: The archive is damaged, or its weights are constants in its code.
     """
     with TorchArchive(path) as archive:
-        if "byteorder" in archive.names and archive.read("byteorder") != b"little":
-            raise CheckpointError(
-                f"{path} is stored big-endian",
-                "save it on an ordinary (little-endian) machine",
-                rule="unsupported-weights",
-            )
-        classes = _classes(archive)
-        try:
-            contents = open_inertly(archive.read("data.pkl"))
-            fault = size_fault(contents, path.stat().st_size)
-        except CheckpointError:
-            raise
-        except Exception as error:  # the unpickler raises whatever the broken bytes led to
-            raise damaged(path, "its data.pkl cannot be followed") from error
-        if fault:
-            raise damaged(path, fault, "impossible-size")
-        reader = _TensorReader(archive)
+        classes = _code(archive).classes
+        root = _open_pickle(archive, "data.pkl")
+        reader = _ValueReader(archive, classes)
         tensors: dict[str, torch.Tensor] = {}
-        for name, recipe in _named_tensors(path, contents.value, classes, "", 0):
-            tensors[name] = reader.tensor(recipe)
+        for name, recipe in _named_tensors(path, root, classes):
+            tensors[name] = reader.tensor(recipe).clone()
             if len(tensors) > _MAX_TENSORS:
                 raise damaged(path, f"it names more than {_MAX_TENSORS:,} tensors")
     if not tensors:
@@ -109,18 +129,15 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_script(checkpoint: Checkpoint) -> torch.jit.ScriptModule:
-    """Load a TorchScript archive so that it can be run, if all that its code names is on the allow-list.
+def open_script(checkpoint: Checkpoint) -> Script:
+    """Read the code, objects and constants of a TorchScript archive whose operators are all allowed.
 
-    What is loaded is a new archive made from the very members that were looked at, so that no other reading
-    of the zip and no change of the file can bring in other code.
+    Nothing is run, here or by torch; :class:`bcu_cli.models.script.ScriptNetwork` evaluates the code.
 
     Raises:
-        UnsafeFileError: The code or a pickle asks for more than tensor operations; nothing was run.
-        CheckpointError: The archive is damaged, or this torch cannot load it.
+        UnsafeFileError: The code or a pickle asks for more than tensor operations.
+        CheckpointError: The archive is damaged.
     """
-    import torch
-
     path = checkpoint.path
     with TorchArchive(path) as archive:
         findings = [finding for finding in _look_at_pickles(archive) if finding.severity == "unsafe"]
@@ -129,30 +146,63 @@ def load_script(checkpoint: Checkpoint) -> torch.jit.ScriptModule:
             message = f"{path} holds code that bcu does not run: {', '.join(refused[:3])}"
             hint = "if the network is of a known architecture, name it with --arch: then no code is run"
             raise UnsafeFileError(message, hint, rule=OPERATOR_RULE)
-        copy = _repacked(archive)
+        code = _code(archive)
+        root = _ValueReader(archive, code.classes).value(_open_pickle(archive, "data.pkl"))
+        if not isinstance(root, ScriptObject) or root.of.kind != "Module":
+            raise damaged(path, "its objects do not fit its code")
+        constants: Any = ()
+        if "constants.pkl" in archive.names:
+            reader = _ValueReader(archive, code.classes, folder="constants")
+            constants = reader.value(_open_pickle(archive, "constants.pkl"))
+        if not isinstance(constants, tuple):
+            raise damaged(path, "its constants are no tuple")
+    return Script(path=path, code=code, root=root, constants=constants)
+
+
+def dump(file: BinaryIO, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write an archive again with other numbers in its tensors.
+
+    All members keep their bytes, save the storages of the named tensors: each keeps its type, shape and
+    stride, and tensors that shared memory still share it. What only torch's lite interpreter reads is left
+    out. The same tensors give the same bytes.
+
+    Args:
+        file: Where to write.
+        path: The archive.
+        tensors: The new numbers of all its parameters and buffers, by their names in ``state_dict``.
+
+    Raises:
+        CheckpointError: The archive is damaged.
+        OutputError: A tensor is missing.
+    """
+    with TorchArchive(path) as archive, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
+        reader = _ValueReader(archive, _code(archive).classes)
+        reader.fill(tensors)
+        changed = {f"data/{key}": data for key, data in reader.storages()}
+        for name in archive.names:
+            if name not in _LITE_MEMBERS:
+                data = changed[name] if name in changed else archive.read(name)
+                target.writestr(zipfile.ZipInfo(f"archive/{name}", _DATE), data)
+
+
+def _judge(operators: Iterable[str], what: str) -> list[Finding]:
+    """One finding for each operator that is not allowed, the dangerous ones first."""
+    findings = []
+    for name in sorted(forbidden_operators(operators), key=lambda name: not is_dangerous(name)):
+        message = f"has {what} that calls {name}, which bcu does not run"
+        severity: Literal["unsafe", "note"] = "unsafe" if is_dangerous(name) else "note"
+        findings.append(Finding(rule=OPERATOR_RULE, message=message, severity=severity))
+    return findings
+
+
+def _lite_operators(archive: TorchArchive) -> tuple[str, ...] | None:
+    """The operators that the lite interpreter would call; None where that cannot be followed."""
+    if BYTECODE not in archive.names:
+        return ()
     try:
-        with _without_deprecation():
-            module: torch.jit.ScriptModule = torch.jit.load(copy, map_location="cpu")  # type: ignore[no-untyped-call]
-            return module
-    except Exception as error:  # torch's loader raises RuntimeError and more for code that it cannot read
-        raise damaged(path, "torch cannot load its code") from error
-
-
-def dump(file: Any, module: torch.jit.ScriptModule) -> None:
-    """Write a module into an open file."""
-    import torch
-
-    with _without_deprecation():
-        torch.jit.save(module, file)
-
-
-@contextmanager
-def _without_deprecation() -> Iterator[None]:
-    """Newer torch announces the end of TorchScript at each call; users cannot act on that here."""
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings("ignore", message=r"`?torch\.jit", category=category)
-        yield
+        return operators_of(archive.read(BYTECODE))
+    except UnreadableBytecodeError:
+        return None
 
 
 def _look_at_pickles(archive: TorchArchive) -> list[Finding]:
@@ -167,17 +217,21 @@ def _look_at_pickles(archive: TorchArchive) -> list[Finding]:
 
 
 def _modules(archive: TorchArchive) -> dict[str, ast.Module]:
-    modules = {}
+    texts = {}
     for name in archive.names:
         if name.startswith("code/") and name.endswith(".py"):
-            try:
-                text = archive.read(name).decode("ascii")
-                modules[name.removeprefix("code/").removesuffix(".py").replace("/", ".")] = parse(text)
-            except (UnreadableCodeError, UnicodeDecodeError) as error:
-                message = f"{archive.path} was not opened: its code {name} is not as torch writes it"
-                hint = "get the file from its publisher again"
-                raise UnsafeFileError(message, hint, rule="torchscript-code") from error
-    return modules
+            module = name.removeprefix("code/").removesuffix(".py").replace("/", ".")
+            texts[module] = archive.read(name)
+    try:
+        return parse_all(texts)
+    except UnreadableCodeError as error:
+        message = f"{archive.path} was not opened: its code is not as torch writes it: {error}"
+        hint = "get the file from its publisher again"
+        raise UnsafeFileError(message, hint, rule="torchscript-code") from error
+
+
+def _code(archive: TorchArchive) -> ScriptCode:
+    return declared(_modules(archive))
 
 
 def _operators(archive: TorchArchive) -> tuple[str, ...]:
@@ -189,29 +243,29 @@ def _operators(archive: TorchArchive) -> tuple[str, ...]:
     return list_operators(_modules(archive).values(), is_operator)
 
 
-def _classes(archive: TorchArchive) -> dict[str, _Class]:
-    classes = {}
-    for module, tree in _modules(archive).items():
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["Module"]:
-                declared = _Class()
-                for part in node.body:
-                    if isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name):
-                        if part.targets[0].id == "__parameters__":
-                            declared.parameters.extend(_strings(part.value))
-                        elif part.targets[0].id == "__buffers__":
-                            declared.buffers.extend(_strings(part.value))
-                classes[f"{module}.{node.name}"] = declared
-    return classes
-
-
-def _strings(node: ast.expr) -> list[str]:
-    elements = node.elts if isinstance(node, ast.List) else []
-    return [item.value for item in elements if isinstance(item, ast.Constant) and isinstance(item.value, str)]
+def _open_pickle(archive: TorchArchive, name: str) -> Any:
+    """What a pickle of an archive holds, as recipes and records whose sizes are possible."""
+    path = archive.path
+    if "byteorder" in archive.names and archive.read("byteorder") != b"little":
+        raise CheckpointError(
+            f"{path} is stored big-endian",
+            "save it on an ordinary (little-endian) machine",
+            rule="unsupported-weights",
+        )
+    try:
+        contents = open_inertly(archive.read(name))
+        fault = size_fault(contents, path.stat().st_size)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the unpickler raises whatever the broken bytes led to
+        raise damaged(path, f"its {name} cannot be followed") from error
+    if fault:
+        raise damaged(path, fault, "impossible-size")
+    return contents.value
 
 
 def _named_tensors(
-    path: Path, module: Any, classes: dict[str, _Class], prefix: str, depth: int
+    path: Path, module: Any, classes: dict[str, ScriptClass], prefix: str = "", depth: int = 0
 ) -> Iterator[tuple[str, Recipe]]:
     """The tensors of a module in the order of ``state_dict``: its parameters, its buffers, its parts."""
     if not _is_module(module, classes) or depth > _MAX_DEPTH:
@@ -228,29 +282,104 @@ def _named_tensors(
             yield from _named_tensors(path, value, classes, f"{prefix}{name}.", depth + 1)
 
 
-def _is_module(value: Any, classes: dict[str, _Class]) -> TypeGuard[Record]:
-    return isinstance(value, Record) and value.qualname in classes
+def _is_module(value: Any, classes: dict[str, ScriptClass]) -> TypeGuard[Record]:
+    return (
+        isinstance(value, Record) and value.qualname in classes and classes[value.qualname].kind == "Module"
+    )
 
 
-class _TensorReader:
-    """Makes tensors from recipes and the storages of an archive."""
+class _ValueReader:
+    """Makes values of what a pickle of an archive holds: tensors, modules, lists and so on.
 
-    def __init__(self, archive: TorchArchive) -> None:
+    Args:
+        archive: The archive.
+        classes: Of its code.
+        folder: Where the storages of the pickle's tensors are.
+    """
+
+    def __init__(
+        self, archive: TorchArchive, classes: dict[str, ScriptClass], *, folder: str = "data"
+    ) -> None:
         self._archive = archive
+        self._classes = classes
+        self._folder = folder
         self._storages: dict[str, torch.Tensor] = {}
+        self._tensors: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._objects: dict[int, ScriptObject] = {}
 
     def tensor(self, recipe: Recipe) -> torch.Tensor:
-        """The tensor that a recipe describes; its sizes were checked with :func:`size_fault`."""
+        """The tensor that a recipe describes; its sizes were checked with :func:`size_fault`.
+
+        Tensors of one storage share their memory, and the same place in it gives the same tensor.
+        """
         if recipe.name != "torch._utils._rebuild_tensor_v2":
             raise damaged(self._archive.path, f"{recipe.name} makes no tensor")
         storage, offset, shape, stride = recipe.args[:4]
-        return self._storage(storage).as_strided(shape, stride, offset).clone()
+        key = (storage.key, offset, shape, stride)
+        if key not in self._tensors:
+            self._tensors[key] = self._storage(storage).as_strided(shape, stride, offset)
+        return self._tensors[key]
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        """The value that a part of the pickle stands for."""
+        if depth > _MAX_DEPTH:
+            raise damaged(self._archive.path, "its objects are nested too deeply")
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, list | tuple):
+            return type(value)(self.value(item, depth + 1) for item in value)
+        if isinstance(value, dict):
+            return {self.value(key, depth + 1): self.value(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, Record):
+            return self._object(value, depth)
+        if isinstance(value, Recipe):
+            return self._made(value, depth)
+        raise damaged(self._archive.path, f"it holds a {type(value).__name__}, which no network needs")
+
+    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put other numbers into the named tensors of the archive's network."""
+        path = self._archive.path
+        for name, recipe in _named_tensors(path, _open_pickle(self._archive, "data.pkl"), self._classes):
+            own = self.tensor(recipe)
+            if name not in tensors or tensors[name].numel() != own.numel():
+                raise OutputError(
+                    f"the network has no tensor {name} as {path} has it", "report this: it is a bug"
+                )
+            own.copy_(tensors[name].detach().reshape(own.shape))
+
+    def storages(self) -> Iterator[tuple[str, bytes]]:
+        """The storages that were read, as they are now."""
+        import torch
+
+        for key, flat in self._storages.items():
+            yield key, flat.view(torch.uint8).numpy().tobytes()
+
+    def _object(self, record: Record, depth: int) -> ScriptObject:
+        of = self._classes.get(record.qualname)
+        if of is None or of.kind not in {"Module", "Enum"}:
+            raise damaged(self._archive.path, "its objects do not fit its code")
+        if id(record) not in self._objects:
+            made = self._objects[id(record)] = ScriptObject(of, {})
+            attributes = record.attributes if of.kind == "Module" else {"value": record.arguments[0]}
+            for name, value in attributes.items():
+                made.attributes[name] = self.value(value, depth + 1)
+        return self._objects[id(record)]
+
+    def _made(self, recipe: Recipe, depth: int) -> Any:
+        """The value of a call that the pickle asks for: a typed list, a device, a tensor."""
+        if recipe.name.startswith("torch.jit._pickle.") and recipe.args:
+            return self.value(recipe.args[0], depth + 1)
+        if recipe.name == "torch.device":
+            import torch
+
+            return torch.device("cpu")  # whatever device it was: the network is where bcu puts it
+        return self.tensor(recipe)
 
     def _storage(self, storage: StorageRef) -> torch.Tensor:
         import torch
 
         if storage.key not in self._storages:
-            data = self._archive.read(f"data/{storage.key}")
+            data = self._archive.read(f"{self._folder}/{storage.key}")
             if storage.kind not in _DTYPES or len(data) != storage.nbytes:
                 why = f"storage {storage.key} of {len(data):,} bytes does not fit its tensor"
                 raise damaged(self._archive.path, why)
@@ -258,12 +387,3 @@ class _TensorReader:
             flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
             self._storages[storage.key] = flat
         return self._storages[storage.key]
-
-
-def _repacked(archive: TorchArchive) -> io.BytesIO:
-    copy = io.BytesIO()
-    with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as target:
-        for name in archive.names:
-            target.writestr(f"archive/{name}", archive.read(name))
-    copy.seek(0)
-    return copy

@@ -168,16 +168,38 @@ def write(
     return _write_file(path, lambda file: _dump_pickle(file, named, like, merged))
 
 
-def write_torchscript(path: Path, module: torch.jit.ScriptModule) -> str:
-    """Write a TorchScript module and return the SHA-256 of the file.
+def write_torchscript(path: Path, tensors: Mapping[str, torch.Tensor], *, like: Checkpoint) -> str:
+    """Write a TorchScript archive again with other numbers in its tensors.
+
+    The code and everything else stay as they are; see :func:`bcu_cli.checkpoints.torchscript.dump`.
+
+    Args:
+        path: The new file.
+        tensors: All parameters and buffers by their names.
+        like: The archive as read; the same bytes must still be there.
+
+    Returns:
+        The SHA-256 of the file.
+
+    Raises:
+        CheckpointError: The archive is damaged.
+        OutputError: The file cannot be written, a tensor is missing, or the archive is another one now.
+    """
+    if sha256_of(like.path) != like.sha256:
+        raise OutputError(f"{like.path} has changed since it was read", "run the command again")
+    return _write_file(path, lambda file: torchscript.dump(file, like.path, tensors))
+
+
+def write_bytes(path: Path, data: bytes) -> str:
+    """Write a file whole or not at all, and return its SHA-256.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    return _write_file(path, lambda file: torchscript.dump(file, module))
+    return _write_file(path, lambda file: file.write(data))
 
 
-def _write_file(path: Path, dump: Callable[[BinaryIO], None]) -> str:
+def _write_file(path: Path, dump: Callable[[BinaryIO], object]) -> str:
     """Write through memory: torch's own writer turns a full disk into an error without a reason."""
     buffer = io.BytesIO()
     try:

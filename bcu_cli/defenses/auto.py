@@ -143,7 +143,6 @@ class Auto(TrainedDefense[AutoOptions]):
     paper = "own; after Pang et al., CVPR 2023 and Zeng et al., I-BAU, ICLR 2022"
     Options: ClassVar[type[DefenseOptions]] = AutoOptions
     needs_labels = False
-    needs_modules = False
 
     level: int
     trials: list[list[Residue]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 import torch
 
 from bcu_cli import defenses
-from bcu_cli.errors import ArchitectureError, UsageError
+from bcu_cli.errors import UsageError
 from bcu_cli.images.augmentation import Augmentation
 from bcu_cli.training.inference import predict
 from bcu_cli.training.options import TrainingOptions
@@ -130,7 +130,7 @@ class Defense(ABC, Generic[O]):
     """One defense on one network: made with everything it needs, then its stages are trained in order.
 
     Subclasses set ``name`` (that of their module), ``paper``, the class of their ``Options``, and whether
-    they need images, labels, and a network whose modules can be looked into.
+    they need images and labels.
 
     Args:
         teacher: The suspicious classifier, images in [0, 1] -> logits ``[N, K]``; moved to ``device`` and put
@@ -156,7 +156,6 @@ class Defense(ABC, Generic[O]):
     Options: ClassVar[type[DefenseOptions]]
     needs_images: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
-    needs_modules: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -171,11 +170,6 @@ class Defense(ABC, Generic[O]):
             raise ValueError(f"{self.name} needs images")
         if self.needs_labels and (data is None or data.labels is None):
             raise ValueError(f"{self.name} needs labels")
-        if self.needs_modules and isinstance(teacher.network, torch.jit.ScriptModule):
-            raise ArchitectureError(
-                f"{self.name} works on the network's modules, and this one is only known as TorchScript code",
-                "name its architecture with --arch, or use --method bcu or ft",
-            )
         self.teacher = teacher
         self.device = device
         self._data = data

@@ -95,7 +95,6 @@ class Bcu(TrainedDefense[BcuOptions]):
     paper = "Pang et al., Backdoor Cleansing with Unlabeled Data, CVPR 2023"
     Options: ClassVar[type[DefenseOptions]] = BcuOptions
     needs_labels = False
-    needs_modules = False
 
     reinitialised: list[Reinitialised]
 

@@ -20,7 +20,6 @@ from bcu_cli.models.watching import Watching
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_CONVOLUTIONS = {"Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"}
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
@@ -53,8 +52,7 @@ def measure(network: nn.Module, example: Tensor) -> list[Layer]:
     """Find every weighted layer of a network and its depth.
 
     Args:
-        network: Any classifier; TorchScript modules are taken in the order in which they were registered,
-            since what flows through them cannot be watched.
+        network: Any classifier.
         example: A batch that the network takes, ``[N, C, H, W]``.
 
     Returns:
@@ -69,10 +67,7 @@ def measure(network: nn.Module, example: Tensor) -> list[Layer]:
         raise ArchitectureError(
             "the network has neither a convolution nor a linear layer", "only such networks can be cleansed"
         )
-    if isinstance(network, torch.jit.ScriptModule):
-        depths = {name: depth for depth, name in enumerate(found, start=1)}
-    else:
-        depths = _watch(network, found, example)
+    depths = _watch(network, found, example)
     layers, last = [], 1
     for name, module in found.items():
         last = depths.get(name, last)
@@ -82,8 +77,6 @@ def measure(network: nn.Module, example: Tensor) -> list[Layer]:
 
 
 def _is_weighted(module: nn.Module) -> bool:
-    if isinstance(module, torch.jit.ScriptModule):
-        return module.original_name in _CONVOLUTIONS | {"Linear"}
     return isinstance(module, _WEIGHTED) and any(True for _ in module.parameters(recurse=False))
 
 

@@ -23,7 +23,6 @@ class FineTuning(TrainedDefense[TrainedOptions]):
     name = "ft"
     paper = "fine-tuning, as in Pang et al., CVPR 2023, supplement B"
     Options: ClassVar[type[DefenseOptions]] = TrainedOptions
-    needs_modules = False
 
     def stages(self) -> Iterator[Stage]:
         """One training."""

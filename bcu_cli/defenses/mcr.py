@@ -22,7 +22,9 @@ from torch.nn import functional as F
 
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
 from bcu_cli.defenses.finetuning import EPOCHS, finetuning
+from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.channels import BATCH_NORMS
+from bcu_cli.models.script_module import ScriptModule
 from bcu_cli.training.loop import Stage, Training
 
 if TYPE_CHECKING:
@@ -82,6 +84,21 @@ class ModeConnectivityRepair(TrainedDefense[McrOptions]):
 
     curve: Curve
 
+    def decide(self, options: McrOptions) -> McrOptions:
+        """See :meth:`Defense.decide`.
+
+        Raises:
+            ArchitectureError: The statistics of BatchNorm are kept by code of the file's own, which may not
+                average them as this method needs.
+        """
+        if any(_keeps_statistics_itself(module) for module in self.teacher.modules()):
+            raise ArchitectureError(
+                "mcr computes the statistics of BatchNorm anew, which a network that is only known as "
+                "TorchScript code does in its own way",
+                "name its architecture with --arch, or use another --method",
+            )
+        return super().decide(options)
+
     def stages(self) -> Iterator[Stage]:
         """The fine-tuning of one end, then the training of the bend; a point in between is taken."""
         options = self.options
@@ -124,6 +141,11 @@ class ModeConnectivityRepair(TrainedDefense[McrOptions]):
             return F.cross_entropy(logits.float(), labels[index])
 
         return objective
+
+
+def _keeps_statistics_itself(module: nn.Module) -> bool:
+    batch_norm = isinstance(module, BATCH_NORMS) and module.running_mean is not None
+    return batch_norm and isinstance(module, ScriptModule)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

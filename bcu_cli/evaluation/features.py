@@ -137,11 +137,6 @@ def last_linear(model: Classifier, images: Tensor, device: Device, *, what: str)
         ArchitectureError: There is none, or its input cannot be watched.
     """
     hint = "--tsne draws what the last linear layer of a network is given; leave it out"
-    if isinstance(model.network, torch.jit.ScriptModule):
-        raise ArchitectureError(
-            f"{what} is only known as TorchScript code, whose layers cannot be watched",
-            f"name its architecture with --arch, if bcu knows it; {hint}",
-        )
     model.to(device.torch).eval()
     batch = images.to(device.torch).float() / 255.0
     calls, logits = _watched(model, batch)

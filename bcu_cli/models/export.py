@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from typing import TYPE_CHECKING
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.jit import TracingCheckError  # type: ignore[attr-defined]
 
-from bcu_cli.checkpoints import Format, write, write_torchscript
+from bcu_cli.checkpoints import Format, write, write_bytes, write_torchscript
 from bcu_cli.errors import OutputError
 from bcu_cli.models.metadata import class_names, metadata_for
+from bcu_cli.models.script import ScriptNetwork
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +34,9 @@ def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Forma
         original: What was cleansed.
         cleansed: The same network with other weights.
         path: The file.
-        format: Its format. As TorchScript the network is traced, nothing of the original's code is kept;
-            only where the original's own code is all that is known of the network does that code run on.
+        format: Its format. As TorchScript the network is traced, and nothing of the original's code is kept.
+            Where that code is all that is known of the network, the original's archive is written again with
+            other numbers in its tensors.
 
     Returns:
         The SHA-256 of the file.
@@ -42,9 +45,11 @@ def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Forma
         OutputError: The file cannot be written, or the network cannot be put into that format.
     """
     network = cleansed.network.cpu().eval()
-    if format is Format.TORCHSCRIPT:
-        return write_torchscript(path, _script(network, cleansed.preprocessing.input_size, path))
     state = network.state_dict()
+    if isinstance(network, ScriptNetwork) and format is Format.TORCHSCRIPT:
+        return write_torchscript(path, state, like=original.checkpoint)
+    if format is Format.TORCHSCRIPT:
+        return write_bytes(path, _traced(network, cleansed.preprocessing.input_size, path))
     names = original.checkpoint.tensors
     tensors = {name: _like(state[name], tensor) for name, tensor in names.items() if name in state}
     if lost := [name for name in names if name not in state]:
@@ -65,18 +70,17 @@ def _metadata(original: Loaded) -> dict[str, str]:
     return described | {CLEANSED_FROM: json.dumps(checkpoint.sha256)}
 
 
-def _script(network: torch.nn.Module, input_size: tuple[int, int, int], path: Path) -> torch.jit.ScriptModule:
-    if isinstance(network, torch.jit.ScriptModule):
-        return network
+def _traced(network: torch.nn.Module, input_size: tuple[int, int, int], path: Path) -> bytes:
+    """A network of bcu's or a library's own code as the bytes of a TorchScript file."""
+    buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its age, and of shapes that become fixed, as they shall
-            traced: torch.jit.ScriptModule = torch.jit.trace(  # type: ignore[no-untyped-call]
-                network, torch.zeros(2, *input_size)
-            )
+            traced = torch.jit.trace(network, torch.zeros(2, *input_size))  # type: ignore[no-untyped-call]
+            torch.jit.save(traced, buffer)
     except (RuntimeError, TracingCheckError) as error:
         reason = str(error).strip().splitlines()[0]
         raise OutputError(
             f"{path} cannot be written as TorchScript: {reason}", "--format safetensors"
         ) from error
-    return traced
+    return buffer.getvalue()

@@ -253,9 +253,10 @@ class _Loader:
 
 
 def _script(checkpoint: Checkpoint) -> nn.Module:
-    from bcu_cli.checkpoints import load_script
+    from bcu_cli.checkpoints import open_script
+    from bcu_cli.models.script import ScriptNetwork
 
-    return load_script(checkpoint)
+    return ScriptNetwork(open_script(checkpoint))
 
 
 def _graph(checkpoint: Checkpoint) -> tuple[nn.Module, tuple[int, int, int] | None]:

@@ -16,12 +16,13 @@ from bcu_cli.checkpoints import (
     forbidden_operators,
     inspect_only,
     is_pure,
-    load_script,
+    open_script,
     read,
     write_torchscript,
 )
 from bcu_cli.checkpoints.operators import UnreadableCodeError, list_operators, parse
 from bcu_cli.errors import CheckpointError, UnsafeFileError
+from bcu_cli.models.script import ScriptNetwork
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,7 @@ def test_names_and_tensors_are_those_of_the_state_dict(tmp_path: Path, trace: bo
     assert is_pure(checkpoint.operators)
     assert "aten::batch_norm" in checkpoint.operators
     state = net.state_dict()
-    loaded = load_script(checkpoint)
+    loaded = ScriptNetwork(open_script(checkpoint))
     assert list(checkpoint.tensors) == list(loaded.state_dict())
     assert set(checkpoint.tensors) == set(state)
     for name, tensor in state.items():
@@ -68,9 +69,9 @@ def test_enumerations_are_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_written_modules_load_anywhere_and_have_the_same_bytes(tmp_path: Path) -> None:
-    module = load_script(read(script(small_net(), tmp_path / "net.pt")))
-    first = write_torchscript(tmp_path / "one.pt", module)
-    second = write_torchscript(tmp_path / "another_name.pt", module)
+    original = read(script(small_net(), tmp_path / "net.pt"))
+    first = write_torchscript(tmp_path / "one.pt", original.tensors, like=original)
+    second = write_torchscript(tmp_path / "another_name.pt", original.tensors, like=original)
     assert first == second == read(tmp_path / "one.pt").sha256
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -97,7 +98,7 @@ def test_file_operators_are_found_and_never_run(tmp_path: Path) -> None:
     ]
     assert next(iter(checkpoint.tensors)) == "mean"
     with pytest.raises(UnsafeFileError, match="aten::save"):
-        load_script(checkpoint)
+        open_script(checkpoint)
     assert inspect_only(path).is_unsafe
     assert not canary.exists()
 

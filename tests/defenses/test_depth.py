@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
+from scripted import script_network
 from torch import nn
 
 from bcu_cli.defenses.bcu import RATIOS, BcuOptions
@@ -65,11 +67,12 @@ def test_transformers_and_others_are_measured(name: str) -> None:
     assert [layer for layer, depth in found.items() if depth == deepest] == [list(found)[-1]]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
-def test_torchscript_is_taken_in_order() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 2))
-    script = torch.jit.trace(network, IMAGES)
-    assert list(depths(script).values()) == [1, 2]
+@pytest.mark.parametrize("example", [None, IMAGES], ids=["scripted", "traced"])
+def test_torchscript_is_measured_as_the_network_itself(example: torch.Tensor | None) -> None:
+    network = torchvision.models.resnet18(num_classes=4).eval()
+    found = depths(network)
+    assert max(found.values()) > 15
+    assert depths(script_network(network, example)) == found
 
 
 def test_nothing_to_reinitialise() -> None:

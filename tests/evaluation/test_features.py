@@ -9,6 +9,7 @@ import torch
 from defending import CPU, Setting, backdoored_setting, classifier, pictures, small
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import script_network
 from torch import Tensor, nn
 
 from bcu_cli.checkpoints import read
@@ -104,12 +105,11 @@ def test_a_network_without_such_a_layer_is_refused(case: str) -> None:
     assert "--tsne" in caught.value.hint
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
-def test_torchscript_is_refused() -> None:
-    network = torch.jit.trace(small().network, torch.zeros(2, 3, 8, 8))
-    with pytest.raises(ArchitectureError, match="TorchScript") as caught:
-        of_sample(classifier(network), pictures(), None, CPU, what="it")
-    assert "--arch" in caught.value.hint
+def test_torchscript_has_those_of_the_network_itself() -> None:
+    plain = small()
+    script = classifier(script_network(plain.network, torch.zeros(2, 3, 8, 8)))
+    one, other = (of_sample(model, pictures(), None, CPU, what="it") for model in (plain, script))
+    assert torch.allclose(one.clean, other.clean, atol=1e-5)
 
 
 def test_a_graph_of_onnx_has_them(tmp_path: Path) -> None:

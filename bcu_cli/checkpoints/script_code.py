@@ -1,0 +1,124 @@
+"""What the code of a TorchScript archive declares: classes with their methods, and functions.
+
+The code is only parsed. :mod:`bcu_cli.models.script` evaluates it, with operators of bcu's own.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .operators import UnreadableCodeError, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_CODE_BYTES = 4 * 2**20
+"""The code of the largest network of timm takes less than a tenth of this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptClass:
+    """One class that the code declares.
+
+    Args:
+        qualname: Its full name, ``__torch__.M``.
+        kind: Its base: ``Module``, ``NamedTuple``, ``Enum``, or empty for a plain class.
+        parameters: The attributes that are parameters, in order.
+        buffers: The attributes that are buffers, in order.
+        fields: The names of all annotated attributes, in order.
+        constants: The values of its constants and of an enumeration's members.
+        methods: Its methods by name.
+    """
+
+    qualname: str
+    kind: str
+    parameters: list[str] = field(default_factory=list)
+    buffers: list[str] = field(default_factory=list)
+    fields: list[str] = field(default_factory=list)
+    constants: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, ast.FunctionDef] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScriptCode:
+    """The classes and functions of an archive by their full names."""
+
+    classes: dict[str, ScriptClass]
+    functions: dict[str, ast.FunctionDef]
+
+
+def parse_all(texts: Mapping[str, bytes]) -> dict[str, ast.Module]:
+    """Parse the code files of an archive.
+
+    Args:
+        texts: The files by the names of their modules.
+
+    Raises:
+        UnreadableCodeError: One is not as torch writes it, or they are too long together.
+    """
+    if sum(map(len, texts.values())) > MAX_CODE_BYTES:
+        raise UnreadableCodeError(f"it is longer than {MAX_CODE_BYTES:,} bytes")
+    try:
+        return {module: parse(text.decode("ascii")) for module, text in texts.items()}
+    except UnicodeDecodeError as error:
+        raise UnreadableCodeError("it holds unusual characters") from error
+
+
+def declared(modules: Mapping[str, ast.Module]) -> ScriptCode:
+    """The classes and functions that parsed code declares."""
+    code = ScriptCode({}, {})
+    for module, tree in modules.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef):
+                code.functions[f"{module}.{node.name}"] = node
+            elif isinstance(node, ast.ClassDef):
+                made = _class(f"{module}.{node.name}", node)
+                code.classes[made.qualname] = made
+    return code
+
+
+def literal(node: ast.expr) -> Any:
+    """The value of a literal; None where the expression is none."""
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _class(qualname: str, node: ast.ClassDef) -> ScriptClass:
+    bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+    made = ScriptClass(qualname=qualname, kind=bases[0] if len(bases) == 1 else "")
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef):
+            made.methods[part.name] = part
+        elif isinstance(part, ast.AnnAssign):
+            _declare(made, part.target, part.value)
+        elif isinstance(part, ast.Assign) and len(part.targets) == 1:
+            _assign(made, part.targets[0], part.value)
+    return made
+
+
+def _declare(made: ScriptClass, target: ast.expr, value: ast.expr | None) -> None:
+    if isinstance(target, ast.Name):
+        if value is None:
+            made.fields.append(target.id)
+        else:
+            made.constants[target.id] = literal(value)
+
+
+def _assign(made: ScriptClass, target: ast.expr, value: ast.expr) -> None:
+    if not isinstance(target, ast.Name):
+        return  # of __annotations__["0"] = ..., which names the type of a module in a list
+    if target.id == "__parameters__":
+        made.parameters.extend(_strings(value))
+    elif target.id == "__buffers__":
+        made.buffers.extend(_strings(value))
+    else:
+        made.constants[target.id] = literal(value)
+
+
+def _strings(node: ast.expr) -> list[str]:
+    elements = node.elts if isinstance(node, ast.List) else []
+    return [item.value for item in elements if isinstance(item, ast.Constant) and isinstance(item.value, str)]
