@@ -179,7 +179,7 @@ def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
         odd = Finding(rule="export-pickle", message=message, severity="unsafe")
         return _look(archive, name, data) or [odd]
     with TorchArchive(archive.path, data=data) as inner:
-        return look_at_unguarded(inner) or _look_at_keys(inner, name)
+        return _look_at_keys(inner, name) or look_at_unguarded(inner)
 
 
 def _look_at_keys(inner: TorchArchive, name: str) -> list[Finding]:
