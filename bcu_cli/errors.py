@@ -46,6 +46,10 @@ class ArchitectureError(BcuError):
     """Weights that cannot be made into a classifier: unknown, ambiguous or not matching."""
 
 
+class AnswersError(BcuError):
+    """Answers of a network that make no sense: of another shape or type than logits, NaN or infinite."""
+
+
 class ImagesError(BcuError):
     """A folder that does not hold the images (or the class subfolders) that are needed."""
 

@@ -36,6 +36,7 @@ from bcu_cli.defenses.disturbance import disturb
 from bcu_cli.evaluation.measures import Proportion, above_others, agreement
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
+from bcu_cli.models.classifier import name_of
 from bcu_cli.training.inference import in_batches, predict
 from bcu_cli.training.loop import Companion, Stage, Training
 from bcu_cli.triggers.base import to_bytes
@@ -239,7 +240,10 @@ class Auto(TrainedDefense[AutoOptions]):
     def _usual_answers(self) -> tuple[Tensor, Tensor]:
         """What the original answers to the images held out, and which half of them it is surer of."""
         confidence, answers = in_batches(
-            lambda images: confidence_and_answer(self.teacher(images)), self.held_out.images, self.device
+            lambda images: confidence_and_answer(self.teacher(images)),
+            self.held_out.images,
+            self.device,
+            name=name_of(self.teacher),
         ).T
         return answers.long(), confidence.topk(ceil(len(confidence) / 2)).indices
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.evaluation.measures import labels_of
+from bcu_cli.models.classifier import name_of
 from bcu_cli.training.inference import in_batches
 
 if TYPE_CHECKING:
@@ -57,18 +58,14 @@ def of_sample(
         what: How errors call the model.
 
     Raises:
-        ArchitectureError: There is no last linear layer that can be watched, or it is given no numbers.
+        ArchitectureError: There is no last linear layer that can be watched.
+        AnswersError: It is given NaN or infinite numbers.
     """
     chosen = data.subset(balanced(labels_of(data)))
     layer = last_linear(model, chosen.images[:2], device, what=what)
     features = [penultimate(model, layer, chosen.images, device)]
     if trigger:
         features.append(penultimate(model, layer, chosen.images, device, transform=trigger.apply_to_bytes))
-    if not all(each.isfinite().all() for each in features):
-        raise ArchitectureError(
-            f"the last linear layer of {what} is given numbers that are not finite",
-            "its weights or its normalisation are damaged; leave --tsne out",
-        )
     return Features(labels=labels_of(chosen), clean=features[0], triggered=features[1] if trigger else None)
 
 
@@ -118,7 +115,7 @@ def penultimate(
         return seen[-1].float()
 
     try:
-        return in_batches(features, images, device, transform=transform)
+        return in_batches(features, images, device, transform=transform, name=name_of(model))
     finally:
         handle.remove()
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bcu_cli.errors import TrainingError
-from bcu_cli.training.inference import NO_NUMBERS, are_probabilities, in_batches
+from bcu_cli.models.classifier import name_of
+from bcu_cli.training.inference import are_probabilities, in_batches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,12 +129,13 @@ def suitability(
         classes: The names of its classes; "class 0" and so on where there are none.
 
     Raises:
-        TrainingError: Its answers are NaN or infinite, or a single image does not fit into memory.
+        AnswersError: Its answers are NaN or infinite.
+        TrainingError: A single image does not fit into memory.
     """
     model.to(device.torch).eval()
-    confidence, answers = in_batches(lambda batch: confidence_and_answer(model(batch)), images, device).T
-    if not confidence.isfinite().all():
-        raise TrainingError(*NO_NUMBERS)
+    confidence, answers = in_batches(
+        lambda batch: confidence_and_answer(model(batch)), images, device, name=name_of(model)
+    ).T
     number = model.num_classes
     return Suitability(
         counts=tuple(torch.bincount(answers.long(), minlength=number).tolist()),

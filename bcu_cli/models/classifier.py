@@ -1,18 +1,28 @@
-"""A network together with the normalisation of its input."""
+"""A network together with the normalisation of its input, and what its answers must be."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from bcu_cli.errors import AnswersError
+
 if TYPE_CHECKING:
     from bcu_cli.models.preprocessing import Preprocessing
 
+THE_NETWORK = "the network"
+"""How errors call one that has no name."""
+
+_ROUNDING = 0.02
+"""Share of the largest logit that another order of summation may change; a thousand times what is usual."""
+
+_NO_CLASSIFIER = "bcu works on classifiers that answer each image with one row of logits"
+
 
 class Classifier(nn.Module):
-    """A network behind its normalisation: pictures in [0, 1] in, logits out.
+    """A network behind its normalisation: images in [0, 1] in, logits out.
 
     The mean and deviation are buffers that are not saved, so that ``network.state_dict()`` holds exactly the
     tensors of the file that the network came from.
@@ -20,26 +30,94 @@ class Classifier(nn.Module):
     Args:
         network: Normalised images ``[N, C, H, W]`` to logits ``[N, K]``.
         preprocessing: Of the network; only mean and std are applied here.
-        num_classes: K.
+        num_classes: K; 0 while it is not known.
+        name: How errors call the network.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, num_classes: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        num_classes: int,
+        *,
+        name: str = THE_NETWORK,
+    ) -> None:
         super().__init__()
         self.network = network
         self.preprocessing = preprocessing
         self.num_classes = num_classes
+        self.name = name
         self.register_buffer("mean", _per_channel(preprocessing.mean), persistent=False)
         self.register_buffer("std", _per_channel(preprocessing.std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``float [N, C, H, W]`` in [0, 1] to logits ``[N, K]``."""
-        logits = self.network((images - self.mean) / self.std)
-        # GoogLeNet and Inception return (logits, auxiliary logits, …) in training mode.
-        result: Tensor = logits if isinstance(logits, Tensor) else logits[0]
-        return result
+        """Images ``float [N, C, H, W]`` in [0, 1] to logits ``[N, K]``.
+
+        Whether they are finite is not looked at here, for which a GPU would have to be waited for.
+
+        Raises:
+            AnswersError: The network answers with anything else than N rows of K real floating-point numbers.
+        """
+        return self._logits(self.network((images - self.mean) / self.std), images.shape[0])
+
+    def _logits(self, answer: Any, number: int) -> Tensor:
+        """The one place that says what an answer is."""
+        if isinstance(answer, tuple):  # as GoogLeNet and Inception have it in training, scripted always
+            answer = getattr(answer, "logits", answer[0] if self.training and answer else answer)
+        if not isinstance(answer, Tensor):
+            raise AnswersError(f"{self.name} returns a {type(answer).__name__}, not logits", _NO_CLASSIFIER)
+        if answer.dim() != 2 or answer.shape[0] != number:
+            raise AnswersError(
+                f"{self.name} returns {list(answer.shape)} for {number} images, not a row of logits for each",
+                _NO_CLASSIFIER,
+            )
+        if not answer.is_floating_point():
+            kind = str(answer.dtype).removeprefix("torch.")
+            raise AnswersError(f"{self.name} answers with {kind} numbers, not with logits", _NO_CLASSIFIER)
+        if self.num_classes and answer.shape[1] != self.num_classes:
+            raise AnswersError(
+                f"{self.name} returns {answer.shape[1]} logits for an image of {self.num_classes} classes",
+                _NO_CLASSIFIER,
+            )
+        return answer
+
+
+def refuse_dependence(alone: Tensor, both: Tensor, name: str) -> None:
+    """Refuse a network that answers an image otherwise by itself than beside another one.
+
+    Nothing measured of it in batches would hold for the image that its user gives it.
+
+    Args:
+        alone: Logits ``[1, K]`` of an image by itself.
+        both: Logits ``[2, K]`` of that image and another one.
+        name: How errors call the network.
+
+    Raises:
+        AnswersError: The answers differ by more than rounding, or are not finite.
+    """
+    if not (alone.isfinite().all() and both.isfinite().all()):
+        raise not_finite(name)
+    if (alone[0] - both[0]).abs().max() > _ROUNDING * both.abs().max():
+        raise AnswersError(
+            f"{name}: its answers depend on the batch; an image alone has another answer than among others",
+            "export it in evaluation mode, with the statistics of its BatchNorm layers",
+        )
+
+
+def name_of(network: nn.Module) -> str:
+    """How errors call a network, which need not be a :class:`Classifier`."""
+    return str(getattr(network, "name", THE_NETWORK))
+
+
+def not_finite(name: str) -> AnswersError:
+    """The error for a network with NaN or infinite answers."""
+    return AnswersError(
+        f"{name} answers with NaN or infinite numbers, which tell nothing",
+        "its weights or its normalisation are far too large or damaged; get another copy",
+    )
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:

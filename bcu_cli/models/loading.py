@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bcu_cli.errors import ArchitectureError
+from bcu_cli.errors import AnswersError, ArchitectureError
 from bcu_cli.models import deciding, fingerprint
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.claims import Claim, read_claims
-from bcu_cli.models.classifier import Classifier
+from bcu_cli.models.classifier import Classifier, refuse_dependence
 from bcu_cli.models.fitting import fill, refuse_broken
 from bcu_cli.models.identification import Found, ambiguous, find
 from bcu_cli.models.preprocessing import Preprocessing
@@ -69,6 +69,7 @@ def load(
     Raises:
         ArchitectureError: The weights are broken, are no image classifier's, fit no (or not the given)
             architecture, or what is needed to run them cannot be found out and must be given.
+        AnswersError: It answers with no logits, with NaN or infinity, or not to each image by itself.
         UnsafeFileError: It is TorchScript or ONNX of which only its own code or graph is known, and that has
             something in it that is not allowed to run.
     """
@@ -105,7 +106,7 @@ class _Loader:
         architecture, network, decision = choices[best]
         if len(choices) > 1:
             architecture = replace(architecture, source=f"{architecture.source}, then BatchNorm statistics")
-        classifier = self._classifier(network, decision.preprocessing, architecture.num_classes)
+        classifier = self._classifier(network, decision.preprocessing)
         if architecture.num_classes != classifier.num_classes:
             architecture = replace(architecture, num_classes=classifier.num_classes)
         evidence = (
@@ -192,30 +193,28 @@ class _Loader:
             return self.options.input_size, self.options.input_size
         return None
 
-    def _classifier(self, network: nn.Module, preprocessing: Preprocessing, num_classes: int) -> Classifier:
-        """The classifier, tried once on zeros: it must give ``[N, K]`` with K of at least 2."""
-        classifier = Classifier(network, preprocessing, num_classes).eval()
+    def _classifier(self, network: nn.Module, preprocessing: Preprocessing) -> Classifier:
+        """The classifier, tried once on noise: it must answer two images as it answers each by itself."""
+        classifier = Classifier(network, preprocessing, 0, name=self.what).eval()
         size = preprocessing.input_size
+        noise = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
         try:
             with torch.no_grad():
-                logits = classifier(torch.zeros(1, *size))
+                alone, both = classifier(noise[:1]), classifier(noise)
+        except AnswersError:
+            raise
         except Exception as error:
             raise ArchitectureError(
                 f"{self.what} cannot run on {'x'.join(map(str, size))} inputs: {one_line(error)}",
                 "give the right --input-size or --arch",
             ) from error
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ArchitectureError(
-                f"{self.what} returns {shape} for one picture, not one row of logits",
-                "bcu works on classifiers",
-            )
-        if logits.shape[1] < 2:
+        if both.shape[1] < 2:
             raise ArchitectureError(
                 f"{self.what} has one output: there are no classes to tell apart",
                 "bcu needs a classifier with two or more outputs",
             )
-        classifier.num_classes = logits.shape[1]
+        refuse_dependence(alone, both, self.what)
+        classifier.num_classes = both.shape[1]
         return classifier
 
     def _load_own(self, reason: ArchitectureError) -> Loaded:
@@ -237,7 +236,7 @@ class _Loader:
             network,
             self.images,
         )
-        classifier = self._classifier(network, decision.preprocessing, 0)
+        classifier = self._classifier(network, decision.preprocessing)
         architecture = Architecture(
             name=own, source=f"the file's own {what}", num_classes=classifier.num_classes
         )

@@ -11,9 +11,10 @@ import torch
 
 from bcu_cli import scan
 from bcu_cli.errors import ScanError
+from bcu_cli.models.classifier import not_finite
 from bcu_cli.scan.base import FEWEST_CLASSES, find
 from bcu_cli.scan.optimising import BATCH
-from bcu_cli.training.inference import NO_NUMBERS, are_probabilities
+from bcu_cli.training.inference import are_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,7 @@ def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
         on_start: Called with the name of a detector before it starts; returns what is told of its progress.
 
     Raises:
+        AnswersError: The network answers with NaN, infinity, or no logits at all.
         ScanError: The network or the images are such that the detectors could tell nothing, or need too much.
     """
     _refuse_sizes(subject)
@@ -67,7 +69,7 @@ def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
         started = time.perf_counter()
         scores = kind().scan(replace(subject, on_step=on_start(kind.name)))
         if not _is_finite(scores):
-            raise ScanError(*NO_NUMBERS)
+            raise not_finite(subject.model.name)
         looked.append(Looked(scores=scores, seconds=time.perf_counter() - started))
     return looked
 
@@ -98,7 +100,7 @@ def _refuse_answers(subject: Subject) -> None:
         pictures = subject.drawn(_PICTURES)
     answers = torch.cat([model(part).float() for part in torch.split(pictures, BATCH)])
     if not answers.isfinite().all():
-        raise ScanError(*NO_NUMBERS)
+        raise not_finite(subject.model.name)
     if are_probabilities(answers):
         raise ScanError(
             "the network answers with probabilities, and the detectors need logits",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import TrainingError
+from bcu_cli.models.classifier import THE_NETWORK, name_of, not_finite
 from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
 from bcu_cli.training.profile import EVALUATION, span
@@ -23,11 +24,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 512
 CPU_BATCH_SIZE = 64
 """On a CPU, whose caches hold what a small network makes of so many: 2 to 3 times as fast as 512."""
-NO_NUMBERS = (
-    "the network's answers are NaN or infinite, so that they tell nothing",
-    "its weights are far too large or damaged; get another copy",
-)
-"""Message and hint."""
+_NOT_FINITE = -1
+"""In place of the class that is answered, where the logits are no numbers."""
 _NEARLY_ONE = 1e-3
 
 
@@ -47,9 +45,18 @@ def predict(
 
     Raises:
         TrainingError: A single image does not fit into memory.
+        AnswersError: The network answers with NaN, infinity, or no logits at all.
     """
     model.to(device.torch).eval()
-    return in_batches(lambda batch: model(batch).argmax(1), images, device, transform=transform)
+    answers = in_batches(lambda batch: _classes(model(batch)), images, device, transform=transform)
+    if (answers == _NOT_FINITE).any():
+        raise not_finite(name_of(model))
+    return answers
+
+
+def _classes(logits: Tensor) -> Tensor:
+    """The class of each row, int64 ``[N]``; found on the device, so that nothing is waited for."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), _NOT_FINITE)
 
 
 @span(EVALUATION)
@@ -60,6 +67,7 @@ def in_batches(
     device: Device,
     *,
     transform: Callable[[Tensor], Tensor] | None = None,
+    name: str = THE_NETWORK,
 ) -> Tensor:
     """What ``compute`` makes of the images, batch by batch; of several ranks each takes its part of them.
 
@@ -68,12 +76,14 @@ def in_batches(
         images: uint8 ``[N, C, H, W]``.
         device: Where.
         transform: Changes each batch of uint8 images first; a trigger, say.
+        name: How an error calls the network.
 
     Returns:
-        ``[N, …]``, on the CPU.
+        ``[N, …]``, on the CPU; finite.
 
     Raises:
         TrainingError: A single image does not fit into memory.
+        AnswersError: Something computed is NaN or infinite.
     """
     shared = len(images) >= ranks.count()
     own = ranks.part(len(images)) if shared else slice(0, len(images))
@@ -93,7 +103,10 @@ def in_batches(
                     f"one image does not fit into the memory of {device.name}", "use another --device"
                 ) from error
             size = (size + 1) // 2
-    return ranks.gathered(torch.cat(computed)) if shared else torch.cat(computed)
+    whole = ranks.gathered(torch.cat(computed)) if shared else torch.cat(computed)
+    if not whole.isfinite().all():
+        raise not_finite(name)
+    return whole
 
 
 def scaled(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bcu_cli.errors import TrainingError
+from bcu_cli.errors import AnswersError
 from bcu_cli.evaluation.suitability import ENOUGH, Suitability, suitability
 from bcu_cli.models import Classifier
 from bcu_cli.models.preprocessing import Preprocessing
@@ -71,7 +71,7 @@ def test_answers_that_are_probabilities_are_taken_as_they_are() -> None:
 
 
 def test_answers_that_are_no_numbers() -> None:
-    with pytest.raises(TrainingError, match="NaN"):
+    with pytest.raises(AnswersError, match="NaN"):
         shown([0, 1], height=float("nan"))
 
 
