@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: Largest height or width that is believed; more is a broken or hostile claim.
+#: Largest height or width that is taken from the user.
 LARGEST_SIDE = 8192
+_LEAST_STD, _MOST_STD, _MOST_MEAN = 1e-4, 1e4, 1e4
 #: Names that torchvision and Pillow know alike.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -55,11 +56,15 @@ def check_size(size: tuple[int, int, int]) -> None:
 
 
 def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raise ``ValueError`` unless the means are finite and the deviations finite and positive."""
+    """Raise ``ValueError`` unless means and deviations are of a size that some scale of images can have."""
     if not all(math.isfinite(value) for value in mean):
         raise ValueError(f"mean {format_values(mean)} is not finite")
+    if not all(abs(value) <= _MOST_MEAN for value in mean):
+        raise ValueError(f"mean {format_values(mean)} is beyond {_MOST_MEAN:g}")
     if not all(math.isfinite(value) and value > 0 for value in std):
         raise ValueError(f"std {format_values(std)} is not greater than 0")
+    if not all(_LEAST_STD <= value <= _MOST_STD for value in std):
+        raise ValueError(f"std {format_values(std)} is not from {_LEAST_STD:g} to {_MOST_STD:g}")
 
 
 def check_crop(crop_pct: float) -> None:
