@@ -7,11 +7,13 @@ believed only if the tensors fit it; numbers are checked for range. Needs no tor
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli.models import transformers_config
 from bcu_cli.models.preprocessing import check_crop, check_interpolation, check_normalisation, check_size
+from bcu_cli.models.registry import is_user_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,6 +24,9 @@ ARCH, NUM_CLASSES, INPUT_SIZE, MEAN, STD, CROP_PCT, INTERPOLATION, CLASSES = (
     f"bcu.{key}"
     for key in ("arch", "num_classes", "input_size", "mean", "std", "crop_pct", "interpolation", "classes")
 )
+_LARGEST_SIDE, _MOST_CHANNELS = 2048, 64
+"""Of the input, where only a file says so; the user may say more."""
+_NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
 #: Plain keys that training scripts keep an architecture's name under.
 _ARCH_KEYS = ("arch", "architecture", "model_name")
 
@@ -74,10 +79,9 @@ def read_claims(path: Path, metadata: Mapping[str, str], beside: Mapping[str, An
 
 def _bcu_claim(metadata: Mapping[str, str]) -> Claim:
     fields = {key: _parse(text) for key, text in metadata.items() if key.startswith("bcu.")}
-    arch = fields.get(ARCH)
     return _checked(
         "metadata",
-        arch=arch if not isinstance(arch, str) or _is_name(arch) else None,
+        arch=fields.get(ARCH),
         input_size=fields.get(INPUT_SIZE),
         mean=fields.get(MEAN),
         std=fields.get(STD),
@@ -127,20 +131,22 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
     channels = config.get("num_channels", 3)
-    return _checked(
+    claim = _checked(
         path.name,
-        arch=f"{transformers_config.PREFIX}{path}",
+        arch=None,
         input_size=None if size is None else size if isinstance(size, list) else [channels, size, size],
         mean=fields.get("image_mean"),
         std=fields.get("image_std"),
         crop_pct=fields.get("crop_pct"),
         interpolation=None,
     )
+    return replace(claim, arch=f"{transformers_config.PREFIX}{path}")
 
 
 def _is_name(arch: str) -> bool:
-    """Whether a file may say so: a name to look up, and no other file's."""
-    return bool(arch) and not transformers_config.is_config(arch)
+    """Whether a file may say so: a name to look up. A path in it is only reported, never opened."""
+    is_plain = _NAME.fullmatch(arch) is not None
+    return (is_plain and not arch.startswith(transformers_config.PREFIX)) or is_user_file(arch)
 
 
 def _parse(text: str) -> Any:
@@ -166,7 +172,7 @@ def _checked(source: str, **fields: Any) -> Claim:
 
     return Claim(
         source=source,
-        arch=take("arch", _text),
+        arch=take("arch", _arch),
         input_size=take("input_size", _size),
         mean=take("mean", _mean),
         std=take("std", _std),
@@ -174,6 +180,12 @@ def _checked(source: str, **fields: Any) -> Claim:
         interpolation=take("interpolation", _interpolation),
         complaints=tuple(complaints),
     )
+
+
+def _arch(value: Any) -> str:
+    if not _is_name(_text(value)):
+        raise ValueError
+    return _text(value)
 
 
 def _text(value: Any) -> str:
@@ -184,25 +196,41 @@ def _text(value: Any) -> str:
 
 def _size(value: Any) -> tuple[int, int, int]:
     channels, height, width = value
-    size = (int(channels), int(height), int(width))
-    check_size(size)
-    return size
+    if not all(type(side) is int for side in value):
+        raise TypeError
+    check_size((channels, height, width))
+    if channels > _MOST_CHANNELS or max(height, width) > _LARGEST_SIDE:
+        raise ValueError
+    return channels, height, width
 
 
 def _mean(value: Any) -> tuple[float, ...]:
-    mean = tuple(float(v) for v in value)
+    mean = _numbers(value)
     check_normalisation(mean, ())
     return mean
 
 
 def _std(value: Any) -> tuple[float, ...]:
-    std = tuple(float(v) for v in value)
+    std = _numbers(value)
     check_normalisation((), std)
     return std
 
 
+def _numbers(value: Any) -> tuple[float, ...]:
+    """One number for each channel."""
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= _MOST_CHANNELS:
+        raise TypeError
+    return tuple(_number(one) for one in value)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
 def _crop(value: Any) -> float:
-    crop = float(value)
+    crop = _number(value)
     check_crop(crop)
     return crop
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.index import Candidate, Shapes, counted
+from bcu_cli.models.limits import no_larger
 from bcu_cli.models.registry import blueprint
+from bcu_cli.models.transformers_config import is_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,15 +20,27 @@ if TYPE_CHECKING:
 #: A number of classes that is the width of no layer.
 _CLASSES = 7919
 _SHOWN = 3
+_SPARE_TENSORS, _SPARE_VALUES = 1_000, 10**9
+"""Beyond what a file holds: buffers that are not stored, and the layer of 7919 classes."""
 
 
-def template(name: str, input_size: tuple[int, int, int] | None) -> Shapes:
+def template(name: str, input_size: tuple[int, int, int] | None, shapes: Shapes) -> Shapes:
     """The shapes of an architecture's tensors, with 7919 wherever the number of classes goes.
 
+    Args:
+        name: Of the architecture. A ``config.json`` could describe any size of network.
+        input_size: C, H, W where it is not the architecture's own.
+        shapes: Those of the file. A network of a ``config.json`` that needs far more cannot be in it.
+
     Raises:
-        ArchitectureError: As :func:`~bcu_cli.models.build`.
+        ArchitectureError: As :func:`~bcu_cli.models.build`, or the network is too large for the file.
     """
-    network = blueprint(name, num_classes=_CLASSES, input_size=input_size)
+    if not is_config(name):
+        network = blueprint(name, num_classes=_CLASSES, input_size=input_size)
+    else:
+        held = sum(math.prod(shape) for shape in shapes.values())
+        with no_larger(name, tensors=4 * len(shapes) + _SPARE_TENSORS, values=2 * held + _SPARE_VALUES):
+            network = blueprint(name, num_classes=_CLASSES, input_size=input_size)
     return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
 
 
@@ -35,7 +50,7 @@ def fit_template(name: str, shapes: Shapes, input_size: tuple[int, int, int] | N
     ``num_classes`` is 0 where no tensor depends on it.
     """
     channels = 3 if input_size is None else input_size[0]
-    expected = template(name, input_size)
+    expected = template(name, input_size, shapes)
     num_classes = _number_of_classes(shapes, expected)
     if differences(shapes, _filled(expected, num_classes)):
         return None
@@ -48,7 +63,7 @@ def mismatch(
     name: str, shapes: Shapes, input_size: tuple[int, int, int] | None, what: str
 ) -> ArchitectureError:
     """The error that names the tensors by which ``what`` does not fit the architecture ``name``."""
-    expected = template(name, input_size)
+    expected = template(name, input_size, shapes)
     found = differences(shapes, _filled(expected, _number_of_classes(shapes, expected)))
     return ArchitectureError(
         f"{what} does not fit {name}: {'; '.join(found)}",

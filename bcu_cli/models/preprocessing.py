@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: Largest height or width that is believed; more is a broken or hostile claim.
+#: Largest height or width that is taken from the user.
 LARGEST_SIDE = 8192
-#: What no mean of pixels exceeds and no deviation falls below; 1/255 stands for pixels that stay up to 255.
-LARGEST_MEAN, SMALLEST_STD = 1000.0, 1e-4
+_LEAST_STD, _MOST_STD, _MOST_MEAN = 1e-4, 1e4, 1e4
 #: Names that torchvision and Pillow know alike.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -57,15 +56,15 @@ def check_size(size: tuple[int, int, int]) -> None:
 
 
 def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raise ``ValueError`` unless the means and the deviations are those of pixels, on whatever scale."""
+    """Raise ``ValueError`` unless means and deviations are of a size that some scale of images can have."""
     if not all(math.isfinite(value) for value in mean):
         raise ValueError(f"mean {format_values(mean)} is not finite")
+    if not all(abs(value) <= _MOST_MEAN for value in mean):
+        raise ValueError(f"mean {format_values(mean)} is beyond {_MOST_MEAN:g}")
     if not all(math.isfinite(value) and value > 0 for value in std):
         raise ValueError(f"std {format_values(std)} is not greater than 0")
-    if max(map(abs, mean), default=0.0) > LARGEST_MEAN or min(std, default=1.0) < SMALLEST_STD:
-        raise ValueError(
-            f"mean {format_values(mean)} and std {format_values(std)} are not of pixels from 0 to 1 or 255"
-        )
+    if not all(_LEAST_STD <= value <= _MOST_STD for value in std):
+        raise ValueError(f"std {format_values(std)} is not from {_LEAST_STD:g} to {_MOST_STD:g}")
 
 
 def check_crop(crop_pct: float) -> None:

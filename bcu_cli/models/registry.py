@@ -149,6 +149,8 @@ def blueprint(name: str, *, num_classes: int, input_size: tuple[int, int, int] |
             with torch.device("meta"):
                 return build(name, num_classes=num_classes, input_size=input_size)
         except BcuError:
+            if transformers_config.is_config(name):
+                raise  # somebody's numbers, which could take all memory there is
             # Some constructors compute with tensors (RegNet its widths), which the meta device cannot.
             return build(name, num_classes=num_classes, input_size=input_size)
 

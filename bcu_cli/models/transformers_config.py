@@ -26,7 +26,10 @@ MODEL_TYPES = frozenset(_TYPES.split())
 """The architectures that are built; others of the library load networks of other libraries or texts."""
 LARGEST_CONFIG = 1 << 20
 _MOST = 65_536
-_MOST_LAYERS = 1_000
+_MOST_LAYERS, _MOST_WINDOW, _MOST_SIDE = 1_000, 64, 2_048
+_MOST_FRACTION = 1e6
+_MOST_TEXT = 200
+_MOST_NESTED = 2
 _HINT = "give --arch NAME, or --arch FILE.py:FUNCTION"
 
 
@@ -67,6 +70,7 @@ def build(name: str, *, num_classes: int) -> nn.Module:
         known = set(default.to_dict()) - set(library.PretrainedConfig().to_dict())
         settings = {key: value for key, value in config.items() if key in known and _is_plain(key, value)}
         described = library.AutoConfig.for_model(config["model_type"], **settings, num_labels=num_classes)
+        described.architectures = [name for name in config["architectures"] if isinstance(name, str)]
         network: nn.Module = library.AutoModelForImageClassification.from_config(
             described, trust_remote_code=False, attn_implementation="eager"
         )
@@ -90,11 +94,22 @@ def _read(file: Path) -> dict[str, Any]:
     return config
 
 
-def _is_plain(key: str, value: Any) -> bool:
+def _is_plain(key: str, value: Any, depth: int = 0) -> bool:
     """Whether a setting is a text, a number of a size that a network can have, or a list of them."""
     if isinstance(value, list):
-        return len(value) <= _MOST_LAYERS and all(_is_plain(key, item) for item in value)
+        fits = depth < _MOST_NESTED and len(value) <= _MOST_LAYERS
+        return fits and all(_is_plain(key, item, depth + 1) for item in value)
     if isinstance(value, int) and not isinstance(value, bool):
-        counts_layers = "layers" in key or "depth" in key or "repeats" in key or "stages" in key
-        return 0 <= value <= (_MOST_LAYERS if counts_layers else _MOST)
-    return value is None or isinstance(value, str | float | bool)
+        return 0 <= value <= _most(key)
+    if isinstance(value, float):
+        return abs(value) <= _MOST_FRACTION  # false for what is not a number
+    return value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= _MOST_TEXT)
+
+
+def _most(key: str) -> int:
+    """The largest whole number that a setting of this name can be."""
+    if "layers" in key or "depth" in key or "repeats" in key or "stages" in key:
+        return _MOST_LAYERS
+    if "window" in key:
+        return _MOST_WINDOW
+    return _MOST_SIDE if "image" in key or "patch" in key else _MOST

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import build, identify, metadata_for, own_names
 from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.claims import read_claims
 from bcu_cli.models.identification import class_count
 from bcu_cli.models.index import INDEX_FILE, load_index
 from bcu_cli.models.preprocessing import Preprocessing
@@ -236,3 +238,54 @@ def test_messages_are_single_lines(checkpoint_of) -> None:
         identify(checkpoint_of({"x" * 10: torch.zeros(2, 2)}))
     assert re.fullmatch(r"[^\n]+", caught.value.message)
     assert not isinstance(caught.value, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("std", [1e-300] * 3),
+        ("std", ["0.5"] * 3),
+        ("std", [True] * 3),
+        ("std", [0.5] * 1000),
+        ("mean", [1e300] * 3),
+        ("mean", "0.5"),
+        ("mean", {"a": 1}),
+        ("crop_pct", 0),
+        ("crop_pct", float("nan")),
+        ("crop_pct", "0.9"),
+        ("interpolation", "evil"),
+        ("interpolation", 3),
+        ("input_size", [3, 4096, 4096]),
+        ("input_size", [1000, 32, 32]),
+        ("input_size", ["3", "32", "32"]),
+        ("input_size", [3, 32.5, 32]),
+        ("input_size", [3, 10**30, 32]),
+        ("architecture", "transformers:/etc/config.json"),
+        ("architecture", "../../model"),
+        ("architecture", ["resnet18"]),
+        ("architecture", "r" * 1000),
+    ],
+)
+def test_a_claim_of_another_type_or_size_is_named_and_not_used(tmp_path: Path, key: str, value: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({key: value}))
+    (claim,) = read_claims(tmp_path / "m.bin", {}, {})
+    name = "arch" if key == "architecture" else key
+    assert getattr(claim, name) is None
+    assert [complaint.split()[0] for complaint in claim.complaints] == [name]
+    in_file = {f"bcu.{name}": json.dumps(value)}
+    (claim, _) = read_claims(tmp_path / "m.bin", in_file, {})
+    assert getattr(claim, name) is None
+    assert len(claim.complaints) == 1
+
+
+def test_no_file_that_a_claim_names_is_opened(tmp_path: Path, checkpoint_of) -> None:
+    other = {"architectures": ["ResNetForImageClassification"], "model_type": "resnet"}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    named = f"transformers:{tmp_path / 'other.json'}"
+    checkpoint = checkpoint_of(build("resnet20", num_classes=4), metadata={"bcu.arch": json.dumps(named)})
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": named}))
+    found = identify(checkpoint)
+    assert found.name == "resnet20"
+    assert all(
+        claim.arch is None for claim in read_claims(checkpoint.path, checkpoint.metadata, {"arch": named})
+    )

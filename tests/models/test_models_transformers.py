@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 
 from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError, BcuError
-from bcu_cli.models import build, identify, load
+from bcu_cli.models import build, identify, load, transformers_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,3 +142,47 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BcuError, match="transformers, which is not installed"):
         build(f"transformers:{folder / 'config.json'}", num_classes=5)
+
+
+HUGE: list[dict[str, Any]] = [
+    {"depths": [1000] * 1000},
+    {"depths": [1000] * 1000, "hidden_sizes": [65_536] * 1000, "num_stages": 1000},
+    {"hidden_sizes": [10**9, 10**9]},
+    {"hidden_sizes": [65_536, 65_536]},
+    {"embedding_size": 65_536},
+    {"depths": [[[1] * 1000] * 100] * 10},
+    {"num_channels": 10**9},
+    {"hidden_size": 65_536, "intermediate_size": 65_536},
+    {"num_hidden_layers": 1000, "hidden_size": 65_536},
+    {"image_size": 2048, "patch_size": 1, "hidden_size": 65_536},
+    {"image_size": 10**9, "patch_size": 10**-9},
+    {"patch_size": 0},
+    {"num_attention_heads": 0},
+]
+
+
+@pytest.mark.parametrize("kind", sorted(SMALL))
+def test_a_configuration_of_a_vast_network_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    folder, _ = folder_of(tmp_path, kind)
+    config = json.loads((folder / "config.json").read_text())
+    took = time.process_time()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for more in HUGE:
+        (folder / "config.json").write_text(json.dumps(config | more))
+        try:
+            load(read(folder))
+        except ArchitectureError:
+            continue
+        assert not set(more) & set(SMALL[kind])  # the architecture has no such settings
+    assert time.process_time() - took < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+@pytest.mark.parametrize("kind", sorted(transformers_config.MODEL_TYPES))
+def test_every_network_is_measured_without_memory(kind: str) -> None:
+    config = transformers.AutoConfig.for_model(kind, architectures=[])
+    try:
+        with torch.device("meta"):
+            transformers.AutoModelForImageClassification.from_config(config, attn_implementation="eager")
+    except (ImportError, ValueError) as error:  # it needs another library, or has no eager attention
+        pytest.skip(str(error)[:80])
