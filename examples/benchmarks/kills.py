@@ -101,7 +101,6 @@ def commands(root: Path) -> dict[str, Command]:
         "cleanse (a process)": Command(
             words=(*cleanse, "--method", "bcu", *small), resumes=True, forked=False
         ),
-        "cleanse --quick": Command(words=(*cleanse, "--quick", "--force", *small), resumes=True, code=-1),
         "cleanse to a pickle": Command(words=(*cleanse, *nad, *small), resumes=True),
         "attack": Command(
             words=("attack", "badnets", *attack, "--out", "OUT/bad.safetensors", "--preview", "OUT/p.png"),
