@@ -71,6 +71,8 @@ def _run(arguments: Sequence[str]) -> int:
             [a for a in arguments if a != "--debug"], prog_name="bcu", standalone_mode=False, obj=arguments
         )
         sys.stdout.flush()
+        if code == INTERRUPTED:  # what some versions of Typer make of an interrupt
+            return _interrupted()
         return int(code or DONE)
     except typer.Exit as stop:
         return stop.exit_code

@@ -229,12 +229,12 @@ def train(
     from bcu_cli.training import ranks
 
     kept = ranks.same(keeper.load() if resume and ranks.rank() == 0 else None)
-    if resume and not kept:
+    if resume and kept is None:
         output.say(f"there is no {keeper.path} to resume from; starting anew")
     elif not resume and keeper.path.exists():
         output.say(f"{keeper.path} is there from an interrupted run; --resume would have gone on with it")
 
-    states = _states(kept, keeper) if kept else []
+    states = [] if kept is None else _states(kept, keeper)
     done: list[Stage] = []
     asked = ranks.Anyone()
     with stoppable() as stop:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
 
 from bcu_cli import limits
 
@@ -38,3 +40,13 @@ class Allowance:
             yield
         if first is None:
             self._seconds_of_an_image = (time.perf_counter() - started) / images
+
+
+class ForeignNetwork(nn.Module):
+    """A network that computes what a file's own code or graph says, each batch within its time."""
+
+    def __call__(self, images: Tensor) -> Any:
+        """Images ``[N, C, H, W]`` to whatever the file makes of them."""
+        allowance = self.__dict__.setdefault("_allowance", Allowance())
+        with allowance.batch(max(1, len(images))):
+            return super().__call__(images)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.models.foreign import ForeignNetwork
 from bcu_cli.models.graph_layers import layer_of
 from bcu_cli.models.graph_operators import OPERATORS, Call, UnsupportedError
 from bcu_cli.models.registry import one_line
@@ -26,7 +27,7 @@ _OLDEST = 7
 """Before this version of the operator set, operators broadcast in a way of their own."""
 
 
-class GraphNetwork(nn.Module):
+class GraphNetwork(ForeignNetwork):
     """Runs a graph: images ``float [N, C, H, W]`` to its first output.
 
     Convolutions, linear layers and batch normalisations are torch's own modules, and other constants with

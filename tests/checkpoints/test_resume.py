@@ -43,7 +43,7 @@ def test_a_whole_state_is_read_and_removed(out: Path, tmp_path: Path) -> None:
 
 
 def test_every_damage_is_refused_in_one_message(out: Path) -> None:
-    """Bytes turned, holes of zeros as a full disk leaves them, cuts, bytes moved, bytes behind the end."""
+    """Bytes turned, holes of zeros as a full disk leaves them, cuts, bytes moved or added."""
     whole = path_of(out).read_bytes()
     chance = random.Random(0)
     for number in range(400):

@@ -52,6 +52,40 @@ def test_streams_that_are_closed_lead_nowhere(closed: str, more: str) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "streams",
+    [
+        f"2> {FULL}",
+        f"> {FULL}",
+        f"> {FULL} 2> {FULL}",
+        ">&- 2>&-",
+        "<&- >&- 2>&-",
+        f">&- 2> {FULL}",
+        "2> >(:)",
+    ],
+)
+@pytest.mark.parametrize("words", ["inspect nothere.pt", "cleanse --nonsense"])
+def test_an_error_that_nobody_can_read_is_no_bad_verdict(streams: str, words: str) -> None:
+    """1 would mean that the file is unsafe."""
+    assert shell(f"BCU {words} {streams}").returncode == 2
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+def test_talk_that_finds_no_room_takes_nothing_from_the_document() -> None:
+    ran = shell(f"BCU inspect {MODEL} nothere.pt --json 2> {FULL}")
+    assert ran.returncode == 2
+    assert '"schema_version": 1' in ran.stdout
+
+
+def test_a_file_never_gets_the_number_of_a_stream_that_was_closed() -> None:
+    """Or what a library prints would stand in a model."""
+    program = "import os; from bcu_cli import __main__ as m; m._occupy_standard_streams(); "
+    ends = "os._exit(os.open(os.devnull, os.O_RDONLY))"
+    command = f"'{sys.executable}' -c '{program}{ends}' <&- >&- 2>&-"
+    assert subprocess.run(["bash", "-c", command], check=False).returncode == 3
+
+
 def test_letters_that_the_terminal_does_not_know_are_escaped(tmp_path: Path) -> None:
     shutil.copy(MODEL, tmp_path / "modèle.safetensors")
     ran = shell(f"cd {tmp_path} && BCU inspect mod*.safetensors", PYTHONIOENCODING="ascii")
