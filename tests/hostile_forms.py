@@ -24,8 +24,8 @@ def _run(canary: Path) -> bytes:
 def hidden_by_a_frame(canary: Path) -> bytes:
     """A pickle whose frame ends within bytes: C's unpickler goes on with others than those that follow.
 
-    Read on as it stands, it is some bytes and nothing else. In C, of a file, the rest of the frame is dropped
-    and the bytes are taken from behind the frame.
+    Read on as it stands, it is some bytes and nothing else. In C, of a file without ``peek``, which is what
+    torch gives it, the rest of the frame is dropped and the bytes are taken from behind the frame.
     """
     run = b"xxx" + _run(canary)
     swallowed = b"B" + struct.pack("<I", len(run)) + run  # for who reads on: bytes, not opcodes

@@ -119,11 +119,13 @@ _LARGE: Final = _Thing(odd=1)  # numbers of more than 56 bits can be chosen to h
 
 _Argument: TypeAlias = "Callable[[bytes, int], tuple[Any, int]]"
 
-_NAME = re.compile(r"[A-Za-z_<][\w<>-]*(\.[A-Za-z_<][\w<>-]*)*", re.ASCII)
+_NAME = re.compile(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*|\.<\w+>)*|<\w+>")
 _COUNT = re.compile(rb"0|[1-9][0-9]{0,17}")
 _INTEGER = re.compile(rb"00|01|-?(0|[1-9][0-9]{0,999})")
 _FLOAT = re.compile(rb"-?([0-9]{1,400}(\.[0-9]{1,400})?(e[+-]?[0-9]{1,3})?|inf)|nan")
-_LIKE_A_NUMBER = re.compile(rb"[0-9a-finotxyl_+.\s-]*(\0.*)?", re.IGNORECASE | re.DOTALL)  # to some reader
+_LIKE_A_NUMBER = re.compile(  # to some reader
+    rb"\s*[+-]?([0-9._][0-9a-fox_.+-]*l?|inf|infinity|nan|l)?\s*(\0.*)?", re.IGNORECASE | re.DOTALL
+)
 _QUOTED = re.compile(rb"'[^'\\]*'|\"[^\"\\]*\"")
 
 
@@ -253,10 +255,13 @@ def _raw_line(data: bytes, at: int) -> tuple[_Value, int]:
 
 
 def _names(data: bytes, at: int) -> tuple[str | None, int]:
-    """The name of a global in two lines; None if it is none that Python writes."""
+    """The name of a global in two lines; None if no module or class can be called so."""
     module, middle = _line(data, at)
     name, end = _line(data, middle)
-    return _joined(module.decode("latin-1"), name.decode("latin-1")), end
+    try:
+        return _joined(module.decode(), name.decode()), end
+    except UnicodeDecodeError as error:
+        raise BrokenPickleError("a text in it is no UTF-8") from error
 
 
 def _joined(module: str, name: str) -> str | None:
