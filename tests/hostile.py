@@ -21,6 +21,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import hostile_forms
 import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
@@ -567,6 +568,9 @@ def foreign() -> dict[str, bytes]:
         "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
         "empty": b"",
         "zeros": bytes(4096),
+        "several_disks": hostile_forms.SEVERAL_DISKS,
+        "image_and_tar": hostile_forms.image_and_tar(),
+        "image_and_hdf5": hostile_forms.image_and_hdf5(),
         "program": b"\x7fELF" + bytes(64),
     }
 
@@ -612,11 +616,17 @@ REFUSED = frozenset(
 
 def files(canary: Path) -> dict[str, dict[str, bytes]]:
     """All files: kind of file to name to content."""
+    state = Small().state_dict()
+    good, legacy = saved(state), saved(state, _use_new_zipfile_serialization=False)
+    members = members_of(good)
+    pickles = calls(canary) | obfuscated(canary) | hostile_forms.pickles(canary)
+    zips = archives(canary) | hostile_forms.archives(canary, members, good)
+    odd = broken() | hostile_forms.broken(canary, members, good, legacy)
     return {
-        "hostile": {f"{name}.pkl": data for name, data in (calls(canary) | obfuscated(canary)).items()}
-        | {f"{name}.pt": data for name, data in archives(canary).items()}
+        "hostile": {f"{name}.pkl": data for name, data in pickles.items()}
+        | {f"{name}.pt": data for name, data in zips.items()}
         | {f"{name}.onnx": data for name, data in onnx_hostile().items()},
-        "broken": {f"{name}.pt": data for name, data in broken().items()}
+        "broken": {f"{name}.pt": data for name, data in odd.items()}
         | {f"{name}.onnx": data for name, data in onnx_broken().items()},
         "foreign": {f"{name}.pt": data for name, data in foreign().items()},
         "harmless": harmless(),

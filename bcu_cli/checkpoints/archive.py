@@ -132,8 +132,8 @@ class TorchArchive:
         parts = name.split("/")
         if "\\" in name or {"", ".", ".."} & set(parts) or ":" in parts[0]:
             raise refused(self.path, f"its zip member {name!r} points out of the archive", "zip-path")
-        if stat.S_ISLNK(member.attributes >> 16):
-            raise refused(self.path, f"its zip member {name!r} is a symbolic link", "zip-path")
+        if stat.S_IFMT(member.attributes >> 16) not in (0, stat.S_IFREG):
+            raise refused(self.path, f"its zip member {name!r} is a symbolic link or the like", "zip-path")
 
     def _check_sizes(self, members: dict[str, Member]) -> None:
         packed = pickled = 0

@@ -23,6 +23,7 @@ _HEAVIEST = 2**40  # weights beyond it are not told apart
 _KEPT_ITEMS = 16  # of a tuple's items, to check the arguments of calls
 _BYTES_A_UNIT = 16  # copying bytes is that much cheaper than copying elements
 _MAX_DIGITS = 1000
+_UNDERFLOW = "it takes more from its stack than is there"
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,10 @@ class _Tuple(_Thing):
     __slots__ = ("count", "items")
 
     def __init__(self, items: list[_Value]) -> None:
-        super().__init__(odd=1)
+        self.weight, self.odd, self.depth = 1, 1, 0
         _fill(self, items)
         self.count = len(items)
-        self.items = tuple(items) if len(items) <= _KEPT_ITEMS else ()
+        self.items = tuple(items) if len(items) <= _KEPT_ITEMS and self.depth <= _MAX_KEY_DEPTH else ()
 
 
 _Value: TypeAlias = str | _Thing
@@ -118,11 +119,13 @@ _LARGE: Final = _Thing(odd=1)  # numbers of more than 56 bits can be chosen to h
 
 _Argument: TypeAlias = "Callable[[bytes, int], tuple[Any, int]]"
 
-_NAME = re.compile(r"[A-Za-z_<][\w<>-]*(\.[A-Za-z_<][\w<>-]*)*", re.ASCII)
+_NAME = re.compile(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*|\.<\w+>)*|<\w+>")
 _COUNT = re.compile(rb"0|[1-9][0-9]{0,17}")
 _INTEGER = re.compile(rb"00|01|-?(0|[1-9][0-9]{0,999})")
 _FLOAT = re.compile(rb"-?([0-9]{1,400}(\.[0-9]{1,400})?(e[+-]?[0-9]{1,3})?|inf)|nan")
-_LIKE_A_NUMBER = re.compile(rb"[0-9a-finotxyl_+.\s-]*(\0.*)?", re.IGNORECASE | re.DOTALL)  # to some reader
+_LIKE_A_NUMBER = re.compile(  # to some reader
+    rb"\s*[+-]?([0-9._][0-9a-fox_.+-]*l?|inf|infinity|nan|l)?\s*(\0.*)?", re.IGNORECASE | re.DOTALL
+)
 _QUOTED = re.compile(rb"'[^'\\]*'|\"[^\"\\]*\"")
 
 
@@ -156,16 +159,16 @@ def _depth(value: _Value) -> int:
 
 def _fill(container: _Thing, items: list[_Value]) -> None:
     """Count items into a container."""
-    weight, odd, depth = container.weight, container.odd, container.depth
     for item in items:
         if isinstance(item, str):
-            weight += 1
-        else:
-            weight += item.weight
-            odd += item.odd
-            depth = max(depth, item.depth + 1)
-    container.weight, container.odd = min(weight, _HEAVIEST), min(odd, _HEAVIEST)
-    container.depth = min(depth, _HEAVIEST)
+            container.weight += 1
+            continue
+        container.weight += item.weight
+        container.odd += item.odd
+        if item.depth >= container.depth:
+            container.depth = item.depth + 1
+    if container.weight > _HEAVIEST or container.odd > _HEAVIEST:
+        container.weight = container.odd = _HEAVIEST
 
 
 # Arguments of opcodes: from the bytes and where the argument begins, its value and where it ends.
@@ -252,10 +255,13 @@ def _raw_line(data: bytes, at: int) -> tuple[_Value, int]:
 
 
 def _names(data: bytes, at: int) -> tuple[str | None, int]:
-    """The name of a global in two lines; None if it is none that Python writes."""
+    """The name of a global in two lines; None if no module or class can be called so."""
     module, middle = _line(data, at)
     name, end = _line(data, middle)
-    return _joined(module.decode("latin-1"), name.decode("latin-1")), end
+    try:
+        return _joined(module.decode(), name.decode()), end
+    except UnicodeDecodeError as error:
+        raise BrokenPickleError("a text in it is no UTF-8") from error
 
 
 def _joined(module: str, name: str) -> str | None:
@@ -313,7 +319,7 @@ class _Machine:
 
     def top(self) -> _Value:
         if len(self.stack) <= self.fence:
-            raise BrokenPickleError("it takes more from its stack than is there")
+            raise BrokenPickleError(_UNDERFLOW)
         return self.stack[-1]
 
     def pop(self) -> _Value:
@@ -381,8 +387,11 @@ class _Machine:
         self.stack.append(_Tuple(items))
 
     def make_short_tuple(self, size: int) -> None:
-        items = [self.pop() for _ in range(size)]
-        self.stack.append(_Tuple(items[::-1]))
+        if len(self.stack) - size < self.fence:
+            raise BrokenPickleError(_UNDERFLOW)
+        items = self.stack[-size:]
+        del self.stack[-size:]
+        self.stack.append(_Tuple(items))
 
     def extend(self, items: list[_Value], *, as_keys: bool = False) -> None:
         """Put items into the container on top of the stack."""

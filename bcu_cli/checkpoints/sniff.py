@@ -17,7 +17,10 @@ from .pickle_machine import BrokenPickleError, follow
 from .zip_directory import ends_as_zip
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from .pickle_machine import GlobalUse
 
 
 class Kind(enum.StrEnum):
@@ -202,13 +205,18 @@ def _holds_pickle(data: bytes, *, is_whole: bool) -> bool | None:
         try:
             program = follow(data)
         except BrokenPickleError as error:
-            if error.uses or error.ambiguous or error.heavy:
+            if _asks(error.uses) or error.ambiguous or error.heavy:
                 return True
             return None if error.cut and not is_whole else False
         data = data[program.end :]
-        if program.uses or not data:
+        if _asks(program.uses) or not data:
             return True
     return None
+
+
+def _asks(uses: Iterable[GlobalUse]) -> bool:
+    """Whether anything is asked for that there can be: a table of two lines, "class, count", is no pickle."""
+    return any(use.name or use.opcode not in ("GLOBAL", "INST") for use in uses)
 
 
 def _is_text(head: bytes) -> bool:

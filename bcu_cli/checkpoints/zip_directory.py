@@ -22,6 +22,7 @@ _MAX_16, _MAX_32 = 0xFFFF, 0xFFFFFFFF
 _SIZES_FOLLOW, _UTF_8, _COMPRESSION_LEVEL = 0x8, 0x800, 0x6  # bits of a member's flags
 _ENCRYPTED = 0x1
 _ZIP64_FIELD, _PADDING_FIELD = 0x0001, 0x4246  # torch pads with letters Z, so that tensors are aligned
+_LATEST = 45  # version of the format, tenfold: the one with sizes of 64 bits
 _MAX_MEMBERS = 200_000
 _LONGEST_TAIL = _END_BYTES + _MAX_16  # in which readers look for an end record
 
@@ -170,14 +171,31 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
     for _ in range(count):
         if len(directory) - at < _CENTRAL_BYTES or directory[at : at + 4] != _CENTRAL:
             raise ZipError("its zip directory cannot be read: an entry is broken", "damaged-file")
-        (flags, method, _, _, checksum, packed, size, named, more, comment, disk, _, attributes, offset) = (
-            struct.unpack_from("<8x4H3L5H2L", directory, at)
-        )
+        (
+            version,
+            flags,
+            method,
+            _,
+            checksum,
+            packed,
+            size,
+            named,
+            more,
+            comment,
+            disk,
+            _,
+            attributes,
+            offset,
+        ) = struct.unpack_from("<6x3HL3L5H2L", directory, at)
         name = directory[at + _CENTRAL_BYTES : at + _CENTRAL_BYTES + named]
         extra = directory[at + _CENTRAL_BYTES + named : at + _CENTRAL_BYTES + named + more]
         at += _CENTRAL_BYTES + named + more
         if at > len(directory) or comment or disk:
             raise ZipError(f"its zip member {_shown(name)} has a comment or is on another disk")
+        if (
+            version > _LATEST or attributes & _MAX_16
+        ):  # by which torch's reader knows a folder, and reads nothing
+            raise ZipError(f"its zip member {_shown(name)} is no plain file")
         fields = _fields(extra, name)
         sizes = (size, packed, offset)
         large = iter(_large(fields.pop(_ZIP64_FIELD, b""), sizes.count(_MAX_32), name))
@@ -192,9 +210,13 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
 def _locate(file: IO[bytes], entry: _Entry) -> tuple[Member, int]:
     """The member of a directory's entry, whose own header must say the same, and where the next begins."""
     header = _read(file, entry.offset, _LOCAL_BYTES)
-    flags, method, _, _, checksum, packed, size, named, more = struct.unpack("<2xHHHHLLLHH", header[4:])
+    version, flags, method, _, checksum, packed, size, named, more = struct.unpack("<3HL3L2H", header[4:])
     rest = _read(file, entry.offset + _LOCAL_BYTES, named + more)
-    if header[:4] != _LOCAL or (rest[:named], flags, method) != (entry.name, entry.flags, entry.method):
+    if (
+        header[:4] != _LOCAL
+        or version > _LATEST
+        or (rest[:named], flags, method) != (entry.name, entry.flags, entry.method)
+    ):
         raise ZipError(f"its zip member {_shown(entry.name)} has two headers that differ")
     name = _checked_name(entry)
     fields = _fields(rest[named:], entry.name)
