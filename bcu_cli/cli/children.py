@@ -57,6 +57,11 @@ class Ended:
     seconds: float
 
 
+def tied(command: Sequence[str]) -> list[str]:
+    """The words of what becomes a command that Linux asks to stop when this process dies."""
+    return [sys.executable, "-IS", "-c", _TIED, str(os.getpid()), *command]
+
+
 class _Child:
     """A process in a session of its own: what is typed at the terminal reaches it through its parent only."""
 
@@ -66,7 +71,7 @@ class _Child:
         self._started = time.perf_counter()
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - end closes them
         self._process = subprocess.Popen(  # noqa: S603 - our own program, words of our own
-            [sys.executable, "-IS", "-c", _TIED, str(os.getpid()), *command],
+            tied(command),
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._err,

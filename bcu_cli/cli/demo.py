@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bcu_cli.cli import output
+from bcu_cli.cli import children, output
 from bcu_cli.errors import BcuError, UsageError
 
 TRAIN_PER_CLASS, TEST_PER_CLASS, UNLABELED_PER_CLASS = 300, 100, 100
@@ -67,7 +67,7 @@ def _run(*arguments: object, as_json: bool = False) -> str:
     words = [str(argument) for argument in arguments] + (["--json"] if as_json else [])
     output.say(f"$ bcu {shlex.join(words)}")
     ran = subprocess.run(  # noqa: S603 - our own program, words of our own
-        [sys.executable, "-m", "bcu_cli", *words],
+        children.tied([sys.executable, "-m", "bcu_cli", *words]),
         stdout=subprocess.PIPE if as_json else None,
         text=True,
         check=False,

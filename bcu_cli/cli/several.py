@@ -125,7 +125,7 @@ def _outcome(failures: Mapping[int, ProcessFailure], devices: int) -> int:
     codes = [each.exitcode for each in failures.values() if each.exitcode not in {_LOST, -SIGTERM}]
     if not codes:
         raise TrainingError(f"one of the {devices} processes does not answer", hint)
-    return codes[0]
+    return min(codes, key=lambda code: code == INTERRUPTED)  # what is asked to stop ends with that too
 
 
 @contextmanager

@@ -166,14 +166,12 @@ class LoopWhileLoading(Small):
     """Its __setstate__ never comes to an end."""
 
     @torch.jit.export
-    def __getstate__(self) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
-        return (self.conv.weight, self.conv.bias, self.fc.weight, self.fc.bias, self.training)
+    def __getstate__(self) -> tuple[Tensor, Tensor, bool]:
+        return (self.conv.weight, self.fc.weight, self.training)
 
     @torch.jit.export
-    def __setstate__(self, state: tuple[Tensor, Tensor, Tensor, Tensor, bool]) -> None:
-        self.conv.weight, self.conv.bias = state[0], state[1]
-        self.fc.weight, self.fc.bias = state[2], state[3]
-        self.training = state[4]
+    def __setstate__(self, state: tuple[Tensor, Tensor, bool]) -> None:
+        self.training = state[2]
         n = 0
         while n < 1:
             self.training = not self.training
