@@ -199,6 +199,8 @@ class _Loader:
         try:
             with torch.no_grad():
                 logits = classifier(torch.zeros(1, *size))
+        except ArchitectureError:
+            raise  # of a graph that fails, which says so itself
         except Exception as error:
             raise ArchitectureError(
                 f"{self.what} cannot run on {'x'.join(map(str, size))} inputs: {one_line(error)}",
