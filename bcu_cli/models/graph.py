@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.foreign import ForeignNetwork
-from bcu_cli.models.graph_layers import layer_of
-from bcu_cli.models.graph_operators import OPERATORS, Call, UnsupportedError
+from bcu_cli.models.graph_layers import layer_of, refuse_excess
+from bcu_cli.models.graph_operators import OPERATORS, Call, Limits, UnsupportedError
 from bcu_cli.models.registry import one_line
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from bcu_cli.models.graph_operators import Inputs
 
 _TO_SIZES = ("Reshape", "Expand")
+_FAULTS = (LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError)
+"""What torch and Python raise for operators that are used in a way that makes no sense."""
+_VALUES_PER_VALUE, _WORK_PER_VALUE, _MOST_KEPT = 128, 2**18, 4
+_MOST_USES, _SPARE_VALUES = 8, 2**20
+"""How often the constants of a graph may be used, on average, by operations that need a copy."""
 _OLDEST = 7
 """Before this version of the operator set, operators broadcast in a way of their own."""
 
@@ -37,13 +42,31 @@ class GraphNetwork(ForeignNetwork):
     Args:
         graph: As read from the file.
         what: How errors call the file.
+        most_steps: Number of operations that it may have.
+        most_values: Number of values that a result may have for a small batch; for a large one, 128 times
+            as many as the batch has. Four times as many may be kept at once.
+        most_work: Number of multiplications of one operation for a small batch; for a large one, 2**18 for
+            each value in the batch.
 
     Raises:
         ArchitectureError: It names an operator, or uses one in a way, that bcu does not compute.
     """
 
-    def __init__(self, graph: Graph, what: str) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        what: str,
+        *,
+        most_steps: int = 20_000,
+        most_values: int = 2**25,
+        most_work: int = 2**34,
+    ) -> None:
         super().__init__()
+        self._what, self._small = what, Limits(most_values, most_work)
+        if len(graph.nodes) > most_steps:
+            raise _refused(what, f"{len(graph.nodes):,} operations")
+        held = sum(tensor.numel() for tensor in {id(one): one for one in graph.tensors.values()}.values())
+        self._copies_left = _MOST_USES * held + _SPARE_VALUES
         if graph.version < _OLDEST:
             raise _refused(what, f"operators of version {graph.version}")
         self._input, self._output, self.version = graph.input, graph.output, graph.version
@@ -59,24 +82,58 @@ class GraphNetwork(ForeignNetwork):
                 raise UnsupportedError("an output that nothing gives")
         except UnsupportedError as error:
             raise _refused(what, str(error)) from error
-        except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        except _FAULTS as error:
             raise _refused(what, f"a node that lacks something ({one_line(error)})") from error
         self._last_use = {name: i for i, step in enumerate(self._steps) for name in step.inputs}
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``float [N, C, H, W]``, normalised, to whatever the graph gives first: logits ``[N, K]``."""
         values = {name: getattr(self, own) for name, own in self._constants.items()} | {self._input: images}
+        limits = Limits(
+            max(self._small.values, _VALUES_PER_VALUE * images.numel()),
+            max(self._small.work, _WORK_PER_VALUE * images.numel()),
+        )
+        kept = 0
         for i, step in enumerate(self._steps):
-            inputs = [values[name] if name else None for name in step.inputs]
-            if step.operator in _TO_SIZES and self._batch not in {None, len(images)}:
-                inputs[1] = self._of_this_batch(inputs, len(images))
-            for name, value in zip(step.outputs, step.run(self, inputs), strict=False):
+            for name, value in zip(step.outputs, self._run(step, values, images, limits), strict=False):
                 values[name] = value
+                kept += value.numel()
+            if kept > _MOST_KEPT * limits.values:
+                raise self._failed(step, f"{kept:,} values are kept at once")
             for name in step.inputs:
-                if self._last_use[name] == i and name != self._output:
-                    values.pop(name, None)
+                if self._last_use[name] == i and name != self._output and name in values:
+                    kept -= 0 if name in self._constants or name == self._input else values[name].numel()
+                    del values[name]
         output: Tensor = values[self._output]
         return output
+
+    def _run(
+        self, step: _Step, values: dict[str, Tensor], images: Tensor, limits: Limits
+    ) -> tuple[Tensor, ...]:
+        """The results of one operation.
+
+        Raises:
+            ArchitectureError: It fails; but for want of memory, which is no fault of the graph.
+        """
+        inputs = [values[name] if name else None for name in step.inputs]
+        try:
+            if step.operator in _TO_SIZES and self._batch not in {None, len(images)}:
+                inputs[1] = self._of_this_batch(inputs, len(images))
+            return step.run(self, inputs, limits)
+        except torch.OutOfMemoryError:
+            raise
+        except UnsupportedError as error:
+            raise self._failed(step, str(error)) from error
+        except _FAULTS as error:
+            if "allocate memory" in str(error):
+                raise
+            raise self._failed(step, one_line(error)) from error
+
+    def _failed(self, step: _Step, why: str) -> ArchitectureError:
+        return ArchitectureError(
+            f"the graph of {self._what} fails at {step.operator}: {why}",
+            "the graph is broken, or made for images of another --input-size",
+        )
 
     def _add(self, node: Node, tensors: dict[str, Tensor], known: set[str]) -> None:
         """Append what a node computes, with the constants that it needs."""
@@ -88,6 +145,7 @@ class GraphNetwork(ForeignNetwork):
         attributes: dict[str, Any] = {}
         key = ""
         if layer is not None:
+            self._count_copy(sum(parameter.numel() for parameter in layer.parameters()))
             key = f"{len(self._steps):03}_{name}"
             self.layers[key] = layer
         elif name in OPERATORS:
@@ -109,12 +167,19 @@ class GraphNetwork(ForeignNetwork):
         """Keep a constant: to be trained if it may be a weight."""
         if name in self._constants:
             return
+        self._count_copy(tensor.numel())
         own = f"constant_{len(self._constants):03}"
         self._constants[name] = own
         if tensor.is_floating_point() and tensor.numel() > 1:
             self.register_parameter(own, nn.Parameter(tensor.float().clone()))
         else:
             self.register_buffer(own, tensor.float() if tensor.is_floating_point() else tensor)
+
+    def _count_copy(self, values: int) -> None:
+        """Count the copies of constants, of which a small file could ask for very many."""
+        self._copies_left -= values
+        if self._copies_left < 0:
+            raise UnsupportedError("constants that are used over and over")
 
     def _of_this_batch(self, inputs: Inputs, size: int) -> Tensor | None:
         """The sizes to reshape or expand to, for as many images as there are now."""
@@ -142,11 +207,15 @@ class _Step:
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
 
-    def run(self, network: GraphNetwork, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Compute it."""
+    def run(self, network: GraphNetwork, inputs: Inputs, limits: Limits) -> tuple[Tensor, ...]:
+        """Compute it within limits."""
         if self.layer:
-            return (network.layers[self.layer](inputs[0]),)
-        result = OPERATORS[self.operator].compute(Call(inputs, self.attributes, network.version))
+            layer, value = network.layers[self.layer], inputs[0]
+            if value is None:
+                raise UnsupportedError("an operator without its input")
+            refuse_excess(layer, value.shape, limits)
+            return (layer(value),)
+        result = OPERATORS[self.operator].compute(Call(inputs, self.attributes, network.version, limits))
         return (result,) if isinstance(result, Tensor) else result
 
 

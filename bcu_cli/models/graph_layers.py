@@ -5,6 +5,7 @@ Weights are in the modules that the defenses know: convolutions, linear layers a
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from bcu_cli.models.graph_operators import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from bcu_cli.checkpoints import Node
+    from bcu_cli.models.graph_operators import Limits
 
 _WINDOW = frozenset({"kernel_shape", "strides", "pads", "auto_pad", "dilations"})
-_MOST_PADDING = 1024
+_MOST_PADDING, _MOST_SIDE = 1024, 4096
+"""Of a window: pixels that it adds on each side, and its own size, stride and dilation."""
 
 
 def layer_of(node: Node, tensors: dict[str, Tensor]) -> nn.Module | None:
@@ -51,20 +54,27 @@ class _Padding(nn.Module):
 
     def __init__(self, a: dict[str, Any], kernel: list[int], value: float) -> None:
         super().__init__()
-        self.kernel = [d * (k - 1) + 1 for k, d in zip(kernel, a.get("dilations", [1, 1]), strict=True)]
-        self.strides = a.get("strides", [1, 1])
+        self.kernel = [d * (k - 1) + 1 for k, d in zip(kernel, _pair(a, "dilations"), strict=True)]
+        self.strides = _pair(a, "strides")
         self.auto, self.pads, self.value = a.get("auto_pad", "NOTSET"), a.get("pads", [0] * 4), value
 
     def forward(self, images: Tensor) -> Tensor:
+        top, left, bottom, right = self.around(images.shape[2:])
+        return F.pad(images, (left, right, top, bottom), value=self.value)
+
+    def around(self, sides: Sequence[int]) -> tuple[int, int, int, int]:
+        """Rows and columns to add above, left, below and right of images of so many rows and columns."""
         top, left, bottom, right = self.pads
         if self.auto in {"SAME_UPPER", "SAME_LOWER"}:
             total = [
                 max(0, (-(-size // s) - 1) * s + k - size)
-                for size, s, k in zip(images.shape[2:], self.strides, self.kernel, strict=True)
+                for size, s, k in zip(sides, self.strides, self.kernel, strict=True)
             ]
             less, more = [t // 2 for t in total], [t - t // 2 for t in total]
             (top, left), (bottom, right) = (less, more) if self.auto == "SAME_UPPER" else (more, less)
-        return F.pad(images, (left, right, top, bottom), value=self.value)
+        if max(top, left, bottom, right) > _MOST_PADDING:
+            raise UnsupportedError(f"a padding of {[top, left, bottom, right]}")
+        return top, left, bottom, right
 
 
 class _Then(nn.Sequential):
@@ -74,6 +84,10 @@ class _Then(nn.Sequential):
 def _window(a: dict[str, Any], kernel: list[int], value: float) -> tuple[_Padding | None, tuple[int, int]]:
     """What pads before a window, if it must, and the even padding that torch does itself."""
     pads = a.get("pads", [0] * 4)
+    if a.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise UnsupportedError(f"a padding that is {str(a['auto_pad'])[:40]}")
+    if not isinstance(pads, list) or {*map(type, pads)} - {int}:
+        raise UnsupportedError(f"a padding of {str(pads)[:40]}")
     if len(kernel) != 2 or len(pads) != 4:
         raise UnsupportedError("a window that is not over two dimensions")
     if not all(0 <= pad <= _MOST_PADDING for pad in pads):
@@ -81,6 +95,24 @@ def _window(a: dict[str, Any], kernel: list[int], value: float) -> tuple[_Paddin
     if a.get("auto_pad", "NOTSET") in {"NOTSET", "VALID"} and pads[:2] == pads[2:]:
         return None, (0, 0) if a.get("auto_pad") == "VALID" else (pads[0], pads[1])
     return _Padding(a, kernel, value), (0, 0)
+
+
+def _pair(a: dict[str, Any], name: str) -> tuple[int, int]:
+    """An attribute of a window over two dimensions: two small numbers above 0; ones where it is left out."""
+    value = a.get(name, [1, 1])
+    if not isinstance(value, list) or len(value) != 2:
+        raise UnsupportedError(f"{name} of {str(value)[:40]}")
+    if not all(type(one) is int and 1 <= one <= _MOST_SIDE for one in value):
+        raise UnsupportedError(f"{name} of {value}")
+    return value[0], value[1]
+
+
+def _number(a: dict[str, Any], name: str, default: float) -> float:
+    """An attribute that is one number."""
+    value = a.get(name, default)
+    if not isinstance(value, int | float):
+        raise UnsupportedError(f"a {name} of {str(value)[:40]}")
+    return value
 
 
 def _joined(before: nn.Module | None, layer: nn.Module) -> nn.Module:
@@ -91,13 +123,15 @@ def _convolution(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
     weight, bias = (*weights, None)[:2]
     if weight is None or weight.dim() != 4:
         raise UnsupportedError("a convolution that is not over two dimensions")
-    groups, kernel = a.get("group", 1), list(weight.shape[2:])
+    groups, kernel = int(_number(a, "group", 1)), list(weight.shape[2:])
+    if not 1 <= groups <= len(weight) or not all(1 <= side <= _MOST_SIDE for side in kernel):
+        raise UnsupportedError(f"a convolution of {groups} groups with windows of {kernel}")
     before, padding = _window(a, kernel, 0.0)
     layer = nn.Conv2d(
         *(weight.shape[1] * groups, weight.shape[0], kernel),  # type: ignore[arg-type]
-        stride=tuple(a.get("strides", [1, 1])),
+        stride=_pair(a, "strides"),
         padding=padding,
-        dilation=tuple(a.get("dilations", [1, 1])),
+        dilation=_pair(a, "dilations"),
         groups=groups,
         bias=bias is not None,
         device="meta",
@@ -108,11 +142,11 @@ def _convolution(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
 def _gemm(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
     """``alpha * x @ w (transposed or not) + beta * b`` as a linear layer; x is not transposed."""
     weight, bias = (*weights, None)[:2]
-    if weight is None or weight.dim() != 2 or a.get("transA", 0):
+    if weight is None or weight.dim() != 2 or _number(a, "transA", 0):
         raise UnsupportedError("a Gemm that is no linear layer")
-    weight = (weight if a.get("transB", 0) else weight.T) * a.get("alpha", 1.0)
+    weight = (weight if _number(a, "transB", 0) else weight.T) * _number(a, "alpha", 1.0)
     if bias is not None:
-        bias = (bias * a.get("beta", 1.0)).broadcast_to(1, weight.shape[0])[0]
+        bias = (bias * _number(a, "beta", 1.0)).broadcast_to(1, weight.shape[0])[0]
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     return _filled(layer, weight=weight, bias=bias)
 
@@ -127,43 +161,104 @@ def _batch_norm(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
     names = ("weight", "bias", "running_mean", "running_var")
     layer = nn.BatchNorm2d(
         len(weights[0]),  # type: ignore[arg-type]
-        eps=a.get("epsilon", 1e-5),
-        momentum=1 - a.get("momentum", 0.9),
+        eps=_number(a, "epsilon", 1e-5),
+        momentum=1 - _number(a, "momentum", 0.9),
         device="meta",
     )
     return _filled(layer, **dict(zip(names, weights, strict=True)), num_batches_tracked=torch.tensor(0))
 
 
 def _max_pool(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:  # noqa: ARG001 - it has none
-    before, padding = _window(a, a["kernel_shape"], -torch.inf)
+    kernel = _kernel(a)
+    before, padding = _window(a, list(kernel), -torch.inf)
     return _joined(
         before,
         nn.MaxPool2d(
-            tuple(a["kernel_shape"]),
-            stride=tuple(a.get("strides", [1, 1])),
+            kernel,
+            stride=_pair(a, "strides"),
             padding=padding,
-            dilation=tuple(a.get("dilations", [1, 1])),
+            dilation=_pair(a, "dilations"),
             ceil_mode=bool(a.get("ceil_mode", 0)),
         ),
     )
 
 
 def _average_pool(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:  # noqa: ARG001
-    before, padding = _window(a, a["kernel_shape"], 0.0)
+    kernel = _kernel(a)
+    before, padding = _window(a, list(kernel), 0.0)
     if before is not None and not a.get("count_include_pad", 0):
         raise UnsupportedError("an AveragePool with uneven padding")
-    if set(a.get("dilations", [1])) != {1}:
+    if _pair(a, "dilations") != (1, 1):
         raise UnsupportedError("an AveragePool with dilation")
     return _joined(
         before,
         nn.AvgPool2d(
-            tuple(a["kernel_shape"]),
-            stride=tuple(a.get("strides", [1, 1])),
+            kernel,
+            stride=_pair(a, "strides"),
             padding=padding,
             ceil_mode=bool(a.get("ceil_mode", 0)),
             count_include_pad=bool(a.get("count_include_pad", 0)),
         ),
     )
+
+
+def _kernel(a: dict[str, Any]) -> tuple[int, int]:
+    if "kernel_shape" not in a:
+        raise UnsupportedError("a pooling that lacks something: its window")
+    return _pair(a, "kernel_shape")
+
+
+def refuse_excess(layer: nn.Module, shape: Sequence[int], limits: Limits) -> Sequence[int]:
+    """The shape of what a layer makes of a tensor, computed before the layer runs.
+
+    Args:
+        layer: As :func:`layer_of` gives it.
+        shape: Of its input.
+        limits: What the layer may make and take.
+
+    Raises:
+        UnsupportedError: The layer is not for such tensors, or the output would be too large, or take too
+            much work.
+    """
+    if isinstance(layer, _Then):
+        for part in layer:
+            shape = refuse_excess(part, shape, limits)
+        return shape
+    if isinstance(layer, nn.Linear):
+        return limits.bounded([*shape[:-1], layer.out_features], layer.in_features)
+    if len(shape) != 4:
+        raise UnsupportedError(f"a layer for images with a tensor of {len(shape)} dimensions")
+    if isinstance(layer, _Padding):
+        top, left, bottom, right = layer.around(shape[2:])
+        return limits.bounded([*shape[:2], shape[2] + top + bottom, shape[3] + left + right])
+    if isinstance(layer, nn.Conv2d):
+        work = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+        return limits.bounded([shape[0], layer.out_channels, *_slid(layer, shape)], work)
+    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+        return limits.bounded([*shape[:2], *_slid(layer, shape)], math.prod(_two(layer.kernel_size)))
+    return limits.bounded(shape)
+
+
+def _slid(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, shape: Sequence[int]) -> list[int]:
+    """Rows and columns at most that a window gives for images of a shape."""
+    each = zip(
+        shape[2:],
+        _two(layer.kernel_size),
+        _two(layer.stride),
+        _two(layer.padding),
+        _two(getattr(layer, "dilation", 1)),
+        strict=True,
+    )
+    sides = [
+        (size + 2 * pad - dilation * (side - 1) - 1, stride) for size, side, stride, pad, dilation in each
+    ]
+    if min(span for span, _ in sides) < 0:
+        raise UnsupportedError(f"a window that is larger than images of {list(shape[2:])}")
+    return [-(-span // stride) + 1 for span, stride in sides]
+
+
+def _two(value: Any) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def _filled(layer: nn.Module, **tensors: Tensor | None) -> nn.Module:
@@ -184,3 +279,5 @@ _MAKERS: dict[str, tuple[Callable[[dict[str, Any], list[Tensor | None]], nn.Modu
     "MaxPool": (_max_pool, _WINDOW | {"ceil_mode", "storage_order"}),
     "AveragePool": (_average_pool, _WINDOW | {"ceil_mode", "count_include_pad"}),
 }
+LAYERS = {name: attributes for name, (_, attributes) in _MAKERS.items()}
+"""The attributes that are heeded of each operator that may be a layer, by its name in ONNX's own domain."""

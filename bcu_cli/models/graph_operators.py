@@ -7,7 +7,7 @@ NumPy does). An operator, an attribute or an input that stands here nowhere is r
 
 from __future__ import annotations
 
-import operator
+import math
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 Inputs: TypeAlias = list[Tensor | None]
 Result: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -31,12 +31,42 @@ _DTYPES = {
     10: torch.float32,  # a network is run in float32, whatever it was stored in
     11: torch.float32,
 }
-_MOST_VALUES = 2**28
-"""Of what an operator makes that is told a size: a gigabyte of float32."""
+_MOST_DIMENSIONS = 16
+_MOST_SIZE = 2**31
 
 
 class UnsupportedError(Exception):
     """The graph has something in it that bcu does not compute; the text says what."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one operation may make and take.
+
+    Args:
+        values: Number of values in its result.
+        work: Number of its multiplications.
+    """
+
+    values: int
+    work: int
+
+    def bounded(self, sizes: Sequence[int], each: int = 1) -> list[int]:
+        """The sizes of a tensor that is to be made.
+
+        Args:
+            sizes: One for each dimension.
+            each: Multiplications for each value.
+
+        Raises:
+            UnsupportedError: A size is negative, or there are too many values or multiplications.
+        """
+        fits = len(sizes) <= _MOST_DIMENSIONS and all(0 <= size < _MOST_SIZE for size in sizes)
+        if not fits or math.prod(sizes) > self.values:
+            raise UnsupportedError(f"a tensor of shape {list(sizes)[:8]}")
+        if math.prod(sizes) * each > self.work:
+            raise UnsupportedError(f"{math.prod(sizes) * each:,} multiplications at once")
+        return list(sizes)
 
 
 @dataclass(frozen=True)
@@ -47,11 +77,13 @@ class Call:
         inputs: None where one is left out.
         told: The attributes.
         version: Of the operator set.
+        limits: What it may make and take.
     """
 
     inputs: Inputs
     told: dict[str, Any]
     version: int
+    limits: Limits
 
     @property
     def first(self) -> Tensor:
@@ -62,7 +94,7 @@ class Call:
     def axes(self) -> tuple[int, ...] | None:
         """Of an attribute or, in newer versions, of the second input; None where there are none."""
         if "axes" in self.told:
-            return tuple(self.told["axes"])
+            return tuple(self.told_ints("axes"))
         return None if self.optional(1) is None else tuple(self.ints(1))
 
     def need(self, place: int) -> Tensor:
@@ -77,8 +109,32 @@ class Call:
         return self.inputs[place] if place < len(self.inputs) else None
 
     def ints(self, place: int) -> list[int]:
-        """The whole numbers of an input that must be there."""
-        return [int(value) for value in self.need(place).reshape(-1).tolist()]
+        """The whole numbers, few and none vast, of an input that must be there."""
+        value = self.need(place)
+        if value.is_floating_point() or value.numel() > _MOST_DIMENSIONS:
+            raise UnsupportedError(f"an input of {value.numel()} numbers for sizes or axes")
+        return [int(one) for one in value.reshape(-1).tolist()]
+
+    def told_int(self, name: str, default: int) -> int:
+        """An attribute that is a whole number, such as an axis."""
+        value = self.told.get(name, default)
+        if type(value) is not int or abs(value) >= _MOST_SIZE:
+            raise UnsupportedError(f"a {name} of {str(value)[:40]}")
+        return value
+
+    def told_ints(self, name: str) -> list[int]:
+        """An attribute that is a short list of whole numbers."""
+        value = self.told[name]
+        if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS or {*map(type, value)} - {int}:
+            raise UnsupportedError(f"{name} of {str(value)[:40]}")
+        return value
+
+    def told_float(self, name: str, default: float) -> float:
+        """An attribute that is a fraction."""
+        value = self.told.get(name, default)
+        if not isinstance(value, int | float):
+            raise UnsupportedError(f"a {name} of {str(value)[:40]}")
+        return float(value)
 
 
 @dataclass(frozen=True)
@@ -106,23 +162,71 @@ def _defines(name: str, *attributes: str) -> Callable[[Compute], Compute]:
     return register
 
 
-def _of_inputs(function: Callable[..., Tensor], c: Call) -> Result:
-    return function(*c.inputs)
+def _broadcast(c: Call, *tensors: Tensor) -> list[int]:
+    """The common shape of tensors, if a result of it is not too large."""
+    shape: list[int] = list(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))  # type: ignore[no-untyped-call]
+    return c.limits.bounded(shape)
+
+
+def _of_inputs(function: Callable[..., Tensor], number: int | None, c: Call) -> Result:
+    """What a function makes of so many inputs (None: of any number but none), which are broadcast."""
+    if not c.inputs or number not in {None, len(c.inputs)}:
+        raise UnsupportedError(f"an operator with {len(c.inputs)} inputs")
+    tensors = [c.need(place) for place in range(len(c.inputs))]
+    _broadcast(c, *tensors)
+    return function(*tensors)
 
 
 def _divide(x: Tensor, y: Tensor) -> Tensor:
-    return x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
+    """The quotient; of whole numbers the one towards zero, which processors cannot give for all of them."""
+    if x.is_floating_point() or y.is_floating_point():
+        return x / y
+    least = torch.iinfo(x.dtype).min if x.dtype != torch.bool else 0
+    if bool((y == 0).any()) or bool(((x == least) & (y == -1)).any()):
+        raise UnsupportedError("a division of whole numbers by zero, or beyond their range")
+    return torch.div(x, y, rounding_mode="trunc")
 
 
-_SIMPLE: dict[str, Callable[..., Any]] = {
+@_defines("MatMul")
+def _matmul(c: Call) -> Result:
+    x, y = c.need(0), c.need(1)
+    if min(x.dim(), y.dim()) < 1:
+        raise UnsupportedError("a product of matrices that are none")
+    outer: list[int] = list(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))  # type: ignore[no-untyped-call]
+    sizes = [*outer, *x.shape[-2:-1], *(y.shape[-1:] if y.dim() > 1 else ())]
+    c.limits.bounded(sizes, x.shape[-1])
+    return torch.matmul(x, y)
+
+
+def _pooled(function: Callable[..., Tensor], c: Call) -> Result:
+    """One value for each channel of images."""
+    if c.first.dim() < 3:
+        raise UnsupportedError("a pooling of what are no images")
+    return function(c.first, tuple(range(2, c.first.dim())), keepdim=True)
+
+
+_POOLINGS: dict[str, Callable[..., Tensor]] = {"GlobalAveragePool": torch.mean, "GlobalMaxPool": torch.amax}
+for _name, _pooling in _POOLINGS.items():
+    _defines(_name)(partial(_pooled, _pooling))
+
+_OF_MANY: dict[str, Callable[..., Tensor]] = {"Max": torch.maximum, "Min": torch.minimum}
+for _name, _pairwise in _OF_MANY.items():
+    _defines(_name)(partial(_of_inputs, lambda *x, pairwise=_pairwise: reduce(pairwise, x), None))
+
+_OF_TWO: dict[str, Callable[..., Tensor]] = {
     "Add": torch.add,
     "Sub": torch.sub,
     "Mul": torch.mul,
     "Div": _divide,
     "Pow": torch.pow,
-    "MatMul": torch.matmul,
-    "Max": lambda *x: reduce(torch.maximum, x),
-    "Min": lambda *x: reduce(torch.minimum, x),
+    "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
+    "Equal": torch.eq,
+}
+for _name, _function in _OF_TWO.items():
+    _defines(_name)(partial(_of_inputs, _function, 2))
+_defines("Where")(partial(_of_inputs, torch.where, 3))
+
+_OF_ONE: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
     "Neg": torch.neg,
     "Exp": torch.exp,
@@ -136,39 +240,47 @@ _SIMPLE: dict[str, Callable[..., Any]] = {
     "Softplus": F.softplus,
     "Mish": F.mish,
     "HardSwish": F.hardswish,
-    "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
     "Identity": lambda x: x,
-    "Where": torch.where,
-    "Equal": torch.eq,
-    "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.dim())), keepdim=True),
-    "GlobalMaxPool": lambda x: x.amax(tuple(range(2, x.dim())), keepdim=True),
 }
 """Those that are told nothing but their inputs."""
-for _name, _function in _SIMPLE.items():
-    _defines(_name)(partial(_of_inputs, _function))
+for _name, _function in _OF_ONE.items():
+    _defines(_name)(partial(_of_inputs, _function, 1))
 
 
 @_defines("LeakyRelu", "alpha")
 def _leaky_relu(c: Call) -> Result:
-    result: Tensor = F.leaky_relu(c.first, c.told.get("alpha", 0.01))
+    result: Tensor = F.leaky_relu(c.first, c.told_float("alpha", 0.01))
     return result
 
 
 @_defines("HardSigmoid", "alpha", "beta")
 def _hard_sigmoid(c: Call) -> Result:
-    slope, middle = float(c.told.get("alpha", 0.2)), float(c.told.get("beta", 0.5))
+    slope, middle = c.told_float("alpha", 0.2), c.told_float("beta", 0.5)
     return (c.first * slope + middle).clamp(0, 1)
 
 
 @_defines("Gelu", "approximate")
 def _gelu(c: Call) -> Result:
-    return F.gelu(c.first, approximate=c.told.get("approximate", "none"))
+    kind = c.told.get("approximate", "none")
+    if kind not in ("none", "tanh"):
+        raise UnsupportedError(f"a Gelu that is {str(kind)[:40]}")
+    return F.gelu(c.first, approximate=kind)
 
 
 @_defines("Clip", "min", "max")
 def _clip(c: Call) -> Result:
-    least, most = c.told.get("min", c.optional(1)), c.told.get("max", c.optional(2))
+    least, most = (_bound(c, name, place) for place, name in enumerate(("min", "max"), 1))
     return c.first if least is None and most is None else torch.clamp(c.first, least, most)
+
+
+def _bound(c: Call, name: str, place: int) -> float | None:
+    """One number, of an attribute or an input; None where there is none."""
+    if name in c.told:
+        return c.told_float(name, 0.0)
+    value = c.optional(place)
+    if value is not None and value.numel() != 1:
+        raise UnsupportedError(f"a Clip to {value.numel()} numbers")
+    return None if value is None else value.item()
 
 
 @_defines("Softmax", "axis")
@@ -185,8 +297,8 @@ def _over_axis(function: Callable[..., Tensor], c: Call) -> Tensor:
     """Along one axis; before version 13 along that one and all behind it, as one."""
     x = c.first
     if c.version >= 13:
-        return function(x, c.told.get("axis", -1))
-    axis = c.told.get("axis", 1)
+        return function(x, c.told_int("axis", -1))
+    axis = c.told_int("axis", 1)
     return function(x.flatten(axis), axis).reshape(x.shape) if axis >= 0 else function(x, axis)
 
 
@@ -197,16 +309,19 @@ def _dropout(c: Call) -> Result:
 
 @_defines("Cast", "to", "saturate", "round_mode")
 def _cast(c: Call) -> Result:
-    if c.told.get("to") not in _DTYPES:
-        raise UnsupportedError(f"a cast to type {c.told.get('to')}")
-    return c.first.to(_DTYPES[c.told["to"]])
+    kind = c.told_int("to", 0)
+    if kind not in _DTYPES:
+        raise UnsupportedError(f"a cast to type {kind}")
+    return c.first.to(_DTYPES[kind])
 
 
 @_defines("Flatten", "axis")
 def _flatten(c: Call) -> Result:
-    tensor, axis = c.first, c.told.get("axis", 1)
+    tensor, axis = c.first, c.told_int("axis", 1)
+    if not -tensor.dim() <= axis <= tensor.dim():
+        raise UnsupportedError(f"an axis {axis} of {tensor.dim()} dimensions")
     axis = axis + tensor.dim() if axis < 0 else axis
-    return tensor.reshape(1, -1) if axis == 0 else tensor.flatten(axis).flatten(0, axis - 1)
+    return tensor.reshape(math.prod(tensor.shape[:axis]), math.prod(tensor.shape[axis:]))
 
 
 @_defines("Reshape", "allowzero")
@@ -216,13 +331,16 @@ def _reshape(c: Call) -> Result:
         tensor.shape[i] if size == 0 and not c.told.get("allowzero") else size
         for i, size in enumerate(c.ints(1))
     ]
+    if not all(-1 <= size < _MOST_SIZE for size in sizes) or sizes.count(-1) > 1:
+        raise UnsupportedError(f"a tensor of shape {sizes}")
     return tensor.reshape(sizes)
 
 
 @_defines("Transpose", "perm")
 def _transpose(c: Call) -> Result:
     tensor = c.first
-    return tensor.permute(c.told.get("perm") or list(range(tensor.dim()))[::-1])
+    order = c.told_ints("perm") if "perm" in c.told else list(range(tensor.dim()))[::-1]
+    return tensor.permute(order)
 
 
 @_defines("Squeeze", "axes")
@@ -235,6 +353,8 @@ def _squeeze(c: Call) -> Result:
 def _unsqueeze(c: Call) -> Result:
     tensor, axes = c.first, c.axes or ()
     dimensions = tensor.dim() + len(axes)
+    if dimensions > _MOST_DIMENSIONS or not all(-dimensions <= axis < dimensions for axis in axes):
+        raise UnsupportedError(f"new axes {list(axes)}")
     for axis in sorted(axis % dimensions for axis in axes):
         tensor = tensor.unsqueeze(axis)
     return tensor
@@ -242,24 +362,38 @@ def _unsqueeze(c: Call) -> Result:
 
 @_defines("Concat", "axis")
 def _concat(c: Call) -> Result:
-    return torch.cat([tensor for tensor in c.inputs if tensor is not None], c.told["axis"])
+    tensors = [c.need(place) for place in range(len(c.inputs))]
+    c.limits.bounded([sum(tensor.numel() for tensor in tensors)])
+    return torch.cat(tensors, c.told_int("axis", 0))
 
 
 @_defines("Split", "axis", "split", "num_outputs")
 def _split(c: Call) -> Result:
-    tensor, axis = c.first, c.told.get("axis", 0)
-    sizes = c.told.get("split") or (c.ints(1) if c.optional(1) is not None else None)
-    if sizes is None:
-        parts = c.told["outputs"]  # the number of them, which bcu.models.graph adds
-        return torch.split(tensor, -(-tensor.shape[axis] // parts), axis)
+    tensor, axis = c.first, c.told_int("axis", 0)
+    parts = c.told["outputs"]  # the number of them, which bcu.models.graph adds
+    if c.told.get("split"):
+        sizes = c.told_ints("split")
+    elif c.optional(1) is not None:
+        sizes = c.ints(1)
+    else:
+        size = -(-tensor.shape[axis] // parts)
+        sizes = [max(0, min(size, tensor.shape[axis] - i * size)) for i in range(parts)]
+    if len(sizes) != parts or min(sizes) < 0:
+        raise UnsupportedError(f"a split into {sizes[:8]} for {parts} outputs")
     return torch.split(tensor, sizes, axis)
 
 
 @_defines("Slice", "starts", "ends", "axes")
 def _slice(c: Call) -> Result:
     tensor = c.first
-    starts, ends = (c.told["starts"], c.told["ends"]) if c.version < 10 else (c.ints(1), c.ints(2))
-    axes = c.told.get("axes") or (c.ints(3) if c.optional(3) is not None else list(range(len(starts))))
+    if c.version < 10:
+        starts, ends = c.told_ints("starts"), c.told_ints("ends")
+    else:
+        starts, ends = c.ints(1), c.ints(2)
+    if c.told.get("axes"):
+        axes = c.told_ints("axes")
+    else:
+        axes = c.ints(3) if c.optional(3) is not None else list(range(len(starts)))
     steps = c.ints(4) if c.optional(4) is not None else [1] * len(starts)
     if any(step < 1 for step in steps):
         raise UnsupportedError("a slice that runs backwards")
@@ -271,8 +405,14 @@ def _slice(c: Call) -> Result:
 
 @_defines("Gather", "axis")
 def _gather(c: Call) -> Result:
-    tensor, index, axis = c.first, c.need(1).long(), c.told.get("axis", 0)
-    index = torch.where(index < 0, index + tensor.shape[axis], index)
+    tensor, index, axis = c.first, c.need(1), c.told_int("axis", 0)
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise UnsupportedError("a Gather at places that are no whole numbers")
+    size = tensor.shape[axis]
+    index = torch.where(index < 0, index + size, index).long()
+    if bool(((index < 0) | (index >= size)).any()):
+        raise UnsupportedError(f"a Gather beyond {size} values")
+    c.limits.bounded([tensor.numel() // max(1, size) * index.numel()])
     flat = tensor.index_select(axis, index.reshape(-1))
     axis %= tensor.dim()
     return flat.reshape(*tensor.shape[:axis], *index.shape, *tensor.shape[axis + 1 :])
@@ -280,26 +420,30 @@ def _gather(c: Call) -> Result:
 
 @_defines("Shape", "start", "end")
 def _shape(c: Call) -> Result:
-    return torch.tensor(list(c.first.shape)[c.told.get("start", 0) : c.told.get("end")])
+    end = c.told_int("end", 0) if "end" in c.told else None
+    return torch.tensor(list(c.first.shape)[c.told_int("start", 0) : end], dtype=torch.int64)
 
 
 @_defines("ConstantOfShape", "value")
 def _constant_of_shape(c: Call) -> Result:
-    value: Tensor = c.told.get("value", torch.zeros(1))
-    return value.to(c.first.device).expand(_bounded(c.ints(0))).clone()
+    value = c.told.get("value", torch.zeros(1))
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise UnsupportedError("a ConstantOfShape of other than one number")
+    return value.to(c.first.device).reshape(()).expand(c.limits.bounded(c.ints(0))).clone()
 
 
 @_defines("Expand")
 def _expand(c: Call) -> Result:
-    shape: list[int] = list(torch.broadcast_shapes(c.first.shape, tuple(c.ints(1))))  # type: ignore[no-untyped-call]
-    return c.first.expand(_bounded(shape))
+    sizes = c.limits.bounded(c.ints(1))
+    shape: list[int] = list(torch.broadcast_shapes(c.first.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
+    return c.first.expand(c.limits.bounded(shape))
 
 
 def _reduced(function: Callable[..., Tensor], c: Call) -> Tensor:
     axes = c.axes
     if not axes and c.told.get("noop_with_empty_axes"):
         return c.first
-    return function(c.first, axes or tuple(range(c.first.dim())), bool(c.told.get("keepdims", 1)))
+    return function(c.first, axes or tuple(range(c.first.dim())), bool(c.told_int("keepdims", 1)))
 
 
 _REDUCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -314,12 +458,5 @@ for _name, _reduction in _REDUCTIONS.items():
 @_defines("LayerNormalization", "axis", "epsilon", "stash_type")
 def _layer_norm(c: Call) -> Result:
     tensor = c.first
-    return F.layer_norm(
-        tensor, tensor.shape[c.told.get("axis", -1) :], c.need(1), c.optional(2), c.told.get("epsilon", 1e-5)
-    )
-
-
-def _bounded(sizes: list[int]) -> list[int]:
-    if reduce(operator.mul, sizes, 1) > _MOST_VALUES:
-        raise UnsupportedError(f"a tensor of shape {sizes[:8]}")
-    return sizes
+    sizes = tensor.shape[c.told_int("axis", -1) :]
+    return F.layer_norm(tensor, sizes, c.need(1), c.optional(2), c.told_float("epsilon", 1e-5))

@@ -201,7 +201,7 @@ class _Loader:
         try:
             with torch.no_grad():
                 alone, both = classifier(noise[:1]), classifier(noise)
-        except AnswersError:
+        except (AnswersError, ArchitectureError):  # a graph that fails says so itself
             raise
         except Exception as error:
             raise ArchitectureError(
