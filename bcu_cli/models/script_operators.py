@@ -277,8 +277,8 @@ def _weight_norm(run: Run, v: Any, g: Any, dim: Any = 0) -> Tensor:
     if list(g.shape) != shape or not v.is_floating_point() or not dims:
         raise RefusedError("it normalises a weight by norms of another shape")
     run.take([v.numel() * v.element_size()] * 2)
-    norms: Tensor = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
-    return v * (g / norms)
+    result: Tensor = v * (g / torch.linalg.vector_norm(v, dim=dims, keepdim=True))
+    return result
 
 
 def _attention(
