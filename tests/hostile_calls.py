@@ -116,7 +116,7 @@ def _limit() -> None:
 
 
 def _calls(subject: Subject, calls: int, seed: int, writing: int) -> None:
-    """Report each call before it is made (``.``) and how it ended: ``+`` result, ``-`` error, ``m`` memory."""
+    """Report each call before it is made (``.``), and its end: ``+`` result, ``-`` error, ``m`` memory."""
     for call in range(calls):
         args, named = arguments_of(subject, seed, call)
         os.write(writing, b".")

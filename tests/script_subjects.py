@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hostile_calls import DTYPES, Subject, hostile_int, hostile_number, hostile_tensor
@@ -15,15 +13,29 @@ from bcu_cli.models.script_limits import Limits, Run
 from bcu_cli.models.script_operators import LANGUAGE, SPECIAL, compute, is_tensor_operator, overloads
 from bcu_cli.models.script_values import PLAIN, UNINITIALIZED, Enumerated
 
-_HOSTILE = 0.3  # of the arguments; the others are what the operator is meant for, so that kernels are reached
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+_HOSTILE = 0.3  # of the arguments; the others are sound, so that kernels are reached
+_ONES = """
+    stride padding dilation groups dim dims dim0 start_dim index pad source shifts step correction
+    reduction
+"""
+_TWOS = (
+    "num_groups k chunks split_size upscale_factor downscale_factor end_dim length repeats num_head num_heads"
+)
+_THREES = "kernel_size output_size size end n m"
 _SMALL = {
-    "kernel_size": 3, "stride": 1, "padding": 1, "dilation": 1, "output_padding": 0, "groups": 1, "output_size": 3,
-    "dim": 1, "dims": 1, "dim0": 1, "dim1": 0, "normalized_shape": 6, "num_groups": 2, "size": 3, "k": 2, "chunks": 2,
-    "split_size": 2, "upscale_factor": 2, "downscale_factor": 2, "start_dim": 1, "end_dim": 2, "start": 0, "end": 3,
-    "length": 2, "step": 1, "correction": 1, "n": 3, "m": 3, "diagonal": 0, "repeats": 2, "index": 1, "pad": 1,
-    "source": 1, "destination": 0, "shifts": 1, "dtype": 6, "num_head": 2, "num_heads": 2, "embed_dim": 6,
-    "num_classes": 4, "interpolation_mode": 0, "padding_mode": 0, "reduction": 1, "steps": 4, "end_": 3,
-}  # fmt: skip
+    **dict.fromkeys(_ONES.split(), 1),
+    **dict.fromkeys(_TWOS.split(), 2),
+    **dict.fromkeys(_THREES.split(), 3),
+    **dict.fromkeys(("normalized_shape", "dtype", "embed_dim"), 6),
+    **dict.fromkeys(("num_classes", "steps"), 4),
+    **dict.fromkeys(("output_padding", "dim1", "start", "diagonal", "destination"), 0),
+}
+_ATTENTION = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
+_TEXTS = ("same", "valid", "constant", "reflect", "none", "tanh", "ij", "i,j->ij", "floor", "sum")
 _PER_CHANNEL = ("bias", "running_mean", "running_var", "scale")
 
 
@@ -43,6 +55,18 @@ def subjects() -> list[Subject]:
     return made
 
 
+def raw_kernels() -> list[Subject]:
+    """The kernels that are not called because they do not check what they are given, as torch has them."""
+    return [
+        Subject(name, getattr(torch.ops.aten, name), _maker(name, _schema(f"aten::{name}")))
+        for name in ("native_batch_norm", "native_layer_norm", "_weight_norm", *_ATTENTION)
+    ]
+
+
+def _schema(name: str) -> Any:
+    return torch._C._jit_get_schemas_for_operator(name)[0].arguments
+
+
 def _caller(name: str) -> Callable[..., Any]:
     def call(*args: Any, **named: Any) -> Any:
         run = Run(Limits(), 1, torch.device("cpu"))
@@ -55,10 +79,9 @@ def _value(rng: random.Random, depth: int = 0) -> Any:
     """Any value that code can have."""
     kind = rng.randrange(11 if depth < 2 else 8)
     if kind < 8:
-        return (
-            hostile_int(rng), hostile_number(rng), rng.choice(("", "a", "{}", "%s %d", "same", "9" * 30)), None,
-            rng.random() < 0.5, hostile_tensor(rng), torch.device("cpu"), Enumerated("E", 1),
-        )[kind]  # fmt: skip
+        text = rng.choice(("", "a", "{}", "%s %d", "same", "9" * 30))
+        others = (text, None, rng.random() < 0.5, torch.device("cpu"), Enumerated("E", 1))
+        return (hostile_int(rng), hostile_number(rng), hostile_tensor(rng), *others)[kind]
     values = [_value(rng, depth + 1) for _ in range(rng.choice((0, 1, 2, 3, 70)))]
     if kind == 8:
         return values
@@ -90,8 +113,7 @@ def _special_maker(name: str) -> Callable[[random.Random], tuple[list[Any], dict
     if name in factory:
         return _tensor_maker(name, getattr(torch.ops.aten, factory[name]).default)
     try:
-        schema = torch._C._jit_get_schemas_for_operator(name)[0]
-        return _maker(name, schema.arguments)
+        return _maker(name, _schema(name))
     except (IndexError, RuntimeError):
         parameters = list(inspect.signature(SPECIAL[name]).parameters)[1:]
         return lambda rng: ([_value(rng) for _ in parameters], {})
@@ -190,6 +212,8 @@ def _plausible_tensor(rng: random.Random, operator: str, name: str) -> torch.Ten
         return torch.randint(0, 3, shape if "unpool" in operator or "gather" in operator else [3])
     if name in {"mask", "condition"}:
         return torch.randint(0, 2, shape).bool()
+    if any(word in operator for word in ("__", "bitwise", "logical")):
+        return torch.randint(0, 5, shape).to(rng.choice((torch.int64, torch.bool, torch.uint8)))
     dtype = torch.float32 if rng.random() < 0.9 else rng.choice(DTYPES)
     return torch.randn(shape).to(dtype)
 

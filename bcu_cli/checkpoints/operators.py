@@ -199,7 +199,7 @@ def _refuse_deep(text: str) -> None:
 
 
 def _refuse_tall(tree: ast.Module) -> None:
-    """Refuse code whose tree is taller than any that torch writes; the evaluation calls itself for each level."""
+    """Refuse code whose tree is taller than any of torch's; each level costs the evaluation a call."""
     level: list[ast.AST] = [tree]
     for _ in range(_MAX_HEIGHT):
         level = [part for node in level for part in ast.iter_child_nodes(node)]

@@ -122,16 +122,16 @@ def _normalised(
         elif name in named:
             named[name] = _normal(run, kind, named[name])
     names = {argument.name for argument in overload._schema.arguments}
-    if "device" in names and "dtype" in names and "device" not in named and "self" not in names:
+    if "device" in names and "self" not in names:  # else it would be where no other tensor says so
         named["device"] = run.device
     return args, named
 
 
 def _normal(run: Run, kind: str, value: Any) -> Any:
-    if value is None:
-        return None
     if kind == "device":
         return run.device
+    if value is None:
+        return None
     if isinstance(value, list | dict | Tensor):
         raise RefusedError(f"it names a {kind} that is none")
     sound = {

@@ -1,4 +1,4 @@
-"""Operators of TorchScript with hostile arguments: an error or a result, never a signal, a gigabyte, a hang."""
+"""Operators of TorchScript with hostile arguments: an error or a result, never a signal or a hang."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from hostile_calls import run_in_children
 from script_subjects import subjects
 
 from bcu_cli.checkpoints.operators import ALLOWED
-from bcu_cli.models.script_limits import Limits, RefusedError, Run
-from bcu_cli.models.script_operators import LANGUAGE, SPECIAL, compute, is_tensor_operator
+from bcu_cli.models.script_operators import LANGUAGE, SPECIAL, is_tensor_operator
 from bcu_cli.models.script_values import PLAIN
 
 CALLS = 12
