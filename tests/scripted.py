@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def torchscript_of(network: nn.Module, example: Tensor | None = None, **options: Any) -> bytes:
+def torchscript_of(network: nn.Module, example: Tensor | None = None) -> bytes:
     """The file that torch writes of a network: traced where there is an example, scripted where not."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = torch.jit.script(network) if example is None else torch.jit.trace(network, example, **options)
+        if example is None:
+            made = torch.jit.script(network)
+        else:
+            made = torch.jit.trace(network, example, check_trace=False)
         torch.jit.save(made, buffer)
     return buffer.getvalue()
 

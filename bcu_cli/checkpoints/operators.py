@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import tokenize
 import warnings
 from typing import TYPE_CHECKING
@@ -101,6 +102,11 @@ _REFUSED_NODES = {
     ast.NamedExpr: "<:=>",
     ast.JoinedStr: "<f-string>",
 }
+_MAX_NESTING = 90  # Python's own parser takes fewer than 100 blocks and 200 brackets
+_MAX_HEIGHT = 200
+_OPENING, _CLOSING = "([{", ")]}"
+_NESTING = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|[(\[{)\]}]|\n *")
+"""Strings, brackets, and the starts of lines."""
 _PLAIN_TOKENS = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP, tokenize.NEWLINE, tokenize.NL}
 _PLAIN_TOKENS |= {tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
@@ -136,13 +142,16 @@ def parse(text: str) -> ast.Module:
     try:
         if not text.isascii() or any(char in text for char in "\r\f\v\0") or "\\\n" in text:
             raise UnreadableCodeError("it holds unusual characters")
+        _refuse_deep(text)
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             quoted = token.type == tokenize.STRING
             if token.type not in _PLAIN_TOKENS or (quoted and not _is_plain_string(token.string)):
                 raise UnreadableCodeError(f"line {token.start[0]} is not written as torch writes it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            return ast.parse(text)
+            tree = ast.parse(text)
+        _refuse_tall(tree)
+        return tree
     except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise UnreadableCodeError("it does not parse") from error
 
@@ -172,6 +181,31 @@ def list_operators(modules: Iterable[ast.Module], is_operator: Callable[[str], b
                 scope.visit_function(node)
         scope.visit_calls(_outside_functions(module), set())
     return tuple(sorted(found))
+
+
+def _refuse_deep(text: str) -> None:
+    """Refuse code that is nested deeper than torch writes it, before a parser sees it: in one pass."""
+    depth = 0
+    for mark in _NESTING.finditer(text):
+        part = mark.group()
+        if part in _OPENING:
+            depth += 1
+        elif part in _CLOSING:
+            depth -= 1
+        elif part[0] == "\n" and len(part) > 2 * _MAX_NESTING + 1:
+            raise UnreadableCodeError("its blocks are nested too deeply")
+        if depth > _MAX_NESTING:
+            raise UnreadableCodeError("its brackets are nested too deeply")
+
+
+def _refuse_tall(tree: ast.Module) -> None:
+    """Refuse code whose tree is taller than any of torch's; each level costs the evaluation a call."""
+    level: list[ast.AST] = [tree]
+    for _ in range(_MAX_HEIGHT):
+        level = [part for node in level for part in ast.iter_child_nodes(node)]
+        if not level:
+            return
+    raise UnreadableCodeError("it is nested too deeply")
 
 
 def _is_plain_string(text: str) -> bool:

@@ -81,6 +81,9 @@ def _fill(
         module._parameters[name] = value
     for name in part.of.buffers:
         module._buffers[name] = attributes.get(name)
+    if isinstance(module, ScriptLayer):
+        for name in {*module.optional} - module._parameters.keys() - module._buffers.keys():
+            module._buffers[name] = None  # as torch's layers have it where there is none
     known = {*part.of.parameters, *part.of.buffers}
     for name, value in attributes.items():
         if _is_module(value):

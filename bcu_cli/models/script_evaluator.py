@@ -179,8 +179,10 @@ class _Frame:
     def _set_attribute(self, owner: Any, name: str, value: Any) -> None:
         """Give a buffer other numbers; code can set nothing else, so that answers do not depend on calls."""
         held = self._program.attributes(owner, name) if isinstance(owner, nn.Module) else None
-        tensors = isinstance(held, Tensor) and isinstance(value, Tensor)
-        if tensors and name in owner._buffers and (held.shape, held.dtype) == (value.shape, value.dtype):
+        own = isinstance(owner, nn.Module) and name in owner._buffers
+        if own and isinstance(held, Tensor) and isinstance(value, Tensor):
+            if (held.shape, held.dtype) != (value.shape, value.dtype):
+                raise RefusedError(f"it gives the buffer {name} another shape or type")
             with torch.no_grad():
                 held.copy_(value)
             return

@@ -25,11 +25,13 @@ class ScriptLayer(ScriptModule):
     """A layer of a kind that torch has.
 
     Attributes:
-        weight_dims: Dimensions of its weight; None where it may have none.
+        weight_dims: Dimensions of its weight.
+        optional: Tensors that torch's layer has or holds None for.
         operators: The operators that a traced layer of the kind calls, with the places of what they are told.
     """
 
     weight_dims: ClassVar[int]
+    optional: ClassVar[tuple[str, ...]] = ("weight", "bias")
     operators: ClassVar[dict[str, dict[str, int]]] = {}
 
     def describe(self, part: ScriptObject) -> None:
@@ -111,6 +113,13 @@ class ScriptLinear(ScriptLayer, nn.Linear):
 
 class _BatchNorm(ScriptLayer):
     weight_dims = 1
+    optional: ClassVar[tuple[str, ...]] = (
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    )
     operators: ClassVar[dict[str, dict[str, int]]] = {"batch_norm": {"momentum": 6, "eps": 7}}
 
     def describe(self, part: ScriptObject) -> None:

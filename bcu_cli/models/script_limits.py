@@ -34,7 +34,7 @@ class Limits:
         growth: How many times as much as the first pass on images of its size a later one may take per image.
     """
 
-    operations: int = 200_000
+    operations: int = 100_000
     depth: int = 48
     largest: int = 2**28
     live: int = 2**30

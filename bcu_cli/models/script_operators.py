@@ -122,16 +122,16 @@ def _normalised(
         elif name in named:
             named[name] = _normal(run, kind, named[name])
     names = {argument.name for argument in overload._schema.arguments}
-    if "device" in names and "dtype" in names and "device" not in named and "self" not in names:
+    if "device" in names and "self" not in names:  # else it would be where no other tensor says so
         named["device"] = run.device
     return args, named
 
 
 def _normal(run: Run, kind: str, value: Any) -> Any:
-    if value is None:
-        return None
     if kind == "device":
         return run.device
+    if value is None:
+        return None
     if isinstance(value, list | dict | Tensor):
         raise RefusedError(f"it names a {kind} that is none")
     sound = {
@@ -277,8 +277,8 @@ def _weight_norm(run: Run, v: Any, g: Any, dim: Any = 0) -> Tensor:
     if list(g.shape) != shape or not v.is_floating_point() or not dims:
         raise RefusedError("it normalises a weight by norms of another shape")
     run.take([v.numel() * v.element_size()] * 2)
-    norms: Tensor = torch.linalg.vector_norm(v, dim=dims, keepdim=True)
-    return v * (g / norms)
+    result: Tensor = v * (g / torch.linalg.vector_norm(v, dim=dims, keepdim=True))
+    return result
 
 
 def _attention(

@@ -477,7 +477,8 @@ PLAIN: dict[str, Plain] = {
 
 _TAKE_TENSORS = """
     aten::__contains__ aten::__getitem__ aten::__is__ aten::__isnot__ aten::__not__ aten::_set_item
-    aten::append aten::Bool aten::clear aten::dict aten::extend aten::Float aten::FloatImplicit aten::format aten::get
+    aten::append aten::Bool aten::clear aten::dict aten::extend aten::Float aten::FloatImplicit aten::get
+    aten::format
     aten::insert aten::Int aten::IntImplicit aten::item aten::items aten::join aten::keys aten::len aten::list
     aten::percentFormat aten::pop aten::ScalarImplicit aten::str aten::tolist aten::update aten::values
     aten::warn prim::tolist prim::TupleConstruct prim::unchecked_unwrap_optional

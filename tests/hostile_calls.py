@@ -1,0 +1,188 @@
+"""Calls functions with hostile arguments in child processes, and says which of them break or hang.
+
+The core of the harness for operators, of whatever format: :func:`run_in_children` takes subjects (a name, a
+function, and the kinds of its arguments) and returns for each how its calls ended.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import select
+import signal
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Make = Callable[[random.Random], Any]
+"""Makes an argument; what it returns may be hostile or not."""
+MORE_BYTES = 2**30
+SECONDS = 10.0
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A function and how its arguments are made.
+
+    Args:
+        name: What the report calls it.
+        call: Takes the arguments that ``make`` gives.
+        make: Makes positional and named arguments of one call.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    make: Callable[[random.Random], tuple[list[Any], dict[str, Any]]]
+
+
+@dataclass
+class Outcome:
+    """How the calls of one subject ended.
+
+    Args:
+        ended: ``ok``, or ``signal 11``, ``memory``, ``time`` for the first call that did not end well.
+        calls: How many were made.
+        returned: How many gave a result; the others raised an error.
+        culprit: The seed of the first call that did not end well.
+    """
+
+    ended: str = "ok"
+    calls: int = 0
+    returned: int = 0
+    culprit: str = ""
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+def run_in_children(
+    subjects: Sequence[Subject], calls: int, *, seed: int = 0, seconds: float = SECONDS
+) -> dict[str, Outcome]:
+    """Make a number of calls of each subject, every subject in a child process of its own.
+
+    A child may take 1 GiB more memory than it starts with; each call has ``seconds``.
+    """
+    return {subject.name: _in_child(subject, calls, seed, seconds) for subject in subjects}
+
+
+def arguments_of(subject: Subject, seed: int, call: int) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of one call again, to look into what went wrong."""
+    torch.manual_seed(seed + call)
+    return subject.make(random.Random(f"{subject.name} {seed} {call}"))
+
+
+def _in_child(subject: Subject, calls: int, seed: int, seconds: float) -> Outcome:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        try:
+            _limit()
+            _calls(subject, calls, seed, writing)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    outcome = Outcome()
+    try:
+        _watch(reading, outcome, child, seconds)
+    finally:
+        os.close(reading)
+        _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and outcome.ended == "ok":
+        outcome.ended = f"signal {os.WTERMSIG(status)}"
+    if outcome.ended == "ok" and outcome.calls < calls:
+        outcome.ended = "ended early"
+    if outcome.ended != "ok":
+        outcome.culprit = f"{seed} {outcome.calls - 1}"
+    return outcome
+
+
+def _limit() -> None:
+    used = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmData")
+    )
+    resource.setrlimit(resource.RLIMIT_DATA, (used + MORE_BYTES, used + MORE_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _calls(subject: Subject, calls: int, seed: int, writing: int) -> None:
+    """Report each call before it is made (``.``), and its end: ``+`` result, ``-`` error, ``m`` memory."""
+    for call in range(calls):
+        args, named = arguments_of(subject, seed, call)
+        os.write(writing, b".")
+        try:
+            subject.call(*args, **named)
+            end = b"+"
+        except MemoryError:
+            end = b"m"
+        except Exception as error:
+            end = b"m" if any(words in str(error) for words in _NO_MEMORY) else b"-"
+        del args, named
+        os.write(writing, end)
+
+
+def _watch(reading: int, outcome: Outcome, child: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            outcome.ended = "time"
+            os.kill(child, signal.SIGKILL)
+            return
+        news = os.read(reading, 4096)
+        if not news:
+            return
+        deadline = time.monotonic() + seconds
+        outcome.calls += news.count(b".")
+        outcome.returned += news.count(b"+")
+        if b"m" in news:
+            outcome.ended = "memory"
+            os.kill(child, signal.SIGKILL)
+            return
+
+
+INTEGERS = (-1, 0, 1, 2, 3, 4, 7, -2, -3, 100, 1000, 10**5, 2**31 - 1, 2**31, 2**32, 2**40, 2**62)
+INTEGERS += (2**63 - 1, -(2**63), -(2**31), -(10**5))
+NUMBERS = (0.0, 1.0, -1.0, 0.5, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"), 3.0)
+DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
+_SIDES = (0, 1, 1, 2, 2, 3, 4, 5, 8)
+
+
+def hostile_int(rng: random.Random) -> int:
+    """A whole number: small, negative, zero or huge."""
+    return rng.choice(INTEGERS)
+
+
+def hostile_number(rng: random.Random) -> float:
+    """A number: whole or not, finite or not."""
+    return rng.choice(NUMBERS) if rng.random() < 0.6 else rng.choice(INTEGERS)
+
+
+def hostile_tensor(rng: random.Random) -> torch.Tensor:
+    """A tensor of any type, shape and stride: empty, scalar, a view into a small buffer, with odd numbers."""
+    shape = [rng.choice(_SIDES) for _ in range(rng.choice((0, 1, 1, 2, 3, 4, 4, 5)))]
+    dtype = torch.float32 if rng.random() < 0.5 else rng.choice(DTYPES)
+    tensor = torch.randint(-3, 9, shape).to(dtype) if rng.random() < 0.4 else torch.randn(shape).to(dtype)
+    kind = rng.random()
+    if kind < 0.15:
+        buffer = torch.randint(0, 4, (64,)).to(dtype)
+        return buffer.as_strided(shape, [rng.choice((0, 0, 1, 2)) for _ in shape])  # 8*5*2 is beyond 64
+    if kind < 0.3 and tensor.dim():
+        return tensor.transpose(0, -1)
+    if kind < 0.4:
+        return torch.zeros((), dtype=dtype).expand(shape)
+    if kind < 0.55 and dtype.is_floating_point and tensor.numel():
+        return torch.full(shape, rng.choice(NUMBERS), dtype=torch.float64).to(dtype)
+    if kind < 0.65 and not dtype.is_floating_point and tensor.numel():
+        return torch.full(shape, rng.choice((2**31 - 1, -(2**31), 2**62, -1))).to(dtype)
+    return tensor
