@@ -22,14 +22,17 @@ def _run(canary: Path) -> bytes:
 
 
 def hidden_by_a_frame(canary: Path) -> bytes:
-    """A pickle whose frame ends within bytes: C's unpickler goes on with others than those that follow.
+    """A pickle whose frame ends within a text: C's unpickler goes on with others than those that follow.
 
-    Read on as it stands, it is some bytes and nothing else. In C, of a file without ``peek``, which is what
-    torch gives it, the rest of the frame is dropped and the bytes are taken from behind the frame.
+    Read on as it stands, it is a text, bytes and nothing else. In C, of a file without ``peek``, which is what
+    torch gives it, the rest of the frame is dropped and the text is taken from behind the frame.
     """
     run = b"xxx" + _run(canary)
     swallowed = b"B" + struct.pack("<I", len(run)) + run  # for who reads on: bytes, not opcodes
-    in_frame, behind = b"C\x0d" + b"x" * 8, b"x" * 5  # 13 bytes; in C those behind and 8 of what is swallowed
+    in_frame, behind = (
+        b"\x8c\x0d" + b"x" * 8,
+        b"x" * 5,
+    )  # a text; in C those behind and 8 of what is swallowed
     return b"\x80\x04\x95" + struct.pack("<Q", len(in_frame)) + in_frame + behind + swallowed + b"0N."
 
 

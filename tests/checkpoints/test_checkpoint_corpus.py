@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hostile
+import hostile_forms
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,6 +86,12 @@ def test_the_harmless_ones_are_read(inspected: dict[str, Any]) -> None:
     } == dict.fromkeys(hostile.harmless(), (True, 4))
 
 
+def test_no_file_is_refused_with_torchs_advice_to_open_it_unsafely(inspected: dict[str, Any]) -> None:
+    said = json.dumps(inspected["files"])
+    assert "weights_only" not in said
+    assert "safe_globals" not in said
+
+
 def test_no_file_takes_much_time_or_memory(inspected: dict[str, Any]) -> None:
     assert max(file["seconds"] for file in inspected["files"]) < SECONDS
     assert inspected["peak"] < BYTES
@@ -125,6 +132,9 @@ SEEDS: dict[str, Callable[[], bytes]] = {
     "exported": lambda: hostile.exported(hostile.Small().eval()),
     "onnx": lambda: hostile.harmless()["model.onnx"],
     "pickle": lambda: hostile.obfuscated(Path("/nowhere/canary"))["stack_global_memo"],
+    "image": lambda: hostile_forms.pickles(Path("/nowhere/canary"))["behind_gif"],
+    "tar": hostile_forms.image_and_tar,
+    "large zip": lambda: hostile_forms.two_directories({"a/data.pkl": b"N."}, b"N."),
     "index": lambda: b'{"metadata": {}, "weight_map": {"a.weight": "a.safetensors", "b": "b.safetensors"}}',
 }
 CASES = 150

@@ -33,7 +33,7 @@ from bcu_cli.errors import CheckpointError, UnsafeFileError
 from bcu_cli.scan.inspection import find_files, inspect_file
 
 SCRIPT = Path(__file__).parents[2] / "examples/benchmarks/readers.py"
-CASES = 400
+CASES = 300
 
 
 @pytest.mark.parametrize("kind", ["archives", "pickles"])
@@ -190,19 +190,12 @@ def test_attributes_of_a_table_or_a_tensor_do_not_take_the_place_of_its_methods(
         assert list(read(tmp_path / "m.pt").tensors) == list(value)
 
 
-def test_a_refusal_never_shows_how_to_open_the_file_unsafely(tmp_path: Path) -> None:
-    paths = hostile.write(tmp_path / "corpus")
-    said = []
-    for path in [*paths["hostile"], *paths["broken"]]:
-        inspection = inspect_file(path)
-        said += [finding.message for finding in inspection.findings]
-        said += [f"{inspection.problem.message} {inspection.problem.hint}"] if inspection.problem else []
-    value = pickle.dumps({"a": frozenset("ab")}, 2)
-    for data in (value, b"\x80\x02\x8f.", b"\x80\x02(K\x01\x91."):
-        with pytest.raises(CheckpointError) as error:
-            read(zip_of(tmp_path / "m.pt", {"a/data.pkl": data, "a/version": b"3\n"}))
-        said += [error.value.message, error.value.hint]
-    assert [text for text in said if "weights_only" in text or "add_safe_globals" in text] == []
+@pytest.mark.parametrize("data", [b"\x80\x02\x8f.", b"\x80\x02(K\x01\x91.", b"\x80\x02N2\x86."])
+def test_what_torchs_loader_does_not_read_is_said_without_its_advice(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(CheckpointError, match="cut short or damaged") as error:
+        read(zip_of(tmp_path / "m.pt", {"a/data.pkl": data, "a/version": b"3\n"}))
+    assert "weights_only" not in error.value.message
+    assert "add_safe_globals" not in error.value.message
 
 
 def test_only_what_torch_save_writes_is_in_an_archive(tmp_path: Path) -> None:
