@@ -416,3 +416,38 @@ def test_an_attack_that_makes_no_sense(
     assert message in ran.err
     assert "hint: " in ran.err
     assert out.read_bytes() == before
+
+
+def test_nothing_that_is_read_is_written(bcu, untrained: Path, labelled: Path, tmp_path: Path) -> None:
+    """Neither an image in a folder, under whatever name, nor what lies beside a model and is read with it."""
+    images = tmp_path / "images"
+    shutil.copytree(labelled / "test", images)
+    picture = next(images.rglob("*.png"))
+    (tmp_path / "again.png").hardlink_to(picture)
+    model, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    shutil.copy(untrained, model)
+    config.write_text("{}")
+    cleanse = ("cleanse", model, "--images", images, "--out")
+    attack = ("attack", "badnets", "--data", images, "--out")
+    evaluate = ("evaluate", model, "--data", images, "--trigger", "badnets", "--preview")
+    lines = [(*cleanse, picture), (*cleanse, tmp_path / "again.png"), (*cleanse, config), (*attack, picture)]
+    for words in (*lines, (*evaluate, tmp_path / "again.png")):
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        ran = bcu(*words)
+        assert ran.code == 2
+        assert "is the input" in ran.error
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_file_of_the_users_in_the_place_of_the_state_stays(
+    bcu, untrained: Path, photos: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "out.safetensors.resume"
+    shutil.copy(untrained, mine)
+    before = mine.read_bytes()
+    for words in (["cleanse", untrained, "--images", photos], ["cleanse", mine, "--images", photos]):
+        ran = bcu(*words, "--out", tmp_path / "out.safetensors")
+        assert ran.code == 2
+        assert f"{mine} is in the way" in ran.error
+    assert mine.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [mine]
