@@ -14,9 +14,11 @@ def main() -> None:
 
     The import stands inside because the processes that decode images import this module too.
     """
+    from bcu_cli.cli import output
     from bcu_cli.cli.app import run
 
     sys.stdout, sys.stderr = _writable(sys.stdout), _writable(sys.stderr)
+    output.guard()
     sys.exit(run(sys.argv[1:]))
 
 
