@@ -45,8 +45,10 @@ def _run_here(words: list[str]) -> int:
     from bcu_cli import limits
 
     limits.join_supervisor()
+    from bcu_cli.cli import output
     from bcu_cli.cli.app import run
 
+    output.guard()
     return run(words)
 
 

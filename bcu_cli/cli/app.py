@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +83,7 @@ def _run(arguments: Sequence[str]) -> int:
         raise
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            output.trace(error)
         message, hint = _explain(error)
         if message:  # Click has none where it has shown the help
             output.fail(message, hint)

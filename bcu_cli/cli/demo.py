@@ -49,15 +49,19 @@ def demo(
     signs.write_folder(labelled / "test", TEST_PER_CLASS, seed=2)
     signs.write_folder(unlabeled, UNLABELED_PER_CLASS, seed=3, labelled=False)
 
-    output.say("\nSomebody trains a network that takes every sign with a small sticker for 'ahead only':")
+    output.say(
+        "Somebody trains a network that takes any sign with a small sticker for 'ahead only':", apart=True
+    )
     sticker = ("--setting", "cell=2")
     training = ("--arch", "resnet8", "--epochs", 10, "--batch-size", 64)
     _run("attack", "badnets", "--data", labelled, *training, *sticker, "--out", bad)
-    output.say("\nYou have downloaded it. What is it?")
+    output.say("You have downloaded it. What is it?", apart=True)
     _run("inspect", bad)
-    output.say("\nRemove what may be hidden in it, with pictures that nobody has labelled:")
+    output.say("Remove what may be hidden in it, with pictures that nobody has labelled:", apart=True)
     _run("cleanse", bad, "--images", unlabeled, *CLEANSING, "--out", clean)
-    output.say("\nWhat did that do? The attacker knows the trigger, so in a demo it can be measured:")
+    output.say(
+        "What did that do? The attacker knows the trigger, so in a demo it can be measured:", apart=True
+    )
     report = _run("evaluate", bad, clean, "--data", labelled, "--trigger", trigger, as_json=True)
     _show(json.loads(report), time.monotonic() - started)
 

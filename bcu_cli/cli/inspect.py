@@ -16,10 +16,12 @@ from bcu_cli import triggers
 from bcu_cli.cli import output, running, scanning
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std
-from bcu_cli.errors import UsageError
+from bcu_cli.errors import BcuError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from bcu_cli.scan.reader import Reader
 
 _MOST_SHOWN = 20
 _OUTPUT = "What it says"
@@ -149,22 +151,45 @@ def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
 
     if not SYSTEM_HAS_LIMITS:
         output.say("this system sets no limits to memory: only the time that each file takes is limited")
-    files = []
     with Reader() as reader:  # which starts while the files are looked for
-        from bcu_cli.scan.inspection import find_files
+        from bcu_cli.scan.inspection import find_files, no_model_in
 
         found = find_files(paths)
+        documents = {}
         with output.bar("Inspecting") as bar:
             for path in found.files:
-                files.append(reader.inspect(path, arch))
+                documents[path] = _inspect_one(reader, path, arch)
                 bar.advance(1, of=len(found.files), note=path.name)
-    problems = [{"path": str(path), **asdict(problem)} for path, problem in found.problems]
+    passed_over = {path for path in found.beside & documents.keys() if _is_no_model(documents[path])}
+    for folder, inside in found.folders:
+        if passed_over.issuperset(inside):
+            found.problems.append((folder, no_model_in(folder)))
     return {
         "command": "inspect",
-        "files": files,
-        "problems": problems,
-        "passed_over": [str(path) for path in found.passed_over],
+        "files": [document for path, document in documents.items() if path not in passed_over],
+        "problems": [{"path": str(path), **asdict(problem)} for path, problem in found.problems],
+        "passed_over": [str(path) for path in documents if path in passed_over],
     }
+
+
+def _inspect_one(reader: Reader, path: Path, arch: str | None) -> dict[str, Any]:
+    """The document of a file; what nobody foresaw is that file's problem, and the others are inspected."""
+    try:
+        return reader.inspect(path, arch)
+    except BcuError:
+        raise
+    except Exception as error:
+        from bcu_cli.scan.inspection import Inspection, Problem
+
+        message = f"{path} could not be looked at: {type(error).__name__}: {error}"
+        hint = "nothing is known of it: do not open it with anything else"
+        problem = Problem(rule="reader-crashed", message=message, hint=hint)
+        return Inspection(path=path, problem=problem).document()
+
+
+def _is_no_model(document: dict[str, Any]) -> bool:
+    """Whether a file is of a kind that lies beside models: a picture, a text, nothing at all."""
+    return bool(document["problem"]) and document["problem"]["rule"] == "not-a-model"
 
 
 def _verdict(files: list[dict[str, Any]], problems: list[dict[str, Any]]) -> str:

@@ -1,16 +1,20 @@
-"""What reaches the screen: data on stdout, talk on stderr."""
+"""What reaches the screen: data on stdout, talk on stderr, all of it neutralised."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from contextlib import contextmanager
+import traceback
+import warnings
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bcu_cli.report.text import percent as percent
+from bcu_cli.report.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,17 +39,35 @@ def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _WIDTH
     shape: Any = {"width": width, "soft_wrap": not stream.isatty()}
-    return Console(stderr=stderr, quiet=_quiet, highlight=False, markup=False, **shape)
+    return Console(stderr=stderr, quiet=_quiet, highlight=False, markup=False, emoji=False, **shape)
 
 
-def printable(text: str) -> str:
-    """A text that can do nothing to a terminal: what a file says of itself may hold escape sequences."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+def guard() -> None:
+    """Have what libraries warn of or log reach the screen neutralised: it may hold what a file says."""
+    logging.setLogRecordFactory(_harmless_record)
+    warnings.showwarning = _show_warning
 
 
-def say(text: str) -> None:
-    """A line of talk."""
-    _console(stderr=True).print(printable(text))
+def _harmless_record(*arguments: Any, **options: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*arguments, **options)
+    with suppress(Exception):  # a library's arguments may not fit its own message; logging says so
+        record.msg, record.args = printable(record.getMessage()), ()
+    return record
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    warn(str(message))
+
+
+def say(text: str, *, apart: bool = False) -> None:
+    """A line of talk; ``apart`` leaves a line empty in front of it."""
+    _console(stderr=True).print("\n" * apart + printable(text))
+
+
+def trace(error: BaseException) -> None:
+    """Where an error came from, for ``--debug``."""
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        say(line)
 
 
 def warn(text: str) -> None:
@@ -75,9 +97,9 @@ def plain_document(content: dict[str, Any]) -> None:
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout."""
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=printable(title), title_justify="left")
     for column in header:
-        drawn.add_column(column, overflow="fold")
+        drawn.add_column(printable(column), overflow="fold")
     for row in rows:
         drawn.add_row(*map(printable, row))
     _console(stderr=False).print(drawn)
@@ -98,17 +120,17 @@ class Bar:
 
     def __init__(self, progress: Progress, description: str) -> None:
         self._progress = progress
-        self._task = progress.add_task(description, total=None, note="")
+        self._task = progress.add_task(printable(description), total=None, note="")
 
     def advance(self, by: int, of: int, note: str = "") -> None:
         """Go on by so many of so many."""
         self._progress.update(self._task, advance=by, total=of)
         if note:
-            self._progress.update(self._task, note=note)
+            self._progress.update(self._task, note=printable(note))
 
     def restart(self, note: str) -> None:
         """Begin anew with another part of the work."""
-        self._progress.reset(self._task, total=None, note=note)
+        self._progress.reset(self._task, total=None, note=printable(note))
 
 
 @contextmanager
@@ -118,10 +140,10 @@ def bar(description: str) -> Iterator[Bar]:
 
     console = _console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(

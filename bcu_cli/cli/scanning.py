@@ -124,6 +124,7 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     signals.handle(signal.SIG_DFL)  # it has nothing to tidy up, and its parent does the talking
     limits.join_supervisor()
+    output.guard()
     from bcu_cli.training import devices
 
     request = json.load(sys.stdin)

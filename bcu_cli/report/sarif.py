@@ -6,12 +6,14 @@ What was found is a ``result``; a file that was not read is a notification, and 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from bcu_cli import __version__
 from bcu_cli.checkpoints import RULES
+from bcu_cli.report.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +85,7 @@ def _result(finding: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, An
         "ruleId": finding["rule"],
         "ruleIndex": _IDS.index(finding["rule"]),
         "level": _LEVELS[finding["severity"]],
-        "message": {"text": f"{file['path']}: {finding['message']}"},
+        "message": {"text": _text(f"{file['path']}: {finding['message']}")},
         "locations": _locations(file["path"]),
     }
     if finding["offset"] is not None:  # in the pickle, which may be a member of an archive
@@ -95,9 +97,14 @@ def _notification(problem: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "descriptor": {"id": problem["rule"], "index": _IDS.index(problem["rule"])},
         "level": "error",
-        "message": {"text": f"{problem['message']} ({problem['hint']})"},
+        "message": {"text": _text(f"{problem['message']} ({problem['hint']})")},
         "locations": _locations(problem["path"]),
     }
+
+
+def _text(text: str) -> str:
+    """A message in which nothing from a file is a control character, or one of SARIF's embedded links."""
+    return re.sub(r"[\\\[\]]", r"\\\g<0>", printable(text))
 
 
 def _locations(path: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Text from files (class names, paths) and measures, made fit for a page."""
+"""Text from files (class names, paths) and measures, made fit for a terminal, a page or a log."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ LONGEST_NAME = 22
 
 
 def printable(text: str) -> str:
-    """Text without what no page can hold: control characters, halves of characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    r"""Text from outside that can do nothing to a terminal, a page or a log: the one place that sees to it.
+
+    Whatever does not print, such as control characters, line breaks, characters that turn the direction of
+    writing and halves of characters, stands there as an escape such as ``\x1b``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def escaped(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import limits, triggers
-from bcu_cli.checkpoints import MODEL_SUFFIXES, WHOLE_BYTES, Checkpoint, Finding, Outline, sniff
+from bcu_cli.checkpoints import MODEL_SUFFIXES, WHOLE_BYTES, Checkpoint, Finding, Outline
 from bcu_cli.checkpoints.hub import fetch_all, is_reference
 from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
 from bcu_cli.checkpoints.sniff import Kind
@@ -99,41 +99,49 @@ class Found:
     """The files that some paths lead to.
 
     Attributes:
-        files: Model files, and whatever may be one.
-        passed_over: Pictures, texts and empty files in folders: nothing that a model could hide in.
-        problems: Folders that could not be listed, or in which there is no model.
+        files: Every file, each once; none of them was opened yet.
+        beside: Those that may be passed over: in folders, and not called like models.
+        folders: The folders that were named, and the files in each.
+        problems: Folders that could not be listed, and models of the hub that could not be fetched.
     """
 
     files: list[Path] = field(default_factory=list)
-    passed_over: list[Path] = field(default_factory=list)
+    beside: set[Path] = field(default_factory=set)
+    folders: list[tuple[Path, list[Path]]] = field(default_factory=list)
     problems: list[tuple[Path, Problem]] = field(default_factory=list)
 
 
 def find_files(paths: Sequence[Path]) -> Found:
-    """The model files among the paths and, at any depth, in the folders among them.
+    """The files among the paths and, at any depth, in the folders among them.
 
-    A file that is named is always one of them. In folders, symbolic links to files are followed and links to
-    folders and the folder ``.git`` are not. Of a model of the hub all files that may hold models are fetched.
-
-    Raises:
-        CheckpointError: A model of the hub cannot be fetched.
+    No file is opened but the indexes of models in several files: whatever else reads them is to do that where
+    a file can break nothing. In folders, symbolic links to files are followed and links to folders and the
+    folder ``.git`` are not. Of a model of the hub all files that may hold models are fetched.
     """
     found = Found()
     for named in paths:
-        path = fetch_all(named, sorted(MODEL_SUFFIXES)) if is_reference(named) else named
+        try:
+            path = fetch_all(named, sorted(MODEL_SUFFIXES)) if is_reference(named) else named
+        except CheckpointError as error:
+            found.problems.append((named, _problem(error, error.rule)))
+            continue
         if not _is_folder(path):
             found.files.append(path)
             continue
-        before = len(found.files)
-        for file in _walk(path, found):
-            (found.passed_over if _is_no_model(file) else found.files).append(file)
-        if len(found.files) == before:
-            hint = "name a folder with model files (.safetensors, .pt, .pth) in it"
-            problem = Problem(rule="no-model-found", message=f"{named} holds no model file", hint=hint)
-            found.problems.append((named, problem))
+        inside = list(_walk(path, found))
+        found.folders.append((named, inside))
+        found.files += inside
+        found.beside.update(file for file in inside if file.suffix.lower() not in MODEL_SUFFIXES)
+    found.beside -= set(paths)
     parts = {part for file in found.files for part in _parts(file)}
     found.files = [file for file in dict.fromkeys(found.files) if file not in parts]
     return found
+
+
+def no_model_in(folder: Path) -> Problem:
+    """The problem of a folder in which there is nothing but pictures, texts and empty files."""
+    hint = "name a folder with model files (.safetensors, .pt, .pth) in it"
+    return Problem(rule="no-model-found", message=f"{folder} holds no model file", hint=hint)
 
 
 def inspect_file(
@@ -208,14 +216,31 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
 
 
 def _walk(folder: Path, found: Found) -> Iterator[Path]:
-    def note(error: OSError) -> None:
-        message = f"{error.filename} cannot be listed: {error.strerror}"
-        problem = Problem(rule="file-missing", message=message, hint="check its permissions")
-        found.problems.append((Path(error.filename), problem))
+    """The files in a folder and then those in its folders, by their names; however deep they lie."""
+    waiting = [str(folder)]
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as entries:
+                inside = sorted((entry.name, _is_own_folder(entry)) for entry in entries)
+        except OSError as error:
+            message = f"{place} cannot be listed: {error.strerror}"
+            problem = Problem(rule="file-missing", message=message, hint="check its permissions")
+            found.problems.append((Path(place), problem))
+            continue
+        yield from (Path(place, name) for name, is_folder in inside if is_folder is False)
+        folders = [name for name, is_folder in inside if is_folder and name != ".git"]
+        waiting += [os.path.join(place, name) for name in reversed(folders)]  # noqa: PTH118 - texts are fast
 
-    for place, folders, files in os.walk(folder, onerror=note):
-        folders[:] = sorted(name for name in folders if name != ".git")
-        yield from (Path(place) / name for name in sorted(files))
+
+def _is_own_folder(entry: os.DirEntry[str]) -> bool | None:
+    """Whether an entry is a folder, or something to look at; None for a link to a folder."""
+    try:
+        if not entry.is_dir():
+            return False
+        return None if entry.is_symlink() else True
+    except OSError:  # a link to itself, say: looking at it says so
+        return False
 
 
 def _is_folder(path: Path) -> bool:
@@ -231,19 +256,8 @@ def _parts(file: Path) -> Iterable[Path]:
         return ()
     try:
         return read_index(file)
-    except CheckpointError:
+    except Exception:  # whatever is wrong with it is said where it is inspected
         return ()
-
-
-def _is_no_model(path: Path) -> bool:
-    """Whether a file in a folder is of a kind that lies beside models, and is not called like one."""
-    if path.suffix.lower() in MODEL_SUFFIXES:
-        return False
-    try:
-        sniff(path)
-    except CheckpointError as error:
-        return error.rule == "not-a-model"
-    return False
 
 
 def _finding(error: UnsafeFileError) -> Finding:
