@@ -24,7 +24,7 @@ def _run(canary: Path) -> bytes:
 def hidden_by_a_frame(canary: Path) -> bytes:
     """A pickle whose frame ends within a text: C's unpickler goes on with others than those that follow.
 
-    Read on as it stands, it is a text, bytes and nothing else. In C, of a file without ``peek``, which is what
+    Read on as it stands, it is a text, bytes and nothing else. In C, of a file without ``peek``, as
     torch gives it, the rest of the frame is dropped and the text is taken from behind the frame.
     """
     run = b"xxx" + _run(canary)
