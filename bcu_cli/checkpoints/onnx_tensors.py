@@ -42,6 +42,8 @@ _LARGEST_SIZE = 2**31
 _TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 _BITS_OF_HALVES = ("float16", "bfloat16")  # stand as the number that their 16 bits make
 _EXTERNAL = 1
+_MOST_ONE_BY_ONE, _MOST_ATTRIBUTE_BYTES = 2**24, 2**22
+"""Numbers of a tensor, and bytes of an attribute, that are read one by one: each takes some forty bytes."""
 _MOST_DIMENSIONS = 64
 _LAST_BYTES = bytes(range(0x80))
 """Those that end a varint."""
@@ -123,6 +125,9 @@ def read_tensor(path: Path, tensor: Message) -> torch.Tensor:
             raise damaged(path, f"{external.file} became shorter", "onnx-data-missing")
     elif "raw_data" in tensor or field in {"float_data", "double_data"}:
         data = bytes(tensor["raw_data"]) if "raw_data" in tensor else b"".join(map(bytes, tensor[field]))
+    elif math.prod(tensor["dims"]) > _MOST_ONE_BY_ONE:
+        message = f"{path} holds {math.prod(tensor['dims']):,} numbers one by one"
+        raise CheckpointError(message, "export it with raw data", rule="unsupported-weights")
     else:
         return _of_varints(tensor[field], dtype).reshape(tensor["dims"])
     if not data:
@@ -144,6 +149,8 @@ def numbers(chunks: list[memoryview], kind: str) -> list[Any]:
         ValueError: The bytes are no whole number of them.
     """
     data = b"".join(map(bytes, chunks))
+    if len(data) > _MOST_ATTRIBUTE_BYTES:
+        raise ValueError(f"{len(data):,} bytes is too long")
     if len(data) % struct.calcsize(kind):
         raise ValueError(f"{len(data)} bytes are no whole number of values")
     return list(struct.unpack(f"<{len(data) // struct.calcsize(kind)}{kind}", data))

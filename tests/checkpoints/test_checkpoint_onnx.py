@@ -232,3 +232,29 @@ def test_sizes_and_places_that_cannot_be(tmp_path: Path, how: str, rule: str) ->
     with pytest.raises(CheckpointError) as error:
         inspect_only(tmp_path / "m.onnx")
     assert error.value.rule == rule
+
+
+def test_numbers_one_by_one_have_an_end(tmp_path: Path) -> None:
+    many = 2**24 + 1
+    tensor = hostile.onnx_tensor("w", [many], hostile.field(7, b"\x01" * many), kind=7)
+    with pytest.raises(CheckpointError, match="one by one"):
+        read(written(tmp_path / "m.onnx", hostile.onnx_model(hostile.onnx_graph([], [tensor]))))
+    value = hostile.field(1, "value_floats") + hostile.field(7, bytes(2**22 + 4)) + hostile.field(20, 6)
+    node = hostile.onnx_node("Constant", [], ["a"], value)
+    with pytest.raises(CheckpointError, match="too long"):
+        read(written(tmp_path / "m.onnx", hostile.onnx_model(hostile.onnx_graph([node], []))))
+
+
+@pytest.mark.parametrize("kind", ["nodes", "depth", "attributes"])
+def test_files_of_very_many_or_deep_parts_are_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "nodes":
+        graph = hostile.onnx_graph([hostile.onnx_node("Relu", ["x"], ["y"])] * 10**6, [])
+    elif kind == "attributes":
+        graph = hostile.onnx_graph([hostile.onnx_node("Relu", ["x"], ["y"], *[b"\x0a\x00"] * 400_000)], [])
+    else:
+        graph = hostile.onnx_graph([], [])
+        for _ in range(200):
+            inner = hostile.field(1, "body") + hostile.field(6, graph) + hostile.field(20, 5)
+            graph = hostile.onnx_graph([hostile.onnx_node("If", ["x"], ["y"], inner)], [])
+    with pytest.raises(CheckpointError, match=r"fields|nested too deeply"):
+        inspect_only(written(tmp_path / "m.onnx", hostile.onnx_model(graph)))
