@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.limits import is_lack_of_memory
 from bcu_cli.models.registry import one_line
 from bcu_cli.models.script_evaluator import Program
 from bcu_cli.models.script_limits import Limits, RefusedError, Run, Usage
-from bcu_cli.training.devices import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ class Context:
         except RefusedError as error:
             raise self.failed(str(error)) from error
         except _CODE_ERRORS as error:
-            if is_out_of_memory(error):
+            if is_lack_of_memory(error):
                 raise
             raise self.failed(f"it fails: {one_line(error)}") from error
         finally:
