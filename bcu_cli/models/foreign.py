@@ -20,9 +20,14 @@ _LEAST_SECONDS, _GROWTH = 20.0, 20.0
 
 
 class Allowance:
-    """Keeps count of the time of one network; the supervising process ends bcu where it takes too long."""
+    """Keeps count of the time of one network; the supervising process ends bcu where it takes too long.
 
-    def __init__(self) -> None:
+    Args:
+        file: How messages call the file.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file = file
         self._seconds_of_an_image: float | None = None
 
     @contextmanager
@@ -36,7 +41,7 @@ class Allowance:
         first = self._seconds_of_an_image
         seconds = _SECONDS_OF_THE_FIRST if first is None else _LEAST_SECONDS + _GROWTH * first * images
         started = time.perf_counter()
-        with limits.within(seconds, "running the code of the file"):
+        with limits.within(seconds, f"running what {self._file} computes"):
             yield
         if first is None:
             self._seconds_of_an_image = (time.perf_counter() - started) / images
@@ -45,8 +50,11 @@ class Allowance:
 class ForeignNetwork(nn.Module):
     """A network that computes what a file's own code or graph says, each batch within its time."""
 
+    file: str = "the file"
+    """How messages call the file."""
+
     def __call__(self, images: Tensor) -> Any:
         """Images ``[N, C, H, W]`` to whatever the file makes of them."""
-        allowance = self.__dict__.setdefault("_allowance", Allowance())
+        allowance = self.__dict__.setdefault("_allowance", Allowance(self.file))
         with allowance.batch(max(1, len(images))):
             return super().__call__(images)

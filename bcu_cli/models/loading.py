@@ -22,6 +22,7 @@ from bcu_cli.models.registry import build, is_user_file, one_line
 
 if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
+    from bcu_cli.models.foreign import ForeignNetwork
     from bcu_cli.models.index import Candidate
 
 TORCHSCRIPT, ONNX = "torchscript", "onnx"
@@ -221,12 +222,14 @@ class _Loader:
         """Run the file's own (allow-listed) code or graph, since its tensors fit no known architecture."""
         own = str(self.checkpoint.format)
         claims = tuple(claim for claim in self.claims if claim.arch in (None, own))
+        network: ForeignNetwork
         if own == TORCHSCRIPT:
             network, what = _script(self.checkpoint), "TorchScript code"
         else:
             network, size = _graph(self.checkpoint)
             what = "ONNX graph"
             claims += (Claim(source="the graph's input", input_size=size),)
+        network.file = self.what
         network = network.float().eval()
         channels = next((claim.input_size[0] for claim in claims if claim.input_size), 3)
         decision = deciding.decide(
@@ -251,14 +254,14 @@ class _Loader:
         )
 
 
-def _script(checkpoint: Checkpoint) -> nn.Module:
+def _script(checkpoint: Checkpoint) -> ForeignNetwork:
     from bcu_cli.checkpoints import open_script
     from bcu_cli.models.script import ScriptNetwork
 
     return ScriptNetwork(open_script(checkpoint))
 
 
-def _graph(checkpoint: Checkpoint) -> tuple[nn.Module, tuple[int, int, int] | None]:
+def _graph(checkpoint: Checkpoint) -> tuple[ForeignNetwork, tuple[int, int, int] | None]:
     """The network of an ONNX graph, and the size of its input where it is fixed."""
     from bcu_cli.checkpoints import load_graph
     from bcu_cli.models.graph import GraphNetwork
