@@ -202,7 +202,9 @@ def _files(root: Path, faults: list[tuple[Path, str]]) -> Iterator[tuple[str, st
             open_folders.pop()
 
 
-def _inside(folder: str, seen: set[str], faults: list[tuple[Path, str]]) -> Iterator[tuple[str, str, bool]]:
+def _inside(
+    folder: str, seen: set[tuple[int, int]], faults: list[tuple[Path, str]]
+) -> Iterator[tuple[str, str, bool]]:
     """What is in a folder, by name: the folder, the name, and whether that is a folder too.
 
     Raises:
