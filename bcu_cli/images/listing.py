@@ -189,32 +189,42 @@ def _files(root: Path, faults: list[tuple[Path, str]]) -> Iterator[tuple[str, st
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ImagesError(f"{root} {what}", "name a folder that holds pictures")
-    yield from _walk(str(root), set(), faults)
+    seen = set[tuple[int, int]]()
+    open_folders = [_inside(str(root), seen, faults)]
+    while open_folders:  # and no function that calls itself: folders may be deeper than Python goes
+        for folder, name, is_folder in open_folders[-1]:
+            if is_folder:
+                below = os.path.join(folder, name)  # noqa: PTH118 - a Path each takes long
+                open_folders.append(_inside(below, seen, faults))
+                break
+            yield folder, name
+        else:
+            open_folders.pop()
 
 
-def _walk(folder: str, seen: set[str], faults: list[tuple[Path, str]]) -> Iterator[tuple[str, str]]:
-    real = os.path.realpath(folder)
-    if real in seen:
-        faults.append((Path(folder), "it is a link to a folder that is listed already"))
-        return
-    seen.add(real)
-    names, folders = list[str](), set[str]()
+def _inside(
+    folder: str, seen: set[tuple[int, int]], faults: list[tuple[Path, str]]
+) -> Iterator[tuple[str, str, bool]]:
+    """What is in a folder, by name: the folder, the name, and whether that is a folder too.
+
+    Raises:
+        ImagesError: The folder cannot be read.
+    """
+    found = list[tuple[str, str, bool]]()
     try:
+        itself = os.stat(folder)  # noqa: PTH116 - a Path each takes long
+        if (itself.st_dev, itself.st_ino) in seen:
+            faults.append((Path(folder), "it is a link to a folder that is listed already"))
+            return iter(())
+        seen.add((itself.st_dev, itself.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
-                    if entry.is_dir():
-                        folders.add(entry.name)
-                    elif not entry.is_file():
-                        continue
+                    is_folder = entry.is_dir()
+                    if is_folder or entry.is_file():
+                        found.append((folder, entry.name, is_folder))
                 except OSError as error:  # a link to itself, or to where nobody may look
                     faults.append((Path(entry.path), error.strerror or str(error)))
-                    continue
-                names.append(entry.name)
     except OSError as error:
         raise ImagesError(f"{folder} cannot be read: {error.strerror}", "check its permissions") from error
-    for name in sorted(names):
-        if name in folders:
-            yield from _walk(os.path.join(folder, name), seen, faults)  # noqa: PTH118 - a Path each takes long
-        else:
-            yield folder, name
+    return iter(sorted(found))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +32,20 @@ def test_any_depth_of_subfolders_and_links_without_loops(tmp_path: Path) -> None
     files, faults = list_files(tmp_path)
     assert [file.name for file in files] == ["x.png", "y.png"]
     assert faults == ((tmp_path / "a" / "loop", "it is a link to a folder that is listed already"),)
+
+
+def test_folders_deeper_than_python_goes(tmp_path: Path) -> None:
+    place = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=place)
+        below = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(os.open("x.png", os.O_CREAT, dir_fd=place))
+    os.close(place)
+    files, faults = list_files(tmp_path)
+    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # as deep as shutil cannot go
+    assert ([file.name for file in files], faults) == (["x.png"], ())
 
 
 def test_links_to_themselves_are_skipped_and_counted(labelled: Path, tmp_path: Path) -> None:
