@@ -80,7 +80,7 @@ def test_talk_that_finds_no_room_takes_nothing_from_the_document() -> None:
 
 def test_a_file_never_gets_the_number_of_a_stream_that_was_closed() -> None:
     """Or what a library prints would stand in a model."""
-    program = "import os; from bcu_cli import __main__ as m; m._occupy_standard_streams(); "
+    program = "import os; from bcu_cli.cli import streams; streams.occupy_standard_streams(); "
     ends = "os._exit(os.open(os.devnull, os.O_RDONLY))"
     command = f"'{sys.executable}' -c '{program}{ends}' <&- >&- 2>&-"
     assert subprocess.run(["bash", "-c", command], check=False).returncode == 3
