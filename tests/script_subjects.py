@@ -40,7 +40,7 @@ _PER_CHANNEL = ("bias", "running_mean", "running_var", "scale")
 
 
 def subjects() -> list[Subject]:
-    """One for each operator that is computed on plain values or specially, and for each overload of torch's."""
+    """One for each operator of bcu's own, and for each overload of torch's."""
     made = []
     for name in sorted(ALLOWED - LANGUAGE):
         if name in PLAIN:

@@ -169,7 +169,7 @@ def test_nothing_runs_while_a_file_is_opened() -> None:
 def test_code_that_is_nested_deeply_is_refused_at_once(tmp_path: Path, text: str) -> None:
     (tmp_path / "deep.pt").write_bytes(with_members({"code/deep.py": text.encode()}))
     start = time.process_time()
-    with pytest.raises(UnsafeFileError, match="nested too deeply|does not parse"):
+    with pytest.raises(UnsafeFileError, match=r"nested too deeply|does not parse"):
         inspect_only(tmp_path / "deep.pt")
     assert time.process_time() - start < 1
 
