@@ -192,11 +192,11 @@ def _length(operator: str, name: str) -> int:
 
 
 _SHAPES = {
-    **dict.fromkeys(("aten::mm", "aten::addmm", "aten::t", "aten::einsum"), [4, 4]),
-    **dict.fromkeys(("aten::bmm", "aten::baddbmm"), [2, 4, 4]),
-    "aten::meshgrid": [4],
-    "grid": [2, 5, 5, 2],
-    "theta": [3, 2, 3],
+    **dict.fromkeys(("aten::mm", "aten::addmm", "aten::t", "aten::einsum"), (4, 4)),
+    **dict.fromkeys(("aten::bmm", "aten::baddbmm"), (2, 4, 4)),
+    "aten::meshgrid": (4,),
+    "grid": (2, 5, 5, 2),
+    "theta": (3, 2, 3),
 }
 
 
@@ -211,7 +211,7 @@ def _plausible_shape(operator: str, name: str, images: list[int]) -> list[int]:
         return [5] if "linear" in operator else [4]
     if name == "values" and "index_put" in operator:
         return [3, 6, 6]
-    return _SHAPES.get(operator) or _SHAPES.get(name) or images
+    return list(_SHAPES.get(operator) or _SHAPES.get(name) or images)
 
 
 def _plausible_tensor(rng: random.Random, operator: str, name: str) -> torch.Tensor:
