@@ -35,12 +35,12 @@ _SMALL = {
     **dict.fromkeys(("output_padding", "dim1", "start", "diagonal", "destination"), 0),
 }
 _ATTENTION = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
-_TEXTS = ("same", "valid", "constant", "reflect", "none", "tanh", "ij", "i,j->ij", "floor", "sum")
+_TEXTS = ("same", "valid", "constant", "reflect", "none", "tanh", "ij", "ij,jk->ik", "floor", "sum")
 _PER_CHANNEL = ("bias", "running_mean", "running_var", "scale")
 
 
 def subjects() -> list[Subject]:
-    """One for each operator on plain values or computed specially, and for each overload of torch's."""
+    """One for each operator of bcu's own, and for each overload of torch's."""
     made = []
     for name in sorted(ALLOWED - LANGUAGE):
         if name in PLAIN:
@@ -153,6 +153,8 @@ def _argument(rng: random.Random, operator: str, name: str, kind: str, hostile: 
         kind = kind.removeprefix("Optional[").removesuffix("]")
     if kind.startswith("List["):
         inner = kind.removeprefix("List[").removesuffix("]")
+        if operator == "aten::permute" and not hostile:
+            return rng.sample(range(4), 4)
         length = rng.choice((0, 1, 2, 3, 4, 5, 9)) if hostile else _length(operator, name)
         return [_argument(rng, operator, name, inner, hostile) for _ in range(length)]
     if kind == "Tensor":
@@ -173,13 +175,13 @@ def _scalar(rng: random.Random, name: str, kind: str, hostile: bool) -> Any:
         return rng.random() < 0.5
     if kind == "str":
         return rng.choice(
-            ("same", "valid", "constant", "reflect", "none", "tanh", "ij", "i,j->ij", "floor", "sum")
+            ("same", "valid", "constant", "reflect", "none", "tanh", "ij", "ij,jk->ik", "floor", "sum")
         )
     return torch.device("cpu") if kind == "Device" else None
 
 
 def _length(operator: str, name: str) -> int:
-    if name in {"tensors", "dims", "dim"}:
+    if name in {"tensors", "dims", "dim", "indices"}:
         return 2
     if name == "normalized_shape":
         return 1
@@ -189,29 +191,39 @@ def _length(operator: str, name: str) -> int:
     return 4 if name == "pad" or (name == "padding" and "pad2d" in operator) else sides
 
 
+_SHAPES = {
+    **dict.fromkeys(("aten::mm", "aten::addmm", "aten::t", "aten::einsum"), (4, 4)),
+    **dict.fromkeys(("aten::bmm", "aten::baddbmm"), (2, 4, 4)),
+    "aten::meshgrid": (4,),
+    "grid": (2, 5, 5, 2),
+    "theta": (3, 2, 3),
+}
+
+
+def _plausible_shape(operator: str, name: str, images: list[int]) -> list[int]:
+    if name == "weight" and "conv" in operator:
+        return [4, 4, *([3] * (len(images) - 2))]
+    if name == "weight" and "linear" in operator:
+        return [5, 6]
+    if name in {"weight", "bias"} and "layer_norm" in operator:
+        return [6]
+    if name in _PER_CHANNEL or (name == "weight" and "norm" in operator):
+        return [5] if "linear" in operator else [4]
+    if name == "values" and "index_put" in operator:
+        return [3, 6, 6]
+    return list(_SHAPES.get(operator) or _SHAPES.get(name) or images)
+
+
 def _plausible_tensor(rng: random.Random, operator: str, name: str) -> torch.Tensor:
     if "native_multi_head" in operator or "encoder_layer" in operator:
         return _of_attention(name)
     sides = next((int(mark) for mark in "123" if f"{mark}d" in operator), 2)
-    shape = [2, 4, *([6] * sides)]
-    if name == "weight" and "conv" in operator:
-        shape = [4, 4, *([3] * sides)]
-    elif name == "weight" and "linear" in operator:
-        shape = [5, 6]
-    elif name in {"weight", "bias"} and "layer_norm" in operator:
-        shape = [6]
-    elif name in _PER_CHANNEL or (name == "weight" and "norm" in operator):
-        shape = [5] if "linear" in operator else [4]
-    elif operator in {"aten::mm", "aten::addmm", "aten::t"}:
-        shape = [4, 4]
-    elif operator in {"aten::bmm", "aten::baddbmm"}:
-        shape = [2, 4, 4]
-    elif name == "grid":
-        shape = [2, 5, 5, 2]
+    shape = _plausible_shape(operator, name, [2, 4, *([6] * sides)])
     if name in {"index", "indices"} or (name == "repeats" and "repeat" in operator):
-        return torch.randint(0, 3, shape if "unpool" in operator or "gather" in operator else [3])
-    if name in {"mask", "condition"}:
-        return torch.randint(0, 2, shape).bool()
+        of_shape = any(word in operator for word in ("unpool", "gather", "scatter"))
+        return torch.randint(0, 2, shape if of_shape else [3])
+    if name in {"mask", "condition"} or operator == "aten::one_hot":
+        return torch.randint(0, 2, shape).to(torch.bool if name != "self" else torch.int64)
     if any(word in operator for word in ("__", "bitwise", "logical")):
         return torch.randint(0, 5, shape).to(rng.choice((torch.int64, torch.bool, torch.uint8)))
     dtype = torch.float32 if rng.random() < 0.9 else rng.choice(DTYPES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -221,7 +222,9 @@ def test_what_is_written_has_the_originals_layout(tmp_path: Path) -> None:
 def test_an_archive_for_the_lite_interpreter_is_written_without_its_bytecode(tmp_path: Path) -> None:
     path = tmp_path / "lite.pt"
     made = loaded_by_torch(torchscript_of(Tied()))
-    made._save_for_lite_interpreter(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made._save_for_lite_interpreter(str(path))
     checkpoint = read(path)
     assert checkpoint.left_out == ("bytecode.pkl",)
     write_torchscript(tmp_path / "out.pt", checkpoint.tensors, like=checkpoint)

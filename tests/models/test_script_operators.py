@@ -11,7 +11,7 @@ from bcu_cli.checkpoints.operators import ALLOWED
 from bcu_cli.models.script_operators import LANGUAGE, SPECIAL, is_tensor_operator
 from bcu_cli.models.script_values import PLAIN
 
-CALLS = 12
+CALLS = 8
 
 
 def test_each_allowed_operator_has_a_function_and_no_other_has() -> None:
