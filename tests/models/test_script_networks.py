@@ -120,6 +120,7 @@ def leaves(value: object) -> list[Tensor]:
 QUICK = ("resnet18 traced", "densenet", "vit scripted", "timm vit", "odd")
 
 
+@pytest.mark.filterwarnings("ignore:Scripted GoogleNet")  # what torch's interpreter says; bcu drops it
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
 )
