@@ -3,16 +3,18 @@
     python tests/hostile.py runs/corpus
     python examples/benchmarks/scanners.py runs/corpus
 
-The scanners must be on the PATH (``pip install modelscan picklescan fickling`` into an environment of their
-own, and that environment's bin after bcu's). Each is run with its defaults, once a file; its documented exit
-codes decide: found something, calls the file clean, or could not read it; of bcu its JSON document,
-which says whether a file is safe.
+The scanners must be on the PATH (``pip install modelscan picklescan fickling modelaudit`` into an environment
+of their own, and that environment's bin after bcu's). Each is run with its defaults, once a file; its
+documented exit codes decide: found something, calls the file clean, or could not read it. bcu and modelaudit
+are given whole folders, and their JSON documents decide: whether bcu calls a file safe, and whether
+modelaudit has an issue of severity "warning" or "critical", or lists the file as read.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -48,10 +50,33 @@ def verdicts_of_bcu(folder: Path) -> dict[str, str]:
     return said
 
 
+def verdicts_of_modelaudit(folder: Path) -> dict[str, str]:
+    """What modelaudit says of each file of a folder, by name; it reports its use to nobody."""
+    report = folder.parent / f"modelaudit-{folder.name}.json"
+    command = ["modelaudit", "scan", str(folder), "--format", "json", "--output", str(report)]
+    quiet = {"PROMPTFOO_DISABLE_TELEMETRY": "1", "NO_ANALYTICS": "1"}
+    subprocess.run(command, capture_output=True, env=os.environ | quiet, timeout=3600, check=False)  # noqa: S603 - modelaudit
+    content = json.loads(report.read_text())
+
+    def name_of(location: str) -> str:
+        inside = location.partition(f"{folder.resolve()}/")[2]
+        names = [file.name for file in folder.iterdir() if inside.startswith(file.name)]
+        return max(names, key=len, default="")
+
+    said = dict.fromkeys((file.name for file in sorted(folder.iterdir())), UNREAD)
+    said |= {name_of(asset["path"]): CLEAN for asset in content["assets"] if name_of(asset["path"])}
+    for issue in content["issues"]:
+        if issue["severity"] in {"warning", "critical"} and (name := name_of(str(issue["location"]))):
+            said[name] = FOUND
+    return said
+
+
 def main() -> None:
     """Run all scanners on all files, and print how often each says what."""
     root = Path(sys.argv[1])
     said = {"bcu": {kind: verdicts_of_bcu(root / kind) for kind in KINDS}}
+    if shutil.which("modelaudit"):
+        said["modelaudit"] = {kind: verdicts_of_modelaudit(root / kind) for kind in KINDS}
     with ThreadPoolExecutor(max_workers=2) as pool:
         for kind in KINDS:
             files = sorted((root / kind).iterdir())
