@@ -174,11 +174,13 @@ def _to_eight_bits(picture: Image.Image, mode: str) -> Image.Image:
 
 def _resize_and_crop(picture: Image.Image, geometry: Geometry) -> Image.Image:
     height, width = geometry.height, geometry.width
+    columns, rows = round(width / geometry.crop_pct), round(height / geometry.crop_pct)
     if geometry.crop_mode == "squash":
-        size = (round(width / geometry.crop_pct), round(height / geometry.crop_pct))
+        size = (columns, rows)
+    elif height * picture.width >= width * picture.height:  # rounded down, as torchvision does
+        size = (max(width, rows * picture.width // picture.height), rows)
     else:
-        scale = max(height / picture.height, width / picture.width) / geometry.crop_pct
-        size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+        size = (columns, max(height, columns * picture.height // picture.width))
     most = Image.MAX_IMAGE_PIXELS or 0
     if size[0] * size[1] > max(most, height * width):
         raise UnreadableError(f"it would take {size[0]:,} x {size[1]:,} pixels to cut the centre out of it")

@@ -119,7 +119,12 @@ def find(
     size = None if input_size is None else (3, input_size, input_size)
     if arch is not None:
         candidate = _from_option(arch, shapes, size, what)
-        found = Found(groups=(_with_equals(candidate, shapes),), source="--arch", claims=tuple(claims))
+        found = Found(
+            groups=(_with_equals(candidate, shapes),),
+            source="--arch",
+            claims=tuple(claims),
+            evidence=tuple(_overruled(claims, candidate.name)),
+        )
     else:
         found = _from_claims(shapes, claims) or _from_tensors(shapes, claims, what)
     if any(group[0].num_classes == 1 for group in found.groups):
@@ -154,6 +159,16 @@ def _from_option(arch: str, shapes: Shapes, input_size: tuple[int, int, int] | N
     from bcu_cli.models.fitting import mismatch
 
     raise mismatch(first, shapes, input_size, what)
+
+
+def _overruled(claims: Sequence[Claim], name: str) -> list[str]:
+    """One sentence per claim that the same architecture was built with other options than the user's."""
+    plain = name.rpartition(":")[2] if timm_config.base_of(name) == name else name
+    return [
+        f"{claim.source} names {claim.arch}, and --arch goes before it"
+        for claim in claims
+        if claim.arch is not None and timm_config.base_of(claim.arch) != claim.arch and claim.arch != plain
+    ]
 
 
 def _fit(name: str, shapes: Shapes, input_size: tuple[int, int, int] | None) -> Candidate | None:

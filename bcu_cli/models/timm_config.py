@@ -112,10 +112,8 @@ def read(config: dict[str, Any]) -> Said:
     """What a ``config.json`` in timm's layout says, also in the older one without ``pretrained_cfg``."""
     nested = config.get("pretrained_cfg")
     fields = nested if isinstance(nested, dict) else config
-    said: dict[str, Any] = {
-        key: fields.get(key, config.get(key)) for key in ("input_size", "mean", "std", "crop_pct")
-    }
-    said |= {key: fields.get(key, config.get(key)) for key in ("crop_mode", "interpolation")}
+    own = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+    said: dict[str, Any] = {key: fields.get(key, config.get(key)) for key in own}
     refusals = []
     if said["crop_mode"] not in (None, *CROP_MODES):
         refusals.append(f"crop_mode {shown(said['crop_mode'])} is none that bcu does")

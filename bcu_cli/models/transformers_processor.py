@@ -80,9 +80,9 @@ class _Reader:
             raise _RefusedError(f"{name} {shown(value)} is neither true nor false")
         return value
 
-    def own_flag(self, name: str, kind: str, *, default: bool) -> bool:
-        """A yes or no that only one kind of processor has; on another one it contradicts itself."""
-        if self.kind == kind:
+    def own_flag(self, name: str, *kinds: str, default: bool) -> bool:
+        """A yes or no that only some kinds of processor have; on another one it contradicts itself."""
+        if self.kind in kinds:
             return self.flag(name, default)
         if self.flag(name, False):
             raise _RefusedError(f"{name} true is nothing that the {self.kind} image processor does")
@@ -124,7 +124,7 @@ class _Reader:
         if size is None:
             return {}
         resized, cut, mode = self._resized(size)
-        if self.flag("do_center_crop", False):
+        if self.own_flag("do_center_crop", *(set(_USUAL) - {"Segformer"}), default=False):
             crop = self.sides("crop_size", square=True)
             if crop is None or "height" not in crop:
                 raise _RefusedError("do_center_crop true does not go with crop_size as it is")
