@@ -26,6 +26,7 @@ from bcu_cli.models import transformers_processor as processors
 from bcu_cli.models.claims import read_claims
 from bcu_cli.models.plain import is_plain
 from bcu_cli.models.transformers_config import MODEL_TYPES
+from bcu_cli.scan.reader import Reader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -406,3 +407,14 @@ def test_blue_first_is_fed_and_written_down(tmp_path: Path, library: Any) -> Non
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(loaded.classifier(images), network(images[:, [2, 1, 0]]).logits)
+
+
+def test_the_limited_reader_imports_what_it_builds_with(tmp_path: Path, library: Any) -> None:
+    timm_folder(tmp_path, act_layer="silu")
+    other = tmp_path / "other"
+    config = library.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    library.ResNetForImageClassification(config).save_pretrained(other)
+    with Reader() as reader:
+        documents = [reader.inspect(folder / "model.safetensors") for folder in (tmp_path, other)]
+    names = [(document["architecture"] or {}).get("name") for document in documents]
+    assert names == ['timm:resnet10t{"act_layer":"silu"}', f"transformers:{other / 'config.json'}"]
