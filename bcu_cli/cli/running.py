@@ -343,6 +343,7 @@ def geometry_of(preprocessing: Preprocessing) -> Geometry:
     return replace(
         geometry(preprocessing.input_size),
         crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
         interpolation=preprocessing.interpolation,
     )
 

@@ -72,13 +72,15 @@ Picture: TypeAlias = "Path | Member | NDArray[np.uint8]"
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How any picture becomes a network's input: the shorter side resized, then the centre cut out.
+    """How any picture becomes a network's input: resized, then the centre cut out.
 
     Args:
         channels: 3 for RGB, 1 for grey.
         height: Rows of the result.
         width: Columns of the result.
         crop_pct: Share of the resized picture that is kept, in (0, 1].
+        crop_mode: ``center`` resizes the shorter side and keeps the shape of the image; ``squash`` resizes
+            each side to its share of the result.
         interpolation: The name of one of Pillow's resampling filters, such as ``bilinear``.
     """
 
@@ -86,6 +88,7 @@ class Geometry:
     height: int
     width: int
     crop_pct: float = 1.0
+    crop_mode: str = "center"
     interpolation: str = "bilinear"
 
     @property
@@ -171,8 +174,13 @@ def _to_eight_bits(picture: Image.Image, mode: str) -> Image.Image:
 
 def _resize_and_crop(picture: Image.Image, geometry: Geometry) -> Image.Image:
     height, width = geometry.height, geometry.width
-    scale = max(height / picture.height, width / picture.width) / geometry.crop_pct
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    columns, rows = round(width / geometry.crop_pct), round(height / geometry.crop_pct)
+    if geometry.crop_mode == "squash":
+        size = (columns, rows)
+    elif height * picture.width >= width * picture.height:  # rounded down, as torchvision does
+        size = (max(width, rows * picture.width // picture.height), rows)
+    else:
+        size = (columns, max(height, columns * picture.height // picture.width))
     most = Image.MAX_IMAGE_PIXELS or 0
     if size[0] * size[1] > max(most, height * width):
         raise UnreadableError(f"it would take {size[0]:,} x {size[1]:,} pixels to cut the centre out of it")

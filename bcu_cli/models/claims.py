@@ -11,21 +11,34 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bcu_cli.models import transformers_config
-from bcu_cli.models.preprocessing import check_crop, check_interpolation, check_normalisation, check_size
+from bcu_cli.models import timm_config, transformers_config, transformers_processor
+from bcu_cli.models.preprocessing import (
+    check_channel_order,
+    check_crop,
+    check_crop_mode,
+    check_interpolation,
+    check_normalisation,
+    check_size,
+)
 from bcu_cli.models.registry import is_user_file
+from bcu_cli.models.said import Said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
 #: Keys in bcu's own metadata; each value is JSON.
-ARCH, NUM_CLASSES, INPUT_SIZE, MEAN, STD, CROP_PCT, INTERPOLATION, CLASSES = (
+ARCH, NUM_CLASSES, INPUT_SIZE, MEAN, STD, CROP_PCT, CROP_MODE, INTERPOLATION, CHANNEL_ORDER, CLASSES = (
     f"bcu.{key}"
-    for key in ("arch", "num_classes", "input_size", "mean", "std", "crop_pct", "interpolation", "classes")
+    for key in (
+        *("arch", "num_classes", "input_size", "mean", "std", "crop_pct", "crop_mode"),
+        *("interpolation", "channel_order", "classes"),
+    )
 )
 _LARGEST_SIDE, _MOST_CHANNELS = 2048, 64
 """Of the input, where only a file says so; the user may say more."""
+_LONGEST_NAME = 2_000
+"""Of an architecture with its options."""
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
 #: Plain keys that training scripts keep an architecture's name under.
 _ARCH_KEYS = ("arch", "architecture", "model_name")
@@ -44,7 +57,10 @@ class Claim:
         mean: Per channel.
         std: Per channel.
         crop_pct: As in :class:`~bcu_cli.models.Preprocessing`.
+        crop_mode: As in :class:`~bcu_cli.models.Preprocessing`.
         interpolation: As in :class:`~bcu_cli.models.Preprocessing`.
+        channel_order: As in :class:`~bcu_cli.models.Preprocessing`.
+        refusals: What the network must be fed and bcu cannot do, each with its field, for people.
         complaints: What stands there but cannot be used, for people.
     """
 
@@ -54,7 +70,10 @@ class Claim:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
+    crop_mode: str | None = None
     interpolation: str | None = None
+    channel_order: str | None = None
+    refusals: tuple[str, ...] = ()
     complaints: tuple[str, ...] = ()
 
 
@@ -86,7 +105,9 @@ def _bcu_claim(metadata: Mapping[str, str]) -> Claim:
         mean=fields.get(MEAN),
         std=fields.get(STD),
         crop_pct=fields.get(CROP_PCT),
+        crop_mode=fields.get(CROP_MODE),
         interpolation=fields.get(INTERPOLATION),
+        channel_order=fields.get(CHANNEL_ORDER),
     )
 
 
@@ -100,17 +121,12 @@ def _config_claim(path: Path) -> Claim:
         return Claim(source=path.name)
     if transformers_config.is_image_classifier(config):
         return _transformers_claim(path, config)
-    nested = config.get("pretrained_cfg")
-    fields = config | (nested if isinstance(nested, dict) else {})
-    return _checked(
-        path.name,
-        arch=config.get("architecture"),
-        input_size=fields.get("input_size"),
-        mean=fields.get("mean"),
-        std=fields.get("std"),
-        crop_pct=fields.get("crop_pct"),
-        interpolation=fields.get("interpolation"),
-    )
+    said = timm_config.read(config)
+    return _with_remarks(_checked(path.name, **said.fields), said)
+
+
+def _with_remarks(claim: Claim, said: Said) -> Claim:
+    return replace(claim, refusals=said.refusals, complaints=claim.complaints + said.complaints)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -123,29 +139,25 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
     """The claim of a folder in the layout of transformers: config.json and preprocessor_config.json."""
+    arch = f"{transformers_config.PREFIX}{path}"
+    beside = path.with_name("preprocessor_config.json")
     try:
-        fields = _read_json(path.with_name("preprocessor_config.json")) or {}
+        fields = _read_json(beside)
     except (OSError, ValueError, RecursionError):
-        fields = {}
-    size = fields.get("crop_size") or fields.get("size") or config.get("image_size")
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
+        return Claim(source=path.name, arch=arch, complaints=(f"{beside.name} is not readable JSON",))
     channels = config.get("num_channels", 3)
-    claim = _checked(
-        path.name,
-        arch=None,
-        input_size=None if size is None else size if isinstance(size, list) else [channels, size, size],
-        mean=fields.get("image_mean"),
-        std=fields.get("image_std"),
-        crop_pct=fields.get("crop_pct"),
-        interpolation=None,
-    )
-    return replace(claim, arch=f"{transformers_config.PREFIX}{path}")
+    said = Said()
+    if fields is not None and type(channels) is int and 1 <= channels <= _MOST_CHANNELS:
+        said = transformers_processor.read(fields, str(config["model_type"]), channels)
+    size = config.get("image_size")
+    sides = size if isinstance(size, list) else [size, size]
+    usual = {} if size is None or said.refusals else {"input_size": [channels, *sides]}
+    return replace(_with_remarks(_checked(path.name, **(usual | said.fields)), said), arch=arch)
 
 
 def _is_name(arch: str) -> bool:
     """Whether a file may say so: a name to look up. A path in it is only reported, never opened."""
-    is_plain = _NAME.fullmatch(arch) is not None
+    is_plain = _NAME.fullmatch(timm_config.base_of(arch)) is not None and len(arch) <= _LONGEST_NAME
     return (is_plain and not arch.startswith(transformers_config.PREFIX)) or is_user_file(arch)
 
 
@@ -161,7 +173,7 @@ def _checked(source: str, **fields: Any) -> Claim:
     complaints: list[str] = []
 
     def take(name: str, convert: Callable[[Any], T]) -> T | None:
-        value = fields[name]
+        value = fields.get(name)
         if value is None:
             return None
         try:
@@ -177,7 +189,9 @@ def _checked(source: str, **fields: Any) -> Claim:
         mean=take("mean", _mean),
         std=take("std", _std),
         crop_pct=take("crop_pct", _crop),
+        crop_mode=take("crop_mode", _crop_mode),
         interpolation=take("interpolation", _interpolation),
+        channel_order=take("channel_order", _channel_order),
         complaints=tuple(complaints),
     )
 
@@ -233,6 +247,16 @@ def _crop(value: Any) -> float:
     crop = _number(value)
     check_crop(crop)
     return crop
+
+
+def _crop_mode(value: Any) -> str:
+    check_crop_mode(_text(value))
+    return _text(value)
+
+
+def _channel_order(value: Any) -> str:
+    check_channel_order(_text(value))
+    return _text(value)
 
 
 def _interpolation(value: Any) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import AnswersError
+from bcu_cli.models.preprocessing import BGR
 
 if TYPE_CHECKING:
     from bcu_cli.models.preprocessing import Preprocessing
@@ -29,7 +30,7 @@ class Classifier(nn.Module):
 
     Args:
         network: Normalised images ``[N, C, H, W]`` to logits ``[N, K]``.
-        preprocessing: Of the network; only mean and std are applied here.
+        preprocessing: Of the network; only channel order, mean and std are applied here.
         num_classes: K; 0 while it is not known.
         name: How errors call the network.
     """
@@ -61,7 +62,11 @@ class Classifier(nn.Module):
         Raises:
             AnswersError: The network answers with anything else than N rows of K real floating-point numbers.
         """
-        return self._logits(self.network((images - self.mean) / self.std), images.shape[0])
+        return self._logits(self.network(self.normalised(images)), images.shape[0])
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images ``float [N, C, H, W]`` in [0, 1] as the network takes them: in its order, mean and scale."""
+        return (in_order(images, self.preprocessing.channel_order) - self.mean) / self.std
 
     def _logits(self, answer: Any, number: int) -> Tensor:
         """The one place that says what an answer is."""
@@ -83,6 +88,11 @@ class Classifier(nn.Module):
                 _NO_CLASSIFIER,
             )
         return answer
+
+
+def in_order(images: Tensor, channel_order: str) -> Tensor:
+    """RGB images ``[N, 3, H, W]`` with their channels as ``channel_order`` says; others as they are."""
+    return images.flip(1) if channel_order == BGR else images
 
 
 def refuse_dependence(alone: Tensor, both: Tensor, name: str) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from bcu_cli.errors import ArchitectureError, UsageError
-from bcu_cli.models import fingerprint
+from bcu_cli.models import fingerprint, timm_config
+from bcu_cli.models.classifier import in_order
 from bcu_cli.models.identification import claim_fits
 from bcu_cli.models.index import Candidate, entry_of
 from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.preprocessing import (
+    BGR,
     GREY_NORMALISATIONS,
     NORMALISATIONS,
+    SQUASH,
     Normalisation,
     Preprocessing,
     check_normalisation,
@@ -59,6 +62,7 @@ class Question:
         claims: What the file says of itself.
         candidates: The architecture and its equals, best first; none for a network of unknown architecture.
         channels: Of the input.
+        named: Whether the user or the file named the first candidate; its tensors alone name all alike.
     """
 
     what: str
@@ -66,6 +70,7 @@ class Question:
     claims: Sequence[Claim]
     candidates: Sequence[Candidate]
     channels: int
+    named: bool = True
 
     @property
     def name(self) -> str:
@@ -76,6 +81,18 @@ class Question:
     def default(self) -> Preprocessing | None:
         """The library's own preprocessing for the architecture."""
         return next((c.preprocessing for c in self.candidates if c.preprocessing is not None), None)
+
+    @property
+    def defaults(self) -> list[Normalisation]:
+        """The libraries' own normalisations, each once: equal networks were trained with different ones."""
+        meant = self.candidates[:1] if self.named else self.candidates
+        distinct: dict[tuple[Values, Values], Normalisation] = {}
+        for candidate in meant:
+            default = candidate.preprocessing
+            if default is not None and len(default.mean) == self.channels:
+                one = Normalisation(name=f"{candidate.name}'s", mean=default.mean, std=default.std)
+                distinct.setdefault((one.mean, one.std), one)
+        return list(distinct.values())
 
     def claimed(self, get: Callable[[Claim], T | None]) -> tuple[T, str] | None:
         """The first claim about the right architecture that says something, and its source."""
@@ -98,7 +115,11 @@ def default_size(name: str) -> tuple[int, int, int] | None:
     """The input size that an architecture is made for, where it is known."""
     if name in OWN_ARCHITECTURES:
         return OWN_ARCHITECTURES[name]
-    entry = entry_of(name)
+    base, options = timm_config.split(name)
+    size = options.get(timm_config.IMG_SIZE)
+    if size is not None:
+        return (3, size, size) if isinstance(size, int) else (3, size[0], size[1])
+    entry = entry_of(base)
     return entry.preprocessing.input_size if entry is not None and entry.preprocessing is not None else None
 
 
@@ -116,31 +137,63 @@ def decide(
         ArchitectureError: Something cannot be told and must be given as an option.
         UsageError: An option makes no sense.
     """
+    _refuse_claims(question)
     size, size_source = _size(question)
-    crop = question.claimed(lambda claim: claim.crop_pct)
-    interpolation = question.claimed(lambda claim: claim.interpolation)
-    default = question.default
-    provisional = Preprocessing(
-        input_size=size,
-        mean=(0.0,) * size[0],
-        std=(1.0,) * size[0],
-        crop_pct=crop[0] if crop else default.crop_pct if default else 1.0,
-        interpolation=interpolation[0] if interpolation else default.interpolation if default else "bilinear",
-    )
+    provisional = _provisional(question, size)
     normalisation, source = _normalisation(question, network, provisional, images)
-    preprocessing = Preprocessing(
-        input_size=size,
-        mean=normalisation.mean,
-        std=normalisation.std,
-        crop_pct=provisional.crop_pct,
-        interpolation=provisional.interpolation,
-        source=source,
-    )
+    preprocessing = replace(provisional, mean=normalisation.mean, std=normalisation.std, source=source)
     evidence = (
         f"input size {size[1]}x{size[2]}: {size_source}",
         f"mean {format_values(normalisation.mean)} and std {format_values(normalisation.std)}: {source}",
+        *_manner(preprocessing),
     )
     return Decision(preprocessing=preprocessing, evidence=evidence)
+
+
+def _manner(preprocessing: Preprocessing) -> list[str]:
+    """What is unusual about the way that images are fed, for people."""
+    said = []
+    if preprocessing.crop_mode == SQUASH:
+        said.append("images are squashed into the input's shape, not cut")
+    if preprocessing.channel_order == BGR:
+        said.append("the network takes the channels in the order blue, green, red")
+    return said
+
+
+def _refuse_claims(question: Question) -> None:
+    """Refuse where the file says that its network is fed in a way that bcu cannot do.
+
+    Raises:
+        ArchitectureError: Names the field.
+    """
+    for claim in question.claims:
+        if question.candidates and not claim_fits(claim, question.candidates):
+            continue
+        if claim.refusals:
+            raise ArchitectureError(
+                f"{question.what}: the configuration beside it says {'; '.join(claim.refusals)}",
+                "take that configuration away and give --arch, --input-size, --mean and --std",
+            )
+        if claim.input_size and claim.mean and claim.std:
+            return  # what stands further down is not heeded
+
+
+def _provisional(question: Question, size: tuple[int, int, int]) -> Preprocessing:
+    """The preprocessing without normalisation."""
+    default = question.default or Preprocessing(input_size=size, mean=(0.0,) * size[0], std=(1.0,) * size[0])
+    crop = question.claimed(lambda claim: claim.crop_pct)
+    mode = question.claimed(lambda claim: claim.crop_mode)
+    interpolation = question.claimed(lambda claim: claim.interpolation)
+    order = question.claimed(lambda claim: claim.channel_order)
+    return Preprocessing(
+        input_size=size,
+        mean=(0.0,) * size[0],
+        std=(1.0,) * size[0],
+        crop_pct=crop[0] if crop else default.crop_pct,
+        crop_mode=mode[0] if mode else default.crop_mode,
+        interpolation=interpolation[0] if interpolation else default.interpolation,
+        channel_order=order[0] if order and size[0] == 3 else default.channel_order,
+    )
 
 
 def _size(question: Question) -> tuple[tuple[int, int, int], str]:
@@ -181,15 +234,15 @@ def _normalisation(
     half = f"{(mean or std or ('', ''))[1]} and " if mean or std else ""
     verdict = None
     if images is not None:
-        verdict = fingerprint.compare(network, fingerprint.sample(images(provisional)), candidates)
+        pictures = in_order(fingerprint.sample(images(provisional)), provisional.channel_order)
+        verdict = fingerprint.compare(network, pictures, candidates)
     if verdict is not None and verdict.best is not None:
         return verdict.best, f"{half}BatchNorm statistics: {verdict.describe()}"
-    default = question.default
-    if default is not None and question.candidates[0].num_classes == _IMAGENET_CLASSES:
-        chosen = Normalisation(
-            name="default", mean=mean[0] if mean else default.mean, std=std[0] if std else default.std
-        )
-        return chosen, f"{half}default of {question.name}"
+    if question.defaults and question.candidates[0].num_classes == _IMAGENET_CLASSES:
+        defaults = _distinct(question.defaults, mean and mean[0], std and std[0])
+        if len(defaults) > 1:
+            raise _ask_which(question, defaults)
+        return defaults[0], f"{half}default of {question.name}"
     raise _ask(question, candidates, verdict, images is not None)
 
 
@@ -219,17 +272,34 @@ def _given(
 def _candidates(question: Question, mean: Values | None, std: Values | None) -> list[Normalisation]:
     """The normalisations that are possible once mean or std is settled, each once."""
     known = list({1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(question.channels, ()))
-    default = question.default
-    if default is not None and len(default.mean) == question.channels:
-        known.append(Normalisation(name=f"{question.name}'s", mean=default.mean, std=default.std))
+    known += question.defaults
     if not known:
         ones = (1.0,) * question.channels
         known = [Normalisation(name="none", mean=(0.0,) * question.channels, std=ones)]
+    return _distinct(known, mean, std)
+
+
+def _distinct(known: Sequence[Normalisation], mean: Values | None, std: Values | None) -> list[Normalisation]:
+    """The normalisations with the given mean or std in place of their own, each once."""
     distinct: dict[tuple[Values, Values], Normalisation] = {}
     for candidate in known:
         fixed = Normalisation(name=candidate.name, mean=mean or candidate.mean, std=std or candidate.std)
         distinct.setdefault((fixed.mean, fixed.std), fixed)
     return list(distinct.values())
+
+
+def _ask_which(question: Question, defaults: Sequence[Normalisation]) -> ArchitectureError:
+    """The error for equal networks whose libraries normalise differently."""
+    named = [
+        f"{one.name} is mean {format_values(one.mean)} and std {format_values(one.std)}" for one in defaults
+    ]
+    first = defaults[0]
+    return ArchitectureError(
+        f"how the input of {question.what} is normalised is not known: {', '.join(named)}, "
+        "and their tensors are the same",
+        f"give --arch {first.name.removesuffix(chr(39) + 's')} or its like, or --mean and --std: "
+        f"--mean {format_values(first.mean)} --std {format_values(first.std)}",
+    )
 
 
 def _ask(

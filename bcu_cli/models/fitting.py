@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.index import Candidate, Shapes, counted
 from bcu_cli.models.limits import no_larger
-from bcu_cli.models.registry import blueprint
-from bcu_cli.models.transformers_config import is_config
+from bcu_cli.models.registry import blueprint, is_described
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,14 +27,14 @@ def template(name: str, input_size: tuple[int, int, int] | None, shapes: Shapes)
     """The shapes of an architecture's tensors, with 7919 wherever the number of classes goes.
 
     Args:
-        name: Of the architecture. A ``config.json`` could describe any size of network.
+        name: Of the architecture. A ``config.json`` or options could describe any size of network.
         input_size: C, H, W where it is not the architecture's own.
         shapes: Those of the file. A network of a ``config.json`` that needs far more cannot be in it.
 
     Raises:
         ArchitectureError: As :func:`~bcu_cli.models.build`, or the network is too large for the file.
     """
-    if not is_config(name):
+    if not is_described(name):
         network = blueprint(name, num_classes=_CLASSES, input_size=input_size)
     else:
         held = sum(math.prod(shape) for shape in shapes.values())

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from bcu_cli.checkpoints import Checkpoint
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.models import timm_config
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.claims import Claim, read_claims
 from bcu_cli.models.index import Candidate, Shapes, entry_of, load_index, match, match_entry, nearest
-from bcu_cli.models.registry import is_user_file, possible_names, resolve
+from bcu_cli.models.registry import is_user_file, is_usual_pooling, possible_names, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from bcu_cli.checkpoints import Outline
 
@@ -37,10 +38,12 @@ class Found:
         source: What decided, for people.
         claims: What the file says of itself, most trusted first.
         evidence: What was noticed on the way, for people.
+        named: Whether somebody named the architecture, so that its equals are not meant.
     """
 
     groups: tuple[tuple[Candidate, ...], ...]
     source: str
+    named: bool = True
     claims: tuple[Claim, ...] = ()
     evidence: tuple[str, ...] = field(default=())
 
@@ -116,7 +119,12 @@ def find(
     size = None if input_size is None else (3, input_size, input_size)
     if arch is not None:
         candidate = _from_option(arch, shapes, size, what)
-        found = Found(groups=(_with_equals(candidate, shapes),), source="--arch", claims=tuple(claims))
+        found = Found(
+            groups=(_with_equals(candidate, shapes),),
+            source="--arch",
+            claims=tuple(claims),
+            evidence=tuple(_overruled(claims, candidate.name)),
+        )
     else:
         found = _from_claims(shapes, claims) or _from_tensors(shapes, claims, what)
     if any(group[0].num_classes == 1 for group in found.groups):
@@ -153,6 +161,16 @@ def _from_option(arch: str, shapes: Shapes, input_size: tuple[int, int, int] | N
     raise mismatch(first, shapes, input_size, what)
 
 
+def _overruled(claims: Sequence[Claim], name: str) -> list[str]:
+    """One sentence per claim that the same architecture was built with other options than the user's."""
+    plain = name.rpartition(":")[2] if timm_config.base_of(name) == name else name
+    return [
+        f"{claim.source} names {claim.arch}, and --arch goes before it"
+        for claim in claims
+        if claim.arch is not None and timm_config.base_of(claim.arch) != claim.arch and claim.arch != plain
+    ]
+
+
 def _fit(name: str, shapes: Shapes, input_size: tuple[int, int, int] | None) -> Candidate | None:
     """The candidate that ``name`` makes for these tensors: by the index, else by building it."""
     entry = entry_of(name)
@@ -162,7 +180,9 @@ def _fit(name: str, shapes: Shapes, input_size: tuple[int, int, int] | None) -> 
             return candidate
     from bcu_cli.models.fitting import fit_template
 
-    return fit_template(name, shapes, input_size)
+    candidate = fit_template(name, shapes, input_size)
+    base = entry_of(timm_config.base_of(name))
+    return candidate and replace(candidate, preprocessing=base.preprocessing if base else None)
 
 
 def _with_equals(candidate: Candidate, shapes: Shapes) -> tuple[Candidate, ...]:
@@ -182,7 +202,7 @@ def _from_claims(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
         if is_user_file(claim.arch):
             evidence.append(f"{claim.source} names {claim.arch}, which only --arch would run")
             continue
-        names = possible_names(claim.arch)
+        names = [_without_usual(name) for name in possible_names(_in_full(claim.arch, claims))]
         if not names:
             evidence.append(f"{claim.source} names {claim.arch[:60]!r}, which is no known architecture")
         for name in names:
@@ -197,6 +217,34 @@ def _from_claims(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
         if names:
             evidence.append(f"{claim.source} names {claim.arch[:60]}, but the tensors do not fit it")
     return None
+
+
+def _in_full(arch: str, claims: Sequence[Claim]) -> str:
+    """A claimed architecture with the options that another claim has for the same one.
+
+    A training script keeps the plain name beside the weights, and timm the options in ``config.json``.
+    """
+    others = [claim.arch for claim in claims if claim.arch and timm_config.base_of(claim.arch) == arch]
+    return next((other for other in others if other != arch), arch)
+
+
+def _without_usual(name: str) -> str:
+    """An architecture's name without options that it has by itself; a writer may list them all."""
+    try:
+        base, options = timm_config.split(name)
+    except (ValueError, RecursionError):
+        return name
+    entry = entry_of(base)
+    if entry is None:
+        return name
+    size = options.get(timm_config.IMG_SIZE)
+    if size is not None and entry.preprocessing is not None:
+        usual = list(entry.preprocessing.input_size[1:])
+        if size in (usual, usual[0]) and usual[0] == usual[1]:
+            del options[timm_config.IMG_SIZE]
+    if timm_config.GLOBAL_POOL in options and is_usual_pooling(base, options[timm_config.GLOBAL_POOL]):
+        del options[timm_config.GLOBAL_POOL]
+    return timm_config.join(base, options)
 
 
 def complaints(claims: Sequence[Claim]) -> list[str]:
@@ -214,6 +262,7 @@ def _from_tensors(shapes: Shapes, claims: Sequence[Claim], what: str) -> Found:
     return Found(
         groups=tuple(tuple(group) for group in groups.values()),
         source="names and shapes of the tensors",
+        named=False,
         claims=tuple(claims),
         evidence=tuple(evidence),
     )
@@ -254,5 +303,6 @@ def claim_fits(claim: Claim, candidates: Sequence[Candidate]) -> bool:
     """Whether what a claim says of the preprocessing is about one of these architectures."""
     if claim.arch is None:
         return True
-    names: Mapping[str, None] = dict.fromkeys(candidate.name for candidate in candidates)
-    return claim.arch in names or any(name in names for name in possible_names(claim.arch))
+    names = {timm_config.base_of(candidate.name) for candidate in candidates}
+    base = timm_config.base_of(claim.arch)
+    return base in names or any(name in names for name in possible_names(base))

@@ -129,7 +129,7 @@ class _Loader:
         decisions: list[deciding.Decision | ArchitectureError] = []
         for group, network in zip(found.groups, networks, strict=True):
             try:
-                decisions.append(self._decide(group, network))
+                decisions.append(self._decide(group, network, named=found.named))
             except ArchitectureError as error:
                 decisions.append(error)
         settled = [decision for decision in decisions if isinstance(decision, deciding.Decision)]
@@ -145,12 +145,13 @@ class _Loader:
             for i, (network, decision) in enumerate(zip(networks, decisions, strict=True))
         ]
 
-    def _decide(self, group: tuple[Candidate, ...], network: nn.Module) -> deciding.Decision:
+    def _decide(self, group: tuple[Candidate, ...], network: nn.Module, *, named: bool) -> deciding.Decision:
         question = deciding.Question(
             what=self.what,
             options=self.options,
             claims=self.claims,
             candidates=group,
+            named=named,
             channels=_channels(network, group[0].in_channels, group[0].name),
         )
         return deciding.decide(question, network, self.images)
@@ -167,8 +168,7 @@ class _Loader:
         for _, network, decision in choices:
             pictures = fingerprint.sample(self.images(decision.preprocessing))
             classifier = Classifier(network, decision.preprocessing, 1)
-            inputs = (pictures - classifier.mean) / classifier.std
-            distance = fingerprint.batchnorm_distance(network, inputs, layers=None)
+            distance = fingerprint.batchnorm_distance(network, classifier.normalised(pictures), layers=None)
             distances.append(math.inf if distance is None else distance)
         smallest, runner_up = sorted(distances)[:2]
         if not fingerprint.is_clear(smallest, runner_up, fingerprint.CLEAR_RATIO_OF_ARCHITECTURES):

@@ -39,7 +39,9 @@ def metadata_for(
         claims.MEAN: preprocessing.mean,
         claims.STD: preprocessing.std,
         claims.CROP_PCT: preprocessing.crop_pct,
+        claims.CROP_MODE: preprocessing.crop_mode,
         claims.INTERPOLATION: preprocessing.interpolation,
+        claims.CHANNEL_ORDER: preprocessing.channel_order,
     }
     if classes:
         values[claims.CLASSES] = list(classes)

@@ -10,6 +10,10 @@ LARGEST_SIDE = 8192
 _LEAST_STD, _MOST_STD, _MOST_MEAN = 1e-4, 1e4, 1e4
 #: Names that torchvision and Pillow know alike.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CENTER, SQUASH = "center", "squash"
+#: ``center`` keeps an image's shape and cuts off what is over; ``squash`` resizes each side by itself.
+CROP_MODES = (CENTER, SQUASH)
+RGB, BGR = "RGB", "BGR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,11 @@ class Preprocessing:
         mean: Subtracted per channel, on the scale [0, 1].
         std: Divided by per channel, on the scale [0, 1]; greater than 0.
         crop_pct: Share kept by the centre crop: the shorter side is resized to ``round(H / crop_pct)``.
+        crop_mode: One of :data:`CROP_MODES`. With ``squash`` each side is resized to its own
+            ``round(side / crop_pct)`` before the centre is cut out.
         interpolation: How pictures are resized: one of :data:`INTERPOLATIONS`.
+        channel_order: ``RGB``, or ``BGR`` where the network takes blue first. ``mean`` and ``std`` are in
+            this order.
         source: What decided mean and std, for people ("option", "metadata", "BatchNorm statistics", …).
 
     Raises:
@@ -32,7 +40,9 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float = 1.0
+    crop_mode: str = CENTER
     interpolation: str = "bilinear"
+    channel_order: str = RGB
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -44,7 +54,11 @@ class Preprocessing:
             )
         check_normalisation(self.mean, self.std)
         check_crop(self.crop_pct)
+        check_crop_mode(self.crop_mode)
         check_interpolation(self.interpolation)
+        check_channel_order(self.channel_order)
+        if self.channel_order == BGR and channels != 3:
+            raise ValueError(f"{channels} channels have no order {BGR}")
 
 
 def check_size(size: tuple[int, int, int]) -> None:
@@ -71,6 +85,18 @@ def check_crop(crop_pct: float) -> None:
     """Raise ``ValueError`` unless the share is in (0, 1]."""
     if not 0.05 <= crop_pct <= 1:
         raise ValueError(f"crop share {crop_pct} is not in [0.05, 1]")
+
+
+def check_crop_mode(crop_mode: str) -> None:
+    """Raise ``ValueError`` unless the name is one of :data:`CROP_MODES`."""
+    if crop_mode not in CROP_MODES:
+        raise ValueError(f"crop mode {crop_mode!r} is none of {', '.join(CROP_MODES)}")
+
+
+def check_channel_order(channel_order: str) -> None:
+    """Raise ``ValueError`` unless the order is ``RGB`` or ``BGR``."""
+    if channel_order not in {RGB, BGR}:
+        raise ValueError(f"channel order {channel_order!r} is neither {RGB} nor {BGR}")
 
 
 def check_interpolation(interpolation: str) -> None:

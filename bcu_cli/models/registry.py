@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ArchitectureError, BcuError
-from bcu_cli.models import transformers_config
+from bcu_cli.models import timm_config, transformers_config
 from bcu_cli.models.names import OWN_ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -36,14 +36,21 @@ def possible_names(name: str) -> tuple[str, ...]:
     """The full names that ``name`` can stand for, preferred first: own, timm's, torchvision's.
 
     Looks names up and does nothing else: no file is opened, nothing that a name asks for is imported. A tag
-    as timm appends it (``resnet50.a1_in1k``) is dropped.
+    as timm appends it (``resnet50.a1_in1k``) is dropped. With options behind it, only timm's is meant.
     """
     from bcu_cli.models.index import known_names
 
     if transformers_config.is_config(name):
         return (name,)
     known = known_names()
-    plain = name.partition(".")[0]
+    try:
+        base, options = timm_config.split(name)
+    except (ValueError, RecursionError):
+        return ()
+    if options:
+        names = possible_names(base)
+        return tuple(timm_config.join(one, options) for one in names if one.startswith(TIMM))
+    plain = base.partition(".")[0]
     if plain.startswith((TIMM, TORCHVISION)):
         candidates = [plain]
     else:
@@ -101,9 +108,9 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | Non
     """A network with random weights, on the default device.
 
     Args:
-        name: An own, timm or torchvision name, with or without ``timm:`` or ``torchvision:``,
-            ``transformers:FILE.json``, or FILE.py:FUNCTION. The function runs: give only files that you
-            trust.
+        name: An own, timm or torchvision name, with or without ``timm:`` or ``torchvision:``, or a name of
+            timm's with options of its constructor as JSON behind it. Also ``transformers:FILE.json``, or
+            FILE.py:FUNCTION. The function runs: give only files that you trust.
         num_classes: Outputs, at least 1.
         input_size: C, H, W where it is not the architecture's own.
 
@@ -131,6 +138,11 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | Non
         ) from error
 
 
+def is_described(name: str) -> bool:
+    """Whether somebody's numbers behind an architecture's name set the size of the network."""
+    return transformers_config.is_config(name) or timm_config.has_numbers(timm_config.split(name)[1])
+
+
 def blueprint(name: str, *, num_classes: int, input_size: tuple[int, int, int] | None = None) -> nn.Module:
     """A network for the names and shapes of its tensors only: without content, where it can be built so.
 
@@ -149,7 +161,7 @@ def blueprint(name: str, *, num_classes: int, input_size: tuple[int, int, int] |
             with torch.device("meta"):
                 return build(name, num_classes=num_classes, input_size=input_size)
         except BcuError:
-            if transformers_config.is_config(name):
+            if is_described(name):
                 raise  # somebody's numbers, which could take all memory there is
             # Some constructors compute with tensors (RegNet its widths), which the meta device cannot.
             return build(name, num_classes=num_classes, input_size=input_size)
@@ -172,20 +184,44 @@ def _build_own(name: str, num_classes: int, input_size: tuple[int, int, int] | N
 
 def _build_timm(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
     timm = import_library("timm")
+    name, said = timm_config.split(name)
     # Names like hf-hub:… make timm download; only what its registry holds is ever built.
     if not timm.is_model(name):
         raise ArchitectureError(
             f"timm {timm.__version__} has no {name!r}", "install the newest timm, or give another --arch"
         )
-    options: dict[str, Any] = {"pretrained": False, "num_classes": num_classes}
+    options = timm_config.checked(name, said) | {"pretrained": False, "num_classes": num_classes}
     if input_size is not None:
         if input_size[0] != 3:
-            options["in_chans"] = input_size[0]
+            options[timm_config.IN_CHANS] = input_size[0]
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         if config and config.fixed_input_size and tuple(config.input_size[1:]) != input_size[1:]:
-            options["img_size"] = input_size[1:]
+            options[timm_config.IMG_SIZE] = input_size[1:]
     network: nn.Module = timm.create_model(name, **options)
     return network
+
+
+def is_usual_pooling(name: str, pooling: Any) -> bool:
+    """Whether an architecture of timm pools so without being asked to.
+
+    Args:
+        name: Without options.
+        pooling: For ``global_pool``.
+
+    Raises:
+        ArchitectureError: timm knows no such pooling.
+    """
+    asked = timm_config.join(name, {timm_config.GLOBAL_POOL: pooling})
+    usual, other = (blueprint(one, num_classes=2) for one in (name, asked))
+    return _settings(usual) == _settings(other)
+
+
+def _settings(network: nn.Module) -> list[tuple[str, str, dict[str, Any]]]:
+    """Every module with its class and its plain attributes: how it pools is a text in one of them."""
+    return [
+        (path, type(module).__name__, {k: v for k, v in vars(module).items() if isinstance(v, str | int)})
+        for path, module in network.named_modules()
+    ]
 
 
 def _build_torchvision(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:

@@ -1,7 +1,7 @@
 """Image classifiers of transformers, built from the numbers of a ``config.json``: none of a stranger's code.
 
-Of the file only the settings that the architecture's own configuration knows are taken, and only texts,
-numbers and lists of them. What could fetch or import something (``auto_map``, kernels from the hub,
+The settings that the architecture's own configuration knows are taken from the file; one that is no text,
+number or list of them is refused. What could fetch or import something (``auto_map``, kernels from the hub,
 quantisation) is not among those. Needs the extra ``bcu-cli[transformers]``.
 """
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ArchitectureError, BcuError
+from bcu_cli.models.plain import is_plain
+from bcu_cli.models.said import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,11 +27,6 @@ _TYPES = """
 MODEL_TYPES = frozenset(_TYPES.split())
 """The architectures that are built; others of the library load networks of other libraries or texts."""
 LARGEST_CONFIG = 1 << 20
-_MOST = 65_536
-_MOST_LAYERS, _MOST_WINDOW, _MOST_SIDE = 1_000, 64, 2_048
-_MOST_FRACTION = 1e6
-_MOST_TEXT = 200
-_MOST_NESTED = 2
 _HINT = "give --arch NAME, or --arch FILE.py:FUNCTION"
 
 
@@ -66,9 +63,7 @@ def build(name: str, *, num_classes: int) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library: Any = transformers
-        default = library.AutoConfig.for_model(config["model_type"])
-        known = set(default.to_dict()) - set(library.PretrainedConfig().to_dict())
-        settings = {key: value for key, value in config.items() if key in known and _is_plain(key, value)}
+        settings = _settings(file, config, library)
         described = library.AutoConfig.for_model(config["model_type"], **settings, num_labels=num_classes)
         described.architectures = [name for name in config["architectures"] if isinstance(name, str)]
         network: nn.Module = library.AutoModelForImageClassification.from_config(
@@ -76,6 +71,18 @@ def build(name: str, *, num_classes: int) -> nn.Module:
         )
     network.register_forward_hook(_logits)
     return network
+
+
+def _settings(file: Path, config: dict[str, Any], library: Any) -> dict[str, Any]:
+    """The settings of the file that its architecture's own configuration knows."""
+    default = library.AutoConfig.for_model(config["model_type"])
+    known = set(default.to_dict()) | set(default.attribute_map)
+    known -= set(library.PretrainedConfig().to_dict())
+    settings = {key: value for key, value in config.items() if key in known}
+    for key, value in settings.items():
+        if not is_plain(key, value):
+            raise ArchitectureError(f"{file}: {key} {shown(value)} is nothing that bcu builds from", _HINT)
+    return settings
 
 
 def _logits(module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG001 - what a hook is given
@@ -92,24 +99,3 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not is_image_classifier(config):
         raise ArchitectureError(f"{file} describes no image classifier that bcu knows", _HINT)
     return config
-
-
-def _is_plain(key: str, value: Any, depth: int = 0) -> bool:
-    """Whether a setting is a text, a number of a size that a network can have, or a list of them."""
-    if isinstance(value, list):
-        fits = depth < _MOST_NESTED and len(value) <= _MOST_LAYERS
-        return fits and all(_is_plain(key, item, depth + 1) for item in value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return 0 <= value <= _most(key)
-    if isinstance(value, float):
-        return abs(value) <= _MOST_FRACTION  # false for what is not a number
-    return value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= _MOST_TEXT)
-
-
-def _most(key: str) -> int:
-    """The largest whole number that a setting of this name can be."""
-    if "layers" in key or "depth" in key or "repeats" in key or "stages" in key:
-        return _MOST_LAYERS
-    if "window" in key:
-        return _MOST_WINDOW
-    return _MOST_SIDE if "image" in key or "patch" in key else _MOST

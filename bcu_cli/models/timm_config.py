@@ -1,0 +1,161 @@
+"""The ``config.json`` that timm writes beside weights, and architectures of timm built with options.
+
+The options stand in the architecture's name as JSON, ``timm:resnet10t{"act_layer":"silu"}``, so that a name
+says the whole function wherever it is kept. All of it is a stranger's: only plain values of credible size
+reach a constructor, and nothing that opens a file or asks a network. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bcu_cli.errors import ArchitectureError
+from bcu_cli.models.plain import is_plain
+from bcu_cli.models.preprocessing import CROP_MODES
+from bcu_cli.models.said import Said, shown
+
+IN_CHANS, IMG_SIZE, GLOBAL_POOL = "in_chans", "img_size", "global_pool"
+_HINT = "give --arch NAME, or --arch FILE.py:FUNCTION, which goes before what the file says"
+
+TOP_HEEDED = frozenset({"architecture", "global_pool", "model_args", "pretrained_cfg"})
+"""What stands outside ``pretrained_cfg`` and decides about the network."""
+TOP_HARMLESS = frozenset(
+    {"num_classes", "num_features", "label_names", "label_descriptions", "labels"}
+    | {"license", "library_name", "tags", "model_type", "version"}
+)
+"""Numbers that the tensors themselves tell, and texts for people."""
+CFG_HEEDED = frozenset(
+    {"input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "global_pool"}
+)
+CFG_HARMLESS = frozenset(
+    # where the weights came from, and how they would be fetched
+    {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "tag", "custom_load"}
+    # recommendations for other sizes than the one that timm's own inference takes
+    | {"test_input_size", "min_input_size", "test_crop_pct", "test_pool_size"}
+    # what the tensors tell, or a constructor derives
+    | {"architecture", "num_classes", "label_offset", "pool_size", "first_conv", "classifier", "num_features"}
+    | {"label_names", "label_descriptions", "labels"}
+    | {"license", "description", "origin_url", "paper_name", "paper_ids", "notes"}
+)
+ARGS_HARMLESS = frozenset(
+    # told by the tensors, or by the size of the input
+    {"num_classes", IN_CHANS}
+    # how a network is filled or placed: the file's own weights follow
+    | {"pretrained", "pretrained_strict", "pretrained_model_args", "checkpoint_path", "cache_dir"}
+    | {"device", "dtype", "scriptable", "exportable", "no_jit"}
+    # of training only
+    | {"drop_rate", "drop_path_rate", "drop_block_rate", "grad_checkpointing"}
+)
+ARGS_REFUSED = frozenset(
+    {"features_only", "out_indices", "feature_cls", "feature_cfg", "pruned", "model_cfg", "model_cls"}
+    | {"model_name", "variant", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_filter_fn"}
+    | {"pretrained_custom_load", "kwargs_filter"}
+)
+"""Options that make something else than a classifier, or that tell timm where to look for more."""
+
+
+def split(name: str) -> tuple[str, dict[str, Any]]:
+    """An architecture's name and the options behind it, which are not checked.
+
+    Raises:
+        ValueError: There is something behind it that is no JSON table.
+    """
+    base, brace, rest = name.partition("{")
+    if not brace:
+        return name, {}
+    options = json.loads(brace + rest)
+    if not isinstance(options, dict):
+        raise ValueError("the options are no table")
+    return base, options
+
+
+def base_of(name: str) -> str:
+    """An architecture's name without options."""
+    return name.partition("{")[0]
+
+
+def join(base: str, options: dict[str, Any]) -> str:
+    """The one name of an architecture with these options; those that do not change the function go."""
+    kept = {key: value for key, value in options.items() if value is not None and not _is_harmless(key)}
+    if not kept:
+        return base
+    return base + json.dumps(kept, sort_keys=True, separators=(",", ":"))
+
+
+def checked(base: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options for timm's constructor.
+
+    Raises:
+        ArchitectureError: One of them, which is named, makes no classifier or has no credible value.
+    """
+    for key, value in options.items():
+        if key in ARGS_REFUSED:
+            raise ArchitectureError(
+                f"{base} with {key} {shown(value)} is no classifier that bcu builds", _HINT
+            )
+        if not key.isidentifier() or not is_plain(key, value):
+            raise ArchitectureError(f"{base} with {key[:60]} {shown(value)} cannot be built", _HINT)
+    return {key: value for key, value in options.items() if not _is_harmless(key)}
+
+
+def has_numbers(options: dict[str, Any]) -> bool:
+    """Whether an option could set the size of a network."""
+    return any(not isinstance(value, str | bool) for value in options.values())
+
+
+def _is_harmless(key: str) -> bool:
+    return key in ARGS_HARMLESS or key.endswith("_drop_rate")
+
+
+def read(config: dict[str, Any]) -> Said:
+    """What a ``config.json`` in timm's layout says, also in the older one without ``pretrained_cfg``."""
+    nested = config.get("pretrained_cfg")
+    fields = nested if isinstance(nested, dict) else config
+    own = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+    said: dict[str, Any] = {key: fields.get(key, config.get(key)) for key in own}
+    refusals = []
+    if said["crop_mode"] not in (None, *CROP_MODES):
+        refusals.append(f"crop_mode {shown(said['crop_mode'])} is none that bcu does")
+        said["crop_mode"] = None
+    model_args = config.get("model_args", {})
+    options = dict(model_args) if isinstance(model_args, dict) else {"model_args": model_args}
+    pool = fields.get(GLOBAL_POOL, config.get(GLOBAL_POOL))
+    if pool is not None:
+        options.setdefault(GLOBAL_POOL, pool)
+    if fields.get("fixed_input_size") is True and _is_size(said["input_size"]):
+        options.setdefault(IMG_SIZE, said["input_size"][1:])
+    said["input_size"] = _input_size(said["input_size"], options)
+    said["arch"] = config.get("architecture")
+    if isinstance(said["arch"], str):
+        said["arch"] = join(said["arch"], options | _misplaced(config))
+    return Said(fields=said, refusals=tuple(refusals), complaints=_unknown(config, fields))
+
+
+def _misplaced(config: dict[str, Any]) -> dict[str, Any]:
+    """Options that stand beside ``model_args`` and make no classifier: refused there as they are within."""
+    return {key: config[key] for key in ARGS_REFUSED - {"pretrained_cfg"} if config.get(key)}
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3
+
+
+def _input_size(claimed: Any, options: dict[str, Any]) -> Any:
+    """C, H, W after the options that change them, as timm puts them together."""
+    size = options.get(IMG_SIZE)
+    sides = [size, size] if isinstance(size, int) else size
+    channels = options.get(IN_CHANS)
+    if not _is_size(claimed):
+        claimed = [3, *sides] if claimed is None and isinstance(sides, list) else claimed
+    elif isinstance(sides, list):
+        claimed = [claimed[0], *sides]
+    return [channels, *claimed[1:]] if channels is not None and _is_size(claimed) else claimed
+
+
+def _unknown(config: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ...]:
+    known = TOP_HEEDED | TOP_HARMLESS | ARGS_REFUSED | CFG_HEEDED
+    names = [key for key in config if key not in known | CFG_HARMLESS]
+    if fields is not config:
+        names += [f"pretrained_cfg.{key}" for key in fields if key not in CFG_HEEDED | CFG_HARMLESS]
+    return tuple(f"{name[:60]} is a field that timm does not write, and is not heeded" for name in names)

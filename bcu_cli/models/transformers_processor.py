@@ -1,0 +1,242 @@
+"""The ``preprocessor_config.json`` of transformers' image processors in bcu's terms. Needs no torch.
+
+The processors of the classifiers that bcu builds resize, cut, scale and normalise by the same fields, some of
+them in a manner of their own. A field that asks for what bcu cannot do is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from bcu_cli.models.preprocessing import BGR, CENTER, SQUASH
+from bcu_cli.models.said import Said, shown
+
+HEEDED = frozenset(
+    {"image_processor_type", "feature_extractor_type", "do_resize", "size", "default_to_square", "resample"}
+    | {"do_center_crop", "crop_size", "crop_pct", "do_pad", "do_rescale", "rescale_factor", "rescale_offset"}
+    | {"do_normalize", "image_mean", "image_std", "include_top", "do_flip_channel_order"}
+)
+HARMLESS = frozenset(
+    # bcu always decodes to three channels, and pads nothing where do_pad is false
+    {"do_convert_rgb", "pad_size"}
+    # of segmentation maps, of arrays in memory, of where and how a batch is computed
+    | {"do_reduce_labels", "reduce_labels", "data_format", "input_data_format", "device", "return_tensors"}
+    | {"disable_grouping", "image_seq_length", "processor_class", "_processor_class", "auto_map"}
+    | {"_valid_processor_keys", "model_input_names"}
+)
+_USUAL = {
+    "ConvNext": "convnext convnextv2 cvt regnet resnet",
+    "Bit": "bit dinov2 focalnet hiera",
+    "ViT": "swiftformer swin swinv2 vit vit_msn",
+    "MobileViT": "mobilevit mobilevitv2",
+    "Pvt": "pvt pvt_v2",
+    "Beit": "beit",
+    "DeiT": "deit",
+    "EfficientNet": "efficientnet",
+    "Levit": "levit",
+    "MobileNetV1": "mobilenet_v1",
+    "MobileNetV2": "mobilenet_v2",
+    "PoolFormer": "poolformer",
+    "Segformer": "segformer",
+}
+PROCESSORS = {kind: name for name, kinds in _USUAL.items() for kind in kinds.split()}
+"""Type of model to the processor that transformers takes where the file names none."""
+_SHORTEST_EDGE = frozenset(
+    {"Bit", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer"}
+)
+"""Processors for which a size that is one number means the shorter side."""
+_WITH_SHARE = frozenset({"ConvNext", "PoolFormer"})
+"""Processors that know ``crop_pct``."""
+_BILINEAR = frozenset({"MobileNetV1", "MobileNetV2", "Segformer", "ViT"})
+"""Processors that resize so where ``resample`` is left out; the others are bicubic."""
+_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Pillow's filters by number."""
+_SQUASHED_FROM = 384
+"""From this size on ConvNext's processor cuts nothing off."""
+_MOST_SIDE = 1 << 16
+
+
+class _RefusedError(Exception):
+    """A field that cannot be heeded; its text says which and why."""
+
+
+@dataclass
+class _Reader:
+    """One ``preprocessor_config.json``."""
+
+    fields: dict[str, Any]
+    kind: str
+    channels: int
+    refusals: list[str] = field(default_factory=list)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A yes or no; None counts as not said."""
+        value = self.fields.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise _RefusedError(f"{name} {shown(value)} is neither true nor false")
+        return value
+
+    def own_flag(self, name: str, *kinds: str, default: bool) -> bool:
+        """A yes or no that only some kinds of processor have; on another one it contradicts itself."""
+        if self.kind in kinds:
+            return self.flag(name, default)
+        if self.flag(name, False):
+            raise _RefusedError(f"{name} true is nothing that the {self.kind} image processor does")
+        return False
+
+    def number(self, name: str, default: float) -> float:
+        """A number greater than 0."""
+        value = self.fields.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise _RefusedError(f"{name} {shown(value)} is no number greater than 0")
+        return float(value)
+
+    def sides(self, name: str, *, square: bool) -> dict[str, int] | None:
+        """A size as transformers understands it: height and width, or the shortest edge."""
+        value = self.fields.get(name)
+        if value is None:
+            return None
+        if type(value) is int:
+            value = {"height": value, "width": value} if square else {"shortest_edge": value}
+        elif isinstance(value, list) and len(value) == 2:
+            value = {"height": value[0], "width": value[1]}
+        known = ({"height", "width"}, {"shortest_edge"})
+        if not isinstance(value, dict) or set(value) not in known:
+            raise _RefusedError(f"{name} {shown(value)} is neither height and width nor a shortest edge")
+        if not all(type(side) is int and 1 <= side <= _MOST_SIDE for side in value.values()):
+            raise _RefusedError(f"{name} {shown(value)} is no size of an image")
+        return value
+
+    def geometry(self) -> dict[str, Any]:
+        """Input size, crop share and mode."""
+        if self.flag("do_pad", False):
+            raise _RefusedError("do_pad true pads images, which bcu does not")
+        if not self.flag("do_resize", True):
+            raise _RefusedError("do_resize false feeds each image in its own size, which bcu does not")
+        square = self.flag("default_to_square", self.kind not in _SHORTEST_EDGE)
+        size = self.sides("size", square=square)
+        if size is None:
+            return {}
+        resized, cut, mode = self._resized(size)
+        if self.own_flag("do_center_crop", *(set(_USUAL) - {"Segformer"}), default=False):
+            crop = self.sides("crop_size", square=True)
+            if crop is None or "height" not in crop:
+                raise _RefusedError("do_center_crop true does not go with crop_size as it is")
+            cut = (crop["height"], crop["width"])
+        if cut is None:
+            raise _RefusedError("size shortest_edge without do_center_crop keeps each image's own shape")
+        share = cut[0] / resized[0]
+        if share > 1 or cut[1] > resized[1]:
+            raise _RefusedError(f"crop_size {cut[0]}x{cut[1]} is larger than the resized image and pads it")
+        if not math.isclose(share, cut[1] / resized[1]):
+            raise _RefusedError(f"crop_size {cut[0]}x{cut[1]} is no equal share of both sides")
+        return {"input_size": [self.channels, *cut], "crop_pct": share, "crop_mode": mode}
+
+    def _resized(self, size: dict[str, int]) -> tuple[tuple[int, int], tuple[int, int] | None, str]:
+        """What an image is resized to, what is cut out of that already, and the mode."""
+        if "height" in size and self.kind != "PoolFormer":
+            sides = (size["height"], size["width"])
+            return sides, sides, SQUASH
+        if "height" in size and size["height"] != size["width"]:
+            raise _RefusedError("size of a PoolFormer is not square, which bcu does not do")
+        edge = size.get("shortest_edge", size.get("height", 0))
+        if self.kind == "ConvNext":
+            if edge >= _SQUASHED_FROM:
+                return (edge, edge), (edge, edge), SQUASH
+            longer = int(edge / self.number("crop_pct", 224 / 256))
+            return (longer, longer), (edge, edge), CENTER
+        if self.kind == "Levit":
+            edge = int((256 / 224) * edge)
+        elif self.kind == "PoolFormer":
+            edge = int(edge / self.number("crop_pct", 0.9))
+        return (edge, edge), None, CENTER
+
+    def normalisation(self) -> dict[str, Any]:
+        """Mean and deviation for images in [0, 1], whatever scale the processor computes in."""
+        scale = 255 * self.number("rescale_factor", 1 / 255) if self.flag("do_rescale", True) else 255.0
+        scale = 1.0 if math.isclose(scale, 1.0, rel_tol=1e-6) else scale
+        top = self.own_flag("include_top", "EfficientNet", default=True)
+        offset = self.own_flag("rescale_offset", "EfficientNet", default=False)
+        shift = 1.0 if offset and self.flag("do_rescale", True) else 0.0
+        deviation = self.per_channel("image_std")
+        mean: list[float] | None = [0.0] * self.channels
+        std: list[float] | None = [1.0] * self.channels
+        if self.kind != "MobileViT" and self.flag("do_normalize", True):
+            mean, std = self.per_channel("image_mean"), deviation
+        if top:
+            std = None if std is None or deviation is None else _products(std, deviation)
+        return {
+            "mean": None if mean is None else [(value + shift) / scale for value in mean],
+            "std": None if std is None else [value / scale for value in std],
+        }
+
+    def per_channel(self, name: str) -> list[float] | None:
+        """Numbers, one for each channel."""
+        value = self.fields.get(name)
+        if value is None:
+            return None
+        values: list[Any] = value if isinstance(value, list) else [value] * self.channels
+        numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+        if not numbers or len(values) != self.channels:
+            raise _RefusedError(
+                f"{name} {shown(value)} is not one number for each of {self.channels} channels"
+            )
+        return [float(one) for one in values]
+
+    def interpolation(self) -> dict[str, Any]:
+        """The filter that images are resized with."""
+        value = self.fields.get("resample")
+        if value is None:
+            return {"interpolation": "bilinear" if self.kind in _BILINEAR else "bicubic"}
+        if type(value) is not int or not 0 <= value < len(_RESAMPLE):
+            raise _RefusedError(f"resample {shown(value)} is none of Pillow's filters")
+        return {"interpolation": _RESAMPLE[value]}
+
+    def channel_order(self) -> dict[str, Any]:
+        """Whether blue comes first."""
+        flips = self.own_flag("do_flip_channel_order", "MobileViT", default=True)
+        return {"channel_order": BGR} if flips else {}
+
+
+def _products(left: list[float], right: list[float]) -> list[float]:
+    return [a * b for a, b in zip(left, right, strict=True)]
+
+
+def read(fields: dict[str, Any], model_type: str, channels: int) -> Said:
+    """What a ``preprocessor_config.json`` says.
+
+    Args:
+        fields: The file's table.
+        model_type: As in the ``config.json`` beside it; decides where the file names no processor.
+        channels: Of the network's input.
+    """
+    named = fields.get("image_processor_type", fields.get("feature_extractor_type"))
+    kind = PROCESSORS[model_type] if named is None else _plain_name(str(named))
+    if kind not in _USUAL:
+        return Said(refusals=(f"image_processor_type {shown(named)} is none that bcu knows",))
+    reader = _Reader(fields, kind, channels)
+    said: dict[str, Any] = {}
+    for part in (reader.geometry, reader.normalisation, reader.interpolation, reader.channel_order):
+        try:
+            said |= part()
+        except _RefusedError as error:
+            reader.refusals.append(str(error))
+    unknown = [name for name in fields if name not in HEEDED | HARMLESS]
+    if kind not in _WITH_SHARE and fields.get("crop_pct") is not None:
+        unknown.append("crop_pct")
+    complaints = (
+        f"{name[:60]} is no field of the {kind} image processor, and is not heeded" for name in unknown
+    )
+    return Said(fields=said, refusals=tuple(reader.refusals), complaints=tuple(complaints))
+
+
+def _plain_name(named: str) -> str:
+    for ending in ("Pil", "Fast", "FeatureExtractor", "ImageProcessor"):
+        named = named.removesuffix(ending)
+    return named
