@@ -204,7 +204,7 @@ def _texts(data: bytes) -> Iterator[str]:
 
 def _look(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
     try:
-        return look(data)
+        return look(data, strict=True)
     except BrokenPickleError as error:
         raise damaged(archive.path, f"its {name} cannot be followed ({error})") from error
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,11 +28,44 @@ _UNDERFLOW = "it takes more from its stack than is there"
 
 @dataclass(frozen=True)
 class GlobalUse:
-    """A global that a pickle asks for, and where; ``name`` is None if it can only be known by running it."""
+    """A global that a pickle asks for, and where; ``name`` is None if it can only be known by running it.
+
+    ``module`` is what is imported for it: the first part of ``name``.
+    """
 
     name: str | None
     opcode: str
     offset: int
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a call, as far as it matters to what the call can do.
+
+    Attributes:
+        kind: ``plain`` for numbers, bytes, None and truth, ``table`` for dictionaries, ``items`` for other
+            containers, ``global`` for what the pickle asks for, ``result`` for what a call made.
+        text: The text itself, or the name of the global or of what was called.
+    """
+
+    kind: Literal["text", "plain", "table", "items", "global", "result"]
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that a pickle asks for.
+
+    Attributes:
+        name: The global that is called.
+        makes: Only the ``__new__`` of a class is called, not its ``__init__``.
+        arguments: What it is given; None where that is too much to tell.
+    """
+
+    name: str
+    makes: bool
+    arguments: tuple[Argument, ...] | None
 
 
 @dataclass(frozen=True)
@@ -43,11 +76,15 @@ class Program:
         uses: The globals that it asks for, in order.
         end: The offset behind its last opcode.
         faults: What it does with torch's own functions and classes that torch never does.
+        calls: The calls that it asks for, without those that rebuild tensors and without repetitions.
+        holds_module: Whether it gives an object the state that an ``nn.Module`` has.
     """
 
     uses: list[GlobalUse]
     end: int
     faults: list[str]
+    calls: list[Call]
+    holds_module: bool
 
 
 class BrokenPickleError(Exception):
@@ -55,6 +92,7 @@ class BrokenPickleError(Exception):
 
     Attributes:
         uses: What it asks for before it breaks.
+        calls: The calls that it asks for before it breaks.
         ambiguous: It is written so that readers differ about it, which no library does.
         heavy: Readers can go on with it, and it was not followed further for what that would take.
         cut: It may go on behind the bytes that were given.
@@ -65,6 +103,7 @@ class BrokenPickleError(Exception):
     ) -> None:
         super().__init__(message)
         self.uses: tuple[GlobalUse, ...] = ()
+        self.calls: tuple[Call, ...] = ()
         self.ambiguous = ambiguous
         self.heavy = heavy
         self.cut = cut
@@ -113,10 +152,21 @@ class _Tuple(_Thing):
         self.items = tuple(items) if len(items) <= _KEPT_ITEMS and self.depth <= _MAX_KEY_DEPTH else ()
 
 
+class _Table(_Thing):
+    """A dictionary; ``is_module`` if it has the attributes of an ``nn.Module``."""
+
+    __slots__ = ("is_module",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_module = False
+
+
 _Value: TypeAlias = str | _Thing
 _PLAIN: Final = _Thing()  # nothing, truth, a number that collides with few others, bytes
 _LARGE: Final = _Thing(odd=1)  # numbers of more than 56 bits can be chosen to have one hash
 
+_Named: TypeAlias = tuple[str, str]
 _Argument: TypeAlias = "Callable[[bytes, int], tuple[Any, int]]"
 
 _NAME = re.compile(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*|\.<\w+>)*|<\w+>")
@@ -141,8 +191,9 @@ def follow(data: bytes) -> Program:
         end = machine.run()
     except BrokenPickleError as error:
         error.uses = tuple(machine.uses)
+        error.calls = tuple(machine.calls)
         raise
-    return Program(machine.uses, end, machine.faults)
+    return Program(machine.uses, end, machine.faults, list(machine.calls), machine.holds_module)
 
 
 def _weight(value: _Value) -> int:
@@ -254,18 +305,36 @@ def _raw_line(data: bytes, at: int) -> tuple[_Value, int]:
     return (line.decode() if line.isascii() and b"\\" not in line else _PLAIN), end
 
 
-def _names(data: bytes, at: int) -> tuple[str | None, int]:
-    """The name of a global in two lines; None if no module or class can be called so."""
+def _names(data: bytes, at: int) -> tuple[_Named | None, int]:
+    """The module and name of a global in two lines; None if no module or class can be called so."""
     module, middle = _line(data, at)
     name, end = _line(data, middle)
     try:
-        return _joined(module.decode(), name.decode()), end
+        return _named(module.decode(), name.decode()), end
     except UnicodeDecodeError as error:
         raise BrokenPickleError("a text in it is no UTF-8") from error
 
 
-def _joined(module: str, name: str) -> str | None:
-    return f"{module}.{name}" if _NAME.fullmatch(module) and _NAME.fullmatch(name) else None
+def _named(module: str, name: str) -> _Named | None:
+    return (module, name) if _NAME.fullmatch(module) and _NAME.fullmatch(name) else None
+
+
+def _argument(value: _Value) -> Argument:
+    if isinstance(value, str):
+        return Argument("text", value)
+    if value is _PLAIN or value is _LARGE:
+        return Argument("plain")
+    if isinstance(value, _Table):
+        return Argument("table")
+    if isinstance(value, _Global):
+        return Argument("global", value.name)
+    return Argument("result", value.name) if isinstance(value, _Made) else Argument("items")
+
+
+def _arguments(value: _Value) -> tuple[Argument, ...] | None:
+    if not isinstance(value, _Tuple) or len(value.items) != value.count:
+        return None
+    return tuple(map(_argument, value.items))
 
 
 class _Machine:
@@ -279,6 +348,8 @@ class _Machine:
         self.memo: dict[int, _Value] = {}
         self.uses: list[GlobalUse] = []
         self.faults: list[str] = []
+        self.calls: dict[Call, None] = {}
+        self.holds_module = False
         self.position = 0
         self.count = 0
         self._protocol = 0
@@ -408,11 +479,14 @@ class _Machine:
             raise BrokenPickleError("it holds a key without a value")
         for key in items[::2]:
             self.hash(key)
+        table = self.top()
+        if isinstance(table, _Table) and _MODULE_KEY in items[::2]:
+            table.is_module = True
         self.extend(items)
 
     def make_container(self, items: list[_Value], *, every: int = 0) -> None:
         """Push a new container; ``every`` that many items there is a key."""
-        self.stack.append(_Thing())
+        self.stack.append(_Table() if every == 2 else _Thing())
         self.set_items(items) if every == 2 else self.extend(items, as_keys=bool(every))
 
     def hash(self, key: _Value) -> None:
@@ -431,27 +505,28 @@ class _Machine:
 
     # Globals and calls.
 
-    def use(self, name: str | None, opcode: str) -> _Global:
+    def use(self, named: _Named | None, opcode: str) -> _Global:
         """Note that a global is asked for."""
-        if name and name.startswith("__builtin__.") and self._protocol >= 3:
-            name = None  # only older protocols mean builtins by it, newer ones any module of that name
-        self.uses.append(GlobalUse(name, opcode, self.position))
+        if named and f"{named[0]}.".startswith("__builtin__.") and self._protocol >= 3:
+            named = None  # only older protocols mean builtins by it, newer ones any module of that name
+        name = ".".join(named) if named else None
+        self.uses.append(GlobalUse(name, opcode, self.position, named[0] if named else ""))
         return _Global(name)
 
-    def ask(self, name: str | None) -> None:
-        self.stack.append(self.use(name, "GLOBAL"))
+    def ask(self, named: _Named | None) -> None:
+        self.stack.append(self.use(named, "GLOBAL"))
 
     def ask_from_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
-        known = _joined(module, name) if isinstance(module, str) and isinstance(name, str) else None
+        known = _named(module, name) if isinstance(module, str) and isinstance(name, str) else None
         self.stack.append(self.use(known, "STACK_GLOBAL"))
 
     def hidden(self, opcode: str) -> None:
         """Push what only running the pickle would show."""
         self.stack.append(self.use(None, opcode))
 
-    def instance(self, name: str | None) -> None:
-        self.call(self.use(name, "INST"), _Tuple(self.pop_mark()))
+    def instance(self, named: _Named | None) -> None:
+        self.call(self.use(named, "INST"), _Tuple(self.pop_mark()))
 
     def persistent(self, reference: _Value) -> None:
         """Push the storage that a reference stands for: (word, class, key, device, size, part of another)."""
@@ -461,7 +536,7 @@ class _Machine:
                 self.hash(item)
         self.stack.append(_Made(None, _PLAIN))
 
-    def call(self, function: _Value, arguments: _Value) -> None:
+    def call(self, function: _Value, arguments: _Value, *, makes: bool = False) -> None:
         """Push the result of a call, after a look at whether torch makes such calls."""
         self.charge(_weight(arguments))
         name = function.name if isinstance(function, _Global) else None
@@ -469,6 +544,8 @@ class _Machine:
             self.faults.append("it calls what it made itself")
         elif fault := self._fault_of_call(name, arguments):
             self.faults.append(fault)
+        if name and name not in _REBUILDERS:
+            self.calls[Call(name, makes, _arguments(arguments))] = None
         self.stack.append(_Made(name, arguments))
 
     def _fault_of_call(self, name: str | None, arguments: _Value) -> str | None:
@@ -498,6 +575,8 @@ class _Machine:
         """Give the object on top of the stack a state."""
         target = self.top()
         self.charge(_weight(state))
+        parts = state.items if isinstance(state, _Tuple) else (state,)
+        self.holds_module |= any(isinstance(part, _Table) and part.is_module for part in parts)
         if isinstance(target, _Global):
             self.faults.append("it changes what it imports")
         elif isinstance(target, _Made) and target.name in _WITHOUT_STATE:
@@ -506,6 +585,7 @@ class _Machine:
                 self.faults.append(f"it changes the state of what {target.name} made")
 
 
+_MODULE_KEY = "_modules"  # among the attributes of every nn.Module, and hardly of anything else
 _PARAMETER = "torch.nn.parameter.Parameter"
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _REBUILDERS = frozenset(
@@ -547,9 +627,14 @@ def _call(machine: _Machine, _: Any) -> None:
     machine.call(machine.pop(), arguments)
 
 
-def _call_with_keywords(machine: _Machine, _: Any) -> None:
+def _make(machine: _Machine, _: Any) -> None:
+    arguments = machine.pop()
+    machine.call(machine.pop(), arguments, makes=True)
+
+
+def _make_with_keywords(machine: _Machine, _: Any) -> None:
     keywords, arguments = machine.pop(), machine.pop()
-    machine.call(machine.pop(), _Tuple([arguments, keywords]))
+    machine.call(machine.pop(), _Tuple([arguments, keywords]), makes=True)
 
 
 def _call_to_mark(machine: _Machine, _: Any) -> None:
@@ -598,7 +683,7 @@ _TABLE: dict[bytes, tuple[_Argument | None, _Action]] = {
     b"\x8e": (_counted("<Q"), _push_plain),
     b"\x96": (_counted("<Q"), _new),
     b"]": (None, _new),
-    b"}": (None, _new),
+    b"}": (None, lambda machine, _: machine.push(_Table())),
     b"\x8f": (None, _new),
     b")": (None, lambda machine, _: machine.make_tuple([])),
     b"t": (None, lambda machine, _: machine.make_tuple(machine.pop_mark())),
@@ -625,8 +710,8 @@ _TABLE: dict[bytes, tuple[_Argument | None, _Action]] = {
     b"i": (_names, _Machine.instance),
     b"o": (None, _call_to_mark),
     b"R": (None, _call),
-    b"\x81": (None, _call),
-    b"\x92": (None, _call_with_keywords),
+    b"\x81": (None, _make),
+    b"\x92": (None, _make_with_keywords),
     b"b": (None, lambda machine, _: machine.build(machine.pop())),
     b"P": (_line, lambda machine, _: machine.hidden("PERSID")),
     b"Q": (None, lambda machine, _: machine.persistent(machine.pop())),

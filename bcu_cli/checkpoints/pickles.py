@@ -1,32 +1,34 @@
-"""Pickles of ``torch.save``: looked at first, then opened by torch's weights-only loader or not at all."""
+"""Pickles of ``torch.save``: looked at first, then read by bcu's own unpickler or not at all."""
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 from . import saved_archive
 from .archive import MAX_PICKLE_BYTES, TorchArchive, damaged
-from .inert import open_inertly, size_fault
+from .inert import KIND_DTYPES, open_inertly, size_fault
 from .opcodes import OBJECT_WORDS, BrokenPickleError, look
 from .pickle_machine import follow
 from .sniff import Kind
 from .weights import Weights, find_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from .checkpoint import Finding
-    from .inert import Contents
+    import torch
 
-_PROTOCOL = 2  # of what torch.save writes, if not told otherwise
+    from .checkpoint import Finding
+    from .inert import Contents, StorageRef
+
 _LEGACY_STREAMS = 5  # magic number, protocol, system, object, storage keys; then the data
 _LEGACY_OBJECT = 3
 _COUNT_BYTES = 8  # before the data of each storage stands its number of elements
 _RESAVE = "whoever trusts it can open it and run torch.save(model.state_dict(), ...); bcu reads that"
-_OTHER_LIBRARIES = ("sklearn.", "joblib.", "xgboost.", "lightgbm.")
+_OTHER_LIBRARIES = re.compile(r"\b(sklearn|joblib|xgboost|lightgbm)\.")
 
 
 def find_faults(path: Path, kind: Kind) -> list[Finding]:
@@ -96,7 +98,7 @@ def refuse_other_library(path: Path, findings: list[Finding]) -> None:
     Raises:
         CheckpointError: It is a model of scikit-learn or the like.
     """
-    if any(finding.message.removeprefix(OBJECT_WORDS).startswith(_OTHER_LIBRARIES) for finding in findings):
+    if any(_OTHER_LIBRARIES.search(finding.message) for finding in findings):
         message = f"{path} is a pickle of scikit-learn or a similar library, not an image classifier of torch"
         hint = "bcu reads safetensors, weights of torch.save, and TorchScript"
         raise CheckpointError(message, hint, rule="unsupported-format")
@@ -108,57 +110,71 @@ def load(path: Path, kind: Kind) -> Weights:
     Raises:
         CheckpointError: The file is damaged, claims more than it has, or holds no weights.
     """
-    import torch
-
     if kind is Kind.PLAIN_PICKLE:
         message = f"{path} is a plain pickle, not a file of torch.save"
         hint = "save the weights with torch.save(model.state_dict(), ...)"
         raise CheckpointError(message, hint, rule="unsupported-format")
-    data = _checked_pickle(path, kind)
-    try:
-        with warnings.catch_warnings(), path.open("rb") as file:  # by its name torch would judge a path
-            warnings.simplefilter("ignore")  # of torch about its own old formats; nothing a user could act on
-            value = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the loader raises whatever the broken bytes led to
-        if protocol := _protocol(data):
-            message = f"{path} is pickled with protocol {protocol}, which torch's safe loader does not read"
-            hint = "save it again with torch.save as it is, without pickle_protocol"
-            raise CheckpointError(message, hint, rule="unsupported-weights") from error
-        raise damaged(path, _reason(error)) from error
+    if kind is Kind.ZIP_PICKLE:
+        with TorchArchive(path) as archive:
+            return find_weights(path, _value_in_archive(archive))
+    streams = _streams(path, kind)
+    positions = _check_data_behind(path, streams)
+    with path.open("rb") as file:
+
+        def memory(of: StorageRef) -> torch.UntypedStorage:
+            file.seek(positions[of.key])
+            return saved_archive.memory_of(bytearray(file.read(of.nbytes)))
+
+        value = _values(path, streams[_LEGACY_OBJECT], memory)
     return find_weights(path, value)
 
 
-def _checked_pickle(path: Path, kind: Kind) -> bytes:
-    """The pickle of the object in a file that has exactly the bytes that the pickle claims.
+def _value_in_archive(archive: TorchArchive) -> Any:
+    """The value in an archive that has exactly the storages that its pickle claims."""
+    import torch
 
-    Raises:
-        CheckpointError: It claims more, less or other bytes; no memory was taken for them.
-    """
-    if kind is Kind.ZIP_PICKLE:
-        with TorchArchive(path) as archive:
-            data = archive.read("data.pkl")
-            saved_archive.check_storages(archive, _contents(path, data).storages)
-        return data
-    streams = _streams(path, kind)
-    _check_data_behind(path, streams)
-    return streams[_LEGACY_OBJECT]
+    data = archive.read("data.pkl")
+    saved_archive.check_storages(archive, _contents(archive.path, data).storages)
+    is_big = "byteorder" in archive.names and archive.read("byteorder") == b"big"
+
+    def memory(of: StorageRef) -> torch.UntypedStorage:
+        made = saved_archive.memory_of(bytearray(archive.read(saved_archive.STORAGE + of.key)))
+        if is_big:
+            made.byteswap(getattr(torch, KIND_DTYPES[of.kind]))  # type: ignore[no-untyped-call]
+        return made
+
+    return _values(archive.path, data, memory)
 
 
-def _check_data_behind(path: Path, streams: list[bytes]) -> None:
-    """Raise unless a file ends with the data of its storages, in the order of its own list of them."""
+def _values(path: Path, data: bytes, memory: Callable[[StorageRef], torch.UntypedStorage]) -> Any:
+    from .values import open_values
+
+    try:
+        return open_values(data, memory)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the unpickler raises whatever the broken bytes led to
+        raise damaged(path, f"its pickle cannot be followed ({_first_line(error)})") from error
+
+
+def _check_data_behind(path: Path, streams: list[bytes]) -> dict[str, int]:
+    """Where the data of each storage begin; raises unless a file ends with them, in its own order."""
     contents = _contents(path, streams[_LEGACY_OBJECT])
     keys = _contents(path, streams[-1]).value
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(contents.storages):
         raise damaged(path, "its list of storages is not that of its tensors")
     position = sum(map(len, streams))
+    positions: dict[str, int] = {}
     with path.open("rb") as file:
         for storage in (contents.storages[str(key)] for key in keys):
             file.seek(position)
             if file.read(_COUNT_BYTES) != storage.numel.to_bytes(_COUNT_BYTES, "little"):
                 raise damaged(path, f"its storage {storage.key} is not of the size that it claims")
+            positions[storage.key] = position + _COUNT_BYTES
             position += _COUNT_BYTES + storage.nbytes
     if position != path.stat().st_size:
         raise damaged(path, "it does not end with its last storage")
+    return positions
 
 
 def _contents(path: Path, data: bytes) -> Contents:
@@ -175,18 +191,6 @@ def _contents(path: Path, data: bytes) -> Contents:
 def _join(texts: list[str], most: int = 3) -> str:
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
-
-
-def _protocol(data: bytes) -> int | None:
-    """The protocol that a pickle is of, where it is none that torch writes."""
-    return data[1] if data[:1] == b"\x80" and data[1] > _PROTOCOL else None
-
-
-def _reason(error: Exception) -> str:
-    """What torch's safe loader complains of; never its advice, which is to load the file without a limit."""
-    reason = str(error).partition("WeightsUnpickler error: ")[2]
-    first = reason.strip().partition("\n")[0].partition(" Please use ")[0]
-    return first[:200] or f"torch's safe loader does not read it ({type(error).__name__})"
 
 
 def _first_line(error: Exception) -> str:

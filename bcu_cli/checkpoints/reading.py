@@ -174,7 +174,7 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
         findings, operators, files = look.findings, look.operators, (path, *look.files)
     else:
         findings = pickles.find_faults(path, kind)
-        if all(finding.rule == "pickle-object" for finding in findings):
+        if kind is Kind.PLAIN_PICKLE and all(finding.rule == "pickle-object" for finding in findings):
             pickles.refuse_other_library(path, findings)
     if (renamed := _renamed(path, kind)) is not None:
         findings.append(renamed)

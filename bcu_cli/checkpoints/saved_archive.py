@@ -13,18 +13,25 @@ from .opcodes import BrokenPickleError, look
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
+
     from .archive import TorchArchive
     from .inert import StorageRef
 
-_STORAGE = "data/"
+STORAGE = "data/"
+"""The folder of the storages."""
 _MEMBERS = re.compile(
     r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+",
     re.ASCII,
 )
 
 
-def find_faults(archive: TorchArchive) -> list[Finding]:
+def find_faults(archive: TorchArchive, *, strict: bool = False) -> list[Finding]:
     """What is unsafe about an archive of ``torch.save``: members that it has no use for, and its pickles.
+
+    Args:
+        archive: The archive.
+        strict: Call every object in it unsafe, since others open it without any limit.
 
     Raises:
         CheckpointError: A member is damaged, or a pickle cannot be followed.
@@ -36,7 +43,7 @@ def find_faults(archive: TorchArchive) -> list[Finding]:
             findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
         if name.endswith(".pkl"):
             try:
-                findings += look(archive.read(name))
+                findings += look(archive.read(name), strict=strict)
             except BrokenPickleError as error:
                 raise damaged(archive.path, f"its pickle cannot be followed ({error})") from error
     return findings
@@ -48,15 +55,23 @@ def check_storages(archive: TorchArchive, storages: Mapping[str, StorageRef]) ->
     Raises:
         CheckpointError: It does not.
     """
-    held = {name.removeprefix(_STORAGE) for name in archive.names if name.startswith(_STORAGE)}
+    held = {name.removeprefix(STORAGE) for name in archive.names if name.startswith(STORAGE)}
     if wrong := held ^ set(storages):
         key = min(wrong)
         what = "holds a storage that it does not use" if key in held else "lacks a storage"
         raise damaged(archive.path, f"it {what} ({key})")
     for key, storage in storages.items():
-        size = archive.size_of(_STORAGE + key)
+        size = archive.size_of(STORAGE + key)
         if size != storage.nbytes:
             raise damaged(archive.path, f"its storage {key} has {size:,} bytes and claims {storage.nbytes:,}")
+
+
+def memory_of(data: bytearray) -> torch.UntypedStorage:
+    """The bytes of a storage as the memory of tensors, without a copy."""
+    import torch
+
+    flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return flat.untyped_storage()
 
 
 def look_at_unguarded(archive: TorchArchive) -> list[Finding]:
@@ -65,7 +80,7 @@ def look_at_unguarded(archive: TorchArchive) -> list[Finding]:
     Raises:
         CheckpointError: As of :func:`find_faults` and :func:`check_storages`.
     """
-    if findings := find_faults(archive):
+    if findings := find_faults(archive, strict=True):
         return findings
     try:
         storages = open_inertly(archive.read("data.pkl")).storages

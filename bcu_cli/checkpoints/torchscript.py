@@ -11,7 +11,7 @@ from bcu_cli.errors import CheckpointError, OutputError, UnsafeFileError
 from .archive import TorchArchive, damaged
 from .bytecode import BYTECODE, UnreadableBytecodeError, operators_of
 from .checkpoint import Finding
-from .inert import Recipe, Record, StorageRef, open_inertly, size_fault
+from .inert import KIND_DTYPES, Recipe, Record, StorageRef, open_inertly, size_fault
 from .opcodes import BrokenPickleError, look
 from .operators import UnreadableCodeError, forbidden_operators, is_dangerous, list_operators
 from .script_code import ScriptClass, ScriptCode, declared, parse_all
@@ -26,20 +26,6 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 OPERATOR_RULE = "torchscript-operator"
-_DTYPES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-}
 _MAX_TENSORS = 100_000  # a module that stands in many places gives its tensors one name in each
 _MAX_DEPTH = 64
 _LITE_MEMBERS = (BYTECODE, "mobile_debug_handles.pkl")
@@ -380,10 +366,10 @@ class _ValueReader:
 
         if storage.key not in self._storages:
             data = self._archive.read(f"{self._folder}/{storage.key}")
-            if storage.kind not in _DTYPES or len(data) != storage.nbytes:
+            if storage.kind not in KIND_DTYPES or len(data) != storage.nbytes:
                 why = f"storage {storage.key} of {len(data):,} bytes does not fit its tensor"
                 raise damaged(self._archive.path, why)
-            dtype = getattr(torch, _DTYPES[storage.kind])
+            dtype = getattr(torch, KIND_DTYPES[storage.kind])
             flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
             self._storages[storage.key] = flat
         return self._storages[storage.key]

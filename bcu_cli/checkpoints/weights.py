@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import CheckpointError
 
+from .inert import Global, Recipe
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
@@ -123,6 +125,7 @@ def _collect(path: Path, value: Any, nesting: tuple[str, ...]) -> Weights:
     for depth in range(len(nesting) + 1):
         for key, item in _items(value):
             name = "/".join([*nesting[:depth], _shown(key)])
+            budget.kind = ""
             if depth < len(nesting) and key == nesting[depth]:
                 continue
             if depth == len(nesting) and isinstance(key, str) and _is_tensor(item):
@@ -132,7 +135,7 @@ def _collect(path: Path, value: Any, nesting: tuple[str, ...]) -> Weights:
             elif isinstance(key, str) and "optim" not in key.lower() and budget.is_plain(item):
                 beside[name] = item
             else:
-                left_out.append(name)
+                left_out.append(f"{name} ({budget.kind})" if budget.kind else name)
         if depth < len(nesting):
             value = value[nesting[depth]]
     found = {name: item for name, item in _items(value) if isinstance(name, str) and _is_tensor(item)}
@@ -186,6 +189,8 @@ def _items(table: dict[Any, Any]) -> list[tuple[Any, Any]]:
 
 def _shown(key: Any) -> str:
     """A key as a text; only its type if it is of a kind whose text can be of any length."""
+    if isinstance(key, Recipe | Global):
+        return key.kind
     return str(key) if type(key) in (str, int, float, bool, type(None)) else type(key).__name__
 
 
@@ -197,6 +202,8 @@ class _Budget:
     """
 
     def __init__(self) -> None:
+        self.kind = ""
+        """The class of the first object in the value that was looked at last, if there is one."""
         self._visited = 0
         self._limit = 0
 
@@ -217,4 +224,6 @@ class _Budget:
             return all(self._look(item, depth + 1) for item in value)
         if type(value) is dict and not _is_optimizer(value):
             return all(type(key) is str and self._look(item, depth + 1) for key, item in value.items())
+        if isinstance(value, Recipe | Global):
+            self.kind = value.kind
         return False

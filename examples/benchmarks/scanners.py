@@ -43,11 +43,8 @@ def verdicts_of_bcu(folder: Path) -> dict[str, str]:
     """What bcu says of each file of a folder, by name."""
     command = ["bcu", "inspect", *map(str, sorted(folder.iterdir())), "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)  # noqa: S603 - bcu
-    said = {}
-    for file in json.loads(ran.stdout)["files"]:
-        found = FOUND if file["findings"] else CLEAN
-        said[Path(file["path"]).name] = UNREAD if file["safe"] is None else found
-    return said
+    meanings = {True: CLEAN, False: FOUND, None: UNREAD}
+    return {Path(file["path"]).name: meanings[file["safe"]] for file in json.loads(ran.stdout)["files"]}
 
 
 def verdicts_of_modelaudit(folder: Path) -> dict[str, str]:
