@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import torch
 
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.decoding import FORMATS_HINT, Geometry
+from bcu_cli.images.hidden import Hidden, is_hidden
 from bcu_cli.images.listing import list_files, list_pictures, named
 from bcu_cli.images.processes import decode_many
 
@@ -37,6 +38,7 @@ class ImageSet:
         skipped: Files that were no readable picture, with the reason.
         found: Number of files that the folder holds, before any drawing.
         root: The folder.
+        hidden: Files and folders that were passed over for their names.
     """
 
     images: Tensor
@@ -45,6 +47,7 @@ class ImageSet:
     skipped: tuple[tuple[Path, str], ...] = ()
     found: int = 0
     root: Path = Path()
+    hidden: Hidden = field(default_factory=Hidden)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -85,7 +88,11 @@ def load(
     images, _, skipped = _decode(listing, geometry, on_progress)
     unreadable = tuple((named(listing[i]), reason) for i, reason in skipped)
     return ImageSet(
-        images=images, skipped=listing.faults + unreadable, found=listing.found, root=listing.root
+        images=images,
+        skipped=listing.faults + unreadable,
+        found=listing.found,
+        root=listing.root,
+        hidden=listing.hidden,
     )
 
 
@@ -151,6 +158,7 @@ class Part:
         classes: The names of all classes, in label order where the model does not say another.
         unpacked: The folder that stands for ``root``, where that is in a zip file.
         faults: Links that lead nowhere, with the reason.
+        hidden: Files and folders that were passed over for their names.
     """
 
     root: Path
@@ -159,6 +167,7 @@ class Part:
     classes: tuple[str, ...]
     unpacked: Path | None = None
     faults: tuple[tuple[Path, str], ...] = ()
+    hidden: Hidden = field(default_factory=Hidden)
 
     def load(
         self,
@@ -208,6 +217,7 @@ class Part:
             skipped=self.faults + tuple((self._named(self.pictures[i]), reason) for i, reason in skipped),
             found=len(self.pictures),
             root=self.root,
+            hidden=self.hidden,
         )
 
     def drawn(self, at_most: int, generator: torch.Generator) -> Part:
@@ -240,7 +250,8 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
     Raises:
         ImagesError: No folder, or no class subfolders.
     """
-    files, faults = list_files(folder)
+    hidden = Hidden()
+    files, faults = list_files(folder, hidden)
     names = subfolders(folder)
     if not names:
         raise ImagesError(
@@ -255,12 +266,13 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
         classes=tuple(names),
         unpacked=folder if root else None,
         faults=faults,
+        hidden=hidden,
     )
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders directly below one, in alphabetical order."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    """The names of the folders directly below one that are not hidden, in alphabetical order."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
 def hold_out(

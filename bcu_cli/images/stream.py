@@ -9,7 +9,7 @@ import hashlib
 import random
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.decoding import FORMATS_HINT
 from bcu_cli.images.folder import require_enough
+from bcu_cli.images.hidden import Hidden
 from bcu_cli.images.listing import named
 from bcu_cli.images.pace import Pace
 from bcu_cli.images.processes import FILES_PER_TASK, Decoders, cores
@@ -249,6 +250,7 @@ class StreamedSet:
         found: Number of files that it holds, before any drawing.
         sha256: Over their names, and over the decoded pictures that were held out of them.
         faults: Archives that could not be read, or not to their end, with the reason.
+        hidden: Files and folders that were passed over for their names.
     """
 
     images: Stream
@@ -256,6 +258,7 @@ class StreamedSet:
     found: int
     sha256: str
     faults: tuple[tuple[Path, str], ...] = ()
+    hidden: Hidden = field(default_factory=Hidden)
     labels: None = None
     classes: tuple[str, ...] = ()
 
@@ -299,4 +302,5 @@ def open_stream(
         found=listing.found,
         sha256=digest.hexdigest(),
         faults=held_out.skipped,
+        hidden=held_out.hidden,
     )

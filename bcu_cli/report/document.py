@@ -109,6 +109,7 @@ def images(data: ImageSet | StreamedSet, **more: Any) -> dict[str, Any]:
         "used": len(data),
         "sha256": fingerprint_of(data),
         "skipped": _skipped(data),
+        "hidden": data.hidden.as_json(),
         **more,
     }
 
