@@ -433,6 +433,12 @@ def refuse_other_classes(data: ImageSet, count: int) -> None:
         )
 
 
+def say_scaled(folder: Path, scaled: Iterable[tuple[Path, str]]) -> None:
+    """Say how values of more than 8 bits were scaled, each way once with the first such file."""
+    for path, how in scaled:
+        output.say(f"of more than 8 bits in {folder}, first {path}: {how}")
+
+
 def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Path) -> ImageSet:
     """Load pictures with a bar, and say which files are none and what was left out.
 
@@ -447,4 +453,5 @@ def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Pat
         output.warn(f"{len(data.skipped)} files in {folder} are no readable pictures, first {path}: {reason}")
     if first := data.hidden.first:
         output.say(f"hidden in {folder}, and left out: {data.hidden.number}, first {first}")
+    say_scaled(folder, data.scaled)
     return data

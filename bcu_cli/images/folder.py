@@ -39,6 +39,7 @@ class ImageSet:
         found: Number of files that the folder holds, before any drawing.
         root: The folder.
         hidden: Files and folders that were passed over for their names.
+        scaled: How values of more than 8 bits were scaled, each with the first such file.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class ImageSet:
     found: int = 0
     root: Path = Path()
     hidden: Hidden = field(default_factory=Hidden)
+    scaled: tuple[tuple[Path, str], ...] = ()
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -85,7 +87,8 @@ def load(
         geometry: What each becomes.
         on_progress: Called with (files decoded since the last call, files in all).
     """
-    images, _, skipped = _decode(listing, geometry, on_progress)
+    notes: dict[str, int] = {}
+    images, _, skipped = _decode(listing, geometry, on_progress, notes)
     unreadable = tuple((named(listing[i]), reason) for i, reason in skipped)
     return ImageSet(
         images=images,
@@ -93,6 +96,7 @@ def load(
         found=listing.found,
         root=listing.root,
         hidden=listing.hidden,
+        scaled=tuple((named(listing[i]), note) for note, i in notes.items()),
     )
 
 
@@ -141,9 +145,11 @@ def sample(listing: Listing, geometry: Geometry, count: int = 256) -> Tensor:
 
 
 def _sample(root: Path, pictures: Sequence[Picture], geometry: Geometry, count: int) -> Tensor:
-    images, _, _ = _decode(pictures[:: max(1, len(pictures) // count)][:count], geometry, None)
+    some = pictures[:: max(1, len(pictures) // count)][:count]
+    images, _, skipped = _decode(some, geometry, None, {})
     if len(images) == 0:
-        raise ImagesError(f"{root} holds no readable pictures", FORMATS_HINT)
+        why = f": none of the {len(some)} tried, for the first {skipped[0][1]}" if skipped else ""
+        raise ImagesError(f"{root} holds no readable pictures{why}", FORMATS_HINT)
     return images.float() / 255.0
 
 
@@ -202,7 +208,8 @@ class Part:
                 "put the pictures of two classes or more into subfolders of their names",
             )
         label_of = {name: label for label, name in enumerate(order)}
-        images, kept, skipped = _decode(self.pictures, geometry, on_progress)
+        notes: dict[str, int] = {}
+        images, kept, skipped = _decode(self.pictures, geometry, on_progress, notes)
         labels = torch.tensor([label_of[self.labels[i]] for i in kept], dtype=torch.int64)
         counts = torch.bincount(labels, minlength=len(order)).tolist()
         if len(images) == 0 or (every_class and 0 in counts):
@@ -218,6 +225,7 @@ class Part:
             found=len(self.pictures),
             root=self.root,
             hidden=self.hidden,
+            scaled=tuple((self._named(self.pictures[i]), note) for note, i in notes.items()),
         )
 
     def drawn(self, at_most: int, generator: torch.Generator) -> Part:
@@ -319,10 +327,13 @@ def _moved_up(images: Tensor, index: Tensor) -> Tensor:
 
 
 def _decode(
-    pictures: Sequence[Picture], geometry: Geometry, on_progress: Callable[[int, int], None] | None
+    pictures: Sequence[Picture],
+    geometry: Geometry,
+    on_progress: Callable[[int, int], None] | None,
+    notes: dict[str, int],
 ) -> tuple[Tensor, list[int], list[tuple[int, str]]]:
     report = (lambda done: on_progress(done, len(pictures))) if on_progress else None
-    decoded, kept, skipped = decode_many(pictures, geometry, on_progress=report)
+    decoded, kept, skipped = decode_many(pictures, geometry, on_progress=report, notes=notes)
     return torch.from_numpy(decoded), kept, skipped
 
 
