@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bcu_cli.benchmark.cell import OWN, fingerprint
 from bcu_cli.errors import ImagesError
+from bcu_cli.images.listing import list_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -99,7 +100,7 @@ def _divide(data: DataSet, source: Path) -> Links:
     """Links to the pictures to train on, to measure on, and for the defense, by where they are to be."""
     parts = {}
     for part, limit in (("train", data.train_images), ("test", data.test_images)):
-        files = sorted(file for file in (source / part).glob("*/*") if file.is_file())
+        files = sorted(file for file in list_files(source / part)[0] if file.parent.parent == source / part)
         if part == data.defense_from:
             if len(files) <= data.defense_images:
                 what = f"{source / part} holds {len(files)} pictures, not more than {data.defense_images}"
@@ -132,7 +133,7 @@ def _each_its_share(files: Sequence[Path], count: int) -> list[Path]:
 def _draw_classes(images: Images, source: Path) -> Links:
     """Links to ``per_class`` pictures of each of ``classes`` classes, drawn at random."""
     by_class = defaultdict(list)
-    for file in sorted(file for file in source.rglob("*") if file.is_file()):
+    for file in sorted(list_files(source)[0]):
         inner = file.relative_to(source).parts
         by_class[inner[0] if len(inner) > 1 else file.name.partition("_")[0]].append(file)
     enough = [name for name, files in sorted(by_class.items()) if len(files) >= (images.per_class or 0)]

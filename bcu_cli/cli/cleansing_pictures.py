@@ -148,6 +148,7 @@ def warn_of(used: ImageSet | StreamedSet, report: Mapping[str, Any]) -> None:
 
     if isinstance(used, ImageSet):
         return
+    running.say_scaled(used.root, used.newly_scaled)
     if skipped := used.images.skipped:
         path, reason = skipped[0]
         output.warn(

@@ -371,6 +371,8 @@ def load_to_train(
     with open_source(spec, download=download) as source:
         part = source.train()
         rest = source.test() if source.divided else None  # found before the long work on the first begins
+        if rest and rest.hidden is part.hidden:  # of one archive: said once
+            rest = replace(rest, hidden=type(rest.hidden)())
         data = with_bar(lambda bar: part.load(size, every_class=True, on_progress=bar), part.root)
         if rest:
             names = data.classes
@@ -432,8 +434,14 @@ def refuse_other_classes(data: ImageSet, count: int) -> None:
         )
 
 
+def say_scaled(folder: Path, scaled: Iterable[tuple[Path, str]]) -> None:
+    """Say how values of more than 8 bits were scaled, each way once with the first such file."""
+    for path, how in scaled:
+        output.say(f"of more than 8 bits in {folder}, first {path}: {how}")
+
+
 def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Path) -> ImageSet:
-    """Load pictures with a bar, and warn of files that are none.
+    """Load pictures with a bar, and say which files are none and what was left out.
 
     Args:
         load: Loads them, given what to call with (files since the last call, files in all).
@@ -444,4 +452,7 @@ def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Pat
     if data.skipped:
         path, reason = data.skipped[0]
         output.warn(f"{len(data.skipped)} files in {folder} are no readable pictures, first {path}: {reason}")
+    if first := data.hidden.first:
+        output.say(f"hidden in {folder}, and left out: {data.hidden.number}, first {first}")
+    say_scaled(folder, data.scaled)
     return data

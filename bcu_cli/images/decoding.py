@@ -12,9 +12,15 @@ from io import BytesIO
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from bcu_cli.errors import ImagesError
+from bcu_cli.images.orientation import orientation, turned
+from bcu_cli.images.scaling import to_eight_bits
+from bcu_cli.images.unreadable import UnreadableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,10 +37,6 @@ MOST_ASPECT = 100
 """Long side over short side of an image; what is longer shows nothing once its centre is cut out."""
 
 _LONGEST_REASON = 300
-
-
-class UnreadableError(Exception):
-    """A file that is no image, is damaged, or is larger than an image should be; says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +84,9 @@ class Geometry:
         crop_mode: ``center`` resizes the shorter side and keeps the shape of the image; ``squash`` resizes
             each side to its share of the result.
         interpolation: The name of one of Pillow's resampling filters, such as ``bilinear``.
+
+    Raises:
+        ImagesError: No image has so many channels.
     """
 
     channels: int = 3
@@ -91,17 +96,32 @@ class Geometry:
     crop_mode: str = "center"
     interpolation: str = "bilinear"
 
+    def __post_init__(self) -> None:
+        if self.channels not in {1, 3}:
+            raise ImagesError(
+                f"the model takes {self.channels} channels, the images have 3",
+                "images are read as RGB, or as grey for a model of one channel; without images, bcu inspect "
+                "and methods that need none take such a model",
+            )
+
     @property
     def bytes(self) -> int:
         """Of one picture, decoded."""
         return self.channels * self.height * self.width
 
 
-def decode(picture: Picture, geometry: Geometry) -> NDArray[np.uint8]:
+def decode(
+    picture: Picture, geometry: Geometry, *, on_note: Callable[[str], None] = lambda _: None
+) -> NDArray[np.uint8]:
     """Read one picture as a network wants it.
 
-    EXIF rotation is honoured, of an animation the first frame counts, 16-bit and floating-point grey are
-    scaled to 8 bits, and what is transparent is laid on white, as a viewer would show it.
+    The orientation in EXIF is honoured, of an animation the first frame counts, grey of more than 8 bits is
+    scaled by its values, and what is transparent is laid on white, as a viewer would show it.
+
+    Args:
+        picture: What to read.
+        geometry: What it becomes.
+        on_note: Called with how its values were scaled, where they are not of 8 bits.
 
     Returns:
         uint8 ``[C, H, W]``.
@@ -115,7 +135,7 @@ def decode(picture: Picture, geometry: Geometry) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode_file(picture, geometry)
+            return _decode_file(picture, geometry, on_note)
     except UnreadableError:
         raise
     except MemoryError as error:
@@ -124,7 +144,9 @@ def decode(picture: Picture, geometry: Geometry) -> NDArray[np.uint8]:
         raise UnreadableError(f"{type(error).__name__}: {error}"[:_LONGEST_REASON]) from error
 
 
-def _decode_file(picture: Path | Member, geometry: Geometry) -> NDArray[np.uint8]:
+def _decode_file(
+    picture: Path | Member, geometry: Geometry, on_note: Callable[[str], None]
+) -> NDArray[np.uint8]:
     if not isinstance(picture, Member):
         found = picture.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would never end
@@ -136,7 +158,7 @@ def _decode_file(picture: Path | Member, geometry: Geometry) -> NDArray[np.uint8
         if opened.format == "JPEG":  # decodes at 1/2, 1/4 or 1/8 where that is still large enough
             side = round(max(geometry.height, geometry.width) / geometry.crop_pct)
             opened.draft(None, (side * 2, side * 2))
-        return _fit(ImageOps.exif_transpose(opened), geometry)
+        return _fit(turned(to_eight_bits(opened, on_note), orientation(opened)), geometry)
 
 
 def _refuse_size(size: int) -> None:
@@ -152,20 +174,13 @@ def _refuse_shape(opened: Image.Image) -> None:
 
 
 def _fit(picture: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
-    flat = _to_eight_bits(picture, "L" if geometry.channels == 1 else "RGB")
+    flat = _in_mode(picture, "L" if geometry.channels == 1 else "RGB")
     array = np.asarray(_resize_and_crop(flat, geometry), dtype=np.uint8)
     return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
 
-def _to_eight_bits(picture: Image.Image, mode: str) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        if picture.mode == "F":
-            low, high = float(values.min()), float(values.max())
-            values = (values - low) / (high - low or 1.0) * 255.0
-        elif picture.mode != "I" or values.max() > 255:  # "I" may hold 8 bits already
-            values = values / 257.0
-        picture = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """Grey or RGB, with what is transparent laid on white."""
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

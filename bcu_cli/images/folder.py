@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import torch
 
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.decoding import FORMATS_HINT, Geometry
+from bcu_cli.images.hidden import Hidden, is_hidden
 from bcu_cli.images.listing import list_files, list_pictures, named
 from bcu_cli.images.processes import decode_many
 
@@ -37,6 +38,8 @@ class ImageSet:
         skipped: Files that were no readable picture, with the reason.
         found: Number of files that the folder holds, before any drawing.
         root: The folder.
+        hidden: Files and folders that were passed over for their names.
+        scaled: How values of more than 8 bits were scaled, each with the first such file.
     """
 
     images: Tensor
@@ -45,6 +48,8 @@ class ImageSet:
     skipped: tuple[tuple[Path, str], ...] = ()
     found: int = 0
     root: Path = Path()
+    hidden: Hidden = field(default_factory=Hidden)
+    scaled: tuple[tuple[Path, str], ...] = ()
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -82,10 +87,16 @@ def load(
         geometry: What each becomes.
         on_progress: Called with (files decoded since the last call, files in all).
     """
-    images, _, skipped = _decode(listing, geometry, on_progress)
+    notes: dict[str, int] = {}
+    images, _, skipped = _decode(listing, geometry, on_progress, notes)
     unreadable = tuple((named(listing[i]), reason) for i, reason in skipped)
     return ImageSet(
-        images=images, skipped=listing.faults + unreadable, found=listing.found, root=listing.root
+        images=images,
+        skipped=listing.faults + unreadable,
+        found=listing.found,
+        root=listing.root,
+        hidden=listing.hidden,
+        scaled=tuple((named(listing[i]), note) for note, i in notes.items()),
     )
 
 
@@ -134,9 +145,11 @@ def sample(listing: Listing, geometry: Geometry, count: int = 256) -> Tensor:
 
 
 def _sample(root: Path, pictures: Sequence[Picture], geometry: Geometry, count: int) -> Tensor:
-    images, _, _ = _decode(pictures[:: max(1, len(pictures) // count)][:count], geometry, None)
+    some = pictures[:: max(1, len(pictures) // count)][:count]
+    images, _, skipped = _decode(some, geometry, None, {})
     if len(images) == 0:
-        raise ImagesError(f"{root} holds no readable pictures", FORMATS_HINT)
+        why = f": none of the {len(some)} tried, for the first {skipped[0][1]}" if skipped else ""
+        raise ImagesError(f"{root} holds no readable pictures{why}", FORMATS_HINT)
     return images.float() / 255.0
 
 
@@ -151,6 +164,7 @@ class Part:
         classes: The names of all classes, in label order where the model does not say another.
         unpacked: The folder that stands for ``root``, where that is in a zip file.
         faults: Links that lead nowhere, with the reason.
+        hidden: Files and folders that were passed over for their names.
     """
 
     root: Path
@@ -159,6 +173,7 @@ class Part:
     classes: tuple[str, ...]
     unpacked: Path | None = None
     faults: tuple[tuple[Path, str], ...] = ()
+    hidden: Hidden = field(default_factory=Hidden)
 
     def load(
         self,
@@ -193,7 +208,8 @@ class Part:
                 "put the pictures of two classes or more into subfolders of their names",
             )
         label_of = {name: label for label, name in enumerate(order)}
-        images, kept, skipped = _decode(self.pictures, geometry, on_progress)
+        notes: dict[str, int] = {}
+        images, kept, skipped = _decode(self.pictures, geometry, on_progress, notes)
         labels = torch.tensor([label_of[self.labels[i]] for i in kept], dtype=torch.int64)
         counts = torch.bincount(labels, minlength=len(order)).tolist()
         if len(images) == 0 or (every_class and 0 in counts):
@@ -208,6 +224,8 @@ class Part:
             skipped=self.faults + tuple((self._named(self.pictures[i]), reason) for i, reason in skipped),
             found=len(self.pictures),
             root=self.root,
+            hidden=self.hidden,
+            scaled=tuple((self._named(self.pictures[i]), note) for note, i in notes.items()),
         )
 
     def drawn(self, at_most: int, generator: torch.Generator) -> Part:
@@ -240,7 +258,8 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
     Raises:
         ImagesError: No folder, or no class subfolders.
     """
-    files, faults = list_files(folder)
+    hidden = Hidden()
+    files, faults = list_files(folder, hidden)
     names = subfolders(folder)
     if not names:
         raise ImagesError(
@@ -255,12 +274,13 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
         classes=tuple(names),
         unpacked=folder if root else None,
         faults=faults,
+        hidden=hidden,
     )
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders directly below one, in alphabetical order."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    """The names of the folders directly below one that are not hidden, in alphabetical order."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
 def hold_out(
@@ -307,10 +327,13 @@ def _moved_up(images: Tensor, index: Tensor) -> Tensor:
 
 
 def _decode(
-    pictures: Sequence[Picture], geometry: Geometry, on_progress: Callable[[int, int], None] | None
+    pictures: Sequence[Picture],
+    geometry: Geometry,
+    on_progress: Callable[[int, int], None] | None,
+    notes: dict[str, int],
 ) -> tuple[Tensor, list[int], list[tuple[int, str]]]:
     report = (lambda done: on_progress(done, len(pictures))) if on_progress else None
-    decoded, kept, skipped = decode_many(pictures, geometry, on_progress=report)
+    decoded, kept, skipped = decode_many(pictures, geometry, on_progress=report, notes=notes)
     return torch.from_numpy(decoded), kept, skipped
 
 

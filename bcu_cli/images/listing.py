@@ -14,6 +14,7 @@ import numpy as np
 
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.decoding import Member
+from bcu_cli.images.hidden import Hidden, is_hidden
 from bcu_cli.images.tar import DamagedTarError, members
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Listing(Sequence["Path | Member"]):
         chosen: The index of those that count, in their order, int64 ``[M]``.
         faults: Archives that could not be read, or not to their end, and links that lead nowhere, with the
             reason.
+        hidden: Files and folders that were passed over for their names.
     """
 
     root: Path
@@ -54,6 +56,7 @@ class Listing(Sequence["Path | Member"]):
     sizes: NDArray[np.int64]
     chosen: NDArray[np.int64]
     faults: tuple[tuple[Path, str], ...]
+    hidden: Hidden
 
     @property
     def found(self) -> int:
@@ -104,6 +107,7 @@ class _Table:
         self.place, self.ends, self.offsets, self.sizes = (array("q") for _ in range(4))
         self.names = bytearray()
         self.faults: list[tuple[Path, str]] = []
+        self.hidden = Hidden()
 
     def add(self, name: str, offset: int = _NO_MEMBER, size: int = 0) -> None:
         """A picture in the place that was named last."""
@@ -117,7 +121,7 @@ class _Table:
         """The pictures of an archive, as far as it can be read."""
         self.places.append(str(path))
         try:
-            for name, offset, size in members(path):
+            for name, offset, size in members(path, self.hidden):
                 self.add(name, offset, size)
         except DamagedTarError as error:
             self.faults.append((path, str(error)))
@@ -138,13 +142,14 @@ class _Table:
             sizes=sizes,
             chosen=np.arange(len(place)),
             faults=tuple(self.faults),
+            hidden=self.hidden,
         )
 
 
 def list_pictures(root: Path) -> Listing:
     """Every file below a folder, and the pictures of every ``.tar`` there; or those of one archive.
 
-    Nothing but names is read, and the headers of archives.
+    What is hidden is passed over, in archives too. Nothing but names is read, and the headers of archives.
 
     Raises:
         ImagesError: ``root`` is missing, a file that is no tar archive, or cannot be read.
@@ -159,7 +164,7 @@ def list_pictures(root: Path) -> Listing:
             )
         return table.listing(root)
     last = None
-    for folder, name in _files(root, table.faults):
+    for folder, name in _files(root, table.faults, table.hidden):
         if name.lower().endswith(TAR):
             table.add_tar(Path(folder, name))
             last = None
@@ -171,8 +176,10 @@ def list_pictures(root: Path) -> Listing:
     return table.listing(root)
 
 
-def list_files(root: Path) -> tuple[list[Path], tuple[tuple[Path, str], ...]]:
+def list_files(root: Path, hidden: Hidden | None = None) -> tuple[list[Path], tuple[tuple[Path, str], ...]]:
     """Every file below ``root`` in a fixed order, and the links that were passed over, with the reason.
+
+    What is hidden is passed over and counted in ``hidden``.
 
     Links are followed, but not to where a link leads back to itself or to a folder that is listed already.
 
@@ -180,22 +187,25 @@ def list_files(root: Path) -> tuple[list[Path], tuple[tuple[Path, str], ...]]:
         ImagesError: ``root`` is missing, is a file, or cannot be read.
     """
     faults: list[tuple[Path, str]] = []
-    files = [Path(folder, name) for folder, name in _files(root, faults)]
+    files = [Path(folder, name) for folder, name in _files(root, faults, hidden or Hidden())]
     return files, tuple(faults)
 
 
-def _files(root: Path, faults: list[tuple[Path, str]]) -> Iterator[tuple[str, str]]:
-    """The folder and the name of every file below ``root``; what was passed over is added to ``faults``."""
+def _files(root: Path, faults: list[tuple[Path, str]], hidden: Hidden) -> Iterator[tuple[str, str]]:
+    """The folder and the name of every file below ``root``.
+
+    What was passed over is added to ``faults`` or, for its name, to ``hidden``; the name of ``root`` is free.
+    """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ImagesError(f"{root} {what}", "name a folder that holds pictures")
     seen = set[tuple[int, int]]()
-    open_folders = [_inside(str(root), seen, faults)]
+    open_folders = [_inside(str(root), seen, faults, hidden)]
     while open_folders:  # and no function that calls itself: folders may be deeper than Python goes
         for folder, name, is_folder in open_folders[-1]:
             if is_folder:
                 below = os.path.join(folder, name)  # noqa: PTH118 - a Path each takes long
-                open_folders.append(_inside(below, seen, faults))
+                open_folders.append(_inside(below, seen, faults, hidden))
                 break
             yield folder, name
         else:
@@ -203,7 +213,7 @@ def _files(root: Path, faults: list[tuple[Path, str]]) -> Iterator[tuple[str, st
 
 
 def _inside(
-    folder: str, seen: set[tuple[int, int]], faults: list[tuple[Path, str]]
+    folder: str, seen: set[tuple[int, int]], faults: list[tuple[Path, str]], hidden: Hidden
 ) -> Iterator[tuple[str, str, bool]]:
     """What is in a folder, by name: the folder, the name, and whether that is a folder too.
 
@@ -219,6 +229,9 @@ def _inside(
         seen.add((itself.st_dev, itself.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
+                if is_hidden(entry.name):
+                    hidden.add(Path(entry.path))
+                    continue
                 try:
                     is_folder = entry.is_dir()
                     if is_folder or entry.is_file():

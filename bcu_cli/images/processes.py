@@ -58,11 +58,13 @@ class Decoded:
     Args:
         images: uint8 ``[N, C, H, W]``; of those that are no picture anything.
         faults: Position -> why it is no picture that can be read.
+        notes: How values of more than 8 bits were scaled -> the position of the first such picture.
         seconds: That decoding took.
     """
 
     images: NDArray[np.uint8]
     faults: dict[int, str]
+    notes: dict[str, int]
     seconds: float
 
 
@@ -131,7 +133,8 @@ class _Worker:
         self.process.stderr.read(len(pictures) + 1)
         answer = json.loads(line)
         faults = {int(position): str(reason) for position, reason in answer["faults"].items()}
-        return Decoded(images=images, faults=faults, seconds=float(answer["seconds"]))
+        notes = {str(note): int(position) for note, position in answer["notes"].items()}
+        return Decoded(images=images, faults=faults, notes=notes, seconds=float(answer["seconds"]))
 
     def _death(self, number: int) -> _DeathError:
         """Of which image it died: the one that was begun last."""
@@ -261,11 +264,16 @@ def _spread(decoded: Decoded, places: list[int], deadly: dict[int, str]) -> Deco
     images = np.zeros((number, *decoded.images.shape[1:]), dtype=np.uint8)
     images[places] = decoded.images
     faults = {places[i]: reason for i, reason in decoded.faults.items()} | deadly
-    return Decoded(images=images, faults=dict(sorted(faults.items())), seconds=decoded.seconds)
+    notes = {note: places[i] for note, i in decoded.notes.items()}
+    return Decoded(images=images, faults=dict(sorted(faults.items())), notes=notes, seconds=decoded.seconds)
 
 
 def decode_many(
-    pictures: Sequence[Picture], geometry: Geometry, *, on_progress: Callable[[int], None] | None = None
+    pictures: Sequence[Picture],
+    geometry: Geometry,
+    *,
+    on_progress: Callable[[int], None] | None = None,
+    notes: dict[str, int] | None = None,
 ) -> tuple[NDArray[np.uint8], list[int], list[tuple[int, str]]]:
     """Decode pictures in several processes, in their order.
 
@@ -273,6 +281,7 @@ def decode_many(
         pictures: Files or arrays.
         geometry: What each becomes.
         on_progress: Called with the number of pictures decoded since the last call.
+        notes: Takes how values of more than 8 bits were scaled, with the index of the first such picture.
 
     Returns:
         The pictures, uint8 ``[N, C, H, W]``; the index into ``pictures`` of each; and the indices of those
@@ -290,6 +299,8 @@ def decode_many(
         images[len(kept) : len(kept) + len(good)] = decoded.images[good]
         kept += [start + i for i in good]
         skipped += [(start + i, reason) for i, reason in decoded.faults.items()]
+        if notes is not None:
+            notes |= {note: start + i for note, i in decoded.notes.items() if note not in notes}
         start += len(decoded.images)
         if on_progress:
             on_progress(len(decoded.images))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.folder import Part
+from bcu_cli.images.hidden import is_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,8 @@ def gtsrb(root: Path, *, train: bool, download: bool) -> Part:
 
     folder, split = root / "gtsrb", "train" if train else "test"
     data = _make("GTSRB", folder, lambda: GTSRB(root, split=split, download=download), download=download)
-    files = [(Path(file), target) for file, target in data._samples]  # its public face decodes them itself
+    # its public face decodes them itself
+    files = [(Path(file), target) for file, target in data._samples if not is_hidden(Path(file).name)]
     # torchvision numbers the folders that are there, which would be wrong where one is missing
     labels = [file.parent.name if train else f"{target:05d}" for file, target in files]
     if strangers := sorted(set(labels) - set(GTSRB_CLASSES)):

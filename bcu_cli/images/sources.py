@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bcu_cli.errors import ImagesError, UsageError
 from bcu_cli.images import published
 from bcu_cli.images.folder import list_labelled, subfolders
+from bcu_cli.images.hidden import Hidden
 from bcu_cli.images.zipped import unpacked
 
 if TYPE_CHECKING:
@@ -60,11 +61,12 @@ def open_source(spec: str, *, download: bool = False) -> Iterator[Source]:
         if download:
             raise UsageError(f"--download has nothing to fetch for {spec}", "it is for cifar10: and gtsrb:")
         if path.is_dir():
-            yield _of_folder(path, path)
+            yield _of_folder(path, path, None)
         else:
-            with unpacked(path) as folder:
+            hidden = Hidden()
+            with unpacked(path, hidden) as folder:
                 top = _below_the_only_folder(folder)
-                yield _of_folder(top, path / top.relative_to(folder))
+                yield _of_folder(top, path / top.relative_to(folder), hidden)
     elif name in NAMED and place:
         yield _of_name(name, Path(place).expanduser(), download=download)
     elif ":" in spec and name not in NAMED and name.isidentifier() and len(name) > 1:  # C: is a drive
@@ -73,22 +75,24 @@ def open_source(spec: str, *, download: bool = False) -> Iterator[Source]:
         raise ImagesError(f"{spec} " + ("names no folder" if name in NAMED else "does not exist"), _HINT)
 
 
-def _of_folder(folder: Path, root: Path) -> Source:
-    """``folder`` is called ``root`` in messages."""
+def _of_folder(folder: Path, root: Path, hidden: Hidden | None) -> Source:
+    """``folder`` is called ``root`` in messages; ``hidden`` is what its archive holds besides."""
     names = set(subfolders(folder))
     if not ("train" in names and len(names) > 1 and names <= _SPLITS):
-        whole = partial(_list, folder, root)
+        whole = partial(_list, folder, root, hidden)
         return Source(divided=False, train=whole, test=whole)
     test = "test" if "test" in names else "val"
     return Source(
         divided=True,
-        train=partial(_list, folder / "train", root / "train"),
-        test=partial(_list, folder / test, root / test),
+        train=partial(_list, folder / "train", root / "train", hidden),
+        test=partial(_list, folder / test, root / test, hidden),
     )
 
 
-def _list(folder: Path, root: Path) -> Part:
-    return list_labelled(folder, root=None if root == folder else root)
+def _list(folder: Path, root: Path, hidden: Hidden | None) -> Part:
+    if hidden is None:
+        return list_labelled(folder)
+    return replace(list_labelled(folder, root=root), hidden=hidden)
 
 
 def _of_name(name: str, root: Path, *, download: bool) -> Source:

@@ -9,7 +9,7 @@ import hashlib
 import random
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.decoding import FORMATS_HINT
 from bcu_cli.images.folder import require_enough
+from bcu_cli.images.hidden import Hidden
 from bcu_cli.images.listing import named
 from bcu_cli.images.pace import Pace
 from bcu_cli.images.processes import FILES_PER_TASK, Decoders, cores
@@ -75,6 +76,7 @@ class Stream:
         self._kept_at = np.full(len(listing), _NOT_KEPT, dtype=np.int64)
         self._number_kept = 0
         self._faults: dict[int, str] = {}
+        self._notes: dict[str, int] = {}
         self._ahead: deque[_Batch] = deque()
         self._coming: Iterator[Tensor] = iter(())
         self._finish_work: Callable[[], None] = lambda: None
@@ -95,6 +97,11 @@ class Stream:
     def skipped(self) -> tuple[tuple[Path, str], ...]:
         """Files that turned out to be no readable picture so far, with the reason."""
         return tuple((named(self._listing[i]), self._faults[i]) for i in sorted(self._faults))
+
+    @property
+    def scaled(self) -> tuple[tuple[Path, str], ...]:
+        """How values of more than 8 bits were scaled so far, each with the first such file."""
+        return tuple((named(self._listing[i]), note) for note, i in self._notes.items())
 
     def pace(self, *, images: int, seconds: float) -> Pace:
         """Whether decoding kept up with a training on so many images, which took so many seconds in all."""
@@ -201,6 +208,8 @@ class Stream:
                 batch.images[torch.from_numpy(rows[good])] = images
                 self._keep(sources[good], images)
                 self._faults |= {int(sources[i]): reason for i, reason in decoded.faults.items()}
+                for note, i in decoded.notes.items():
+                    self._notes.setdefault(note, int(sources[i]))
                 if len(bad):
                     self._request(batch, rows[bad])
 
@@ -249,6 +258,8 @@ class StreamedSet:
         found: Number of files that it holds, before any drawing.
         sha256: Over their names, and over the decoded pictures that were held out of them.
         faults: Archives that could not be read, or not to their end, with the reason.
+        hidden: Files and folders that were passed over for their names.
+        held_out_scaled: How values of more than 8 bits were scaled in the images held out.
     """
 
     images: Stream
@@ -256,6 +267,8 @@ class StreamedSet:
     found: int
     sha256: str
     faults: tuple[tuple[Path, str], ...] = ()
+    hidden: Hidden = field(default_factory=Hidden)
+    held_out_scaled: tuple[tuple[Path, str], ...] = ()
     labels: None = None
     classes: tuple[str, ...] = ()
 
@@ -268,6 +281,17 @@ class StreamedSet:
     def skipped(self) -> tuple[tuple[Path, str], ...]:
         """What turned out to be no readable picture so far, with the reason."""
         return self.faults + self.images.skipped
+
+    @property
+    def scaled(self) -> tuple[tuple[Path, str], ...]:
+        """How values of more than 8 bits were scaled so far, each with the first such file."""
+        return self.held_out_scaled + self.newly_scaled
+
+    @property
+    def newly_scaled(self) -> tuple[tuple[Path, str], ...]:
+        """The ways among them that none of the images held out has shown."""
+        known = {how for _, how in self.held_out_scaled}
+        return tuple((path, how) for path, how in self.images.scaled if how not in known)
 
 
 def spread(images: Stream, number: int = 1000) -> Tensor:
@@ -299,4 +323,6 @@ def open_stream(
         found=listing.found,
         sha256=digest.hexdigest(),
         faults=held_out.skipped,
+        hidden=held_out.hidden,
+        held_out_scaled=held_out.scaled,
     )

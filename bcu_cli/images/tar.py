@@ -6,6 +6,8 @@ import os
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from bcu_cli.images.hidden import Hidden
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -30,18 +32,20 @@ class DamagedTarError(Exception):
     """An archive that cannot be read from here on; says why."""
 
 
-def members(path: Path) -> Iterator[tuple[str, int, int]]:
+def members(path: Path, hidden: Hidden | None = None) -> Iterator[tuple[str, int, int]]:
     """The pictures of an archive that is not compressed: name, offset and size in bytes of each.
 
     The names are for people; nothing is ever written under them. Every size is held against the file's own.
 
     Args:
         path: In the format of POSIX (ustar, pax), GNU tar or Unix V7.
+        hidden: Counts the folders and pictures that are passed over for their names.
 
     Raises:
         DamagedTarError: No such archive, or one that is cut short or damaged; what was found before is good.
         OSError: It cannot be read.
     """
+    hidden = hidden or Hidden()
     with path.open("rb", buffering=0) as file:
         total = os.fstat(file.fileno()).st_size
         offset, extended = 0, dict[str, str]()
@@ -63,7 +67,7 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
                 extended |= _read_extended(file.fileno(), kind, offset, size)
             else:
                 extended = {}
-                if kind in _FILES and _is_picture(name):
+                if kind in _FILES and _is_picture(name) and not hidden.holds(path, PurePosixPath(name)):
                     yield name, offset, size
             offset += -(-size // _BLOCK) * _BLOCK
         if offset > total:  # members fill whole blocks
@@ -71,8 +75,7 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _is_picture(name: str) -> bool:
-    last = PurePosixPath(name)
-    return last.suffix.lower() in SUFFIXES and not last.name.startswith("._")  # which macOS adds
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _check(header: bytes) -> None:

@@ -2,8 +2,8 @@
 
 It imports neither torch nor what starts it. For each request, a pickle of its parent's with its length in
 front, it writes the pixels of every image in turn to stdout, and then a line of JSON: the faults by position,
-and the seconds taken. As it begins an image it writes one byte to stderr, and one more once all are done, so
-that its parent knows which image it died of. Whatever decoders print goes nowhere.
+how values were scaled, and the seconds taken. As it begins an image it writes one byte to stderr, and one
+more once all are done, so that its parent knows which image it died of. Whatever decoders print goes nowhere.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from bcu_cli.images.decoding import UnreadableError, decode
+from bcu_cli.images.decoding import decode
+from bcu_cli.images.unreadable import UnreadableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bcu_cli.images.decoding import Geometry, Picture
 
 MOST_MEMORY = 2 * 2**30
@@ -47,17 +50,20 @@ def serve() -> None:
         request = requests.read(int.from_bytes(length, "big"))
         folder, seconds, pictures, geometry = pickle.loads(request)  # noqa: S301 - of our own parent
         os.chdir(folder)
-        started, faults = time.perf_counter(), {}
+        started, faults, notes = time.perf_counter(), dict[int, str](), dict[str, int]()
         for position, picture in enumerate(pictures):
             os.write(progress, b".")
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            pixels, fault = _decoded(picture, geometry)
+            done: list[str] = []
+            pixels, fault = _decoded(picture, geometry, done.append)
             signal.setitimer(signal.ITIMER_REAL, 0)  # the parent may take its time to read
             answers.write(pixels)
             if fault:
                 faults[position] = fault
+            else:
+                notes |= {note: position for note in done if note not in notes}
         os.write(progress, b".")
-        answer = {"faults": faults, "seconds": time.perf_counter() - started}
+        answer = {"faults": faults, "notes": notes, "seconds": time.perf_counter() - started}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
@@ -71,9 +77,9 @@ def _limit_itself() -> None:
         resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def _decoded(picture: Picture, geometry: Geometry) -> tuple[memoryview, str]:
+def _decoded(picture: Picture, geometry: Geometry, on_note: Callable[[str], None]) -> tuple[memoryview, str]:
     """The pixels of an image, or nothing but zeros and why."""
     try:
-        return decode(picture, geometry).data, ""
+        return decode(picture, geometry, on_note=on_note).data, ""
     except UnreadableError as error:
         return memoryview(bytes(geometry.bytes)), str(error) or "it cannot be read"

@@ -14,6 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from bcu_cli.errors import ImagesError
+from bcu_cli.images.hidden import Hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,22 +34,26 @@ _LONGEST_COMMENT = 2**16
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HINT = "if you trust it, unpack it yourself and name the folder"
-_MAC_EXTRAS = "__MACOSX"
 _DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, IndexError, RuntimeError)
 """What ``zipfile`` raises for archives that are not as they should be."""
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
+def unpacked(path: Path, hidden: Hidden | None = None) -> Iterator[Path]:
     """Unpack a zip file into a temporary folder, which goes away with the context.
 
     Everything that its directory says is checked before anything is written, and no member gets longer than
     it says there: ``zipfile`` stops reading at that length, and then finds the checksum wrong.
 
+    Args:
+        path: The archive.
+        hidden: Counts the files and folders that are passed over for their names.
+
     Raises:
         ImagesError: No zip file, a damaged one, or one that could do harm: names that lead out of the folder,
             links, encrypted members, far more bytes than its own size or than the disk has room for.
     """
+    hidden = hidden or Hidden()
     with tempfile.TemporaryDirectory(prefix="bcu-") as name:
         folder = Path(name)
         try:
@@ -56,7 +61,9 @@ def unpacked(path: Path) -> Iterator[Path]:
             with zipfile.ZipFile(path) as archive:
                 _check(path, archive, folder)
                 for info in archive.infolist():
-                    _extract(archive, info, folder)
+                    place = PureWindowsPath(info.filename)
+                    if place.parts and not hidden.holds(path, place, is_folder=info.is_dir()):
+                        _extract(archive, info, folder.joinpath(*place.parts))
         except _DAMAGES as error:
             raise ImagesError(f"{path} is damaged: {error}", "make or download it again") from error
         except OSError as error:
@@ -129,11 +136,7 @@ def _fault(info: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path) -> None:
-    parts = PureWindowsPath(info.filename).parts
-    if not parts or parts[0] == _MAC_EXTRAS:
-        return
-    target = folder.joinpath(*parts)
+def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
     if info.filename.endswith(("/", "\\")):
         target.mkdir(parents=True, exist_ok=True)
         return

@@ -109,6 +109,8 @@ def images(data: ImageSet | StreamedSet, **more: Any) -> dict[str, Any]:
         "used": len(data),
         "sha256": fingerprint_of(data),
         "skipped": _skipped(data),
+        "hidden": data.hidden.as_json(),
+        "scaled": _scaled(data),
         **more,
     }
 
@@ -127,6 +129,7 @@ def streaming(data: ImageSet | StreamedSet, training: Sequence[dict[str, Any]]) 
     )
     return {
         "skipped": _skipped(data),
+        "scaled": _scaled(data),
         "kept_decoded": data.images.kept,
         "streamed": len(data) - data.images.kept,
         "stream": pace.as_json() | {"unreadable": len(data.skipped), "sha256_is_of": data.SHA256_IS_OF},
@@ -136,6 +139,10 @@ def streaming(data: ImageSet | StreamedSet, training: Sequence[dict[str, Any]]) 
 def _skipped(data: ImageSet | StreamedSet) -> list[dict[str, str]]:
     most = MOST_NAMED if isinstance(data, StreamedSet) else None
     return [{"path": str(path), "reason": reason} for path, reason in data.skipped[:most]]
+
+
+def _scaled(data: ImageSet | StreamedSet) -> list[dict[str, str]]:
+    return [{"path": str(path), "how": how} for path, how in data.scaled]
 
 
 def written(path: Path, sha256: str) -> dict[str, Any]:
