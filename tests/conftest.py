@@ -11,7 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
 
 import torch
-from helpers import DATA, Ran
+from helpers import DATA, Ran, inputs_unchanged
 from hypothesis import settings
 
 from bcu_cli.images import signs
@@ -43,7 +43,8 @@ def bcu(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
 
     def call(*arguments: object) -> Ran:
         capfd.readouterr()
-        code = run([str(argument) for argument in arguments])
+        with inputs_unchanged(arguments):
+            code = run([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         return Ran(code, out, err)

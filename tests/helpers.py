@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -49,14 +54,50 @@ class Telling:
         return (self.folder / str(pid)).exists()
 
 
+OUTPUTS = frozenset(("--out", "--page", "--preview", "--tsne", "--evidence", "--output", "--dir"))
+"""Options that name what a command writes."""
+
+_MOST_BYTES = 5_000_000
+
+
+def _hashes(arguments: Sequence[object], folder: Path) -> dict[Path, str]:
+    """SHA-256 of the small files on a command line that are its inputs."""
+    found = {}
+    for before, argument in zip(("", *map(str, arguments)), map(str, arguments), strict=False):
+        option, _, value = argument.partition("=")
+        if before in OUTPUTS or option in OUTPUTS:
+            continue
+        name = value if option.startswith("--") else argument
+        with suppress(OSError, ValueError):  # no name of a file
+            file = folder / name
+            if name and file.is_file() and file.stat().st_size < _MOST_BYTES:
+                found[file] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+@contextmanager
+def inputs_unchanged(arguments: Sequence[object], folder: Path = Path()) -> Iterator[None]:
+    """Assert that a command line leaves every file that it names as an input as it was.
+
+    Args:
+        arguments: The command line.
+        folder: Where it runs.
+    """
+    before = _hashes(arguments, folder)
+    yield
+    changed = [str(file) for file, digest in before.items() if _hashes([file], Path()).get(file) != digest]
+    assert not changed, f"{arguments} changed its input {changed}"
+
+
 def bcu_process(*arguments: object, **options: Any) -> Ran:
     """Runs a command line as a user would, in a process of its own."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "bcu_cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        **options,
-    )
+    with inputs_unchanged(arguments, Path(options.get("cwd") or ".")):
+        ran = subprocess.run(
+            [sys.executable, "-m", "bcu_cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            **options,
+        )
     return Ran(ran.returncode, ran.stdout, ran.stderr)

@@ -56,6 +56,7 @@ class Description:
         size: Of the file, in bytes.
         findings: What the static look found; empty for an ordinary file.
         operators: TorchScript, torch.export and ONNX only: every operator that is named in them, sorted.
+        parts: The other files that its tensors are in: of an index, or the external data of ONNX.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Description:
     size: int
     findings: tuple[Finding, ...] = ()
     operators: tuple[str, ...] = ()
+    parts: tuple[Path, ...] = ()
 
     @property
     def is_unsafe(self) -> bool:

@@ -186,6 +186,7 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
         size=sum(file.stat().st_size for file in files),
         findings=tuple(findings),
         operators=operators,
+        parts=files[1:],
     )
 
 
@@ -211,6 +212,7 @@ def _describe_shards(path: Path, *, hashed: bool) -> Description:
         sha256=_hash(hashes) if hashed else None,
         size=path.stat().st_size + sum(part.size for part in parts),
         findings=tuple(findings),
+        parts=tuple(part.path for part in parts),
     )
 
 

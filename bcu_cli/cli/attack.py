@@ -234,9 +234,14 @@ class Where:
     @property
     def inputs(self) -> list[Path]:
         """What may be read: pictures, a surrogate, and the file of an architecture."""
+        return [*running.places_of_data(self.data), *self.own_files]
+
+    @property
+    def own_files(self) -> list[Path]:
+        """What may be read besides pictures: a surrogate, and the file of an architecture."""
         own = [Path(self.arch.rpartition(":")[0])] if ":" in self.arch else []
         surrogate = running.files_of_model(self.surrogate) if self.surrogate else []
-        return [*running.places_of_data(self.data), *surrogate, *own]
+        return [*surrogate, *own]
 
 
 class Attacking:
@@ -266,6 +271,7 @@ class Attacking:
         from bcu_cli.checkpoints.resume import StateFile
         from bcu_cli.models.fresh import fresh
         from bcu_cli.report import document
+        from bcu_cli.report.files_read import files_read, of_data
 
         where, options = self.where, self.options
         train_set, test_set = running.load_to_train(
@@ -306,6 +312,7 @@ class Attacking:
             "trigger": described,
             "surrogate": surrogate_file,
             "images": images,
+            "files_read": files_read([*of_data(where.data), *where.own_files]),
             "classes": list(train_set.classes),
             **measures,
             "outputs": outputs,

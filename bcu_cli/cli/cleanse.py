@@ -210,6 +210,7 @@ def cleanse(
     Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
     """
     from bcu_cli.defenses.base import find
+    from bcu_cli.report.files_read import files_read
     from bcu_cli.training import ranks
     from bcu_cli.training.devices import choose
     from bcu_cli.training.profile import READING, profiling, span
@@ -256,6 +257,8 @@ def cleanse(
         report = run.run(pictures, resume=resume)
     if ranks.rank() > 0:
         return
+    read = [*running.files_read_of(report["model"], arch), *([images] if images else [])]
+    report["files_read"] = files_read(read)
     if timed:
         report["profile"] = timed.as_json(report["training"], measure_convolution_peak(chosen))
         cleansing_output.show_profile(report["profile"])

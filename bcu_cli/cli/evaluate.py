@@ -102,6 +102,7 @@ def evaluate(
     """
     from bcu_cli.evaluation import conditions as gating
     from bcu_cli.report import document
+    from bcu_cli.report.files_read import files_read, of_data
     from bcu_cli.training import devices
 
     own = Own(picture=trigger_image, mask=trigger_mask, mode=trigger_mode, alpha=alpha)
@@ -133,8 +134,13 @@ def evaluate(
     entries = [one.entry for one in measured]
     gate = gating.judge(conditions, entries)
     report = {"command": "evaluate", **document.environment(chosen), "models": entries}
+    used = [entry["model"] for entry in entries]
     if reference:
         report["against"] = document.model(reference)
+        used.append(report["against"])
+    of_models = [file for model in used for file in running.files_read_of(model, arch)]
+    beside = [file for model in models for file in wanted.files(model)]
+    report["files_read"] = files_read([*of_models, *beside, *of_data(data)])
     if conditions:
         report["gate"] = gate
     if stopped:

@@ -19,7 +19,7 @@ from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precisi
 from bcu_cli.errors import BcuError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from bcu_cli.scan.reader import Reader
 
@@ -169,7 +169,27 @@ def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
         "files": [document for path, document in documents.items() if path not in passed_over],
         "problems": [{"path": str(path), **asdict(problem)} for path, problem in found.problems],
         "passed_over": [str(path) for path in documents if path in passed_over],
+        "files_read": _files_read(documents.values(), arch),
     }
+
+
+def _files_read(documents: Iterable[dict[str, Any]], arch: str | None) -> list[dict[str, Any]]:
+    """The files and what was read beside them; those that are large have no SHA-256 here either."""
+    from bcu_cli.report.files_read import files_read
+
+    read: list[dict[str, Any]] = []
+    beside: list[Path] = []
+    for document in documents:
+        if "sha256" not in document:  # it could not be read
+            continue
+        path, parts = Path(document["path"]), [Path(part) for part in document["parts"]]
+        beside += running.files_of_config(path, arch)
+        if parts and document["sha256"]:
+            read += files_read([path, *parts])
+        else:
+            read.append({key: document[key] for key in ("path", "sha256", "bytes")})
+            read += [{"path": str(part), "sha256": None, "bytes": part.stat().st_size} for part in parts]
+    return read + files_read(beside)
 
 
 def _inspect_one(reader: Reader, path: Path, arch: str | None) -> dict[str, Any]:

@@ -192,9 +192,18 @@ def files_of_model(path: Path, arch: str | None = None) -> list[Path]:
     from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
 
     parts = read_index(path) if path.name.endswith(INDEX_SUFFIX) else ()
+    return [path, *parts, *files_of_config(path, arch)]
+
+
+def files_of_config(path: Path, arch: str | None = None) -> list[Path]:
+    """What may be read beside a model file to tell its network, whether it is there or not."""
     beside = [path.with_name(name) for name in ("config.json", "preprocessor_config.json")]
-    own = [Path(arch.rpartition(":")[0])] if arch and ":" in arch else []
-    return [path, *parts, *beside, *own]
+    return [*beside, *([Path(arch.rpartition(":")[0])] if arch and ":" in arch else [])]
+
+
+def files_read_of(model: dict[str, Any], arch: str | None = None) -> list[Path]:
+    """What was read to make a model of a report a classifier, whether it is there or not."""
+    return [*files_of_model(Path(model["path"]), arch), *map(Path, model["parts"])]
 
 
 def places_of_data(spec: str) -> list[Path]:

@@ -239,6 +239,7 @@ def _plain(value: object) -> str:
 def _scan(path: Path, options: ScanOptions, device: Device) -> tuple[dict[str, Any], list[Looked]]:
     """Load one network and ask the detectors: the document, and what it does not hold, their pictures."""
     from bcu_cli.report import document
+    from bcu_cli.report.files_read import files_read
     from bcu_cli.scan.base import Subject
     from bcu_cli.scan.verdict import judge
 
@@ -261,6 +262,8 @@ def _scan(path: Path, options: ScanOptions, device: Device) -> tuple[dict[str, A
         "detectors": [each.document() for each in looked],
         "pictures": [],
     }
+    read = [*running.files_read_of(scan["model"], options.model.arch)]
+    scan["files_read"] = files_read([*read, *([options.images] if options.images else [])])
     return scan, looked
 
 

@@ -62,6 +62,13 @@ class TriggerChoice:
     def __bool__(self) -> bool:
         return self.name is not None or self.own.picture is not None
 
+    def files(self, model: Path) -> list[Path]:
+        """What is read for the triggers of a model, whether it is there or not."""
+        own = [path for path in (self.own.picture, self.own.mask) if path]
+        if self.name == ALL:
+            return [*own, trigger_beside(model)]
+        return own if self.name is None or self.name in triggers.names() else [*own, Path(self.name)]
+
     def find(self, model: Path, shape: tuple[int, int, int], num_classes: int) -> list[Chosen]:
         """The triggers for images of ``shape`` (C, H, W) and the model in that file.
 

@@ -95,6 +95,7 @@ def model(loaded: Loaded) -> dict[str, Any]:
         "sha256": checkpoint.sha256,
         "bytes": checkpoint.size,
         "format": checkpoint.format.value,
+        "parts": [str(part) for part in checkpoint.parts],
         "architecture": asdict(loaded.architecture),
         "preprocessing": asdict(loaded.classifier.preprocessing),
         "evidence": list(loaded.evidence),

@@ -87,6 +87,7 @@ class Inspection:
                 "sha256": self.description.sha256,
                 "bytes": self.description.size,
                 "operators": list(self.description.operators),
+                "parts": [str(part) for part in self.description.parts],
             }
         if self.content is not None:
             document |= _tensors(self.content) | {"not_finite": self.not_finite}
