@@ -37,9 +37,9 @@ ARCH, NUM_CLASSES, INPUT_SIZE, MEAN, STD, CROP_PCT, CROP_MODE, INTERPOLATION, CH
 )
 _LARGEST_SIDE, _MOST_CHANNELS = 2048, 64
 """Of the input, where only a file says so; the user may say more."""
-_LONGEST_NAME = 2_000
-"""Of an architecture with its options."""
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
+BCU_SOURCE = "metadata"
+"""Source of the claim that bcu wrote itself."""
 #: Plain keys that training scripts keep an architecture's name under.
 _ARCH_KEYS = ("arch", "architecture", "model_name")
 
@@ -99,7 +99,7 @@ def read_claims(path: Path, metadata: Mapping[str, str], beside: Mapping[str, An
 def _bcu_claim(metadata: Mapping[str, str]) -> Claim:
     fields = {key: _parse(text) for key, text in metadata.items() if key.startswith("bcu.")}
     return _checked(
-        "metadata",
+        BCU_SOURCE,
         arch=fields.get(ARCH),
         input_size=fields.get(INPUT_SIZE),
         mean=fields.get(MEAN),
@@ -119,10 +119,13 @@ def _config_claim(path: Path) -> Claim:
         return Claim(source=path.name, complaints=("is not readable JSON",))
     if config is None:
         return Claim(source=path.name)
-    if transformers_config.is_image_classifier(config):
-        return _transformers_claim(path, config)
-    said = timm_config.read(config)
-    return _with_remarks(_checked(path.name, **said.fields), said)
+    try:
+        if transformers_config.is_image_classifier(config):
+            return _transformers_claim(path, config)
+        said = timm_config.read(config)
+        return _with_remarks(_checked(path.name, **said.fields), said)
+    except RecursionError:  # writing a value out takes more of the stack than reading it
+        return Claim(source=path.name, refusals=("tables within tables beyond all measure",))
 
 
 def _with_remarks(claim: Claim, said: Said) -> Claim:
@@ -157,7 +160,9 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
 
 def _is_name(arch: str) -> bool:
     """Whether a file may say so: a name to look up. A path in it is only reported, never opened."""
-    is_plain = _NAME.fullmatch(timm_config.base_of(arch)) is not None and len(arch) <= _LONGEST_NAME
+    is_plain = (
+        _NAME.fullmatch(timm_config.base_of(arch)) is not None and len(arch) <= timm_config.LONGEST_NAME
+    )
     return (is_plain and not arch.startswith(transformers_config.PREFIX)) or is_user_file(arch)
 
 

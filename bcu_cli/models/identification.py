@@ -12,7 +12,7 @@ from bcu_cli.checkpoints import Checkpoint
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models import timm_config
 from bcu_cli.models.architecture import Architecture
-from bcu_cli.models.claims import Claim, read_claims
+from bcu_cli.models.claims import BCU_SOURCE, Claim, read_claims
 from bcu_cli.models.index import Candidate, Shapes, entry_of, load_index, match, match_entry, nearest
 from bcu_cli.models.registry import is_user_file, is_usual_pooling, possible_names, resolve
 
@@ -202,7 +202,7 @@ def _from_claims(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
         if is_user_file(claim.arch):
             evidence.append(f"{claim.source} names {claim.arch}, which only --arch would run")
             continue
-        names = [_without_usual(name) for name in possible_names(_in_full(claim.arch, claims))]
+        names = [_without_usual(name) for name in possible_names(_in_full(claim, claims))]
         if not names:
             evidence.append(f"{claim.source} names {claim.arch[:60]!r}, which is no known architecture")
         for name in names:
@@ -219,13 +219,17 @@ def _from_claims(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
     return None
 
 
-def _in_full(arch: str, claims: Sequence[Claim]) -> str:
+def _in_full(claim: Claim, claims: Sequence[Claim]) -> str:
     """A claimed architecture with the options that another claim has for the same one.
 
-    A training script keeps the plain name beside the weights, and timm the options in ``config.json``.
+    A training script keeps the plain name beside the weights, and timm the options in ``config.json``. What
+    bcu wrote itself says all.
     """
-    others = [claim.arch for claim in claims if claim.arch and timm_config.base_of(claim.arch) == arch]
-    return next((other for other in others if other != arch), arch)
+    arch = claim.arch or ""
+    if claim.source == BCU_SOURCE or timm_config.base_of(arch) != arch:
+        return arch
+    full = (other.arch for other in claims if other.arch and timm_config.base_of(other.arch) != other.arch)
+    return next((other for other in full if timm_config.plain_of(other) == timm_config.plain_of(arch)), arch)
 
 
 def _without_usual(name: str) -> str:

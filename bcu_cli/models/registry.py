@@ -211,9 +211,15 @@ def is_usual_pooling(name: str, pooling: Any) -> bool:
     Raises:
         ArchitectureError: timm knows no such pooling.
     """
+    usual = blueprint(name, num_classes=2)
+    settings = _settings(usual)
+    said = [
+        held[key] for *_, held in settings for key in ("pool_type", timm_config.GLOBAL_POOL) if key in held
+    ]
+    if said and all(kind == pooling for kind in said):
+        return True
     asked = timm_config.join(name, {timm_config.GLOBAL_POOL: pooling})
-    usual, other = (blueprint(one, num_classes=2) for one in (name, asked))
-    return _settings(usual) == _settings(other)
+    return settings == _settings(blueprint(asked, num_classes=2))
 
 
 def _settings(network: nn.Module) -> list[tuple[str, str, dict[str, Any]]]:

@@ -15,6 +15,8 @@ from bcu_cli.models.plain import is_plain
 from bcu_cli.models.preprocessing import CROP_MODES
 from bcu_cli.models.said import Said, shown
 
+LONGEST_NAME = 2_000
+"""Of an architecture with its options."""
 IN_CHANS, IMG_SIZE, GLOBAL_POOL = "in_chans", "img_size", "global_pool"
 _HINT = "give --arch NAME, or --arch FILE.py:FUNCTION, which goes before what the file says"
 
@@ -61,18 +63,21 @@ def split(name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: There is something behind it that is no JSON table.
     """
-    base, brace, rest = name.partition("{")
-    if not brace:
-        return name, {}
-    options = json.loads(brace + rest)
+    base = base_of(name)
+    options = json.loads(name.removeprefix(base) or "{}")
     if not isinstance(options, dict):
         raise ValueError("the options are no table")
     return base, options
 
 
 def base_of(name: str) -> str:
-    """An architecture's name without options."""
-    return name.partition("{")[0]
+    """An architecture's name without options, which end it: a brace in a file's name is none."""
+    return name.partition("{")[0] if name.endswith("}") else name
+
+
+def plain_of(name: str) -> str:
+    """An architecture's name without options, library and tag."""
+    return base_of(name).rpartition(":")[2].partition(".")[0]
 
 
 def join(base: str, options: dict[str, Any]) -> str:
@@ -128,7 +133,11 @@ def read(config: dict[str, Any]) -> Said:
     said["input_size"] = _input_size(said["input_size"], options)
     said["arch"] = config.get("architecture")
     if isinstance(said["arch"], str):
-        said["arch"] = join(said["arch"], options | _misplaced(config))
+        name = join(said["arch"], options | _misplaced(config))
+        if name != said["arch"] and len(name) > LONGEST_NAME:
+            refusals.append("model_args that are too long")
+        else:
+            said["arch"] = name
     return Said(fields=said, refusals=tuple(refusals), complaints=_unknown(config, fields))
 
 

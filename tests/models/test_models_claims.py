@@ -123,9 +123,10 @@ def test_options_that_are_the_usual_ones_change_no_name(tmp_path: Path) -> None:
     assert load(read(tmp_path / "model.safetensors")).architecture.name == "timm:resnet10t"
 
 
-def test_a_plain_name_beside_the_weights_does_not_hide_the_options(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["resnet10t", "timm:resnet10t", "resnet10t.c3_in1k"])
+def test_a_plain_name_beside_the_weights_does_not_hide_the_options(tmp_path: Path, name: str) -> None:
     network = timm_folder(tmp_path, act_layer="silu")
-    torch.save({"arch": "resnet10t", "state_dict": network.state_dict()}, tmp_path / "m.pth")
+    torch.save({"arch": name, "state_dict": network.state_dict()}, tmp_path / "m.pth")
     assert_same_answers(load(read(tmp_path / "m.pth")).classifier, network)
 
 
@@ -143,6 +144,7 @@ def test_a_plain_name_beside_the_weights_does_not_hide_the_options(tmp_path: Pat
         ((), {"model_args": "act_layer"}),
         ((), {"global_pool": "evil", "model_args": {}}),
         (("pretrained_cfg",), {"crop_mode": "border"}),
+        (("model_args",), {"act_layer": "silu" * 1000}),
     ],
 )
 def test_what_cannot_be_heeded_is_refused_with_its_name(
@@ -153,7 +155,7 @@ def test_what_cannot_be_heeded_is_refused_with_its_name(
     with pytest.raises(ArchitectureError) as caught:
         load(read(tmp_path / "model.safetensors"))
     name = next(iter(fields))
-    assert name[:9] in caught.value.message
+    assert name[:9] in caught.value.message or "model_args" in caught.value.message
     assert "\n" not in caught.value.message
     assert "--arch" in (caught.value.hint or "")
 
@@ -193,6 +195,24 @@ def test_a_field_that_nobody_writes_is_named(tmp_path: Path) -> None:
     evidence = " ".join(load(read(tmp_path / "model.safetensors")).evidence)
     assert "blue_first" in evidence
     assert "softmax" in evidence
+
+
+@pytest.mark.parametrize("depth", [300, 600, 900, 940, 960])
+def test_tables_within_tables_are_no_crash(tmp_path: Path, depth: int) -> None:
+    timm_folder(tmp_path)
+    text = '{"architecture": "resnet10t", "model_args": {"a": ' + "[" * depth + "]" * depth + "}}"
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ArchitectureError):
+        load(read(tmp_path / "model.safetensors"))
+
+
+def test_a_brace_in_the_name_of_the_users_own_file_is_no_option(tmp_path: Path) -> None:
+    network = timm_folder(tmp_path)
+    own = tmp_path / "a{b}.py"
+    own.write_text("import timm\ndef make(): return timm.create_model('resnet10t', num_classes=4)\n")
+    options: dict[str, Any] = {"input_size": 32, "mean": (0.5,), "std": (0.5,)}
+    loaded = load(read(tmp_path / "model.safetensors"), arch=f"{own}:make", **options)
+    assert_same_answers(loaded.classifier, network)
 
 
 def test_an_option_of_the_users_goes_before_the_files_own(tmp_path: Path) -> None:
