@@ -184,6 +184,7 @@ def values() -> dict[str, Any]:
         "numpy_float32": np.float32(0.5),
         "numpy_text": np.str_("cat"),
         "numpy_array": np.arange(3),
+        "numpy_matrix": np.ones((2, 2)).view(np.matrix),
         "numpy_objects": np.array(["cat", None], dtype=object),
         "numpy_record": np.zeros(2, dtype=[("a", "f4"), ("b", "i8")]),
         "numpy_time": np.datetime64("2025-01-02"),

@@ -197,7 +197,7 @@ def _effect_of_value(name: str, call: Call) -> Effect:
     if name == "operator.getitem":
         of_typing = bool(arguments) and (arguments[0].text or "").startswith("typing.")
         return Effect.INERT if of_typing and arguments[0].kind == "global" else Effect.ACTS
-    if name == "copyreg._reconstructor":
+    if name == "copyreg._reconstructor" or name.endswith(".multiarray._reconstruct"):  # no ``__init__`` runs
         return Effect.INERT if arguments and arguments[0].kind == "global" else Effect.ACTS
     if name in _KEEPERS:
         return Effect.INERT

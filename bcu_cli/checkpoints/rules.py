@@ -52,7 +52,9 @@ _ALL = (
         "unsafe",
         "The pickle holds an object of a class",
         "Opening it imports and runs that class's code, which need not be the code that you know. Whoever "
-        "trusts it can save the weights alone: torch.save(model.state_dict(), ...).",
+        "trusts it can save the weights alone: torch.save(model.state_dict(), ...). Objects whose making "
+        "does nothing, such as paths, dates and numbers of numpy, are a note by this rule: bcu reads "
+        "the weights beside them and leaves the objects out.",
     ),
     Rule(
         "pickle-ambiguous",

@@ -1,6 +1,7 @@
 """What bcu and other scanners of model files say of one corpus: a table, and what each says of each file.
 
     python tests/hostile.py runs/corpus
+    python tests/ordinary.py runs/corpus
     python examples/benchmarks/scanners.py runs/corpus
 
 The scanners must be on the PATH (``pip install modelscan picklescan fickling modelaudit`` into an environment
@@ -20,7 +21,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-KINDS = ("hostile", "broken", "foreign", "harmless")
+KINDS = ("hostile", "broken", "foreign", "harmless", "ordinary")
 FOUND, CLEAN, UNREAD = "found", "clean", "unread"
 SCANNERS: dict[str, tuple[list[str], dict[int, str]]] = {  # command, and what its exit codes mean
     "picklescan": (["picklescan", "-p"], {0: CLEAN, 1: FOUND, 2: UNREAD}),
@@ -69,13 +70,14 @@ def verdicts_of_modelaudit(folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Run all scanners on all files, and print how often each says what."""
+    """Run all scanners on the files of all kinds that are there, and print how often each says what."""
     root = Path(sys.argv[1])
-    said = {"bcu": {kind: verdicts_of_bcu(root / kind) for kind in KINDS}}
+    there = [kind for kind in KINDS if (root / kind).is_dir()]
+    said = {"bcu": {kind: verdicts_of_bcu(root / kind) for kind in there}}
     if shutil.which("modelaudit"):
-        said["modelaudit"] = {kind: verdicts_of_modelaudit(root / kind) for kind in KINDS}
+        said["modelaudit"] = {kind: verdicts_of_modelaudit(root / kind) for kind in there}
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for kind in KINDS:
+        for kind in there:
             files = sorted((root / kind).iterdir())
             for scanner in SCANNERS:
                 verdicts = pool.map(verdict, [scanner] * len(files), files)
@@ -83,7 +85,7 @@ def main() -> None:
                     zip((file.name for file in files), verdicts, strict=True)
                 )
     (root / "verdicts.json").write_text(json.dumps(said, indent=1))
-    for kind in KINDS:
+    for kind in there:
         for scanner, kinds in said.items():
             counts = [f"{list(kinds[kind].values()).count(what)} {what}" for what in (FOUND, UNREAD, CLEAN)]
             print(f"{kind:9} {len(kinds[kind]):4} {scanner:11} {', '.join(counts)}")
