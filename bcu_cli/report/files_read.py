@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.checkpoints import sha256_of
 from bcu_cli.errors import CheckpointError
-from bcu_cli.images.listing import list_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,6 +58,8 @@ def _file(path: Path) -> dict[str, Any]:
 
 
 def _folder(folder: Path) -> dict[str, Any]:
+    from bcu_cli.images.listing import list_files  # which imports NumPy and Pillow, that inspect goes without
+
     files, _ = list_files(folder)
     digest = hashlib.sha256()
     for name, file in sorted((os.fsencode(file.relative_to(folder)), file) for file in files):

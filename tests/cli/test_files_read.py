@@ -7,6 +7,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from helpers import inputs_unchanged
 from safetensors.torch import load_file, save_file
@@ -130,3 +131,16 @@ def test_a_changed_input_is_noticed(tmp_path: Path) -> None:
     file.write_bytes(b"before")
     with inputs_unchanged(["cleanse", "--out", file, f"--page={file}"]):
         file.write_bytes(b"after")
+
+
+def test_the_external_data_of_onnx_is_listed(bcu, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    weight = onnx.numpy_helper.from_array(np.ones((2, 3, 1, 1), dtype=np.float32), "weight")
+    node = onnx.helper.make_node("Conv", ["x", "weight"], ["y"])
+    shape = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])
+    answer = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 2, 8, 8])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [shape], [answer], [weight]))
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    report = bcu("inspect", path, "--json").json
+    assert listed(report) == {str(file): sha256(file) for file in (path, tmp_path / "m.data")}
