@@ -51,7 +51,26 @@ class Telling:
         return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BCU_TELL": str(self.folder)}
 
     def is_training(self, pid: int) -> bool:
-        return (self.folder / str(pid)).exists()
+        """Whether a process trains, or the one that it supervises."""
+        return any((self.folder / str(each)).exists() for each in [pid, *children_of(pid)])
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue  # it has ended
+        if int(parent) == pid and state != "Z":
+            found.append(int(entry.parent.name))
+    return found
+
+
+def descendants_of(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have started."""
+    return [each for child in children_of(pid) for each in (child, *descendants_of(child))]
 
 
 OUTPUTS = frozenset(("--out", "--page", "--preview", "--tsne", "--evidence", "--output", "--dir"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 import typer
 
+from bcu_cli import limits
 from bcu_cli.cli import output
 from bcu_cli.cli.children import with_threads
 from bcu_cli.cli.exit_codes import INTERRUPTED
@@ -82,7 +83,8 @@ def launch(words: Sequence[str], devices: int) -> int:
     )
     logging.disable(logging.CRITICAL)  # the launcher's own account of what the processes say themselves
     try:
-        elastic_launch(config, sys.executable)("-m", "bcu_cli", *words)
+        with limits.keeping_state():  # the processes keep it, and are waited for
+            elastic_launch(config, sys.executable)("-m", "bcu_cli", *words)
     except SignalException:
         return INTERRUPTED
     except ChildFailedError as error:

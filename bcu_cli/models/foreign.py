@@ -53,8 +53,9 @@ class ForeignNetwork(nn.Module):
     file: str = "the file"
     """How messages call the file."""
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """Images ``[N, C, H, W]`` to whatever the file makes of them."""
         allowance = self.__dict__.setdefault("_allowance", Allowance(self.file))
-        with allowance.batch(max(1, len(images))):
-            return super().__call__(images)
+        number = len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim() else 1
+        with allowance.batch(max(1, number)):
+            return super().__call__(*inputs)

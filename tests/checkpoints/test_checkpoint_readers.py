@@ -247,7 +247,7 @@ def test_a_text_that_is_too_long_to_tell_is_not_passed_over(tmp_path: Path) -> N
     assert inspect_file(tmp_path / "a.txt").safe is None
 
 
-def test_images_and_texts_beside_models_are_passed_over(tmp_path: Path) -> None:
+def test_images_and_texts_beside_models_are_passed_over(bcu, tmp_path: Path) -> None:
     random_ = np.random.default_rng(0)
     for size in [(1, 1), (40, 30), (300, 200)]:
         image = Image.fromarray(random_.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
@@ -267,7 +267,9 @@ def test_images_and_texts_beside_models_are_passed_over(tmp_path: Path) -> None:
     ):
         (tmp_path / f"{index}.txt").write_text(text)
     (tmp_path / "m.pt").write_bytes(saved_bytes({"a": torch.ones(1)}))
-    assert [file.name for file in find_files([tmp_path]).files] == ["m.pt"]
+    ran = bcu("inspect", tmp_path, "--json")
+    assert [Path(file["path"]).name for file in ran.json["files"]] == ["m.pt"]
+    assert len(ran.json["passed_over"]) == 30
 
 
 def test_an_index_of_many_files_is_read_in_one_go(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Ran, Telling, bcu_process
+from helpers import Ran, Telling, bcu_process, descendants_of
 from safetensors.torch import save_file
 
 from bcu_cli.models import build
@@ -87,16 +87,15 @@ class Running:
         return Ran(self.process.returncode, out, err)
 
 
-def ranks_of(parent: int) -> dict[int, int]:
-    """The number of the process of each rank that a process has started."""
+def ranks_of(pid: int) -> dict[int, int]:
+    """The number of the process of each rank that a process, or one that it supervises, has started."""
     found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
+    for child in descendants_of(pid):
         try:
-            child = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent
-            variables = (entry / "environ").read_text().split("\0") if child else []
+            variables = Path(f"/proc/{child}/environ").read_text().split("\0")
         except OSError:
             continue  # it has ended
-        found |= {int(each[5:]): int(entry.name) for each in variables if each.startswith("RANK=")}
+        found |= {int(each[5:]): child for each in variables if each.startswith("RANK=")}
     return found
 
 

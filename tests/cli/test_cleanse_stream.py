@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import Telling, bcu_process
+from helpers import Telling, bcu_process, children_of, descendants_of
 
 from bcu_cli.cli import cleansing_pictures
 from bcu_cli.images import pace
@@ -129,17 +129,8 @@ def test_sizes() -> None:
     assert {text: size_in_bytes(text, "--cache") for text in texts} == texts
 
 
-def group_of(leader: int) -> list[int]:
-    """The processes of a group that are not its leader."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group = entry.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue  # it has ended
-        if int(group) == leader != int(entry.parent.name) and state != "Z":
-            found.append(int(entry.parent.name))
-    return found
+def is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
@@ -157,16 +148,18 @@ def test_ctrl_c_reaches_all_processes_and_none_stays_and_the_run_goes_on_to_the_
     deadline = time.monotonic() + 120
     while not telling.is_training(process.pid) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(group_of(process.pid)) >= 1  # they decode already, for what comes before the training
+    (child,) = children_of(process.pid)
+    decoding = descendants_of(child)
+    assert decoding  # already, for what comes before the training
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "--resume goes on from there" in err
     assert "Traceback" not in err
     deadline = time.monotonic() + 10
-    while group_of(process.pid) and time.monotonic() < deadline:
+    while any(map(is_there, [child, *decoding])) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert group_of(process.pid) == []
+    assert not any(map(is_there, [child, *decoding]))
     resumed = bcu(*words, "--cache", "600kB", "--resume")
     assert resumed.code == 0, resumed.err
     assert "going on after step" in resumed.err
