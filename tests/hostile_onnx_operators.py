@@ -26,7 +26,7 @@ from bcu_cli.models.graph_layers import LAYERS
 from bcu_cli.models.graph_operators import OPERATORS
 
 NAMES = sorted({*OPERATORS, *LAYERS})
-"""Of all operators that are computed."""
+"""All operators that are computed."""
 _MOST_SECONDS, _MOST_BYTES = 10, 2**30
 _NUMBERS = [
     0,

@@ -31,7 +31,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 FORMATS_HINT = "JPEG, PNG, WebP, BMP, GIF, TIFF and PPM are read"
 
 MOST_BYTES = 2**29
-"""Of a file or a member of an archive; Pillow refuses images whose pixels alone take that."""
+"""Bytes of a file or a member of an archive. Pillow refuses images whose pixels alone take that."""
 
 MOST_ASPECT = 100
 """Long side over short side of an image; what is longer shows nothing once its centre is cut out."""

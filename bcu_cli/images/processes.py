@@ -137,7 +137,7 @@ class _Worker:
         return Decoded(images=images, faults=faults, notes=notes, seconds=float(answer["seconds"]))
 
     def _death(self, number: int) -> _DeathError:
-        """Of which image it died: the one that was begun last."""
+        """The image that it died of: the one that was begun last."""
         assert self.process.stderr  # noqa: S101 - for the types
         begun = len(self.process.stderr.read())
         code = self.process.wait()

@@ -26,7 +26,7 @@ HARMLESS_BYTES = 64 * 2**20
 """Below this, an archive may shrink as much as it likes."""
 
 MOST_DIRECTORY_BYTES = 2**27
-"""Of the list of members, which is read at once: a million of them."""
+"""Bytes of the list of members, which is read at once: room for a million of them."""
 
 _END, _END64, _LOCATOR64 = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 _END_BYTES, _END64_BYTES, _LOCATOR64_BYTES = 22, 56, 20

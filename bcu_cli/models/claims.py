@@ -36,7 +36,7 @@ ARCH, NUM_CLASSES, INPUT_SIZE, MEAN, STD, CROP_PCT, CROP_MODE, INTERPOLATION, CH
     )
 )
 _LARGEST_SIDE, _MOST_CHANNELS = 2048, 64
-"""Of the input, where only a file says so; the user may say more."""
+"""Bounds of the input where only a file claims them; the user may ask for more."""
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
 BCU_SOURCE = "metadata"
 """Source of the claim that bcu wrote itself."""

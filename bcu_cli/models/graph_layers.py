@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _WINDOW = frozenset({"kernel_shape", "strides", "pads", "auto_pad", "dilations"})
 _MOST_PADDING, _MOST_SIDE = 1024, 4096
-"""Of a window: pixels that it adds on each side, and its own size, stride and dilation."""
+"""Attributes of a window: pixels that it adds on each side, and its own size, stride and dilation."""
 
 
 def layer_of(node: Node, tensors: dict[str, Tensor]) -> nn.Module | None:

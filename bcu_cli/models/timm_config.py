@@ -16,7 +16,7 @@ from bcu_cli.models.preprocessing import CROP_MODES
 from bcu_cli.models.said import Said, shown
 
 LONGEST_NAME = 2_000
-"""Of an architecture with its options."""
+"""The form of an architecture with its options."""
 IN_CHANS, IMG_SIZE, GLOBAL_POOL = "in_chans", "img_size", "global_pool"
 _HINT = "give --arch NAME, or --arch FILE.py:FUNCTION, which goes before what the file says"
 

@@ -327,7 +327,7 @@ def main() -> None:
         "faults": sum(len(study.faults) for study in studies),
         "commands": {study.name: study.document() for study in studies},
     }
-    text = json.dumps(document, indent=2) + "\n"
+    text = json.dumps(document, indent=2).replace(name, "DATA") + "\n"
     if given.out:
         given.out.write_text(text)
     print(text, end="")

@@ -84,7 +84,7 @@ SETS_ATTRIBUTES = b"}" + hostile.text("a") + PLAIN + b"sb"
 ACTING = {
     "function_of_a_library": hostile.call("somelib.tools", "run", PLAIN),
     "constructor_with_a_command": hostile.call("paramiko.proxy", "ProxyCommand", hostile.text("reboot")),
-    "constructor_with_a_line": hostile.call("somelib", "Job", hostile.text("touch /tmp/x")),
+    "constructor_with_a_line": hostile.call("somelib", "Job", hostile.text("touch x")),
     "constructor_with_a_path": hostile.call("h5py", "Thing", hostile.text("/etc/passwd"), hostile.text("w")),
     "constructor_with_a_list": hostile.call("somelib", "Job", b"]" + PLAIN + b"a"),
     "module_through_a_library": hostile.ask("somelib", "tempfile.TemporaryDirectory")
