@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Ran, Telling, bcu_process, descendants_of
+from helpers import Ran, Telling, bcu_process, children_of
 from safetensors.torch import save_file
 
 from bcu_cli.models import build
@@ -90,7 +90,7 @@ class Running:
 def ranks_of(pid: int) -> dict[int, int]:
     """The number of the process of each rank that a process, or one that it supervises, has started."""
     found = {}
-    for child in descendants_of(pid):
+    for child in [each for launcher in children_of(pid) for each in children_of(launcher)]:
         try:
             variables = Path(f"/proc/{child}/environ").read_text().split("\0")
         except OSError:
