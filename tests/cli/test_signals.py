@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bcu_cli.limits import PIPE
 
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -33,9 +36,22 @@ main()
 
 
 def signalled(number: int, when: str, *words: object, handled: str = "") -> subprocess.CompletedProcess[str]:
-    """Runs a command line that gets a signal when a module is imported."""
+    """Runs a command line, as the child of a supervisor, that gets a signal when a module is imported."""
     command = [sys.executable, "-c", PROGRAM, str(int(number)), when, handled, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    reading, writing = os.pipe()
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env=os.environ | {PIPE: str(writing)},
+            pass_fds=[writing],
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
