@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from helpers import Telling
+from helpers import Telling, descendants_of
 
 from bcu_cli import attacks
 from bcu_cli.cli import children, locked, running, zoo, zoo_folder
@@ -511,11 +511,11 @@ def test_a_single_attack_takes_no_option_of_a_zoo(
     assert not list(tmp_path.iterdir())
 
 
-def _is_training(telling: Telling, parent: int, out: str) -> bool:
-    """Whether the child that writes ``out`` has begun to train."""
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+def _is_training(telling: Telling, pid: int, out: str) -> bool:
+    """Whether a process that ``pid`` started, however deep, writes ``out`` and has begun to train."""
+    for child in descendants_of(pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if out in Path(f"/proc/{child}/cmdline").read_text() and telling.is_training(int(child)):
+            if out in Path(f"/proc/{child}/cmdline").read_text() and telling.is_training(child):
                 return True
     return False
 
