@@ -16,7 +16,7 @@ def main() -> None:
     The imports stand inside because the processes that decode images import this module too.
     """
     try:
-        from bcu_cli.cli import signals
+        from bcu_cli.runs import signals
 
         signals.handle(signals.end_at_once)
     except KeyboardInterrupt:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bcu_cli.cli import running
 from bcu_cli.defenses.bcu import Bcu, BcuOptions
 from bcu_cli.evaluation.measures import accuracy
 from bcu_cli.evaluation.suitability import suitability
 from bcu_cli.images.folder import ImageSet, hold_out, list_labelled, load_unlabeled
 from bcu_cli.training import devices
 from bcu_cli.training.inference import predict
+from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
     from bcu_cli.models import Loaded
@@ -40,7 +40,7 @@ def load(folder: str, loaded: Loaded, count: int, classes: int | None) -> ImageS
         shape = (count, *preprocessing.input_size)
         return ImageSet(images=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
     drawn = count if classes is None else None
-    geometry = running.geometry_of(preprocessing)
+    geometry = loading.geometry_of(preprocessing)
     data = load_unlabeled(Path(folder), geometry, at_most=drawn, generator=generator)
     if classes is None:
         return data
@@ -68,9 +68,9 @@ def main() -> None:
     parser.add_argument("--test", type=Path, help="a folder with one subfolder of pictures a class")
     parser.add_argument("--classes", type=int, help="of so many classes alone")
     given = parser.parse_args()
-    options = running.ModelOptions(arch=None, input_size=None, mean=None, std=None)
-    loaded = running.load_model(given.model, options, pictures=None)
-    test = running.load_labels_of(list_labelled(given.test), loaded) if given.test else None
+    options = loading.ModelOptions(arch=None, input_size=None, mean=None, std=None)
+    loaded = loading.load_model(given.model, options, pictures=None)
+    test = loading.load_labels_of(list_labelled(given.test), loaded) if given.test else None
     if test:
         print(f"ACC before: {accuracy(loaded.classifier, test, DEVICE).value:.2%}", flush=True)
     for folder in given.folders:

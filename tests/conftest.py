@@ -18,6 +18,7 @@ from hypothesis import settings
 from bcu_cli.images import signs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -55,6 +56,16 @@ def bcu(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
         return Ran(code, out, err)
 
     return call
+
+
+@pytest.fixture
+def on_screen() -> Iterator[None]:
+    """Shows on stderr, as the command line does, what a test's calls of the library report."""
+    from bcu_cli import events
+    from bcu_cli.cli import output
+
+    with events.listening(output.Screen()):
+        yield
 
 
 @pytest.fixture(scope="session")

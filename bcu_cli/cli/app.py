@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from bcu_cli import events
 from bcu_cli.cli import attack, benchmark, cleanse, demo, evaluate, inspect, output
 from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED, UNREAD
 from bcu_cli.cli.options import Version
@@ -66,9 +67,9 @@ def run(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
-        code = app(
-            [a for a in arguments if a != "--debug"], prog_name="bcu", standalone_mode=False, obj=arguments
-        )
+        with events.listening(output.Screen()):
+            words = [word for word in arguments if word != "--debug"]
+            code = app(words, prog_name="bcu", standalone_mode=False, obj=arguments)
         sys.stdout.flush()
         if code == INTERRUPTED:  # what some versions of Typer make of an interrupt
             return _interrupted()

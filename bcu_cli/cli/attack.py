@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcu_cli import attacks
-from bcu_cli.cli import output, running
+from bcu_cli.cli import output
 from bcu_cli.cli.options import (
     Data,
     DeviceName,
@@ -21,8 +21,11 @@ from bcu_cli.cli.options import (
     Seed,
     settings_of,
 )
-from bcu_cli.cli.trigger_choice import trigger_beside
 from bcu_cli.errors import UsageError
+from bcu_cli.evaluation.trigger_choice import trigger_beside
+from bcu_cli.report import files_read as files
+from bcu_cli.runs import resuming
+from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
     from bcu_cli.attacks.base import Attack, AttackOptions
@@ -234,13 +237,13 @@ class Where:
     @property
     def inputs(self) -> list[Path]:
         """What may be read: pictures, a surrogate, and the file of an architecture."""
-        return [*running.places_of_data(self.data), *self.own_files]
+        return [*files.places_of_data(self.data), *self.own_files]
 
     @property
     def own_files(self) -> list[Path]:
         """What may be read besides pictures: a surrogate, and the file of an architecture."""
         own = [Path(self.arch.rpartition(":")[0])] if ":" in self.arch else []
-        surrogate = running.files_of_model(self.surrogate) if self.surrogate else []
+        surrogate = files.files_of_model(self.surrogate) if self.surrogate else []
         return [*surrogate, *own]
 
 
@@ -263,7 +266,7 @@ class Attacking:
         shape = usual_size(self.where.arch, input_size)
         trigger = self._trigger(shape, settings)
         self._check_outputs()
-        with running.writing(self.where.out, inputs=self.where.inputs):
+        with resuming.writing(self.where.out, inputs=self.where.inputs):
             return self._run(shape, trigger, resume=resume)
 
     def _run(self, shape: tuple[int, int, int], trigger: Trigger | None, *, resume: bool) -> dict[str, Any]:
@@ -274,7 +277,7 @@ class Attacking:
         from bcu_cli.report.files_read import files_read, of_data
 
         where, options = self.where, self.options
-        train_set, test_set = running.load_to_train(
+        train_set, test_set = loading.load_to_train(
             where.data, shape, seed=options.seed, download=where.download
         )
         model = fresh(where.arch, len(train_set.classes), train_set.images, seed=options.seed)
@@ -297,7 +300,7 @@ class Attacking:
             self.device.precision,
         )
         keeper = StateFile(where.out, document.fingerprint("attack", *decides))
-        stages = running.train(attacking.stages(), keeper, resume=resume)
+        stages = resuming.train(attacking.stages(), keeper, resume=resume)
         self.clock.lap("training")
         speed = document.training(stages, self.device)
         measures = self._measure(model, test_set, trigger)
@@ -340,8 +343,8 @@ class Attacking:
         path = self.where.surrogate
         if path is None:
             return None
-        said = running.ModelOptions(arch=None, input_size=None, mean=None, std=None)
-        found = running.load_model(
+        said = loading.ModelOptions()
+        found = loading.load_model(
             path, said, pictures=self.where.data, download=self.where.download
         ).classifier
         if (found.num_classes, found.preprocessing.input_size) != (

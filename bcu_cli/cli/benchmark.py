@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bcu_cli.cli import benchmark_output, children, output
+from bcu_cli.cli import benchmark_output, output
 from bcu_cli.cli.exit_codes import FAILED
-from bcu_cli.cli.locked import locked
 from bcu_cli.cli.options import Json
 from bcu_cli.errors import UsageError
+from bcu_cli.runs import children
+from bcu_cli.runs.locked import locked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,8 @@ def run(
     from bcu_cli.benchmark import plan as plans
     from bcu_cli.benchmark.pictures import Pictures
     from bcu_cli.benchmark.results import Results
-    from bcu_cli.cli import benchmark_run, ray_engine
+    from bcu_cli.cli import benchmark_run
+    from bcu_cli.runs import ray_engine
 
     if engine not in _ENGINES:
         raise UsageError(f"there is no engine {engine}", f"--engine takes {', '.join(_ENGINES)}")

@@ -7,11 +7,13 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bcu_cli import events
 from bcu_cli.benchmark import results as files
 from bcu_cli.checkpoints.unfinished import NAMES, remove_unfinished
-from bcu_cli.cli import benchmark_output, children, output, running
-from bcu_cli.cli.trigger_choice import trigger_beside
+from bcu_cli.cli import benchmark_output
 from bcu_cli.errors import BcuError
+from bcu_cli.evaluation.trigger_choice import trigger_beside
+from bcu_cli.runs import children, resuming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from bcu_cli.benchmark.cell import Backdoored, Cell, Plan
     from bcu_cli.benchmark.pictures import Pictures
     from bcu_cli.benchmark.results import Results
-    from bcu_cli.cli.children import Engine
-    from bcu_cli.cli.running import Stop
+    from bcu_cli.runs.children import Engine
+    from bcu_cli.runs.resuming import Stop
 
 COMMAND = (sys.executable, "-m", "bcu_cli")
 """What runs a step; its name and options follow."""
@@ -47,9 +49,9 @@ def do(plan: Plan, cells: Sequence[Cell], results: Results, pictures: Pictures, 
         remove_unfinished(folder)
     copied = results.adopt(plan, cells)
     also = f", {copied} of them from another plan" if copied else ""
-    output.say(f"{len(cells) - len(left)} of {len(cells)} cells are there{also}")
+    events.say(f"{len(cells) - len(left)} of {len(cells)} cells are there{also}")
     done = 0
-    with running.stoppable() as stop, output.bar(f"measuring {plan.folder}") as bar:
+    with resuming.stoppable() as stop, events.progress(f"measuring {plan.folder}") as bar:
         bar.advance(0, len(left))
 
         def on_cell(cell: Cell) -> None:
@@ -59,12 +61,12 @@ def do(plan: Plan, cells: Sequence[Cell], results: Results, pictures: Pictures, 
             line = f"{cell.name}: {benchmark_output.line(made)}"
             bar.advance(1, len(left), line)
             if made["error"] or not sys.stderr.isatty():
-                output.say(f"{done} of {len(left)}: {line}")
+                events.say(f"{done} of {len(left)}: {line}")
 
         run = Run(plan, left, results, pictures, on_cell)
         engine(run.first(), stop=stop, on_end=lambda name, ended: run.after(name, ended, stop))
     if done < len(left):
-        output.say(f"{len(left) - done} of {len(cells)} cells are left; the same command again goes on")
+        events.say(f"{len(left) - done} of {len(cells)} cells are left; the same command again goes on")
         raise KeyboardInterrupt
 
 
@@ -170,14 +172,14 @@ class Run:
             return files.kept(path, decides)
         except BcuError as error:
             if path.exists():
-                output.say(f"{path.name} is made again: {error.message}")
+                events.say(f"{path.name} is made again: {error.message}")
             return None
 
     def _warn(self, name: str, text: str) -> None:
         for line in text.splitlines():
             if line.startswith("warning: ") and line not in self._warned:
                 self._warned.add(line)
-                output.warn(f"{name}: {line.removeprefix('warning: ')}")
+                events.warn(f"{name}: {line.removeprefix('warning: ')}")
 
     def _attack(self, model: Backdoored) -> list[str]:
         out = self._results.network(model)

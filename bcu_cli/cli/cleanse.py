@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcu_cli import defenses
-from bcu_cli.cli import cleansing_output, output, running, several
+from bcu_cli.cli import cleansing_output, output, several
 from bcu_cli.cli.cleansing import FORMATS, Cleansing
 from bcu_cli.cli.cleansing_pictures import Pictures
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
@@ -26,10 +26,14 @@ from bcu_cli.cli.options import (
     Resume,
     Seed,
     Std,
+    model_options,
     settings_of,
     size_in_bytes,
 )
 from bcu_cli.errors import UsageError
+from bcu_cli.report import files_read as files
+from bcu_cli.runs import resuming
+from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
     from bcu_cli.defenses.base import Defense
@@ -246,18 +250,18 @@ def cleanse(
         several.check(devices)
     elif devices not in {None, 1}:
         raise typer.Exit(several.launch(context.obj, devices))
-    inputs = [*running.files_of_model(model, arch), *([images] if images else [])]
+    inputs = [*files.files_of_model(model, arch), *([images] if images else [])]
     chosen = choose(device, precision)
-    of_model = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
+    of_model = model_options(arch, input_size, mean, std)
     pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels, cache=room)
-    with running.writing(out, inputs=inputs), profiling(chosen) if profile else nullcontext() as timed:
+    with resuming.writing(out, inputs=inputs), profiling(chosen) if profile else nullcontext() as timed:
         with span(READING):
-            loaded = running.load_model(model, of_model, pictures=images)
+            loaded = loading.load_model(model, of_model, pictures=images)
         run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format, force=force)
         report = run.run(pictures, resume=resume)
     if ranks.rank() > 0:
         return
-    read = [*running.files_read_of(report["model"], arch), *([images] if images else [])]
+    read = [*files.files_read_of(report["model"], arch), *([images] if images else [])]
     report["files_read"] = files_read(read)
     if timed:
         report["profile"] = timed.as_json(report["training"], measure_convolution_peak(chosen))

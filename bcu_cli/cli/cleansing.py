@@ -6,9 +6,11 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.cli import output, running
+from bcu_cli import events
+from bcu_cli.cli import output
 from bcu_cli.cli.cleansing_pictures import load, warn_of
 from bcu_cli.errors import TrainingError, UsageError
+from bcu_cli.runs import resuming
 from bcu_cli.training import profile
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ class Cleansing:
         in_force = document.options(defense.options)
         keeper = self._keeper(in_force, images)
         watch = _Watch(defense, held_out, self.device)
-        stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
+        stages = resuming.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
         self.clock.lap("cleansing")
         judged = defense.verdict()
         wanted = self.force or judged is None or judged.good
@@ -181,7 +183,7 @@ class Cleansing:
         some = used.images if isinstance(used, ImageSet) else spread(used.images)
         found = suitability(self.loaded.classifier, some, self.device, classes=self.classes).as_json()
         for warning in found["warnings"]:
-            output.warn(warning)
+            events.warn(warning)
         return found
 
     def _write(self, defense: Defense[Any]) -> dict[str, Any]:

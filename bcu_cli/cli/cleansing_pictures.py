@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.cli import output, running
+from bcu_cli import events
+from bcu_cli.cli import output
 from bcu_cli.errors import ImagesError
+from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +64,7 @@ def load(
     if pictures.folder is None:
         return None, None
     generator = torch.Generator().manual_seed(seed)
-    geometry = running.geometry_of(loaded.classifier.preprocessing)
+    geometry = loading.geometry_of(loaded.classifier.preprocessing)
     if kind.needs_labels and not pictures.pseudo_labels:
         data = _load_labelled(pictures, loaded, kind, generator)
     else:
@@ -71,7 +73,7 @@ def load(
         if many and not kind.needs_labels:
             return _stream(listing, geometry, pictures.cache, generator)
         _require_room(len(listing), geometry, pictures, kind)
-        data = running.with_bar(lambda bar: decode(listing, geometry, on_progress=bar), listing.root)
+        data = loading.with_bar(lambda bar: decode(listing, geometry, on_progress=bar), listing.root)
         require_enough(len(data), data)
     used, held_out = hold_out(data, _HELD_OUT, most=_MOST_HELD_OUT, generator=generator, in_place=True)
     if kind.needs_labels and pictures.pseudo_labels:
@@ -87,12 +89,12 @@ def _stream(
     from bcu_cli.images.stream import open_stream
 
     total = len(listing) * geometry.bytes
-    output.say(
+    events.say(
         f"{len(listing):,} pictures take {output.size(total)} decoded: they are decoded as they are used, "
         + ("and kept" if total <= cache else f"and {output.size(cache)} of them kept")
     )
     rest, apart = divide(listing, _HELD_OUT, most=_MOST_HELD_OUT, generator=generator)
-    held_out = running.with_bar(lambda bar: decode(apart, geometry, on_progress=bar), listing.root)
+    held_out = loading.with_bar(lambda bar: decode(apart, geometry, on_progress=bar), listing.root)
     return open_stream(rest, held_out, geometry, cache=cache, of=len(apart)), held_out
 
 
@@ -113,8 +115,8 @@ def _load_labelled(
         )
     part = list_labelled(folder)
     part = part if pictures.at_most is None else part.drawn(pictures.at_most, generator)
-    _require_room(len(part.pictures), running.geometry_of(loaded.classifier.preprocessing), pictures, kind)
-    data = running.load_labels_of(part, loaded)
+    _require_room(len(part.pictures), loading.geometry_of(loaded.classifier.preprocessing), pictures, kind)
+    data = loading.load_labels_of(part, loaded)
     if len(data) < FEWEST_IMAGES:
         raise ImagesError(
             f"{folder} holds {len(data)} readable pictures; at least {FEWEST_IMAGES} are needed",
@@ -148,12 +150,12 @@ def warn_of(used: ImageSet | StreamedSet, report: Mapping[str, Any]) -> None:
 
     if isinstance(used, ImageSet):
         return
-    running.say_scaled(used.root, used.newly_scaled)
+    loading.say_scaled(used.root, used.newly_scaled)
     if skipped := used.images.skipped:
         path, reason = skipped[0]
-        output.warn(
+        events.warn(
             f"{len(skipped)} more files in {used.root} are no readable pictures, first {path}: {reason}; "
             "others took their places"
         )
     if warning := report["stream"]["warning"]:
-        output.warn(warning)
+        events.warn(warning)

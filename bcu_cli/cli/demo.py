@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bcu_cli.cli import children, output
+from bcu_cli.cli import output
 from bcu_cli.errors import BcuError, UsageError
+from bcu_cli.runs import children
 
 TRAIN_PER_CLASS, TEST_PER_CLASS, UNLABELED_PER_CLASS = 300, 100, 100
 CLEANSING = ("--quick",)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcu_cli import triggers
-from bcu_cli.cli import output, running, scanning
+from bcu_cli import events, triggers
+from bcu_cli.cli import output, scanning
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
-from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std
+from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std, model_options
 from bcu_cli.errors import BcuError, UsageError
+from bcu_cli.report import files_read as files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -112,7 +113,7 @@ def inspect(
     if not scan:
         of_scan = {"--images": images, "--evidence": evidence, "--input-size": input_size}
         scanning.refuse_without_scan({**of_scan, "--mean": mean, "--std": std})
-    said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
+    said = model_options(arch, input_size, mean, std)
     options = scanning.ScanOptions(
         images=images, evidence=evidence, model=said, device=device, precision=precision, seed=seed
     )
@@ -156,7 +157,7 @@ def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
 
         found = find_files(paths)
         documents = {}
-        with output.bar("Inspecting") as bar:
+        with events.progress("Inspecting") as bar:
             for path in found.files:
                 documents[path] = _inspect_one(reader, path, arch)
                 bar.advance(1, of=len(found.files), note=path.name)
@@ -183,7 +184,7 @@ def _files_read(documents: Iterable[dict[str, Any]], arch: str | None) -> list[d
         if "sha256" not in document:  # it could not be read
             continue
         path, parts = Path(document["path"]), [Path(part) for part in document["parts"]]
-        beside += running.files_of_config(path, arch)
+        beside += files.files_of_config(path, arch)
         if parts and document["sha256"]:
             read += files_read([path, *parts])
         else:

@@ -13,6 +13,8 @@ from bcu_cli.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from bcu_cli.workflows.loading import ModelOptions
+
 _MODEL = "How the model is read"
 RUN = "How it runs"
 
@@ -102,6 +104,21 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"{option} {text} is no list of numbers", f"like {option} 0.5,0.5,0.5") from error
+
+
+def model_options(
+    arch: str | None, input_size: int | None, mean: str | None, std: str | None
+) -> ModelOptions:
+    """What the options say of a model.
+
+    Raises:
+        UsageError: ``--mean`` or ``--std`` is no list of numbers.
+    """
+    from bcu_cli.workflows.loading import ModelOptions
+
+    return ModelOptions(
+        arch=arch, input_size=input_size, mean=numbers(mean, "--mean"), std=numbers(std, "--std")
+    )
 
 
 def size_in_bytes(text: str, option: str) -> int:

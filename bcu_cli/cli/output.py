@@ -7,19 +7,20 @@ import logging
 import sys
 import traceback
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bcu_cli import events
 from bcu_cli.report.text import percent as percent
 from bcu_cli.report.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 SCHEMA_VERSION = 1
 _WIDTH = 120
@@ -115,30 +116,40 @@ def facts(pairs: Iterable[tuple[str, str]]) -> None:
     _console(stderr=False).print(grid)
 
 
-class Bar:
-    """A progress bar on stderr; it vanishes when it is done, and where stderr is no terminal."""
+class Screen:
+    """Shows events on stderr: lines, and a bar that vanishes when its part of the work is done.
 
-    def __init__(self, progress: Progress, description: str) -> None:
-        self._progress = progress
-        self._task = progress.add_task(printable(description), total=None, note="")
+    There are no bars where stderr is no terminal.
+    """
 
-    def advance(self, by: int, of: int, note: str = "") -> None:
-        """Go on by so many of so many."""
-        self._progress.update(self._task, advance=by, total=of)
-        if note:
-            self._progress.update(self._task, note=printable(note))
+    def __init__(self) -> None:
+        self._bars: dict[int, tuple[Progress, TaskID]] = {}
 
-    def restart(self, note: str) -> None:
-        """Begin anew with another part of the work."""
-        self._progress.reset(self._task, total=None, note=printable(note))
+    def __call__(self, event: events.Event) -> None:
+        """Show one event."""
+        if isinstance(event, events.Progress):
+            self._show(event)
+        elif event.is_warning:
+            warn(event.text)
+        else:
+            say(event.text)
+
+    def _show(self, event: events.Progress) -> None:
+        if event.ended:
+            if event.part in self._bars:
+                self._bars.pop(event.part)[0].stop()
+            return
+        if event.part not in self._bars:
+            if _quiet or not _console(stderr=True).is_terminal:
+                return
+            self._bars[event.part] = _bar(event.title)
+        bar, task = self._bars[event.part]
+        bar.update(task, completed=event.done, total=event.total, note=printable(event.note))
 
 
-@contextmanager
-def bar(description: str) -> Iterator[Bar]:
-    """A progress bar for as long as the context lasts."""
+def _bar(title: str) -> tuple[Progress, TaskID]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = _console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -146,10 +157,9 @@ def bar(description: str) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=_quiet or not console.is_terminal
-    ) as progress:
-        yield Bar(progress, description)
+    bar = Progress(*columns, console=_console(stderr=True), transient=True)
+    bar.start()
+    return bar, bar.add_task(printable(title), total=None, note="")
 
 
 def measure(share: dict[str, Any]) -> str:

@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli import limits
-from bcu_cli.cli import output, running, signals
+from bcu_cli import events, limits
+from bcu_cli.cli import output
 from bcu_cli.errors import BcuError, OutputError, UsageError
-from bcu_cli.runs import supervisor
+from bcu_cli.report import files_read as files
+from bcu_cli.runs import signals, supervisor
+from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +51,7 @@ class ScanOptions:
 
     images: Path | None
     evidence: Path | None
-    model: running.ModelOptions
+    model: loading.ModelOptions
     device: str
     precision: str
     seed: int
@@ -140,7 +142,11 @@ def _as_json(options: ScanOptions) -> dict[str, Any]:
 
 def _from_json(values: dict[str, Any]) -> ScanOptions:
     folders = {name: values[name] and Path(values[name]) for name in ("images", "evidence")}
-    return ScanOptions(**values | folders | {"model": running.ModelOptions(**values["model"])})
+    model: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values["model"].items()
+    }
+    whole: dict[str, Any] = {**values, **folders, "model": loading.ModelOptions(**model)}
+    return ScanOptions(**whole)
 
 
 def scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> None:
@@ -243,7 +249,7 @@ def _scan(path: Path, options: ScanOptions, device: Device) -> tuple[dict[str, A
     from bcu_cli.scan.base import Subject
     from bcu_cli.scan.verdict import judge
 
-    loaded = running.load_model(path, options.model, pictures=options.images)
+    loaded = loading.load_model(path, options.model, pictures=options.images)
     model = loaded.classifier
     images = None if options.images is None else _images(options.images, model, options.seed)
     model.to(device.torch).eval()
@@ -262,7 +268,7 @@ def _scan(path: Path, options: ScanOptions, device: Device) -> tuple[dict[str, A
         "detectors": [each.document() for each in looked],
         "pictures": [],
     }
-    read = [*running.files_read_of(scan["model"], options.model.arch)]
+    read = [*files.files_read_of(scan["model"], options.model.arch)]
     scan["files_read"] = files_read([*read, *([options.images] if options.images else [])])
     return scan, looked
 
@@ -288,9 +294,9 @@ def _images(folder: Path, model: Classifier, seed: int) -> Tensor:
 
     from bcu_cli.images.folder import load_unlabeled
 
-    geometry = running.geometry_of(model.preprocessing)
+    geometry = loading.geometry_of(model.preprocessing)
     generator = torch.Generator().manual_seed(seed)
-    data = running.with_bar(
+    data = loading.with_bar(
         lambda bar: load_unlabeled(
             folder, geometry, at_most=_MOST_IMAGES, generator=generator, on_progress=bar
         ),
@@ -303,7 +309,7 @@ def _look(subject: Subject, path: Path) -> list[Looked]:
     """Ask the detectors, with a bar that says which is at work."""
     from bcu_cli.scan.behaviour import look
 
-    with output.bar(f"scanning {path.name}") as bar:
+    with events.progress(f"scanning {path.name}") as bar:
 
         def start(name: str) -> OnStep:
             done = 0

@@ -13,9 +13,9 @@ import typer
 
 from bcu_cli import limits
 from bcu_cli.cli import output
-from bcu_cli.cli.children import with_threads
 from bcu_cli.cli.exit_codes import INTERRUPTED
 from bcu_cli.errors import RankLostError, TrainingError, UsageError
+from bcu_cli.runs.children import with_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from bcu_cli import attacks
-from bcu_cli.cli import children, output, running
+from bcu_cli import attacks, events
+from bcu_cli.cli import output
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.zoo_folder import CLEAN, Entry, Zoo
 from bcu_cli.errors import BcuError, ImagesError, UsageError
+from bcu_cli.runs import children, resuming
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -109,11 +110,11 @@ def train_all(context: typer.Context, zoo_options: ZooOptions, *, data: object, 
         raise UsageError(f"--setting {plain[0]} does not say of which attack", "like --setting sig.delta=60")
     jobs, threads = children.at_a_time(zoo_options.jobs, len(entries), on_gpu=_check(data, in_force))
     with Zoo(out, data=str(data), options=in_force, jobs=jobs, threads=threads) as zoo:
-        with output.bar(f"checking {out}") as bar:
+        with events.progress(f"checking {out}") as bar:
             missing = zoo.missing(entries, on_each=lambda: bar.advance(1, len(entries)))
         zoo.write_index()
         there = len(entries) - len(missing)
-        output.say(f"{there} of {len(entries)} models are there; {jobs} at a time, {threads} threads each")
+        events.say(f"{there} of {len(entries)} models are there; {jobs} at a time, {threads} threads each")
         _train(zoo, missing, there, given, data=str(data), jobs=jobs, threads=threads)
         if context.params["as_json"]:
             output.document(zoo.index())
@@ -195,7 +196,7 @@ def _train(
         ends = [f"--data={data}", f"--out={zoo.model(entry)}", "--resume", "--json"]
         return [*COMMAND, entry.attack, *_words(entry, given), *ends]
 
-    with running.stoppable() as stop, output.bar(f"training {zoo.folder}") as bar:
+    with resuming.stoppable() as stop, events.progress(f"training {zoo.folder}") as bar:
         bar.advance(there, total)
 
         def after(name: str, ended: children.Ended) -> tuple[()]:
@@ -205,7 +206,7 @@ def _train(
             for line in ended.err.splitlines():
                 if line.startswith("warning: ") and line not in warned:
                     warned.add(line)
-                    output.warn(f"{name}: {line.removeprefix('warning: ')}")
+                    events.warn(f"{name}: {line.removeprefix('warning: ')}")
             entry = by_name[name]
             try:
                 if ended.code:
@@ -219,7 +220,7 @@ def _train(
             line = _line(row)
             bar.advance(1, total, line)
             if row["error"] or not sys.stderr.isatty():
-                output.say(f"{done} of {total}: {line}")
+                events.say(f"{done} of {total}: {line}")
             return ()
 
         children.run_all(
@@ -231,7 +232,7 @@ def _train(
             keep_open=[zoo.lock],
         )
     if done < total:
-        output.say(f"{done} of {total} models are there; the same command again goes on")
+        events.say(f"{done} of {total} models are there; the same command again goes on")
         raise KeyboardInterrupt
 
 

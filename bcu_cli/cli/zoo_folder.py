@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from bcu_cli import __version__
+from bcu_cli import __version__, events
 from bcu_cli.checkpoints.unfinished import NAMES, remove_unfinished
 from bcu_cli.cli import output
-from bcu_cli.cli.locked import ANOTHER_FOLDER, locked
-from bcu_cli.cli.trigger_choice import trigger_beside
 from bcu_cli.errors import BcuError, CheckpointError, UsageError
 from bcu_cli.evaluation.gates import Gate, judge
+from bcu_cli.evaluation.trigger_choice import trigger_beside
 from bcu_cli.report import json_file
+from bcu_cli.runs.locked import ANOTHER_FOLDER, locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -102,7 +102,7 @@ class Zoo:
                 self._rows[entry] = _row(entry)
                 left.append(entry)
                 if self._report(entry).exists():
-                    output.say(f"{entry.name} is trained again: {error.message}")
+                    events.say(f"{entry.name} is trained again: {error.message}")
         return left
 
     def keep(self, entry: Entry, text: str) -> None:

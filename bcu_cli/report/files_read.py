@@ -72,3 +72,31 @@ def _size(file: Path) -> bytes:
         return str(file.stat().st_size).encode()
     except OSError:  # gone by now
         return b"gone"
+
+
+def files_of_model(path: Path, arch: str | None = None) -> list[Path]:
+    """What may be read to make a model file a classifier, whether it is there or not.
+
+    Raises:
+        CheckpointError: It is an index that makes no sense.
+    """
+    from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
+
+    parts = read_index(path) if path.name.endswith(INDEX_SUFFIX) else ()
+    return [path, *parts, *files_of_config(path, arch)]
+
+
+def files_of_config(path: Path, arch: str | None = None) -> list[Path]:
+    """What may be read beside a model file to tell its network, whether it is there or not."""
+    beside = [path.with_name(name) for name in ("config.json", "preprocessor_config.json")]
+    return [*beside, *([Path(arch.rpartition(":")[0])] if arch and ":" in arch else [])]
+
+
+def files_read_of(model: dict[str, Any], arch: str | None = None) -> list[Path]:
+    """What was read to make a model of a report a classifier, whether it is there or not."""
+    return [*files_of_model(Path(model["path"]), arch), *map(Path, model["parts"])]
+
+
+def places_of_data(spec: str) -> list[Path]:
+    """What ``--data`` may name: a folder, an archive, or behind a colon the folder of a published set."""
+    return [Path(spec), *([Path(place)] if (place := spec.partition(":")[2]) else [])]

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from bcu_cli import __version__
 from bcu_cli.checkpoints.resume import StateFile, path_of
-from bcu_cli.cli import running
 from bcu_cli.errors import BcuError
+from bcu_cli.runs import resuming
 from bcu_cli.training.devices import choose
 from bcu_cli.training.loop import Interrupted, Stage, Training
 from bcu_cli.training.options import TrainingOptions
@@ -142,7 +142,7 @@ DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 
 def go_on(output: Path) -> Stage:
     """What ``--resume`` does."""
-    (done,) = running.train([stage()], StateFile(output, RUN), resume=True)
+    (done,) = resuming.train([stage()], StateFile(output, RUN), resume=True)
     return done
 
 
@@ -151,7 +151,7 @@ def study(output: Path, damages: int, seed: int) -> tuple[dict[str, Counter[str]
     expected = stage()
     expected.training.run()
     path, chance = path_of(output), random.Random(seed)
-    StateFile(output, RUN).save(running._state([stopped()]))
+    StateFile(output, RUN).save(resuming._state([stopped()]))
     whole = path.read_bytes()
     counts: dict[str, Counter[str]] = {damage.__name__: Counter() for damage in DAMAGES}
     faults = []
@@ -182,7 +182,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
-    running.output.quiet(True)
+    resuming.output.quiet(True)
     with tempfile.TemporaryDirectory(prefix="bcu-states-") as name:
         counts, faults = study(Path(name, "out.safetensors"), given.damages, given.seed)
     total = sum(counts.values(), Counter[str]())

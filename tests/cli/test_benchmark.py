@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_bcu.py")))
 DRIVER = f"""
 import sys
-from bcu_cli.cli import benchmark, benchmark_run, children
+from bcu_cli.cli import benchmark, benchmark_run
+from bcu_cli.runs import children
 from bcu_cli.cli.app import run
 benchmark_run.COMMAND = {FAKE!r}
 benchmark._check_options = lambda cells: None  # these two import torch, which takes seconds

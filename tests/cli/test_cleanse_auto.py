@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bcu_cli.checkpoints.resume import StateFile
-from bcu_cli.cli import cleansing_output, running
+from bcu_cli.cli import cleansing_output
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.base import Verdict
 from bcu_cli.images import signs
+from bcu_cli.runs import resuming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,7 +170,7 @@ def test_an_interruption_in_any_stage_leaves_the_old_file_and_is_resumed_to_the_
     out, state = tmp_path / "out.safetensors", tmp_path / "out.safetensors.resume"
     assert cleanse().code == 0
     whole = out.read_bytes()
-    keep = running._keep
+    keep = resuming._keep
 
     def interrupt_in(number: int) -> Callable[..., None]:
         def keep_or_stop(stages: list[Any], keeper: Any, stop: Any, asked: Any) -> None:
@@ -180,12 +181,12 @@ def test_an_interruption_in_any_stage_leaves_the_old_file_and_is_resumed_to_the_
 
     for number, title in enumerate(STAGES, start=1):
         out.write_bytes(b"old")
-        monkeypatch.setattr(running, "_keep", interrupt_in(number))
+        monkeypatch.setattr(resuming, "_keep", interrupt_in(number))
         stopped = cleanse()
         assert stopped.code == 130
         assert f"of {title}; --resume" in stopped.err
         assert (out.read_bytes(), state.exists()) == (b"old", True)
-        monkeypatch.setattr(running, "_keep", keep)
+        monkeypatch.setattr(resuming, "_keep", keep)
         resumed = cleanse("--resume")
         assert resumed.code == 0, resumed.err
         assert "going on after step 1 of" in resumed.err

@@ -307,7 +307,7 @@ REFUSED = {
 def test_refused_in_one_line(
     evaluate, clean: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bcu_cli.cli import measuring
+    from bcu_cli.workflows import measuring
 
     def never(*arguments: object) -> None:
         raise AssertionError("measured before it was refused")

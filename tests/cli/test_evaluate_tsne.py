@@ -148,12 +148,12 @@ REFUSED = {
 def test_refused_before_the_work(
     bcu, few: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bcu_cli.cli import running
+    from bcu_cli.workflows import loading
 
     def never(*arguments: object, **more: object) -> None:
         raise AssertionError("read before it was refused")
 
-    monkeypatch.setattr(running, "load_model", never)
+    monkeypatch.setattr(loading, "load_model", never)
     monkeypatch.chdir(tmp_path)
     if case == "no package":
         monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "sklearn" else object())

@@ -98,16 +98,17 @@ def test_sarif_holds_no_control_character_and_no_link() -> None:
 
 PROGRAM = """
 import logging, sys, time, warnings
+from bcu_cli import events
 from bcu_cli.cli import output
 output.guard()
 text = sys.argv[1].encode("latin-1").decode("unicode_escape")
 warnings.warn(text)
 logging.getLogger("timm").warning("of %s", text)
-with output.bar(text) as bar:
+with events.listening(output.Screen()), events.progress(text) as part:
     for _ in range(4):
-        bar.advance(1, 8, text)
+        part.advance(1, 8, text)
         time.sleep(0.2)
-    bar.restart(text)
+    part.restart(text)
     time.sleep(0.3)
 """
 

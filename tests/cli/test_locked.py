@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bcu_cli.cli import locked
 from bcu_cli.errors import UsageError
+from bcu_cli.runs import locked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_second_run_on_a_file_is_refused_and_others_go_on(tmp_path: Path) -> N
 @needs_locks
 def test_a_killed_run_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from bcu_cli.cli.locked import locked_output\n"
+        "import sys, time; from pathlib import Path; from bcu_cli.runs.locked import locked_output\n"
         "with locked_output(Path(sys.argv[1])):\n    print('locked', flush=True); time.sleep(60)\n"
     )
     out = tmp_path / "out"

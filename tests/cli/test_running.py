@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from bcu_cli.checkpoints import resume
 from bcu_cli.checkpoints.resume import StateFile
-from bcu_cli.cli import running
 from bcu_cli.errors import CheckpointError, OutputError
+from bcu_cli.runs import resuming
 from bcu_cli.training.devices import choose
 from bcu_cli.training.loop import Stage, Training
 from bcu_cli.training.options import TrainingOptions
@@ -23,6 +23,8 @@ from bcu_cli.training.options import TrainingOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("on_screen")
 
 EPOCHS = 3
 
@@ -56,9 +58,9 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_that_is_done_keeps_its_state_until_the_output_is_written(keeper: StateFile) -> None:
-    whole = weights(running.train([stage(), stage("second")], keeper, resume=False))
+    whole = weights(resuming.train([stage(), stage("second")], keeper, resume=False))
     assert keeper.path.exists()
-    again = running.train([stage(), stage("second")], keeper, resume=True)
+    again = resuming.train([stage(), stage("second")], keeper, resume=True)
     assert torch.equal(weights(again), whole)
     assert [each.training.throughput().images for each in again] == [0, 0]  # nothing was trained again
 
@@ -73,7 +75,7 @@ def test_a_stop_after_the_last_step_keeps_the_state(
 
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(KeyboardInterrupt):
-        running.train(stages(), keeper, resume=False)
+        resuming.train(stages(), keeper, resume=False)
     assert "stopped after the last step; --resume goes on from there" in capfd.readouterr().err
     assert keeper.path.exists()
     after = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
@@ -89,10 +91,10 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on(
         tried.append(path)
         raise OutputError(f"{path} cannot be written: no space left on device", "free some space")
 
-    whole = weights(running.train([stage()], keeper, resume=False))
+    whole = weights(resuming.train([stage()], keeper, resume=False))
     old = keeper.path.read_bytes()
     monkeypatch.setattr(resume, "atomic_write", refuse)
-    assert torch.equal(weights(running.train([stage()], keeper, resume=False)), whole)
+    assert torch.equal(weights(resuming.train([stage()], keeper, resume=False)), whole)
     assert len(tried) > 2
     assert capfd.readouterr().err.count("warning: the state of this run is not kept") == 1
     assert keeper.path.read_bytes() == old
@@ -114,7 +116,7 @@ def test_a_stop_whose_state_finds_no_room_says_so(
 
     monkeypatch.setattr(stopping.training, "_timed_step", step_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        running.train([stopping], keeper, resume=False)
+        resuming.train([stopping], keeper, resume=False)
     err = capfd.readouterr().err
     assert "stopped after step 1 of 6 of first; its state could not be kept" in err
     assert "--resume" not in err
@@ -178,19 +180,19 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def stop_after_two(stages: list[Stage], keeper: StateFile, stop: Any, asked: Any) -> None:
         if stages[-1].training.done == 2:
-            running._save(stages, keeper)
+            resuming._save(stages, keeper)
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(running, "_keep", stop_after_two)
-        running.train([stage()], keeper, resume=False)
+        patch.setattr(resuming, "_keep", stop_after_two)
+        resuming.train([stage()], keeper, resume=False)
     return keeper.load()
 
 
 def test_a_kept_state_goes_on_to_the_same_end(kept: Any, keeper: StateFile) -> None:
-    whole = weights(running.train([stage()], keeper, resume=False))
+    whole = weights(resuming.train([stage()], keeper, resume=False))
     keeper.save(kept)
-    assert torch.equal(weights(running.train([stage()], keeper, resume=True)), whole)
+    assert torch.equal(weights(resuming.train([stage()], keeper, resume=True)), whole)
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -199,7 +201,7 @@ def test_a_state_with_a_field_of_another_kind_is_refused(kept: Any, keeper: Stat
     FIELDS[name](state)
     keeper.save(state)
     with pytest.raises(CheckpointError, match="does not fit this run: ") as error:
-        running.train([stage()], keeper, resume=True)
+        resuming.train([stage()], keeper, resume=True)
     assert str(keeper.path) in error.value.message
     assert "--resume" in error.value.hint
 
@@ -207,4 +209,4 @@ def test_a_state_with_a_field_of_another_kind_is_refused(kept: Any, keeper: Stat
 def test_a_state_of_another_network_is_refused(kept: Any, keeper: StateFile) -> None:
     keeper.save(kept)
     with pytest.raises(CheckpointError, match="does not fit this run: of first, its average"):
-        running.train([stage(width=5)], keeper, resume=True)
+        resuming.train([stage(width=5)], keeper, resume=True)

@@ -62,7 +62,7 @@ def test_a_signal_ends_a_run_in_one_line_while_it_starts(number: signal.Signals,
 
 
 def test_ctrl_c_at_the_very_first_import(tmp_path: Path) -> None:
-    ran = signalled(signal.SIGINT, "bcu_cli.cli.signals", "inspect", MODEL)
+    ran = signalled(signal.SIGINT, "bcu_cli.runs.signals", "inspect", MODEL)
     assert (ran.returncode, ran.stderr) == (130, "interrupted\n")
 
 
@@ -88,7 +88,7 @@ def test_a_signal_that_is_ignored_when_it_starts_stays_so(number: signal.Signals
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_ends_a_run_that_does_not_heed_the_first(number: signal.Signals) -> None:
     program = (
-        "import os, sys, time; from bcu_cli.cli import signals\n"
+        "import os, sys, time; from bcu_cli.runs import signals\n"
         "signals.handle(signals.interrupt)\n"
         "for _ in range(2):\n"
         "    try:\n"

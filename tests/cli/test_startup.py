@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import resource
 import subprocess
 import sys
@@ -82,22 +83,30 @@ def test_decoding_processes_start_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_layers_import_only_downwards() -> None:
-    import ast
+def _imported(node: ast.AST, package: list[str]) -> list[str]:
+    """The modules that a statement imports, in the module of a package, also relatively."""
+    if isinstance(node, ast.Import):
+        return [name.name for name in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    above = package[: len(package) - node.level + 1] if node.level else []
+    module = ".".join([*above, *([node.module] if node.module else [])])
+    return [module, *(f"{module}.{name.name}" for name in node.names)]
 
+
+def test_layers_import_only_downwards() -> None:
     import bcu_cli
 
-    levels = [["cli"], ["runs"], ["benchmark"], ["attacks", "defenses", "scan", "report"], ["evaluation"],
-              ["training", "triggers"], ["models", "images"], ["checkpoints"],
-              ["limits"], ["errors"]]  # fmt: skip
+    levels = [["cli"], ["workflows"], ["runs"], ["benchmark"], ["attacks", "defenses", "scan"],
+              ["evaluation"], ["report"], ["training", "triggers"], ["models", "images"], ["checkpoints"],
+              ["limits", "events"], ["errors"]]  # fmt: skip
     level = {name: i for i, names in enumerate(levels) for name in names}
     root = Path(bcu_cli.__file__).parent
     wrong = []
     for file in root.rglob("*.py"):
         layer = file.relative_to(root).parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            for name in names:
+            for name in _imported(node, ["bcu_cli", *file.relative_to(root).parent.parts]):
                 other = name.removeprefix("bcu_cli.").split(".")[0] if name.startswith("bcu_cli.") else None
                 if layer in level and other in level and other != layer and level[other] <= level[layer]:
                     wrong.append(f"{file.relative_to(root)} imports {name}")

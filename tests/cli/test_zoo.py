@@ -18,9 +18,10 @@ import pytest
 from helpers import Telling, descendants_of
 
 from bcu_cli import attacks
-from bcu_cli.cli import children, locked, running, zoo, zoo_folder
+from bcu_cli.cli import zoo, zoo_folder
 from bcu_cli.errors import UsageError
 from bcu_cli.images import signs
+from bcu_cli.runs import children, locked, resuming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -469,7 +470,7 @@ def test_an_error_ends_what_runs(tmp_path: Path) -> None:
     )
     commands = [(name, [sys.executable, "-c", code]) for name, code in (("a", sleeper), ("b", waiter))]
     with pytest.raises(BrokenError):
-        children.run_all(commands, jobs=2, environment={}, stop=running.Stop(), on_end=fail)
+        children.run_all(commands, jobs=2, environment={}, stop=resuming.Stop(), on_end=fail)
     assert not _is_alive(int(pid.read_text()))
 
 

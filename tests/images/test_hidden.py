@@ -14,16 +14,18 @@ from PIL import Image
 
 from bcu_cli.benchmark import pictures
 from bcu_cli.benchmark.cell import DataSet
-from bcu_cli.cli import running
 from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
 from bcu_cli.images.folder import list_labelled, load, load_unlabeled
 from bcu_cli.images.hidden import Hidden, is_hidden
 from bcu_cli.images.listing import list_pictures
 from bcu_cli.images.sources import open_source
+from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("on_screen")
 
 SIZE = Geometry(height=16, width=16)
 FOLDERS = (".ipynb_checkpoints", ".git", "__MACOSX", "@eaDir", "$RECYCLE.BIN", ".Trash-1000", "lost+found")
@@ -177,8 +179,8 @@ def test_a_plan_divides_the_images_that_show(small: Path, tmp_path: Path) -> Non
 
 
 def evaluate_and_attack(labelled: Path) -> list[object]:
-    measured = running.load_to_measure(str(labelled), SIZE, ())
-    train, test = running.load_to_train(str(labelled), (3, 16, 16), seed=0)
+    measured = loading.load_to_measure(str(labelled), SIZE, ())
+    train, test = loading.load_to_train(str(labelled), (3, 16, 16), seed=0)
     return [*measured.classes, len(measured), *train.classes, len(train), len(test)]
 
 
@@ -189,7 +191,7 @@ def test_commands_say_once_what_they_left_out(
         shutil.copytree(small, tmp_path / "divided" / part)
     litter(tmp_path / "divided")
     path = shutil.make_archive(str(tmp_path / "divided"), "zip", tmp_path / "divided")
-    running.load_to_train(path, (3, 16, 16), seed=0)
+    loading.load_to_train(path, (3, 16, 16), seed=0)
     assert capfd.readouterr().err.count(f"left out: {LITTER // 2}, first {path}/") == 1
 
 

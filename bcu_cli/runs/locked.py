@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bcu_cli.cli import output
+from bcu_cli import events
 from bcu_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _take(lock: Callable[[], None], what: Path) -> None:
         except OSError:
             return None
         if not said:
-            output.say(f"waiting for another run to leave {what}")
+            events.say(f"waiting for another run to leave {what}")
         said = True
         pause = random.uniform(0.5, 1.5)  # noqa: S311 - two that ask at once do not for ever
         time.sleep(pause * _SECONDS_BETWEEN)

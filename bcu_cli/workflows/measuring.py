@@ -10,9 +10,9 @@ from bcu_cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bcu_cli.cli.trigger_choice import Chosen
     from bcu_cli.evaluation.features import Features
     from bcu_cli.evaluation.measures import AttackMeasures
+    from bcu_cli.evaluation.trigger_choice import Chosen
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device

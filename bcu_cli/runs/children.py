@@ -20,7 +20,7 @@ from bcu_cli.errors import BcuError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from bcu_cli.cli.running import Stop
+    from bcu_cli.runs.resuming import Stop
 
 Command: TypeAlias = "tuple[str, Sequence[str]]"
 """A name, and the words of what to run."""

@@ -7,14 +7,14 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.cli import children
 from bcu_cli.errors import InstallationError, UsageError
+from bcu_cli.runs import children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from bcu_cli.cli.children import Engine
-    from bcu_cli.cli.running import Stop
+    from bcu_cli.runs.children import Engine
+    from bcu_cli.runs.resuming import Stop
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 

@@ -8,24 +8,26 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.cli import evaluation_output, output
-from bcu_cli.cli.trigger_choice import ALL, TriggerChoice
+from bcu_cli import events
 from bcu_cli.errors import UsageError
+from bcu_cli.evaluation.trigger_choice import ALL, TriggerChoice
+from bcu_cli.report.text import percent
+from bcu_cli.workflows import evaluation_page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bcu_cli.cli.measuring import Measured
     from bcu_cli.report.tsne import Panel
+    from bcu_cli.workflows.measuring import Measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
     """What the options of these names say; None is not wanted."""
 
-    page: Path | None
-    preview: Path | None
-    tsne: Path | None
+    page: Path | None = None
+    preview: Path | None = None
+    tsne: Path | None = None
 
     def named(self) -> dict[str, Path]:
         """Those that are wanted, by their options."""
@@ -72,7 +74,7 @@ class Files:
         from bcu_cli.report import page as pages
 
         if self.page:
-            pages.write(evaluation_output.page(report, measured), self.page)
+            pages.write(evaluation_page.page(report, measured), self.page)
         if self.tsne:
             _write_tsne(measured, self.tsne)
         return {name: document.written(path, sha256_of(path)) for name, path in self.named().items()}
@@ -91,8 +93,8 @@ def _write_tsne(measured: Sequence[Measured], path: Path) -> None:
         triggered="triggered, in the colour of the true class" if trigger else "",
     )
     panels = [_panel(one, first.classes, trigger) for one in measured]
-    with output.bar("t-SNE") as bar:
-        tsne.write(panels, legend, path, on_panel=bar.advance)
+    with events.progress("t-SNE") as part:
+        tsne.write(panels, legend, path, on_panel=part.advance)
 
 
 def _panel(measured: Measured, classes: tuple[str, ...], trigger: dict[str, Any] | None) -> Panel:
@@ -128,9 +130,9 @@ def _panel(measured: Measured, classes: tuple[str, ...], trigger: dict[str, Any]
 
 def _measures(entry: dict[str, Any], trigger: dict[str, Any] | None) -> str:
     """ACC and ASR; where that is towards another class than the first model's, its name too."""
-    acc = f"ACC {output.percent(entry['acc']['value'])}"
+    acc = f"ACC {percent(entry['acc']['value'])}"
     if not trigger:
         return acc
     towards = entry["trigger"]["target_name"]
     to = "" if towards == trigger["target_name"] else f" to {towards}"
-    return f"{acc}, ASR {output.percent(entry['asr']['value'])}{to}"
+    return f"{acc}, ASR {percent(entry['asr']['value'])}{to}"

@@ -1,0 +1,152 @@
+"""Notices and progress of long work, for whoever listens.
+
+The library never prints. A workflow reports what it notices and how far it is as events, and its caller
+gives a listener: the command line draws bars and lines, a notebook draws its own, a program may ignore them.
+
+    with events.listening(print):
+        ...
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """One line for people.
+
+    Attributes:
+        text: The line.
+        is_warning: Whether the user should not miss it.
+    """
+
+    text: str
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        return f"warning: {self.text}" if self.is_warning else self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far one part of the work is.
+
+    Attributes:
+        part: A number that tells this part from others with the same title.
+        title: What is being done.
+        done: Steps done.
+        total: Steps in all; None while that is unknown.
+        note: Some words on the last step; may be empty.
+        ended: Whether the part is over, done or not.
+    """
+
+    part: int
+    title: str
+    done: int = 0
+    total: int | None = None
+    note: str = ""
+    ended: bool = False
+
+    def __str__(self) -> str:
+        of = f"/{self.total}" if self.total is not None else ""
+        return " ".join(filter(None, (f"{self.title}: {self.done}{of}", self.note)))
+
+
+Event: TypeAlias = Notice | Progress
+Listener: TypeAlias = "Callable[[Event], object]"
+
+
+def ignore(event: Event) -> None:
+    """The listener of those who gave none."""
+
+
+_listener: ContextVar[Listener] = ContextVar("listener", default=ignore)
+_parts = count()
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Send the events of this thread to a listener while the context lasts.
+
+    Args:
+        listener: Called with each event.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def say(text: str) -> None:
+    """Report one line for people."""
+    _listener.get()(Notice(text=text))
+
+
+def warn(text: str) -> None:
+    """Report one line that the user should not miss."""
+    _listener.get()(Notice(text=text, is_warning=True))
+
+
+class Part:
+    """One part of the work, whose progress is reported.
+
+    Args:
+        title: What is being done.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title, self._number = title, next(_parts)
+        self._done, self._total, self._note = 0, None, ""
+        self._report()
+
+    _total: int | None
+
+    def advance(self, by: int, of: int, note: str = "") -> None:
+        """Go on by so many steps of so many; an empty note keeps the last one."""
+        self._done, self._total = self._done + by, of
+        self._note = note or self._note
+        self._report()
+
+    def restart(self, note: str) -> None:
+        """Begin anew with another piece of the work."""
+        self._done, self._total, self._note = 0, None, note
+        self._report()
+
+    def end(self) -> None:
+        """Report that the part is over."""
+        self._report(ended=True)
+
+    def _report(self, *, ended: bool = False) -> None:
+        _listener.get()(
+            Progress(
+                part=self._number,
+                title=self._title,
+                done=self._done,
+                total=self._total,
+                note=self._note,
+                ended=ended,
+            )
+        )
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Part]:
+    """Report the progress of one part of the work for as long as the context lasts.
+
+    Args:
+        title: What is being done.
+    """
+    part = Part(title)
+    try:
+        yield part
+    finally:
+        part.end()

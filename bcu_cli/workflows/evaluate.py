@@ -1,0 +1,218 @@
+"""Measure models on labelled images: clean accuracy (ACC), and with a trigger ASR and RA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli.errors import BcuError, UsageError
+from bcu_cli.report import files_read as files
+from bcu_cli.workflows import evaluation_page, loading
+from bcu_cli.workflows.evaluation_files import Files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bcu_cli.evaluation.conditions import Condition
+    from bcu_cli.evaluation.trigger_choice import TriggerChoice
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.models import Loaded
+    from bcu_cli.training.devices import Device
+    from bcu_cli.workflows.measuring import Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """What to measure.
+
+    Attributes:
+        models: Files, or models that are loaded.
+        data: Labelled images: what ``--data`` names, or images in memory.
+        triggers: The triggers to measure with; may be none.
+        fail_if: Conditions under which the evaluation fails, like ``asr>0.05``.
+        against: A model whose answers those of the others are compared with.
+        model: What is known of the model files.
+        outputs: The files to write besides the report.
+        download: Whether a published data set that is missing is fetched.
+        device: The device, as ``--device`` takes it.
+    """
+
+    models: tuple[Path | Loaded, ...]
+    data: str | ImageSet
+    triggers: TriggerChoice
+    fail_if: tuple[str, ...] = ()
+    against: Path | Loaded | None = None
+    model: loading.ModelOptions = field(default_factory=loading.ModelOptions)
+    outputs: Files = field(default_factory=Files)
+    download: bool = False
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """What was measured.
+
+    Attributes:
+        document: The JSON document of the evaluation, without its schema's version.
+        passed: Whether no condition of ``fail_if`` holds.
+        failures: A line for each condition that holds.
+        error: Why the models after the last one were not measured; None where all were.
+    """
+
+    document: dict[str, Any]
+    passed: bool
+    failures: tuple[str, ...]
+    error: BcuError | None
+
+
+def evaluate(request: EvaluateRequest) -> EvaluateResult:
+    """Measure models, write what is asked for, and report.
+
+    Raises:
+        BcuError: The request makes no sense, a file cannot be read or written, or the first model cannot be
+            measured.
+    """
+    from bcu_cli.evaluation import conditions as gating
+    from bcu_cli.report import document
+    from bcu_cli.training import devices
+
+    _refuse_contradictions(request.triggers)
+    conditions = _conditions(request)
+    request.outputs.check(request.triggers, inputs=_inputs(request))
+    clock = document.Clock()
+    device = devices.choose(request.device, "fp32")
+    reference = _loaded(request.against, request) if request.against else None
+    measured, stopped = _measure_all(_Evaluation(request, reference, device), request.models, conditions)
+    clock.lap("evaluation")
+    entries = [one.entry for one in measured]
+    gate = gating.judge(conditions, entries)
+    report = {"command": "evaluate", **document.environment(device), "models": entries}
+    if reference:
+        report["against"] = document.model(reference)
+    report["files_read"] = files.files_read(_files_read(request, report))
+    if conditions:
+        report["gate"] = gate
+    if stopped:
+        report["error"] = {"message": stopped.message, "hint": stopped.hint}
+    report["outputs"] = request.outputs.write(report, measured)
+    report |= {"seconds": clock.seconds(), "peak_memory": document.peak_memory(device)}
+    return EvaluateResult(
+        document=report,
+        passed=gate["passed"],
+        failures=tuple(evaluation_page.verdict(gate)),
+        error=stopped,
+    )
+
+
+class _Evaluation:
+    """What all models share, and the images as the last one takes them."""
+
+    def __init__(self, request: EvaluateRequest, reference: Loaded | None, device: Device) -> None:
+        self._request = request
+        self._reference = reference
+        self._device = device
+        self._preview = request.outputs.preview
+        self._images: ImageSet | None = None
+        self._taken_as: Any = None
+
+    def measure(self, model: Path | Loaded) -> Measured:
+        """Measure one model."""
+        from bcu_cli.report import pictures
+        from bcu_cli.workflows import measuring
+
+        loaded = _loaded(model, self._request)
+        classifier = loaded.classifier
+        shape, number = classifier.preprocessing.input_size, classifier.num_classes
+        chosen = self._request.triggers.find(loaded.checkpoint.path, shape, number)
+        if self._reference:
+            measuring.refuse_incomparable(loaded, self._reference)
+        data = self._images_for(loaded)
+        if self._preview:
+            pictures.write_sheet(chosen[0].trigger, data.images, self._preview)
+            self._preview = None  # the other models are shown the same trigger
+        features = self._request.outputs.tsne is not None
+        return measuring.measure(loaded, data, chosen, self._reference, self._device, with_features=features)
+
+    def _images_for(self, loaded: Loaded) -> ImageSet:
+        """The images for a model; decoded again only where it takes them otherwise than the last one."""
+        from bcu_cli.models.metadata import class_names
+
+        number = loaded.classifier.num_classes
+        names = class_names(loaded.checkpoint.metadata, number)
+        geometry = loading.geometry_of(loaded.classifier.preprocessing)
+        if self._images is None or self._taken_as != (geometry, names, number):
+            data = self._request.data
+            if isinstance(data, str):
+                data = loading.load_to_measure(data, geometry, names, download=self._request.download)
+            loading.refuse_other_classes(data, number)
+            self._images, self._taken_as = data, (geometry, names, number)
+        return self._images
+
+
+def _loaded(model: Path | Loaded, request: EvaluateRequest) -> Loaded:
+    if not isinstance(model, Path):
+        return model
+    data = request.data if isinstance(request.data, str) else None
+    return loading.load_model(model, request.model, pictures=data, download=request.download)
+
+
+def _refuse_contradictions(wanted: TriggerChoice) -> None:
+    if wanted.name and wanted.own.picture:
+        raise UsageError("--trigger and --trigger-image are two triggers", "give one of them")
+    own = wanted.own
+    if (own.mask or own.mode != "replace" or own.alpha is not None) and not own.picture:
+        raise UsageError(
+            "--trigger-mask, --trigger-mode and --alpha need --trigger-image", "give the picture too"
+        )
+    if wanted.target_said and not wanted:
+        raise UsageError("--target-class is the target of a trigger", "give --trigger or --trigger-image too")
+
+
+def _conditions(request: EvaluateRequest) -> list[Condition]:
+    """The conditions of ``fail_if``, each on a measure that will be there."""
+    from bcu_cli.evaluation import conditions as gating
+
+    there = {"acc", "worst_class_acc"}
+    there |= {"asr", "ra"} if request.triggers else set()
+    there |= {"agreement"} if request.against else set()
+    conditions = [gating.parse(text) for text in request.fail_if]
+    gating.refuse_unmeasured(conditions, there)
+    return conditions
+
+
+def _inputs(request: EvaluateRequest) -> list[Path]:
+    """Every file that may be read, whether it is there or not: none of them may be written."""
+    wanted, arch = request.triggers, request.model.arch
+    named = [*request.models, request.against, wanted.own.picture, wanted.own.mask]
+    named.append(Path(wanted.name) if wanted.name else None)
+    paths = [path for path in named if isinstance(path, Path)]
+    data = files.places_of_data(request.data) if isinstance(request.data, str) else []
+    return [*(file for path in paths for file in files.files_of_model(path, arch)), *data]
+
+
+def _files_read(request: EvaluateRequest, report: dict[str, Any]) -> list[Path]:
+    """What was read for the models of a report, for their triggers, and of the data."""
+    models = [entry["model"] for entry in report["models"]]
+    models += [report["against"]] if "against" in report else []
+    of_models = [file for model in models for file in files.files_read_of(model, request.model.arch)]
+    paths = [model for model in request.models if isinstance(model, Path)]
+    beside = [file for path in paths for file in request.triggers.files(path)]
+    return [*of_models, *beside, *(files.of_data(request.data) if isinstance(request.data, str) else [])]
+
+
+def _measure_all(
+    run: _Evaluation, models: Sequence[Path | Loaded], conditions: Sequence[Condition]
+) -> tuple[list[Measured], BcuError | None]:
+    """Measure model after model; an error ends it, unless the verdict on those before it is bad already."""
+    from bcu_cli.evaluation import conditions as gating
+
+    measured: list[Measured] = []
+    for model in models:
+        try:
+            measured.append(run.measure(model))
+        except BcuError as error:
+            if gating.judge(conditions, [one.entry for one in measured])["passed"]:
+                raise
+            return measured, error
+    return measured, None

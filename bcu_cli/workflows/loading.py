@@ -1,0 +1,244 @@
+"""Models and images for the workflows: read with their progress reported, and what was noticed said."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcu_cli import events, limits
+from bcu_cli.errors import CheckpointError, ImagesError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torch import Tensor
+
+    from bcu_cli.checkpoints import Checkpoint
+    from bcu_cli.images.decoding import Geometry
+    from bcu_cli.images.folder import ImageSet, Part
+    from bcu_cli.images.listing import Listing
+    from bcu_cli.models import Loaded, Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What the user says of a model; None is to be found out."""
+
+    arch: str | None = None
+    input_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def load_model(
+    path: Path, options: ModelOptions, *, pictures: Path | str | None, download: bool = False
+) -> Loaded:
+    """Read a model file and make it a classifier; what was noticed on the way is said.
+
+    Args:
+        path: The file.
+        options: What the user says.
+        pictures: A folder, or as a text what ``--data`` names: some of its pictures may decide what the file
+            does not say, by BatchNorm statistics. None where there are none.
+        download: Whether ``--download`` was given.
+
+    Raises:
+        BcuError: It cannot be read, is not safe, or is no classifier that can be rebuilt.
+    """
+    from bcu_cli.models import load
+
+    checkpoint = _read(path)
+    for finding in checkpoint.findings:
+        events.warn(f"{path}: {finding.message}")
+    with _sampler(pictures, download=download) as take:
+        loaded = load(
+            checkpoint,
+            arch=options.arch,
+            input_size=options.input_size,
+            mean=options.mean,
+            std=options.std,
+            images=take and (lambda preprocessing: take(geometry_of(preprocessing))),
+        )
+    events.say(f"{path.name}: {'; '.join(loaded.evidence)}")
+    return loaded
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read a model file with limits on memory and time.
+
+    Raises:
+        CheckpointError: It cannot be read, is not safe, or takes more than a file of its size should.
+    """
+    from bcu_cli.checkpoints import read
+    from bcu_cli.checkpoints.reading import model_in
+    from bcu_cli.checkpoints.shards import size_with_parts
+
+    file = model_in(path)
+    try:
+        with limits.reading(file, size_with_parts(file)):
+            return read(file)
+    except (CheckpointError, MemoryError, RuntimeError) as error:
+        if not limits.is_lack_of_memory(error):
+            raise
+        message = f"{path} takes more memory to read than a file of its size should, or than there is"
+        hint = "nothing is known of it; if the machine has little memory left, use a larger one"
+        raise CheckpointError(message, hint, rule="reader-out-of-memory") from error
+
+
+@contextmanager
+def _sampler(pictures: Path | str | None, *, download: bool) -> Iterator[Callable[[Geometry], Tensor] | None]:
+    """What takes some pictures in a wanted shape; a zip file is unpacked once, and only if it is called."""
+    if pictures is None:
+        yield None
+        return
+    from bcu_cli.images.folder import sample
+    from bcu_cli.images.listing import list_pictures
+    from bcu_cli.images.sources import open_source
+
+    with ExitStack() as stack:
+
+        @cache
+        def part() -> Part:
+            return stack.enter_context(open_source(str(pictures), download=download)).test()
+
+        @cache
+        def listing(root: Path) -> Listing:
+            return list_pictures(root)
+
+        def take(geometry: Geometry) -> Tensor:
+            if isinstance(pictures, Path):
+                return sample(listing(pictures), geometry)
+            return part().sample(geometry)
+
+        yield take
+
+
+def geometry(shape: tuple[int, int, int]) -> Geometry:
+    """The shape (C, H, W) that pictures are brought to, nothing cut off but what does not fit."""
+    from bcu_cli.images.decoding import Geometry
+
+    channels, height, width = shape
+    return Geometry(channels=channels, height=height, width=width)
+
+
+def geometry_of(preprocessing: Preprocessing) -> Geometry:
+    """The shape that pictures are brought to for a model."""
+    return replace(
+        geometry(preprocessing.input_size),
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+        interpolation=preprocessing.interpolation,
+    )
+
+
+def load_to_train(
+    spec: str, shape: tuple[int, int, int], *, seed: int, download: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """Labelled pictures to train on, and others to measure on: the test part, or a tenth held out.
+
+    Args:
+        spec: What ``--data`` names.
+        shape: The shape (C, H, W) that they are brought to.
+        seed: Decides which are held out.
+        download: Whether ``--download`` was given.
+
+    Raises:
+        ImagesError: There are none, not of two classes or more, or none of some class.
+    """
+    import torch
+
+    from bcu_cli.images.folder import FEWEST_IMAGES, hold_out
+    from bcu_cli.images.sources import open_source
+
+    size = geometry(shape)
+    with open_source(spec, download=download) as source:
+        part = source.train()
+        rest = source.test() if source.divided else None  # found before the long work on the first begins
+        if rest and rest.hidden is part.hidden:  # of one archive: said once
+            rest = replace(rest, hidden=type(rest.hidden)())
+        data = with_bar(lambda bar: part.load(size, every_class=True, on_progress=bar), part.root)
+        if rest:
+            names = data.classes
+            return data, with_bar(lambda bar: rest.load(size, classes=names, on_progress=bar), rest.root)
+    if len(data) < FEWEST_IMAGES:
+        raise ImagesError(
+            f"{data.root} holds {len(data)} readable pictures; at least {FEWEST_IMAGES} are needed",
+            "a tenth of them is held out to measure on; add some to each class",
+        )
+    return hold_out(data, 0.1, most=10_000, generator=torch.Generator().manual_seed(seed))
+
+
+def load_to_measure(
+    spec: str, geometry: Geometry, classes: tuple[str, ...], *, download: bool = False
+) -> ImageSet:
+    """Labelled pictures to measure on: the test part, or all of them where they are not divided.
+
+    Args:
+        spec: What ``--data`` names.
+        geometry: What each picture becomes.
+        classes: Names of the classes in label order, where the model says them.
+        download: Whether ``--download`` was given.
+
+    Raises:
+        ImagesError: There are none, or some of a class that the model does not have.
+    """
+    from bcu_cli.images.sources import open_source
+
+    with open_source(spec, download=download) as source:
+        part = source.test()
+        return with_bar(lambda bar: part.load(geometry, classes=classes, on_progress=bar), part.root)
+
+
+def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
+    """Decode labelled pictures as a model takes them: of classes that it names, or of as many as it has.
+
+    Raises:
+        ImagesError: There are none, or they are not of the model's classes.
+    """
+    from bcu_cli.models.metadata import class_names
+
+    size, count = geometry_of(loaded.classifier.preprocessing), loaded.classifier.num_classes
+    names = class_names(loaded.checkpoint.metadata, count)
+    data = with_bar(lambda bar: part.load(size, classes=names, on_progress=bar), part.root)
+    refuse_other_classes(data, count)
+    return data
+
+
+def refuse_other_classes(data: ImageSet, count: int) -> None:
+    """Refuse labelled pictures that are not of ``count`` classes, which are the model's.
+
+    Raises:
+        ImagesError: They are of more or fewer.
+    """
+    if len(data.classes) != count:
+        raise ImagesError(
+            f"{data.root} has {len(data.classes)} classes, the model has {count} classes",
+            "which is which cannot be told; keep a subfolder for every class, empty ones too",
+        )
+
+
+def say_scaled(folder: Path, scaled: Iterable[tuple[Path, str]]) -> None:
+    """Say how values of more than 8 bits were scaled, each way once with the first such file."""
+    for path, how in scaled:
+        events.say(f"of more than 8 bits in {folder}, first {path}: {how}")
+
+
+def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Path) -> ImageSet:
+    """Load pictures with a bar, and say which files are none and what was left out.
+
+    Args:
+        load: Loads them, given what to call with (files since the last call, files in all).
+        folder: Where from; for the messages.
+    """
+    with events.progress(f"reading {folder}") as part:
+        data = load(part.advance)
+    if data.skipped:
+        path, reason = data.skipped[0]
+        events.warn(f"{len(data.skipped)} files in {folder} are no readable pictures, first {path}: {reason}")
+    if first := data.hidden.first:
+        events.say(f"hidden in {folder}, and left out: {data.hidden.number}, first {first}")
+    say_scaled(folder, data.scaled)
+    return data
