@@ -42,8 +42,9 @@ def _run_here(words: list[str]) -> int:
     limits.join_supervisor()
     from bcu_cli.cli import output
     from bcu_cli.cli.app import run
+    from bcu_cli.runs import messages
 
-    output.guard()
+    messages.neutralise(output.warn)
     return run(words)
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,14 +86,29 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+def emit(event: Event) -> None:
+    """Report an event."""
+    _listener.get()(event)
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """An event as plain values."""
+    return asdict(event)
+
+
+def from_json(values: dict[str, Any]) -> Event:
+    """The event that :func:`to_json` made these values of."""
+    return Progress(**values) if "part" in values else Notice(**values)
+
+
 def say(text: str) -> None:
     """Report one line for people."""
-    _listener.get()(Notice(text=text))
+    emit(Notice(text=text))
 
 
 def warn(text: str) -> None:
     """Report one line that the user should not miss."""
-    _listener.get()(Notice(text=text, is_warning=True))
+    emit(Notice(text=text, is_warning=True))
 
 
 class Part:
@@ -126,7 +141,7 @@ class Part:
         self._report(ended=True)
 
     def _report(self, *, ended: bool = False) -> None:
-        _listener.get()(
+        emit(
             Progress(
                 part=self._number,
                 title=self._title,

@@ -49,10 +49,13 @@ class _Link:
 
     def tell(self) -> None:
         """Send what this process does now; the clock of its limit starts anew."""
+        seconds, doing = self.work[-1] if self.work else (None, "")
+        self.send({"seconds": seconds, "doing": doing, "keeps": self.keeps > 0, "foreign": self.foreign})
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message."""
         if self.pipe is None:
             return
-        seconds, doing = self.work[-1] if self.work else (None, "")
-        message = {"seconds": seconds, "doing": doing, "keeps": self.keeps > 0, "foreign": self.foreign}
         try:
             os.write(self.pipe, json.dumps(message).encode() + b"\n")
         except OSError:  # the supervisor is gone, and this process is about to go, too
@@ -108,6 +111,12 @@ def keeping_state() -> Iterator[None]:
     finally:
         _link.keeps -= 1
         _link.tell()
+
+
+def report(event: dict[str, Any]) -> None:
+    """Send the supervisor an event (:mod:`bcu_cli.events`) as plain values; nothing where there is none."""
+    if _link.pipe is not None:
+        _link.send({"event": event})
 
 
 def runs_foreign_code() -> None:

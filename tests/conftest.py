@@ -37,15 +37,15 @@ for name in ("COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TERMINAL_
 @pytest.fixture
 def bcu(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Runs a command line in this process, with what it would do in a child (``bcu_process`` has one)."""
-    from bcu_cli.cli import scanning
     from bcu_cli.cli.app import run
+    from bcu_cli.workflows import scan
 
-    def scan_here(file: dict, options: scanning.ScanOptions) -> None:
+    def scan_here(file: dict, options: scan.ScanRequest) -> None:
         from bcu_cli.training import devices
 
-        scanning.scan_one(file, options, devices.choose(options.device, options.precision))
+        scan.scan_one(file, options, devices.choose(options.device, options.precision))
 
-    monkeypatch.setattr(scanning, "scan_in_child", scan_here)
+    monkeypatch.setattr(scan, "scan_in_child", scan_here)
 
     def call(*arguments: object) -> Ran:
         capfd.readouterr()

@@ -5,24 +5,17 @@ With ``--scan`` the networks that are known are also looked at by the detectors 
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from bcu_cli import events, triggers
-from bcu_cli.cli import output, scanning
+from bcu_cli import triggers
+from bcu_cli.cli import output, scan_output
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std, model_options
-from bcu_cli.errors import BcuError, UsageError
-from bcu_cli.report import files_read as files
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from bcu_cli.scan.reader import Reader
+from bcu_cli.errors import UsageError
 
 _MOST_SHOWN = 20
 _OUTPUT = "What it says"
@@ -107,34 +100,36 @@ def inspect(
     models. Whether a model behaves as if it had a backdoor is looked at with --scan only: a file without
     findings can still hold one.
     """
+    from bcu_cli.workflows.inspect import InspectRequest
+    from bcu_cli.workflows.inspect import inspect as look_at
+    from bcu_cli.workflows.scan import ScanRequest
+
     if as_json and output_format not in {None, _Format.JSON}:
         raise UsageError(f"--json and --format {output_format} cannot both be", "leave one of them out")
     failing = _failing(fail_on)
     if not scan:
         of_scan = {"--images": images, "--evidence": evidence, "--input-size": input_size}
-        scanning.refuse_without_scan({**of_scan, "--mean": mean, "--std": std})
-    said = model_options(arch, input_size, mean, std)
-    options = scanning.ScanOptions(
-        images=images, evidence=evidence, model=said, device=device, precision=precision, seed=seed
+        _refuse_without_scan({**of_scan, "--mean": mean, "--std": std})
+    looking = ScanRequest(
+        images=images,
+        evidence=evidence,
+        model=model_options(arch, input_size, mean, std),
+        device=device,
+        precision=precision,
+        seed=seed,
     )
-    if scan:
-        scanning.prepare(options)
-    inspected = _inspect(paths, arch)
-    if scan:
-        scanning.scan_all(inspected["files"], options)
-    inspected["verdict"] = _verdict(inspected["files"], inspected["problems"])
-    code = _exit_code(inspected, failing)
-    problems = [file["problem"] for file in inspected["files"] if file["problem"]]
-    for problem in [*inspected["problems"], *problems]:
+    result = look_at(InspectRequest(paths=tuple(paths), arch=arch, scan=looking if scan else None))
+    code = _exit_code(result.document, failing)
+    for problem in result.problems:
         output.fail(problem["message"], problem["hint"])
     if as_json or output_format is _Format.JSON:
-        output.document(inspected)
+        output.document(result.document)
     elif output_format is _Format.SARIF:
         from bcu_cli.report.sarif import sarif
 
-        output.plain_document(sarif(inspected, code))
+        output.plain_document(sarif(result.document, code))
     else:
-        _show(inspected)
+        _show(result.document)
     if code != DONE:
         raise typer.Exit(code)
 
@@ -146,82 +141,14 @@ def _failing(fail_on: str) -> frozenset[str]:
     return failing
 
 
-def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
-    from bcu_cli.limits import SYSTEM_HAS_LIMITS
-    from bcu_cli.scan.reader import Reader
+def _refuse_without_scan(given: dict[str, object]) -> None:
+    """Options of a scan without ``--scan`` would do nothing.
 
-    if not SYSTEM_HAS_LIMITS:
-        output.say("this system sets no limits to memory: only the time that each file takes is limited")
-    with Reader() as reader:  # which starts while the files are looked for
-        from bcu_cli.scan.inspection import find_files, no_model_in
-
-        found = find_files(paths)
-        documents = {}
-        with events.progress("Inspecting") as bar:
-            for path in found.files:
-                documents[path] = _inspect_one(reader, path, arch)
-                bar.advance(1, of=len(found.files), note=path.name)
-    passed_over = {path for path in found.beside & documents.keys() if _is_no_model(documents[path])}
-    for folder, inside in found.folders:
-        if passed_over.issuperset(inside):
-            found.problems.append((folder, no_model_in(folder)))
-    return {
-        "command": "inspect",
-        "files": [document for path, document in documents.items() if path not in passed_over],
-        "problems": [{"path": str(path), **asdict(problem)} for path, problem in found.problems],
-        "passed_over": [str(path) for path in documents if path in passed_over],
-        "files_read": _files_read(documents.values(), arch),
-    }
-
-
-def _files_read(documents: Iterable[dict[str, Any]], arch: str | None) -> list[dict[str, Any]]:
-    """The files and what was read beside them; those that are large have no SHA-256 here either."""
-    from bcu_cli.report.files_read import files_read
-
-    read: list[dict[str, Any]] = []
-    beside: list[Path] = []
-    for document in documents:
-        if "sha256" not in document:  # it could not be read
-            continue
-        path, parts = Path(document["path"]), [Path(part) for part in document["parts"]]
-        beside += files.files_of_config(path, arch)
-        if parts and document["sha256"]:
-            read += files_read([path, *parts])
-        else:
-            read.append({key: document[key] for key in ("path", "sha256", "bytes")})
-            read += [{"path": str(part), "sha256": None, "bytes": part.stat().st_size} for part in parts]
-    return read + files_read(beside)
-
-
-def _inspect_one(reader: Reader, path: Path, arch: str | None) -> dict[str, Any]:
-    """The document of a file; what nobody foresaw is that file's problem, and the others are inspected."""
-    try:
-        return reader.inspect(path, arch)
-    except BcuError:
-        raise
-    except Exception as error:
-        from bcu_cli.scan.inspection import Inspection, Problem
-
-        message = f"{path} could not be looked at: {type(error).__name__}: {error}"
-        hint = "nothing is known of it: do not open it with anything else"
-        problem = Problem(rule="reader-crashed", message=message, hint=hint)
-        return Inspection(path=path, problem=problem).document()
-
-
-def _is_no_model(document: dict[str, Any]) -> bool:
-    """Whether a file is of a kind that lies beside models: a picture, a text, nothing at all."""
-    return bool(document["problem"]) and document["problem"]["rule"] == "not-a-model"
-
-
-def _verdict(files: list[dict[str, Any]], problems: list[dict[str, Any]]) -> str:
-    scans = [file["scan"]["verdict"] for file in files if "scan" in file]
-    if any(file["safe"] is False for file in files):
-        return "unsafe"
-    if "suspicious" in scans:
-        return "suspicious"
-    if problems or any(file["problem"] for file in files):
-        return "inconclusive"
-    return "clean-looking" if scans else "safe-to-open"
+    Raises:
+        UsageError: One was given.
+    """
+    if names := [name for name, value in given.items() if value is not None]:
+        raise UsageError(f"{names[0]} is for a scan", "add --scan")
 
 
 def _exit_code(inspected: dict[str, Any], failing: frozenset[str]) -> int:
@@ -229,7 +156,9 @@ def _exit_code(inspected: dict[str, Any], failing: frozenset[str]) -> int:
 
     Whoever leaves ``suspicious`` out of what fails has it reported only.
     """
-    verdicts = {_verdict([file], []) for file in inspected["files"]}
+    from bcu_cli.workflows.inspect import verdict
+
+    verdicts = {verdict([file], []) for file in inspected["files"]}
     if inspected["problems"]:
         verdicts.add("inconclusive")
     if verdicts & failing:
@@ -247,7 +176,7 @@ def _show(inspected: dict[str, Any]) -> None:
         )
     for file in files:
         if "scan" in file:
-            scanning.show(file["scan"])
+            scan_output.show(file["scan"])
     if inspected["passed_over"]:
         output.say(f"{len(inspected['passed_over'])} pictures, texts and empty files were passed over")
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import traceback
-import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -41,23 +38,6 @@ def _console(*, stderr: bool) -> Console:
     width = None if stream.isatty() else _WIDTH
     shape: Any = {"width": width, "soft_wrap": not stream.isatty()}
     return Console(stderr=stderr, quiet=_quiet, highlight=False, markup=False, emoji=False, **shape)
-
-
-def guard() -> None:
-    """Have what libraries warn of or log reach the screen neutralised: it may hold what a file says."""
-    logging.setLogRecordFactory(_harmless_record)
-    warnings.showwarning = _show_warning
-
-
-def _harmless_record(*arguments: Any, **options: Any) -> logging.LogRecord:
-    record = logging.LogRecord(*arguments, **options)
-    with suppress(Exception):  # a library's arguments may not fit its own message; logging says so
-        record.msg, record.args = printable(record.getMessage()), ()
-    return record
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    warn(str(message))
 
 
 def say(text: str, *, apart: bool = False) -> None:

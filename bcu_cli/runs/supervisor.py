@@ -92,13 +92,19 @@ def program(text: str) -> list[str]:
     return [sys.executable, "-P", "-c", found, json.dumps(sys.path)]
 
 
-def run(arguments: Sequence[str], *, request: bytes | None = None) -> Ended:
+def run(
+    arguments: Sequence[str],
+    *,
+    request: bytes | None = None,
+    on_event: Callable[[dict[str, Any]], object] | None = None,
+) -> Ended:
     """Run a process of ours until it ends, breaks a limit, or is told to stop.
 
     Args:
         arguments: The program and its arguments.
         request: Bytes for its standard input; its standard output is then returned. None lets it use those
             of this process.
+        on_event: Called with each event that the process reports (:func:`bcu_cli.limits.report`).
     """
     piped = subprocess.PIPE if request is not None else None
     reading, writing = os.pipe()
@@ -115,7 +121,7 @@ def run(arguments: Sequence[str], *, request: bytes | None = None) -> Ended:
             )
             os.close(writing)
             with process:
-                return _Supervised(process, reading, signals).watch(request)
+                return _Supervised(process, reading, signals, on_event).watch(request)
     finally:
         os.close(reading)
 
@@ -147,10 +153,18 @@ def _rest(pipe: int) -> Iterator[bytes]:
 class _Supervised:
     """One child, and what it said last."""
 
-    def __init__(self, process: subprocess.Popen[bytes], pipe: int, signals: list[int]) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        pipe: int,
+        signals: list[int],
+        on_event: Callable[[dict[str, Any]], object] | None,
+    ) -> None:
         self._process = process
         self._pipe = pipe
         self._signals = signals
+        self._on_event = on_event
+        self._begun = b""
         self._stops = 0
         self._state: dict[str, Any] = {}
         self._since = time.monotonic()
@@ -206,11 +220,17 @@ class _Supervised:
         return []
 
     def _listen(self, data: bytes) -> None:
-        """Take up the last whole message; one is shorter than what a pipe writes at once."""
-        lines = data.split(b"\n")
-        with suppress(ValueError, IndexError):  # half a message: the next one says it all again
-            self._state = json.loads(lines[-2])
-            self._since = time.monotonic()
+        """Take up the messages that are whole: what the process does now, and what it reports."""
+        *lines, self._begun = (self._begun + data).split(b"\n")
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError:  # written by two threads at once: the next message says it all again
+                continue
+            if "event" not in message:
+                self._state, self._since = message, time.monotonic()
+            elif self._on_event:
+                self._on_event(message["event"])
 
     def _is_over_time(self) -> bool:
         now = time.monotonic()

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
+from bcu_cli.detectors.verdict import suspicion
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images import signs
-from bcu_cli.scan.verdict import suspicion
 
 ATTACKS = ("none", "badnets", "blended", "iab", "lc", "sig", "wanet")
 ARCHITECTURES = {

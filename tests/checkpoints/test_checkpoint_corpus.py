@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bcu_cli.checkpoints import inspect_only, read
 from bcu_cli.errors import CheckpointError
-from bcu_cli.scan.inspection import inspect_file
+from bcu_cli.workflows.inspection import inspect_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ SECONDS, BYTES = 20.0, 2**30
 INSPECT_ALL = """
 import json, sys, time
 from pathlib import Path
-from bcu_cli.scan.inspection import inspect_file
+from bcu_cli.workflows.inspection import inspect_file
 reports = []
 for path in map(Path, sys.argv[1:]):
     started = time.process_time()

@@ -30,7 +30,7 @@ from bcu_cli.checkpoints.pickle_machine import follow
 from bcu_cli.checkpoints.shards import read_index
 from bcu_cli.checkpoints.zip_directory import ZipError, ends_as_zip, read_members
 from bcu_cli.errors import CheckpointError, UnsafeFileError
-from bcu_cli.scan.inspection import find_files, inspect_file
+from bcu_cli.workflows.inspection import find_files, inspect_file
 
 SCRIPT = Path(__file__).parents[2] / "examples/benchmarks/readers.py"
 CASES = 300

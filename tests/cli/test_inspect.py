@@ -212,7 +212,11 @@ def test_every_rule_is_used_and_none_is_unknown() -> None:
     import bcu_cli
 
     root = Path(bcu_cli.__file__).parent
-    texts = [file.read_text() for folder in ("checkpoints", "scan") for file in (root / folder).glob("*.py")]
+    texts = [
+        file.read_text()
+        for folder in ("checkpoints", "detectors", "workflows")
+        for file in (root / folder).glob("*.py")
+    ]
     sources = "\n".join(text for text in texts if "_ALL = (" not in text)
     assert [rule for rule in RULES if f'"{rule}"' not in sources] == []
     assert set(re.findall(r'rule\w*\b[^=\n]*= ?"([a-z-]+)"', sources)) <= set(RULES)
@@ -284,7 +288,7 @@ def test_whatever_one_file_does_the_others_are_reported(
     bcu, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bcu_cli.errors import CheckpointError
-    from bcu_cli.scan.reader import Reader
+    from bcu_cli.workflows.reader import Reader
 
     # a text that looks like the end of a zip archive of several disks, at which zipfile raises
     locator, end = b"PK\6\7" + bytes(4) + bytes(8) + b"\x09\0\0\0", b"PK\5\6" + bytes(18)
@@ -300,7 +304,7 @@ def test_whatever_one_file_does_the_others_are_reported(
     def unreachable(*_: object) -> Path:
         raise CheckpointError("hf-hub:a/b cannot be fetched", "check the network", rule="file-missing")
 
-    monkeypatch.setattr("bcu_cli.scan.inspection.fetch_all", unreachable)
+    monkeypatch.setattr("bcu_cli.workflows.inspection.fetch_all", unreachable)
 
     def failing(self: Reader, path: Path, arch: str | None = None) -> dict:
         if path.name == "vanishing.pt":
@@ -322,7 +326,7 @@ def test_whatever_one_file_does_the_others_are_reported(
 
 
 def test_very_many_and_very_deep_files_are_listed_at_once(tmp_path: Path) -> None:
-    from bcu_cli.scan.inspection import find_files
+    from bcu_cli.workflows.inspection import find_files
 
     for number in range(10_000):
         (tmp_path / f"{number}.txt").touch()

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from bcu_cli.checkpoints.shards import size_with_parts
 from bcu_cli.limits import is_lack_of_memory
 from bcu_cli.models import build
-from bcu_cli.scan import reader
-from bcu_cli.scan.inspection import inspect_file
+from bcu_cli.workflows import reader
+from bcu_cli.workflows.inspection import inspect_file
 
 PROGRAM = """
 import ctypes, json, os, signal, sys, time
 sys.path[:] = json.loads(sys.argv[2])
-from bcu_cli.scan import reader
+from bcu_cli.workflows import reader
 look = reader._look
 
 def break_by_name(path, arch):
@@ -147,7 +147,7 @@ def test_the_process_ends_with_its_parent(tmp_path: Path, sent: signal.Signals, 
     (tmp_path / "hang.pt").write_bytes(b"\x80\x02")
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # & ignores it
-        "from bcu_cli.scan import reader; reader._PROGRAM = sys.argv[2]; "
+        "from bcu_cli.workflows import reader; reader._PROGRAM = sys.argv[2]; "
         "from bcu_cli.cli.app import run; sys.exit(run(['inspect', sys.argv[1]]))"
     )
     command = [sys.executable, "-c", program, str(tmp_path), PROGRAM]

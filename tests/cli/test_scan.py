@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from bcu_cli.detectors import verdict
 from bcu_cli.errors import OutputError
 from bcu_cli.models import build
-from bcu_cli.scan import verdict
 
 SAID = ("--mean", "0.5", "--std", "0.5", "--input-size", "16")
 
@@ -138,7 +138,7 @@ def test_a_scan_that_fails_hides_no_finding(
         def fail(self: object, subject: object) -> None:
             raise RuntimeError("not implemented for this layer")
 
-        monkeypatch.setattr("bcu_cli.scan.lipschitz.LipschitzOutliers.scan", fail)
+        monkeypatch.setattr("bcu_cli.detectors.lipschitz.LipschitzOutliers.scan", fail)
     else:
         state = build("resnet8", num_classes=9).state_dict()
         state["bn1.weight"] *= 1e30

@@ -55,7 +55,7 @@ def signalled(number: int, when: str, *words: object, handled: str = "") -> subp
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("when", ["bcu_cli.cli.app", "typer", "bcu_cli.scan.reader"])
+@pytest.mark.parametrize("when", ["bcu_cli.cli.app", "typer", "bcu_cli.workflows.reader"])
 def test_a_signal_ends_a_run_in_one_line_while_it_starts(number: signal.Signals, when: str) -> None:
     ran = signalled(number, when, "inspect", MODEL)
     assert (ran.returncode, ran.stderr, ran.stdout) == (130, "interrupted\n", "")
@@ -81,7 +81,7 @@ def test_every_command_is_ended_by_termination(words: list[object]) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_that_is_ignored_when_it_starts_stays_so(number: signal.Signals) -> None:
-    ran = signalled(number, "bcu_cli.scan.reader", "inspect", MODEL, handled="ignored")
+    ran = signalled(number, "bcu_cli.workflows.reader", "inspect", MODEL, handled="ignored")
     assert (ran.returncode, ran.stderr) == (0, "")
 
 

@@ -49,7 +49,7 @@ def test_help_takes_little_of_the_processor() -> None:
 
 def test_inspecting_safetensors_imports_no_torch(untrained: Path) -> None:
     """Neither here nor in the process that reads the file; numpy looks for NaN."""
-    look = f"from bcu_cli.scan.reader import _look; file = _look(Path({str(untrained)!r}), None)"
+    look = f"from bcu_cli.workflows.reader import _look; file = _look(Path({str(untrained)!r}), None)"
     found = "assert file['architecture'] and file['not_finite'] == {}, file"
     seen = imported_by(f"from pathlib import Path; {look}; {found}")
     assert not seen & (HEAVY - {"numpy"})
@@ -97,7 +97,7 @@ def _imported(node: ast.AST, package: list[str]) -> list[str]:
 def test_layers_import_only_downwards() -> None:
     import bcu_cli
 
-    levels = [["cli"], ["workflows"], ["runs"], ["benchmark"], ["attacks", "defenses", "scan"],
+    levels = [["cli"], ["workflows"], ["runs"], ["benchmark"], ["attacks", "defenses", "detectors"],
               ["evaluation"], ["report"], ["training", "triggers"], ["models", "images"], ["checkpoints"],
               ["limits", "events"], ["errors"]]  # fmt: skip
     level = {name: i for i, names in enumerate(levels) for name in names}

@@ -26,7 +26,7 @@ from bcu_cli.models import transformers_processor as processors
 from bcu_cli.models.claims import read_claims
 from bcu_cli.models.plain import is_plain
 from bcu_cli.models.transformers_config import MODEL_TYPES
-from bcu_cli.scan.reader import Reader
+from bcu_cli.workflows.reader import Reader
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from bcu_cli.detectors.base import Detector, Scores, Subject
 from bcu_cli.models.channels import followers, lipschitz_bounds
-from bcu_cli.scan.base import Detector, Scores, Subject
 
 _FEWEST_CHANNELS = 8
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bcu_cli.scan.base import Scores
+    from bcu_cli.detectors.base import Scores
 
 CALIBRATION_FILE = "calibration.json"
 ENOUGH_IMAGES = 500
@@ -107,7 +107,7 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
 @cache
 def calibrations() -> dict[str, Calibration]:
     """The shipped calibrations: ``images`` of all detectors, ``no images`` of those that need none."""
-    text = resources.files("bcu_cli.scan").joinpath(CALIBRATION_FILE).read_text("utf-8")
+    text = resources.files("bcu_cli.detectors").joinpath(CALIBRATION_FILE).read_text("utf-8")
     return {name: _read(each) for name, each in json.loads(text)["calibrations"].items()}
 
 

@@ -15,29 +15,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import events, limits
-from bcu_cli.cli import output
-from bcu_cli.errors import BcuError, OutputError, UsageError
+from bcu_cli.errors import BcuError, OutputError
 from bcu_cli.report import files_read as files
-from bcu_cli.runs import signals, supervisor
+from bcu_cli.runs import messages, signals, supervisor
 from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bcu_cli.detectors.base import OnStep, Subject
+    from bcu_cli.detectors.behaviour import Looked
+    from bcu_cli.detectors.verdict import Calibration
     from bcu_cli.models import Classifier
-    from bcu_cli.scan.base import OnStep, Subject
-    from bcu_cli.scan.behaviour import Looked
-    from bcu_cli.scan.verdict import Calibration
     from bcu_cli.training.devices import Device
 
-_PROGRAM = "from bcu_cli.cli import scanning; scanning.serve()"
+_PROGRAM = "from bcu_cli.workflows import scan; scan.serve()"
 _REPORT = "report it with the name of the architecture"
 _MOST_IMAGES = 2_000
 """More images than any detector looks at need not be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanOptions:
+class ScanRequest:
     """How networks are looked at.
 
     Args:
@@ -57,7 +56,7 @@ class ScanOptions:
     seed: int
 
 
-def prepare(options: ScanOptions) -> None:
+def prepare(options: ScanRequest) -> None:
     """Refuse, before any file is looked at, what would be refused for each.
 
     Raises:
@@ -79,12 +78,12 @@ def prepare(options: ScanOptions) -> None:
     devices.choose(options.device, options.precision)
 
 
-def scan_all(files: list[dict[str, Any]], options: ScanOptions) -> None:
+def scan_all(files: list[dict[str, Any]], options: ScanRequest) -> None:
     """Add to the document of each file whose network can run what the detectors say of it, and a verdict.
 
     One whose architecture is not known can run where the file holds its graph (TorchScript, ONNX).
     """
-    from bcu_cli.scan.inspection import ARCHITECTURE
+    from bcu_cli.workflows.inspection import ARCHITECTURE
 
     for file in files:
         unknown = file["problem"] and file["problem"]["rule"] == ARCHITECTURE
@@ -92,7 +91,7 @@ def scan_all(files: list[dict[str, Any]], options: ScanOptions) -> None:
             scan_in_child(file, options)
 
 
-def scan_in_child(file: dict[str, Any], options: ScanOptions) -> None:
+def scan_in_child(file: dict[str, Any], options: ScanRequest) -> None:
     """Scan one network in a process of its own, whatever becomes of that.
 
     Args:
@@ -102,10 +101,14 @@ def scan_in_child(file: dict[str, Any], options: ScanOptions) -> None:
     Raises:
         KeyboardInterrupt: The user asked for a stop.
     """
-    from bcu_cli.scan.behaviour import FAILED
+    from bcu_cli.detectors.behaviour import FAILED
 
     request = {"file": file, "options": _as_json(options)}
-    ended = supervisor.run(supervisor.program(_PROGRAM), request=json.dumps(request).encode())
+    ended = supervisor.run(
+        supervisor.program(_PROGRAM),
+        request=json.dumps(request).encode(),
+        on_event=lambda values: events.emit(events.from_json(values)),
+    )
     if ended.interrupted:
         raise KeyboardInterrupt
     fault = ended.fault
@@ -126,30 +129,31 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     signals.handle(signal.SIG_DFL)  # it has nothing to tidy up, and its parent does the talking
     limits.join_supervisor()
-    output.guard()
+    messages.neutralise(events.warn)
     from bcu_cli.training import devices
 
     request = json.load(sys.stdin)
     file, options = request["file"], _from_json(request["options"])
-    scan_one(file, options, devices.choose(options.device, options.precision))
+    with events.listening(lambda event: limits.report(events.to_json(event))):
+        scan_one(file, options, devices.choose(options.device, options.precision))
     answer.write(json.dumps(file).encode())
     answer.close()
 
 
-def _as_json(options: ScanOptions) -> dict[str, Any]:
+def _as_json(options: ScanRequest) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(options), default=str))  # type: ignore[no-any-return]
 
 
-def _from_json(values: dict[str, Any]) -> ScanOptions:
+def _from_json(values: dict[str, Any]) -> ScanRequest:
     folders = {name: values[name] and Path(values[name]) for name in ("images", "evidence")}
     model: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values["model"].items()
     }
     whole: dict[str, Any] = {**values, **folders, "model": loading.ModelOptions(**model)}
-    return ScanOptions(**whole)
+    return ScanRequest(**whole)
 
 
-def scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> None:
+def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None:
     """Add to a file's document what the detectors say, or why they could not look.
 
     Args:
@@ -157,7 +161,7 @@ def scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> None
         options: How to look.
         device: Where.
     """
-    from bcu_cli.scan.behaviour import FAILED
+    from bcu_cli.detectors.behaviour import FAILED
 
     earlier, file["problem"] = file["problem"], None
     path = Path(file["path"])
@@ -180,7 +184,7 @@ def scan_one(file: dict[str, Any], options: ScanOptions, device: Device) -> None
 def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
     """What the verdict makes of the file: a finding, a problem, or neither."""
     from bcu_cli.checkpoints import Finding
-    from bcu_cli.scan.behaviour import SUSPICIOUS, UNDECIDED
+    from bcu_cli.detectors.behaviour import SUSPICIOUS, UNDECIDED
 
     if scan["verdict"] == "suspicious":
         message = f"it behaves as if it had a backdoor to class {scan['class']}"
@@ -192,45 +196,6 @@ def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
         file["problem"] = {"rule": UNDECIDED, "message": message, "hint": hint}
 
 
-def refuse_without_scan(given: dict[str, object]) -> None:
-    """Options of a scan without ``--scan`` would do nothing.
-
-    Raises:
-        UsageError: One was given.
-    """
-    if names := [name for name, value in given.items() if value is not None]:
-        raise UsageError(f"{names[0]} is for a scan", "add --scan")
-
-
-def show(scan: dict[str, Any]) -> None:
-    """What the detectors said of one network, for people."""
-    output.table(
-        f"Scan of {scan['model']['path']}",
-        ("detector", "score", "most suspicious", "evidence", "seconds"),
-        [
-            (
-                each["detector"],
-                f"{each['score']:.2f}",
-                "-" if each["class"] is None else f"class {each['class']}",
-                ", ".join(f"{name} {_plain(value)}" for name, value in each["evidence"].items()),
-                f"{each['seconds']:.0f}",
-            )
-            for each in scan["detectors"]
-        ],
-    )
-    rates = scan["calibration"]
-    suspect = f", class {scan['class']}" if scan["verdict"] == "suspicious" else ""
-    thresholds = f"clean-looking below {rates['clean_below']:.2f}, suspicious from 1"
-    output.facts(
-        [
-            ("verdict", f"{scan['verdict']}{suspect}"),
-            ("suspicion", f"{scan['suspicion']:.2f} ({thresholds})"),
-            ("clean ones called suspicious", output.measure(rates["false_alarms"])),
-            ("backdoored ones called clean-looking", output.measure(rates["misses"])),
-        ]
-    )
-
-
 def _undecided(scan: dict[str, Any]) -> str:
     below = scan["calibration"]["clean_below"]
     if scan["suspicion"] < below:
@@ -238,16 +203,12 @@ def _undecided(scan: dict[str, Any]) -> str:
     return f"its suspicion of {scan['suspicion']:.2f} lies between {below:.2f} and 1"
 
 
-def _plain(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _scan(path: Path, options: ScanOptions, device: Device) -> tuple[dict[str, Any], list[Looked]]:
+def _scan(path: Path, options: ScanRequest, device: Device) -> tuple[dict[str, Any], list[Looked]]:
     """Load one network and ask the detectors: the document, and what it does not hold, their pictures."""
+    from bcu_cli.detectors.base import Subject
+    from bcu_cli.detectors.verdict import judge
     from bcu_cli.report import document
     from bcu_cli.report.files_read import files_read
-    from bcu_cli.scan.base import Subject
-    from bcu_cli.scan.verdict import judge
 
     loaded = loading.load_model(path, options.model, pictures=options.images)
     model = loaded.classifier
@@ -307,7 +268,7 @@ def _images(folder: Path, model: Classifier, seed: int) -> Tensor:
 
 def _look(subject: Subject, path: Path) -> list[Looked]:
     """Ask the detectors, with a bar that says which is at work."""
-    from bcu_cli.scan.behaviour import look
+    from bcu_cli.detectors.behaviour import look
 
     with events.progress(f"scanning {path.name}") as bar:
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
-from bcu_cli.scan.optimising import BATCH
+from bcu_cli.detectors.base import Detector, Scores, Subject, stands_out
+from bcu_cli.detectors.optimising import BATCH
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from bcu_cli import scan
+from bcu_cli import detectors
+from bcu_cli.detectors.base import Subject, find
+from bcu_cli.detectors.lipschitz import LipschitzOutliers
+from bcu_cli.detectors.optimising import margin, success_rates
 from bcu_cli.models import Classifier, Preprocessing
-from bcu_cli.scan.base import Subject, find
-from bcu_cli.scan.lipschitz import LipschitzOutliers
-from bcu_cli.scan.optimising import margin, success_rates
 from bcu_cli.training.devices import choose
 from bcu_cli.training.inference import frozen
 
@@ -63,7 +63,7 @@ def subject(strength: float, **more: object) -> Subject:
     return Subject(model=classifier(strength), images=pictures(), device=CPU, **more)
 
 
-@pytest.mark.parametrize("name", scan.names())
+@pytest.mark.parametrize("name", detectors.names())
 def test_the_contract(name: str) -> None:
     told: list[tuple[int, int]] = []
     looked_at = subject(60.0, on_step=lambda done, of: told.append((done, of)))
@@ -89,7 +89,7 @@ def test_the_contract(name: str) -> None:
     assert torch.equal(again.per_class, scores.per_class)
 
 
-@pytest.mark.parametrize("name", [name for name in scan.names() if find(name).needs_images])
+@pytest.mark.parametrize("name", [name for name in detectors.names() if find(name).needs_images])
 def test_one_that_needs_images_says_so(name: str) -> None:
     with pytest.raises(ValueError, match="needs images"):
         find(name)().scan(Subject(model=classifier(0.0), images=None, device=CPU))

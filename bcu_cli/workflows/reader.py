@@ -35,7 +35,7 @@ _SECONDS_TO_DIE = 5.0
 _PROGRAM = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[2])
-from bcu_cli.scan import reader
+from bcu_cli.workflows import reader
 reader.serve(int(sys.argv[1]))
 """
 """The process, which finds modules where its parent does and never in the folder that it runs in."""
@@ -63,7 +63,7 @@ class Reader:
         self._end()
 
     def inspect(self, path: Path, arch: str | None = None) -> dict[str, Any]:
-        """What :func:`bcu_cli.scan.inspection.inspect_file` finds out of a file, as plain values.
+        """What :func:`bcu_cli.workflows.inspection.inspect_file` finds out of a file, as plain values.
 
         Args:
             path: The file.
@@ -209,7 +209,7 @@ def _out_of_memory(path: Path) -> dict[str, Any]:
 
 
 def _undecided(path: Path, *, rule: str, message: str, hint: str) -> dict[str, Any]:
-    from bcu_cli.scan.inspection import Inspection, Problem
+    from bcu_cli.workflows.inspection import Inspection, Problem
 
     return Inspection(path=path, problem=Problem(rule=rule, message=message, hint=hint)).document()
 
@@ -259,7 +259,7 @@ def _answer(path: Path, arch: str | None) -> bytes:
 
 
 def _look(path: Path, arch: str | None) -> dict[str, Any]:
-    from bcu_cli.scan.inspection import inspect_file
+    from bcu_cli.workflows.inspection import inspect_file
 
     return inspect_file(path, arch, before_reading=_import_torch).document()
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bcu_cli import scan
+from bcu_cli import detectors
+from bcu_cli.detectors.base import FEWEST_CLASSES, find
+from bcu_cli.detectors.optimising import BATCH
 from bcu_cli.errors import ScanError
 from bcu_cli.models.classifier import not_finite
-from bcu_cli.scan.base import FEWEST_CLASSES, find
-from bcu_cli.scan.optimising import BATCH
 from bcu_cli.training.inference import are_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bcu_cli.scan.base import OnStep, Scores, Subject
+    from bcu_cli.detectors.base import OnStep, Scores, Subject
 
 SUSPICIOUS, UNDECIDED, FAILED = "scan-suspicious", "scan-undecided", "scan-failed"
 """The rules: it looks backdoored; the scores lie between; the detectors could not look at it."""
@@ -63,7 +63,7 @@ def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
     _refuse_sizes(subject)
     _refuse_answers(subject)
     looked = []
-    for kind in map(find, scan.names()):
+    for kind in map(find, detectors.names()):
         if kind.needs_images and subject.images is None:
             continue
         started = time.perf_counter()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bcu_cli.detectors import verdict
+from bcu_cli.detectors.base import Scores, stands_out
 from bcu_cli.evaluation.measures import above_others
-from bcu_cli.scan import verdict
-from bcu_cli.scan.base import Scores, stands_out
 
 ROOT = Path(__file__).parents[2]
 

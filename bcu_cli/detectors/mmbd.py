@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
-from bcu_cli.scan.optimising import logits, margin
+from bcu_cli.detectors.base import Detector, Scores, Subject, stands_out
+from bcu_cli.detectors.optimising import logits, margin
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
 

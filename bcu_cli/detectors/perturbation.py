@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from bcu_cli.scan.universal import UniversalChange
+from bcu_cli.detectors.universal import UniversalChange
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bcu_cli.scan.base import Subject
+    from bcu_cli.detectors.base import Subject
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
-from bcu_cli.scan.optimising import logits, success_rates
+from bcu_cli.detectors.base import Detector, Scores, Subject, stands_out
+from bcu_cli.detectors.optimising import logits, success_rates
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from bcu_cli.scan.base import Detector, Scores, Subject, stands_out
-from bcu_cli.scan.optimising import logits, margin, success_rates
+from bcu_cli.detectors.base import Detector, Scores, Subject, stands_out
+from bcu_cli.detectors.optimising import logits, margin, success_rates
 from bcu_cli.training.inference import frozen
 
 if TYPE_CHECKING:

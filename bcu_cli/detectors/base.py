@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bcu_cli import scan
+from bcu_cli import detectors
 from bcu_cli.evaluation.measures import above_others
 
 if TYPE_CHECKING:
@@ -123,9 +123,9 @@ def find(name: str) -> type[Detector]:
     Raises:
         KeyError: There is none.
     """
-    if name not in scan.names():
+    if name not in detectors.names():
         raise KeyError(name)
-    module = import_module(f"bcu_cli.scan.{name}")
+    module = import_module(f"bcu_cli.detectors.{name}")
     classes = [value for value in vars(module).values() if isinstance(value, type)]
     found: type[Detector] = next(
         c for c in classes if issubclass(c, Detector) and c.__module__ == module.__name__

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from bcu_cli.scan.universal import UniversalChange
+from bcu_cli.detectors.universal import UniversalChange
 from bcu_cli.triggers.wanet import grids, warp
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bcu_cli.scan.base import Subject
+    from bcu_cli.detectors.base import Subject
 
 
 @dataclass(frozen=True, kw_only=True)

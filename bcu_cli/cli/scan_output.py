@@ -1,0 +1,40 @@
+"""What ``bcu inspect --scan`` shows of one network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bcu_cli.cli import output
+
+
+def show(scan: dict[str, Any]) -> None:
+    """What the detectors said of one network, for people."""
+    output.table(
+        f"Scan of {scan['model']['path']}",
+        ("detector", "score", "most suspicious", "evidence", "seconds"),
+        [
+            (
+                each["detector"],
+                f"{each['score']:.2f}",
+                "-" if each["class"] is None else f"class {each['class']}",
+                ", ".join(f"{name} {_plain(value)}" for name, value in each["evidence"].items()),
+                f"{each['seconds']:.0f}",
+            )
+            for each in scan["detectors"]
+        ],
+    )
+    rates = scan["calibration"]
+    suspect = f", class {scan['class']}" if scan["verdict"] == "suspicious" else ""
+    thresholds = f"clean-looking below {rates['clean_below']:.2f}, suspicious from 1"
+    output.facts(
+        [
+            ("verdict", f"{scan['verdict']}{suspect}"),
+            ("suspicion", f"{scan['suspicion']:.2f} ({thresholds})"),
+            ("clean ones called suspicious", output.measure(rates["false_alarms"])),
+            ("backdoored ones called clean-looking", output.measure(rates["misses"])),
+        ]
+    )
+
+
+def _plain(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,151 @@
+"""Say what model files are and whether they are safe to open, and let detectors look at their networks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli import events
+from bcu_cli.errors import BcuError
+from bcu_cli.report import files_read as files
+from bcu_cli.workflows import scan as scanning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from bcu_cli.workflows.reader import Reader
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest:
+    """What to inspect.
+
+    Attributes:
+        paths: Files, folders of them at any depth, or ``hf-hub:OWNER/NAME``.
+        arch: The architecture, as ``--arch`` takes it; None is to be found out.
+        scan: How to scan the networks for backdoors; None leaves that out.
+    """
+
+    paths: tuple[Path, ...]
+    arch: str | None = None
+    scan: scanning.ScanRequest | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectResult:
+    """What was found.
+
+    Attributes:
+        document: The JSON document of the inspection, without its schema's version.
+    """
+
+    document: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """``unsafe``, ``suspicious``, ``inconclusive``, ``clean-looking`` or ``safe-to-open``."""
+        return str(self.document["verdict"])
+
+    @property
+    def problems(self) -> list[dict[str, Any]]:
+        """What could not be done, with a rule, a message and a hint each."""
+        own = [file["problem"] for file in self.document["files"] if file["problem"]]
+        return [*self.document["problems"], *own]
+
+
+def inspect(request: InspectRequest) -> InspectResult:
+    """Inspect files, and scan their networks where that is asked for.
+
+    Raises:
+        BcuError: A path or an option of the scan makes no sense.
+    """
+    if request.scan:
+        scanning.prepare(request.scan)
+    document = _inspect(request.paths, request.arch)
+    if request.scan:
+        scanning.scan_all(document["files"], request.scan)
+    document["verdict"] = verdict(document["files"], document["problems"])
+    return InspectResult(document=document)
+
+
+def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
+    from bcu_cli.limits import SYSTEM_HAS_LIMITS
+    from bcu_cli.workflows.reader import Reader
+
+    if not SYSTEM_HAS_LIMITS:
+        events.say("this system sets no limits to memory: only the time that each file takes is limited")
+    with Reader() as reader:  # which starts while the files are looked for
+        from bcu_cli.workflows.inspection import find_files, no_model_in
+
+        found = find_files(paths)
+        documents = {}
+        with events.progress("Inspecting") as part:
+            for path in found.files:
+                documents[path] = _inspect_one(reader, path, arch)
+                part.advance(1, of=len(found.files), note=path.name)
+    passed_over = {path for path in found.beside & documents.keys() if _is_no_model(documents[path])}
+    for folder, inside in found.folders:
+        if passed_over.issuperset(inside):
+            found.problems.append((folder, no_model_in(folder)))
+    return {
+        "command": "inspect",
+        "files": [document for path, document in documents.items() if path not in passed_over],
+        "problems": [{"path": str(path), **asdict(problem)} for path, problem in found.problems],
+        "passed_over": [str(path) for path in documents if path in passed_over],
+        "files_read": _files_read(documents.values(), arch),
+    }
+
+
+def _files_read(documents: Iterable[dict[str, Any]], arch: str | None) -> list[dict[str, Any]]:
+    """The files and what was read beside them; those that are large have no SHA-256 here either."""
+    read: list[dict[str, Any]] = []
+    beside: list[Path] = []
+    for document in documents:
+        if "sha256" not in document:  # it could not be read
+            continue
+        path, parts = Path(document["path"]), [Path(part) for part in document["parts"]]
+        beside += files.files_of_config(path, arch)
+        if parts and document["sha256"]:
+            read += files.files_read([path, *parts])
+        else:
+            read.append({key: document[key] for key in ("path", "sha256", "bytes")})
+            read += [{"path": str(part), "sha256": None, "bytes": part.stat().st_size} for part in parts]
+    return read + files.files_read(beside)
+
+
+def _inspect_one(reader: Reader, path: Path, arch: str | None) -> dict[str, Any]:
+    """The document of a file; what nobody foresaw is that file's problem, and the others are inspected."""
+    try:
+        return reader.inspect(path, arch)
+    except BcuError:
+        raise
+    except Exception as error:
+        from bcu_cli.workflows.inspection import Inspection, Problem
+
+        message = f"{path} could not be looked at: {type(error).__name__}: {error}"
+        hint = "nothing is known of it: do not open it with anything else"
+        problem = Problem(rule="reader-crashed", message=message, hint=hint)
+        return Inspection(path=path, problem=problem).document()
+
+
+def _is_no_model(document: dict[str, Any]) -> bool:
+    """Whether a file is of a kind that lies beside models: a picture, a text, nothing at all."""
+    return bool(document["problem"]) and document["problem"]["rule"] == "not-a-model"
+
+
+def verdict(files: list[dict[str, Any]], problems: list[dict[str, Any]]) -> str:
+    """The verdict on files, by their documents.
+
+    Args:
+        files: The documents.
+        problems: What went wrong besides them.
+    """
+    scans = [file["scan"]["verdict"] for file in files if "scan" in file]
+    if any(file["safe"] is False for file in files):
+        return "unsafe"
+    if "suspicious" in scans:
+        return "suspicious"
+    if problems or any(file["problem"] for file in files):
+        return "inconclusive"
+    return "clean-looking" if scans else "safe-to-open"
