@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bcu_cli.evaluation.conditions import Condition
     from bcu_cli.evaluation.trigger_choice import TriggerChoice
     from bcu_cli.images.folder import ImageSet
+    from bcu_cli.images.given import GivenImages
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
     from bcu_cli.workflows.measuring import Measured
@@ -39,7 +40,7 @@ class EvaluateRequest:
     """
 
     models: tuple[Path | Loaded, ...]
-    data: str | ImageSet
+    data: str | GivenImages
     triggers: TriggerChoice
     fail_if: tuple[str, ...] = ()
     against: Path | Loaded | None = None
@@ -142,9 +143,9 @@ class _Evaluation:
         names = class_names(loaded.checkpoint.metadata, number)
         geometry = loading.geometry_of(loaded.classifier.preprocessing)
         if self._images is None or self._taken_as != (geometry, names, number):
-            data = self._request.data
-            if isinstance(data, str):
-                data = loading.load_to_measure(data, geometry, names, download=self._request.download)
+            data = loading.load_to_measure(
+                self._request.data, geometry, names, download=self._request.download
+            )
             loading.refuse_other_classes(data, number)
             self._images, self._taken_as = data, (geometry, names, number)
         return self._images
@@ -153,8 +154,7 @@ class _Evaluation:
 def _loaded(model: Path | Loaded, request: EvaluateRequest) -> Loaded:
     if not isinstance(model, Path):
         return model
-    data = request.data if isinstance(request.data, str) else None
-    return loading.load_model(model, request.model, pictures=data, download=request.download)
+    return loading.load_model(model, request.model, pictures=request.data, download=request.download)
 
 
 def _refuse_contradictions(wanted: TriggerChoice) -> None:

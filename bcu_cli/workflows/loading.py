@@ -14,11 +14,12 @@ from bcu_cli.errors import CheckpointError, ImagesError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from bcu_cli.checkpoints import Checkpoint
     from bcu_cli.images.decoding import Geometry
     from bcu_cli.images.folder import ImageSet, Part
+    from bcu_cli.images.given import GivenImages
     from bcu_cli.images.listing import Listing
     from bcu_cli.models import Loaded, Preprocessing
 
@@ -34,15 +35,15 @@ class ModelOptions:
 
 
 def load_model(
-    path: Path, options: ModelOptions, *, pictures: Path | str | None, download: bool = False
+    path: Path, options: ModelOptions, *, pictures: Path | str | GivenImages | None, download: bool = False
 ) -> Loaded:
     """Read a model file and make it a classifier; what was noticed on the way is said.
 
     Args:
         path: The file.
         options: What the user says.
-        pictures: A folder, or as a text what ``--data`` names: some of its pictures may decide what the file
-            does not say, by BatchNorm statistics. None where there are none.
+        pictures: Images of which some may decide what the file does not say, by BatchNorm statistics: a
+            folder, a text that ``--data`` takes, or images in memory. None where there are none.
         download: Whether ``--download`` was given.
 
     Raises:
@@ -89,10 +90,15 @@ def _read(path: Path) -> Checkpoint:
 
 
 @contextmanager
-def _sampler(pictures: Path | str | None, *, download: bool) -> Iterator[Callable[[Geometry], Tensor] | None]:
+def _sampler(
+    pictures: Path | str | GivenImages | None, *, download: bool
+) -> Iterator[Callable[[Geometry], Tensor] | None]:
     """What takes some pictures in a wanted shape; a zip file is unpacked once, and only if it is called."""
     if pictures is None:
         yield None
+        return
+    if not isinstance(pictures, Path | str):
+        yield pictures.sample
         return
     from bcu_cli.images.folder import sample
     from bcu_cli.images.listing import list_pictures
@@ -171,13 +177,41 @@ def load_to_train(
     return hold_out(data, 0.1, most=10_000, generator=torch.Generator().manual_seed(seed))
 
 
+def load_unlabeled(
+    images: Path | GivenImages, geometry: Geometry, *, at_most: int | None, generator: Generator
+) -> ImageSet:
+    """Images without labels, decoded for a model.
+
+    Args:
+        images: A folder, or images in memory.
+        geometry: What each becomes.
+        at_most: Draw this many at random where there are more; None takes all.
+        generator: Source of that draw.
+
+    Raises:
+        ImagesError: There are none, or too few.
+    """
+    from bcu_cli.images import folder
+
+    if isinstance(images, Path):
+        listing = folder.find_unlabeled(images, at_most=at_most, generator=generator)
+        data = with_bar(lambda bar: folder.load(listing, geometry, on_progress=bar), images)
+    else:
+        data = with_bar(
+            lambda bar: images.load(geometry, at_most=at_most, generator=generator, on_progress=bar),
+            images.root,
+        )
+    folder.require_enough(len(data), data)
+    return data
+
+
 def load_to_measure(
-    spec: str, geometry: Geometry, classes: tuple[str, ...], *, download: bool = False
+    spec: str | GivenImages, geometry: Geometry, classes: tuple[str, ...], *, download: bool = False
 ) -> ImageSet:
     """Labelled pictures to measure on: the test part, or all of them where they are not divided.
 
     Args:
-        spec: What ``--data`` names.
+        spec: A text that ``--data`` takes, or labelled images in memory.
         geometry: What each picture becomes.
         classes: Names of the classes in label order, where the model says them.
         download: Whether ``--download`` was given.
@@ -187,6 +221,8 @@ def load_to_measure(
     """
     from bcu_cli.images.sources import open_source
 
+    if not isinstance(spec, str):
+        return with_bar(lambda bar: spec.labelled(geometry, classes, on_progress=bar), spec.root)
     with open_source(spec, download=download) as source:
         part = source.test()
         return with_bar(lambda bar: part.load(geometry, classes=classes, on_progress=bar), part.root)

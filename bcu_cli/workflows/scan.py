@@ -21,12 +21,11 @@ from bcu_cli.runs import messages, signals, supervisor
 from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from bcu_cli.detectors.base import OnStep, Subject
     from bcu_cli.detectors.behaviour import Looked
     from bcu_cli.detectors.verdict import Calibration
-    from bcu_cli.models import Classifier
+    from bcu_cli.images.given import GivenImages
+    from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
 
 _PROGRAM = "from bcu_cli.workflows import scan; scan.serve()"
@@ -204,17 +203,48 @@ def _undecided(scan: dict[str, Any]) -> str:
 
 
 def _scan(path: Path, options: ScanRequest, device: Device) -> tuple[dict[str, Any], list[Looked]]:
-    """Load one network and ask the detectors: the document, and what it does not hold, their pictures."""
+    """Load one network and ask the detectors: the document, and what it does not hold, their images."""
+    loaded = loading.load_model(path, options.model, pictures=options.images)
+    scan, looked = scan_loaded(loaded, options.images, device, seed=options.seed)
+    read = files.files_read_of(scan["model"], options.model.arch)
+    scan["files_read"] = files.files_read([*read, *([options.images] if options.images else [])])
+    return scan, looked
+
+
+def scan_loaded(
+    loaded: Loaded, given: Path | GivenImages | None, device: Device, *, seed: int
+) -> tuple[dict[str, Any], list[Looked]]:
+    """Ask the detectors about a network that is loaded.
+
+    Args:
+        loaded: The network.
+        given: Unlabeled images like those that it was made for; without, only the detectors that need none
+            are asked.
+        device: The device that it runs on.
+        seed: Seed of everything that is drawn.
+
+    Returns:
+        The document, and what the detectors say, with their images.
+
+    Raises:
+        BcuError: The images cannot be used, or the detectors cannot judge the network.
+    """
+    import torch
+
     from bcu_cli.detectors.base import Subject
     from bcu_cli.detectors.verdict import judge
     from bcu_cli.report import document
-    from bcu_cli.report.files_read import files_read
 
-    loaded = loading.load_model(path, options.model, pictures=options.images)
     model = loaded.classifier
-    images = None if options.images is None else _images(options.images, model, options.seed)
+    images, place = None, None
+    if given is not None:
+        generator = torch.Generator().manual_seed(seed)
+        geometry = loading.geometry_of(model.preprocessing)
+        data = loading.load_unlabeled(given, geometry, at_most=_MOST_IMAGES, generator=generator)
+        images, place = data.images, str(given if isinstance(given, Path) else given.root)
     model.to(device.torch).eval()
-    looked = _look(Subject(model=model, images=images, device=device, seed=options.seed), path)
+    subject = Subject(model=model, images=images, device=device, seed=seed)
+    looked = _look(subject, loaded.checkpoint.path)
     used = None if images is None else len(images)
     verdict = judge([each.scores for each in looked], images=used)
     scan = {
@@ -223,14 +253,12 @@ def _scan(path: Path, options: ScanRequest, device: Device) -> tuple[dict[str, A
         "suspicion": verdict.suspicion,
         "calibration": _rates(verdict.calibration),
         **document.environment(device),
-        "seed": options.seed,
+        "seed": seed,
         "model": document.model(loaded),
-        "images": None if used is None else {"path": str(options.images), "used": used},
+        "images": None if used is None else {"path": place, "used": used},
         "detectors": [each.document() for each in looked],
         "pictures": [],
     }
-    read = [*files.files_read_of(scan["model"], options.model.arch)]
-    scan["files_read"] = files_read([*read, *([options.images] if options.images else [])])
     return scan, looked
 
 
@@ -248,22 +276,6 @@ def _rates(calibration: Calibration) -> dict[str, Any]:
         "false_alarms": share(calibration.false_alarms),
         "misses": share(calibration.misses),
     }
-
-
-def _images(folder: Path, model: Classifier, seed: int) -> Tensor:
-    import torch
-
-    from bcu_cli.images.folder import load_unlabeled
-
-    geometry = loading.geometry_of(model.preprocessing)
-    generator = torch.Generator().manual_seed(seed)
-    data = loading.with_bar(
-        lambda bar: load_unlabeled(
-            folder, geometry, at_most=_MOST_IMAGES, generator=generator, on_progress=bar
-        ),
-        folder,
-    )
-    return data.images
 
 
 def _look(subject: Subject, path: Path) -> list[Looked]:
