@@ -86,6 +86,11 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+def current() -> Listener:
+    """The listener of this thread."""
+    return _listener.get()
+
+
 def emit(event: Event) -> None:
     """Report an event."""
     _listener.get()(event)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bcu_cli import triggers
-from bcu_cli.cli import evaluation_output, output
+from bcu_cli.cli import output
 from bcu_cli.cli.exit_codes import BAD
 from bcu_cli.cli.options import Arch, Data, DeviceName, Download, InputSize, Json, Mean, Std, model_options
 
@@ -92,6 +92,7 @@ def evaluate(
     from bcu_cli.workflows.evaluate import EvaluateRequest
     from bcu_cli.workflows.evaluate import evaluate as measure
     from bcu_cli.workflows.evaluation_files import Files
+    from bcu_cli.workflows.evaluation_table import table
 
     own = Own(picture=trigger_image, mask=trigger_mask, mode=trigger_mode, alpha=alpha)
     request = EvaluateRequest(
@@ -114,7 +115,7 @@ def evaluate(
     if as_json:
         output.document(result.document)
     else:
-        evaluation_output.show(result.document["models"])
+        output.table(*table(result.models))
     for line in result.failures:
         output.say(line)
     if result.error:

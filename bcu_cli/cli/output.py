@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bcu_cli import events
+from bcu_cli.report.schema import with_version
 from bcu_cli.report.text import percent as percent
 from bcu_cli.report.text import printable
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-SCHEMA_VERSION = 1
 _WIDTH = 120
 """Columns of tables that go into a file or a pipe."""
 
@@ -66,7 +66,7 @@ def fail(message: str, hint: str) -> None:
 
 def document(content: dict[str, Any]) -> None:
     """One JSON document on stdout; NaN and infinities, which JSON does not have, are refused."""
-    plain_document({"schema_version": SCHEMA_VERSION, **content})
+    plain_document(with_version(content))
 
 
 def plain_document(content: dict[str, Any]) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from bcu_cli import __version__, events
 from bcu_cli.checkpoints.unfinished import NAMES, remove_unfinished
-from bcu_cli.cli import output
 from bcu_cli.errors import BcuError, CheckpointError, UsageError
 from bcu_cli.evaluation.gates import Gate, judge
 from bcu_cli.evaluation.trigger_choice import trigger_beside
 from bcu_cli.report import json_file
+from bcu_cli.report.schema import with_version
 from bcu_cli.runs.locked import ANOTHER_FOLDER, locked
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Zoo:
 
     def write_index(self) -> None:
         """Write the index, in place of the last one."""
-        json_file.write(self._index, {"schema_version": output.SCHEMA_VERSION, **self.index()})
+        json_file.write(self._index, with_version(self.index()))
 
     @property
     def _index(self) -> Path:

@@ -107,7 +107,7 @@ class _Loader:
         architecture, network, decision = choices[best]
         if len(choices) > 1:
             architecture = replace(architecture, source=f"{architecture.source}, then BatchNorm statistics")
-        classifier = self._classifier(network, decision.preprocessing)
+        classifier = as_classifier(network, decision.preprocessing, self.what)
         if architecture.num_classes != classifier.num_classes:
             architecture = replace(architecture, num_classes=classifier.num_classes)
         evidence = (
@@ -194,30 +194,6 @@ class _Loader:
             return self.options.input_size, self.options.input_size
         return None
 
-    def _classifier(self, network: nn.Module, preprocessing: Preprocessing) -> Classifier:
-        """The classifier, tried once on noise: it must answer two images as it answers each by itself."""
-        classifier = Classifier(network, preprocessing, 0, name=self.what).eval()
-        size = preprocessing.input_size
-        noise = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
-        try:
-            with torch.no_grad():
-                alone, both = classifier(noise[:1]), classifier(noise)
-        except (AnswersError, ArchitectureError):  # a graph that fails says so itself
-            raise
-        except Exception as error:
-            raise ArchitectureError(
-                f"{self.what} cannot run on {'x'.join(map(str, size))} inputs: {one_line(error)}",
-                "give the right --input-size or --arch",
-            ) from error
-        if both.shape[1] < 2:
-            raise ArchitectureError(
-                f"{self.what} has one output: there are no classes to tell apart",
-                "bcu needs a classifier with two or more outputs",
-            )
-        refuse_dependence(alone, both, self.what)
-        classifier.num_classes = both.shape[1]
-        return classifier
-
     def _load_own(self, reason: ArchitectureError) -> Loaded:
         """Run the file's own (allow-listed) code or graph, since its tensors fit no known architecture."""
         own = str(self.checkpoint.format)
@@ -239,7 +215,7 @@ class _Loader:
             network,
             self.images,
         )
-        classifier = self._classifier(network, decision.preprocessing)
+        classifier = as_classifier(network, decision.preprocessing, self.what)
         architecture = Architecture(
             name=own, source=f"the file's own {what}", num_classes=classifier.num_classes
         )
@@ -252,6 +228,41 @@ class _Loader:
                 *decision.evidence,
             ),
         )
+
+
+def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -> Classifier:
+    """A network with its preprocessing, tried once on noise.
+
+    Args:
+        network: Normalised images ``float [N, C, H, W]`` to logits ``[N, K]``.
+        preprocessing: Its preprocessing.
+        name: How errors call the network.
+
+    Raises:
+        ArchitectureError: It cannot run on images of that size, or has one output.
+        AnswersError: It answers with no logits, or an image otherwise beside another one than by itself.
+    """
+    classifier = Classifier(network, preprocessing, 0, name=name).eval()
+    size = preprocessing.input_size
+    noise = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            alone, both = classifier(noise[:1]), classifier(noise)
+    except (AnswersError, ArchitectureError):  # a graph that fails says so itself
+        raise
+    except Exception as error:
+        raise ArchitectureError(
+            f"{name} cannot run on {'x'.join(map(str, size))} inputs: {one_line(error)}",
+            "give the right --input-size or --arch",
+        ) from error
+    if both.shape[1] < 2:
+        raise ArchitectureError(
+            f"{name} has one output: there are no classes to tell apart",
+            "bcu needs a classifier with two or more outputs",
+        )
+    refuse_dependence(alone, both, name)
+    classifier.num_classes = both.shape[1]
+    return classifier
 
 
 def _script(checkpoint: Checkpoint) -> ForeignNetwork:

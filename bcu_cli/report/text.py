@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LONGEST_NAME = 22
 
@@ -48,3 +51,17 @@ def interval(share: dict[str, Any]) -> str:
     """The interval of a measure."""
     low, high = share["interval95"]
     return f"{100 * low:.2f} to {100 * high:.2f} %"
+
+
+def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain text, whose columns are as wide as their widest cell.
+
+    Args:
+        title: Stands above it.
+        header: Names of the columns.
+        rows: The cells, as many a row as there are columns.
+    """
+    lines = [[printable(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    drawn = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join([printable(title), drawn[0], "  ".join("-" * width for width in widths), *drawn[1:]])

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import BcuError, UsageError
 from bcu_cli.report import files_read as files
+from bcu_cli.report.text import text_table
 from bcu_cli.workflows import evaluation_page, loading
 from bcu_cli.workflows.evaluation_files import Files
+from bcu_cli.workflows.evaluation_table import table
+from bcu_cli.workflows.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,20 +54,28 @@ class EvaluateRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateResult:
+class EvaluateResult(Result):
     """What was measured.
 
     Attributes:
-        document: The JSON document of the evaluation, without its schema's version.
         passed: Whether no condition of ``fail_if`` holds.
         failures: A line for each condition that holds.
         error: Why the models after the last one were not measured; None where all were.
     """
 
-    document: dict[str, Any]
     passed: bool
     failures: tuple[str, ...]
     error: BcuError | None
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """What was measured of each model: ``acc``, and with a trigger ``asr`` and ``ra``."""
+        return list(self.document["models"])
+
+    def table(self) -> str:
+        """The measures as a table of text, one row for each model and trigger."""
+        title, header, rows = table(self.models)
+        return text_table(title, header, rows)
 
 
 def evaluate(request: EvaluateRequest) -> EvaluateResult:

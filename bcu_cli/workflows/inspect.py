@@ -10,6 +10,7 @@ from bcu_cli import events
 from bcu_cli.errors import BcuError
 from bcu_cli.report import files_read as files
 from bcu_cli.workflows import scan as scanning
+from bcu_cli.workflows.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,14 +34,8 @@ class InspectRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectResult:
-    """What was found.
-
-    Attributes:
-        document: The JSON document of the inspection, without its schema's version.
-    """
-
-    document: dict[str, Any]
+class InspectResult(Result):
+    """What was found in files."""
 
     @property
     def verdict(self) -> str:
@@ -52,6 +47,30 @@ class InspectResult:
         """What could not be done, with a rule, a message and a hint each."""
         own = [file["problem"] for file in self.document["files"] if file["problem"]]
         return [*self.document["problems"], *own]
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """The document of each file."""
+        return list(self.document["files"])
+
+    @property
+    def safe(self) -> bool | None:
+        """Whether all files can be opened without harm; None where one was not read."""
+        found = [file["safe"] for file in self.files]
+        if False in found:
+            return False
+        return None if None in found or self.document["problems"] or not found else True
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What a user should know of the files: a rule, a message and a severity each."""
+        return [finding for file in self.files for finding in file["findings"]]
+
+    @property
+    def architecture(self) -> str | None:
+        """Name of the architecture, where there is one file and it is known."""
+        found = [file["architecture"]["name"] for file in self.files if file.get("architecture")]
+        return found[0] if len(found) == len(self.files) == 1 else None
 
 
 def inspect(request: InspectRequest) -> InspectResult:

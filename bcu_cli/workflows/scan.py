@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,11 @@ from bcu_cli.errors import BcuError, OutputError
 from bcu_cli.report import files_read as files
 from bcu_cli.runs import messages, signals, supervisor
 from bcu_cli.workflows import loading
+from bcu_cli.workflows.result import Result
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bcu_cli.detectors.base import OnStep, Subject
     from bcu_cli.detectors.behaviour import Looked
     from bcu_cli.detectors.verdict import Calibration
@@ -53,6 +56,32 @@ class ScanRequest:
     device: str
     precision: str
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanResult(Result):
+    """What the detectors say of one network.
+
+    Attributes:
+        triggers: The triggers that detectors found, by name: float ``[C, H, W]`` in [0, 1].
+    """
+
+    triggers: dict[str, Tensor] = field(repr=False)
+
+    @property
+    def verdict(self) -> str:
+        """``clean-looking``, ``suspicious`` or ``inconclusive``."""
+        return str(self.document["verdict"])
+
+    @property
+    def target_class(self) -> int:
+        """The most suspicious class."""
+        return int(self.document["class"])
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """How far the most suspicious class stands out, by detector."""
+        return {each["detector"]: each["score"] for each in self.document["detectors"]}
 
 
 def prepare(options: ScanRequest) -> None:

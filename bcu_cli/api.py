@@ -1,0 +1,239 @@
+"""The public functions, as ``import bcu_cli as bcu`` gives them: thin over the workflows."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from bcu_cli import events
+from bcu_cli.errors import UsageError
+from bcu_cli.images.given import GivenImages, given
+from bcu_cli.workflows import loading
+from bcu_cli.workflows.bars import Bars
+from bcu_cli.workflows.model import Model, of_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from bcu_cli.models import Loaded, Preprocessing
+    from bcu_cli.workflows.evaluate import EvaluateResult
+    from bcu_cli.workflows.inspect import InspectResult
+    from bcu_cli.workflows.scan import ScanResult
+
+
+def load(
+    model: str | Path | nn.Module,
+    *,
+    arch: str | None = None,
+    input_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    images: Any = None,
+    preprocessing: Preprocessing | None = None,
+    classes: Sequence[str] = (),
+    on_progress: events.Listener | None = None,
+) -> Model:
+    """Load a model file safely, or take a network that is loaded already.
+
+    Args:
+        model: A file, a folder as hubs have them, ``hf-hub:OWNER/NAME``, or a ``torch.nn.Module`` that takes
+            normalised images.
+        arch: Architecture: a name of bcu, timm or torchvision, or ``FILE.py:FUNCTION``, which runs. None is
+            found out.
+        input_size: Height and width that the model takes, in pixels; None is found out.
+        mean: Mean of the normalisation a channel, on a scale of 0 to 1; None is found out.
+        std: Standard deviation a channel, on the same scale; None is found out.
+        images: A folder, or images in memory, of which some may decide what the file does not say.
+        preprocessing: Preprocessing of a ``torch.nn.Module``.
+        classes: Class names of a ``torch.nn.Module``; may be empty.
+        on_progress: Called with each event; by default bars are drawn where somebody sees them.
+
+    Returns:
+        The model, in evaluation mode on the CPU.
+
+    Raises:
+        BcuError: The file cannot be read, is not safe, or is no classifier that can be rebuilt.
+
+    Example:
+        >>> model = bcu.load("model.safetensors")
+        >>> model.architecture, model.num_classes
+        ('resnet20', 8)
+        >>> logits = model(torch.rand(2, *model.preprocessing.input_size))
+    """
+    with _listening(on_progress):
+        if isinstance(model, nn.Module):
+            if preprocessing is None:
+                raise UsageError(
+                    "a module does not say how its input is normalised",
+                    "give it preprocessing=bcu.Preprocessing(input_size=(C, H, W), mean=…, std=…)",
+                )
+            return Model(of_module(model, preprocessing, classes))
+        options = loading.ModelOptions(
+            arch=arch,
+            input_size=input_size,
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+        )
+        return Model(loading.load_model(Path(model), options, pictures=_unlabeled(images)))
+
+
+def inspect(
+    *paths: str | Path, arch: str | None = None, on_progress: events.Listener | None = None
+) -> InspectResult:
+    """Say what files are and whether they are safe to open; nothing in them is run.
+
+    Args:
+        paths: Files, folders of them at any depth, or ``hf-hub:OWNER/NAME``.
+        arch: The architecture, as of :func:`load`.
+        on_progress: As of :func:`load`.
+
+    Raises:
+        BcuError: A path makes no sense. What is wrong with a file is part of the result.
+
+    Example:
+        >>> report = bcu.inspect("model.safetensors")
+        >>> report.safe, report.architecture
+        (True, 'resnet20')
+    """
+    from bcu_cli.workflows import inspect as workflow
+
+    with _listening(on_progress):
+        return workflow.inspect(workflow.InspectRequest(paths=tuple(map(Path, paths)), arch=arch))
+
+
+def scan(
+    model: str | Path | Model | nn.Module,
+    *,
+    images: Any = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    on_progress: events.Listener | None = None,
+) -> ScanResult:
+    """Let detectors look for a backdoor in a network.
+
+    Args:
+        model: A model, or anything that :func:`load` takes.
+        images: Unlabeled images like those that the network is for: a folder, a list of paths, a
+            ``torch.utils.data.Dataset``, or uint8 ``[N, C, H, W]``. Without, fewer detectors look.
+        preprocessing: As of :func:`load`.
+        seed: Seed of everything that is drawn.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        precision: ``auto``, ``bf16``, ``fp16`` or ``fp32``.
+        on_progress: As of :func:`load`.
+
+    Raises:
+        BcuError: The model or the images cannot be used.
+
+    Example:
+        >>> seen = bcu.scan(model, images="photos/")
+        >>> seen.verdict
+        'suspicious'
+    """
+    from bcu_cli.training import devices
+    from bcu_cli.workflows.scan import ScanResult, scan_loaded
+
+    with _listening(on_progress):
+        pictures = _unlabeled(images)
+        loaded = _loaded(model, pictures, preprocessing)
+        chosen = devices.choose(device, precision)
+        document, looked = scan_loaded(loaded, pictures, chosen, seed=seed)
+        loaded.classifier.cpu()
+        found = {
+            f"{each.scores.detector}-{name}": image
+            for each in looked
+            for name, image in each.scores.pictures.items()
+        }
+        return ScanResult(document=document, triggers=found)
+
+
+def evaluate(
+    models: str | Path | Model | nn.Module | Sequence[str | Path | Model | nn.Module],
+    *,
+    data: Any,
+    trigger: str | Path | None = None,
+    target_class: int | str | None = None,
+    against: str | Path | Model | nn.Module | None = None,
+    fail_if: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
+    device: str = "auto",
+    on_progress: events.Listener | None = None,
+) -> EvaluateResult:
+    """Measure models on labelled images: accuracy, and with a trigger attack success and robust accuracy.
+
+    Args:
+        models: One model or several, each anything that :func:`load` takes.
+        data: A folder with one subfolder a class, one with ``train`` and ``test`` folders of such, a zip file
+            of either, ``cifar10:PATH``, or a ``torch.utils.data.Dataset`` of pairs of an image and its class.
+        trigger: Name of a trigger, a file that :func:`attack` wrote, or ``all``; None measures clean images.
+        target_class: Index of the attack's target, or ``next``; None takes the file's, else the worst.
+        against: A model whose answers those of the others are compared with.
+        fail_if: Conditions like ``asr>0.05``, under which ``passed`` is False.
+        preprocessing: As of :func:`load`, for all modules among the models.
+        device: As of :func:`scan`.
+        on_progress: As of :func:`load`.
+
+    Raises:
+        BcuError: A model, the images or the trigger cannot be used.
+
+    Example:
+        >>> result = bcu.evaluate([model, cleansed], data="labelled/", trigger="bad.trigger.safetensors")
+        >>> print(result.table())
+    """
+    from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice, parse_target
+    from bcu_cli.workflows import evaluate as workflow
+
+    several: Sequence[Any] = models if isinstance(models, list | tuple) else [models]
+    choice = TriggerChoice(
+        name=None if trigger is None else str(trigger),
+        target_class=parse_target(None if target_class is None else str(target_class)),
+        target_said=target_class is not None,
+        own=Own(picture=None, mask=None, mode="replace", alpha=None),
+    )
+    with _listening(on_progress):
+        pictures = str(data) if isinstance(data, str | Path) else given(data, labelled=True)
+        request = workflow.EvaluateRequest(
+            models=tuple(_model(model, preprocessing) for model in several),
+            data=pictures,
+            triggers=choice,
+            fail_if=tuple(fail_if),
+            against=None if against is None else _model(against, preprocessing),
+            device=device,
+        )
+        return workflow.evaluate(request)
+
+
+def _model(model: str | Path | Model | nn.Module, preprocessing: Preprocessing | None) -> Path | Loaded:
+    """A file's path as it is, anything else loaded."""
+    if isinstance(model, str | Path):
+        return Path(model)
+    return _loaded(model, None, preprocessing)
+
+
+def _loaded(
+    model: str | Path | Model | nn.Module,
+    images: Path | GivenImages | None,
+    preprocessing: Preprocessing | None,
+) -> Loaded:
+    if isinstance(model, Model):
+        return model.loaded
+    if isinstance(model, nn.Module):
+        return load(model, preprocessing=preprocessing, on_progress=events.current()).loaded
+    return loading.load_model(Path(model), loading.ModelOptions(), pictures=images)
+
+
+def _unlabeled(images: Any) -> Path | GivenImages | None:
+    """Images without labels: a folder or a tar archive as its path, anything else in memory."""
+    if images is None:
+        return None
+    return Path(images) if isinstance(images, str | Path) else given(images)
+
+
+@contextmanager
+def _listening(on_progress: events.Listener | None) -> Iterator[None]:
+    with events.listening(on_progress or Bars()):
+        yield

@@ -1,0 +1,12 @@
+"""The version of the JSON documents, and the form in which they leave bcu."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+def with_version(content: dict[str, Any]) -> dict[str, Any]:
+    """A document with its ``schema_version`` in front."""
+    return {"schema_version": SCHEMA_VERSION, **content}

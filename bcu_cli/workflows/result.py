@@ -1,0 +1,23 @@
+"""What every workflow returns: a result that holds the JSON document of its command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bcu_cli.report.schema import with_version
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The result of a workflow.
+
+    Attributes:
+        document: Everything that was found, as plain values.
+    """
+
+    document: dict[str, Any] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that the command prints with ``--json``."""
+        return with_version(self.document)

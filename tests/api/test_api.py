@@ -1,0 +1,131 @@
+"""The public API: ``import bcu_cli as bcu``, without the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import TensorDataset
+
+import bcu_cli as bcu
+from bcu_cli import events
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_every_name_that_is_promised_is_there() -> None:
+    for name in bcu.__all__:
+        assert getattr(bcu, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'pictures'"):
+        bcu.pictures  # noqa: B018 - what is not there
+
+
+def test_every_function_has_an_example() -> None:
+    functions = [getattr(bcu, name) for name in bcu.__all__ if name[0].islower()]
+    assert [f.__name__ for f in functions if ">>> " not in f.__doc__] == []
+
+
+def test_load_inspect_and_evaluate(untrained: Path, labelled: Path) -> None:
+    model = bcu.load(str(untrained))
+    assert (model.architecture, model.num_classes, len(model.classes)) == ("resnet20", 8, 8)
+    assert not model.training
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 8)
+    report = bcu.inspect(untrained)
+    assert report.safe
+    assert report.architecture == "resnet20"
+    assert report.findings == []
+    assert report.to_json()["schema_version"] == 1
+    result = bcu.evaluate([model, untrained], data=labelled, trigger="badnets", target_class=0, device="cpu")
+    one, other = result.models
+    assert one["acc"] == other["acc"]
+    assert result.table().splitlines()[1].startswith("model")
+    assert json.loads(json.dumps(result.to_json()))["command"] == "evaluate"
+
+
+@pytest.mark.slow
+def test_scan(untrained: Path) -> None:
+    seen = bcu.scan(untrained, device="cpu")
+    assert seen.verdict in {"clean-looking", "suspicious", "inconclusive"}
+    assert 0 <= seen.target_class < 8
+    assert set(seen.scores) == {each["detector"] for each in seen.document["detectors"]}
+
+
+def test_a_module_answers_as_it_does_by_itself(untrained: Path, labelled: Path) -> None:
+    loaded = bcu.load(untrained)
+    with pytest.raises(bcu.BcuError, match="how its input is normalised"):
+        bcu.load(loaded.classifier.network)
+    model = bcu.load(loaded.classifier.network, preprocessing=loaded.preprocessing, classes=loaded.classes)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(images), loaded(images))
+    measured = bcu.evaluate([loaded, model], data=labelled, device="cpu").models
+    assert measured[0]["acc"] == measured[1]["acc"]
+
+
+def test_a_dataset_is_measured_as_the_folder_it_holds(untrained: Path) -> None:
+    model = bcu.load(untrained)
+    images = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(24) % 8
+    (entry,) = bcu.evaluate(model, data=TensorDataset(images, labels), device="cpu").models
+    with torch.no_grad():
+        hits = int((model(images.float() / 255).argmax(1) == labels).sum())
+    assert entry["acc"]["hits"] == hits
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(40, 2, 8, 8, dtype=torch.uint8), "is no set of images"),
+        (torch.zeros(40, 3, 8, 8), "of float32 is no set of images"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), "holds 4 images; at least 32"),
+        (TensorDataset(torch.full((40, 3, 8, 8), 7.0)), "and not in"),
+        (7, "a int is no set of images"),
+    ],
+)
+def test_what_is_no_set_of_images_is_refused(untrained: Path, images: object, message: str) -> None:
+    with pytest.raises(bcu.BcuError, match=message):
+        bcu.scan(untrained, images=images)
+
+
+def test_progress_is_told_to_the_callback(untrained: Path, labelled: Path) -> None:
+    heard: list[events.Event] = []
+    bcu.evaluate(untrained, data=labelled, device="cpu", on_progress=heard.append)
+    assert any(isinstance(each, events.Notice) and "resnet20" in each.text for each in heard)
+    last = [each for each in heard if isinstance(each, events.Progress)][-1]
+    assert last.ended
+    assert last.done == last.total
+
+
+PROGRAM = """
+import sys, threading
+import bcu_cli as bcu
+assert "torch" not in sys.modules
+model = bcu.load(sys.argv[1])
+results = []
+thread = threading.Thread(target=lambda: results.append(bcu.evaluate(model, data=sys.argv[2], device="cpu")))
+thread.start(); thread.join()
+print(results[0].table())
+bcu.inspect(sys.argv[1])
+assert not {"typer", "rich", "click"} & set(sys.modules), sorted({"typer", "rich"} & set(sys.modules))
+"""
+
+
+def test_no_command_line_is_imported_and_a_thread_will_do(untrained: Path, labelled: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(untrained), str(labelled)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "ACC (95 % interval)" in ran.stdout
+    assert ran.stderr == ""
+
+
+def test_the_tensors_of_a_module_are_hashed(untrained: Path) -> None:
+    loaded = bcu.load(untrained)
+    model = bcu.load(loaded.classifier.network, preprocessing=loaded.preprocessing)
+    names = set(model.loaded.checkpoint.tensors)
+    assert names == set(load_file(untrained))
+    assert len(model.loaded.checkpoint.sha256) == 64
