@@ -322,8 +322,8 @@ def _gathered(use: Use, output: Tensor) -> Mark | None:
 
 _KEEPING = """
     Conv BatchNormalization MaxPool AveragePool GlobalAveragePool GlobalMaxPool Abs Neg Exp Log Sqrt
-    Reciprocal Erf Relu Sigmoid Tanh Softplus Mish HardSwish Identity LeakyRelu HardSigmoid Gelu Clip Softmax LogSoftmax
-    Dropout Cast LayerNormalization
+    Reciprocal Erf Relu Sigmoid Tanh Softplus Mish HardSwish Identity LeakyRelu HardSigmoid Gelu Clip Softmax
+    LogSoftmax Dropout Cast LayerNormalization
 """
 _BROADCASTING = "Add Sub Mul Div Pow PRelu Equal Max Min Where Expand"
 _RULES: dict[str, Callable[[Use, Tensor], Mark | None]] = {
