@@ -250,14 +250,15 @@ def _format(loaded: Loaded, name: str) -> Format:
     """The format to write: what was asked for, else the original's where it can be written.
 
     Raises:
-        UsageError: The network is one that its graph alone tells how to run, and the format has no graph.
+        UsageError: The file's own code or graph alone tells how to run the network, and the format has none.
     """
     from bcu_cli.checkpoints import Format
 
     original = loaded.checkpoint.format
-    if loaded.architecture.name == Format.ONNX:
+    if loaded.architecture.name == original:
         if name not in {"same", Format.TORCHSCRIPT}:
-            message = f"only its graph tells how to run {loaded.checkpoint.path}, and {name} has no graph"
+            what = "code" if original is Format.TORCHSCRIPT else "graph"
+            message = f"only its {what} tells how to run {loaded.checkpoint.path}, and {name} has none"
             raise UsageError(message, "--format torchscript")
         return Format.TORCHSCRIPT
     if name != "same":

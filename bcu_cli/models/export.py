@@ -12,6 +12,7 @@ from torch.jit import TracingCheckError  # type: ignore[attr-defined]
 
 from bcu_cli.checkpoints import Format, write, write_bytes, write_torchscript
 from bcu_cli.errors import OutputError
+from bcu_cli.models.foreign import ForeignNetwork
 from bcu_cli.models.metadata import class_names, metadata_for
 from bcu_cli.models.script import ScriptNetwork
 
@@ -23,20 +24,23 @@ if TYPE_CHECKING:
     from bcu_cli.models.classifier import Classifier
     from bcu_cli.models.loading import Loaded
 
+_ROUNDING = {torch.float16: 5e-3}
+"""Share of the largest logit by which a trace may differ, where it is not 1e-4."""
 CLEANSED_FROM = "bcu.cleansed_from"
 """Metadata key: SHA-256 of the file that a cleansed model was made from."""
 
 
 def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Format) -> str:  # noqa: A002
-    """Write a cleansed classifier with the tensor names, shapes and types of the original.
+    """Write a cleansed classifier so that it takes the original's place.
+
+    Tensors keep their names, shapes and types. A TorchScript file stays the archive that it was, with other
+    numbers in its tensors: its code, types and answers to any input are the original's.
 
     Args:
         original: What was cleansed.
         cleansed: The same network with other weights.
         path: The file.
-        format: Its format. As TorchScript the network is traced, and nothing of the original's code is kept.
-            Where that code is all that is known of the network, the original's archive is written again with
-            other numbers in its tensors.
+        format: Its format. As TorchScript, a network that came in another format is traced.
 
     Returns:
         The SHA-256 of the file.
@@ -45,18 +49,23 @@ def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Forma
         OutputError: The file cannot be written, or the network cannot be put into that format.
     """
     network = cleansed.network.cpu().eval()
-    state = network.state_dict()
-    if isinstance(network, ScriptNetwork) and format is Format.TORCHSCRIPT:
-        return write_torchscript(path, state, like=original.checkpoint)
+    checkpoint, state = original.checkpoint, network.state_dict()
+    if format is Format.TORCHSCRIPT and checkpoint.format is Format.TORCHSCRIPT:
+        if not isinstance(network, ScriptNetwork):
+            state = {checkpoint.prefix + name: tensor for name, tensor in state.items()}
+        return write_torchscript(path, state, like=checkpoint)
     if format is Format.TORCHSCRIPT:
-        return write_bytes(path, _traced(network, cleansed.preprocessing.input_size, path))
-    names = original.checkpoint.tensors
+        return write_bytes(path, _traced(original, cleansed, path))
+    if isinstance(network, ForeignNetwork):
+        what = f"only its own code or graph tells how to run {checkpoint.path}, and {format} has none"
+        raise OutputError(f"{path} cannot be written: {what}", "--format torchscript")
+    names = checkpoint.tensors
     tensors = {name: _like(state[name], tensor) for name, tensor in names.items() if name in state}
     if lost := [name for name in names if name not in state]:
         raise OutputError(
             f"the network has no tensor {lost[0]}, which the original has", "report this: it is a bug"
         )
-    return write(path, tensors, like=original.checkpoint, format=format, metadata=_metadata(original))
+    return write(path, tensors, like=checkpoint, format=format, metadata=_metadata(original))
 
 
 def _like(tensor: Tensor, original: Tensor) -> Tensor:
@@ -70,17 +79,54 @@ def _metadata(original: Loaded) -> dict[str, str]:
     return described | {CLEANSED_FROM: json.dumps(checkpoint.sha256)}
 
 
-def _traced(network: torch.nn.Module, input_size: tuple[int, int, int], path: Path) -> bytes:
-    """A network of bcu's or a library's own code as the bytes of a TorchScript file."""
+class _Fed(torch.nn.Module):
+    """A network that takes images of the original's type, and answers in it."""
+
+    def __init__(self, network: torch.nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images.float())
+        return logits.to(self.dtype)
+
+
+def _traced(original: Loaded, cleansed: Classifier, path: Path) -> bytes:
+    """A network of bcu's or a library's own code, or of an ONNX graph, as the bytes of a TorchScript file.
+
+    Raises:
+        OutputError: It cannot be traced, or its trace answers otherwise than the network does.
+    """
+    network: torch.nn.Module = cleansed.network
+    group = getattr(network, "group", None)
+    if original.input_dtype != torch.float32:
+        network = _Fed(network, original.input_dtype)
+    size = cleansed.preprocessing.input_size
+    images = torch.rand(group or 3, *size, generator=torch.Generator().manual_seed(0))
+    images = images.to(original.input_dtype)
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its age, and of shapes that become fixed, as they shall
-            traced = torch.jit.trace(network, torch.zeros(2, *input_size))  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(network, images[: group or 2])  # type: ignore[no-untyped-call]
             torch.jit.save(traced, buffer)
+            same = all(_are_alike(traced, network, images[:n]) for n in ([group] if group else [1, 2, 3]))
     except (RuntimeError, TracingCheckError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise OutputError(
-            f"{path} cannot be written as TorchScript: {reason}", "--format safetensors"
-        ) from error
+        raise _not_traced(original, path, reason) from error
+    if not same:
+        raise _not_traced(original, path, "its trace answers otherwise for another number of images")
     return buffer.getvalue()
+
+
+def _are_alike(traced: torch.nn.Module, network: torch.nn.Module, images: Tensor) -> bool:
+    found, expected = traced(images), network(images)
+    found, expected = (one[0] if isinstance(one, tuple) else one for one in (found, expected))
+    allowed = _ROUNDING.get(images.dtype, 1e-4) * float(expected.abs().max())
+    return torch.allclose(found, expected, rtol=0.0, atol=allowed)
+
+
+def _not_traced(original: Loaded, path: Path, why: str) -> OutputError:
+    is_own = original.architecture.name in set(Format)
+    hint = "nothing else can be written of this file" if is_own else "--format safetensors"
+    return OutputError(f"{path} cannot be written as TorchScript: {why}", hint)

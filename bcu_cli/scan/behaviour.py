@@ -11,10 +11,9 @@ import torch
 
 from bcu_cli import scan
 from bcu_cli.errors import ScanError
-from bcu_cli.models.classifier import not_finite
+from bcu_cli.models.classifier import are_probabilities, not_finite
 from bcu_cli.scan.base import FEWEST_CLASSES, find
 from bcu_cli.scan.optimising import BATCH
-from bcu_cli.training.inference import are_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable
