@@ -10,7 +10,7 @@ import stat
 from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from bcu_cli.errors import CheckpointError, OutputError
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import torch
+
+Check: TypeAlias = "Callable[[Path], object]"
+"""Looks at a file that is written and has not taken its place yet; raises where it must not."""
 
 _CHUNK_BYTES = 2**20
 _HINTS = {
@@ -57,11 +60,16 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, check: Check | None = None) -> Iterator[BinaryIO]:
     """Give a file to write bytes to, which takes the place of ``path`` if the block ends well.
 
     If it does not, nothing is left of it and ``path`` stays as it was. What killed runs have left in the
     folder is removed.
+
+    Args:
+        path: The file to be.
+        check: Called with a path under which the whole file can be read before it takes its place; what it
+            raises is raised, and the file does not take its place.
 
     Raises:
         OutputError: The system refuses: no space, no permission, no such folder, a folder in the way.
@@ -72,6 +80,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         remove_unfinished(target.parent)
         with Unfinished(target.parent) as unfinished:
             yield unfinished.file
+            if check:
+                check(unfinished.whole())
             unfinished.become(target)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -143,6 +153,7 @@ def write(
     like: Checkpoint | None = None,
     format: Format,  # noqa: A002 - the word that users and the other modules know it by
     metadata: Mapping[str, str] | None = None,
+    check: Check | None = None,
 ) -> str:
     """Write tensors exactly as they are given: names, order, dtypes and shapes.
 
@@ -164,11 +175,13 @@ def write(
     named = {prefix + name: tensor for name, tensor in tensors.items()}
     merged = {**(like.metadata if like else {}), **(metadata or {})}
     if format is Format.SAFETENSORS:
-        return _write_file(path, lambda file: safetensors_file.dump(file, named, merged))
-    return _write_file(path, lambda file: _dump_pickle(file, named, like, merged))
+        return _write_file(path, lambda file: safetensors_file.dump(file, named, merged), check)
+    return _write_file(path, lambda file: _dump_pickle(file, named, like, merged), check)
 
 
-def write_torchscript(path: Path, tensors: Mapping[str, torch.Tensor], *, like: Checkpoint) -> str:
+def write_torchscript(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, like: Checkpoint, check: Check | None = None
+) -> str:
     """Write a TorchScript archive again with other numbers in its tensors.
 
     The code and everything else stay as they are; see :func:`bcu_cli.checkpoints.torchscript.dump`.
@@ -177,6 +190,7 @@ def write_torchscript(path: Path, tensors: Mapping[str, torch.Tensor], *, like: 
         path: The new file.
         tensors: All parameters and buffers by their names.
         like: The archive as read; the same bytes must still be there.
+        check: As of :func:`atomic_write`.
 
     Returns:
         The SHA-256 of the file.
@@ -187,26 +201,31 @@ def write_torchscript(path: Path, tensors: Mapping[str, torch.Tensor], *, like: 
     """
     if sha256_of(like.path) != like.sha256:
         raise OutputError(f"{like.path} has changed since it was read", "run the command again")
-    return _write_file(path, lambda file: torchscript.dump(file, like.path, tensors))
+    return _write_file(path, lambda file: torchscript.dump(file, like.path, tensors), check)
 
 
-def write_bytes(path: Path, data: bytes) -> str:
+def write_bytes(path: Path, data: bytes, *, check: Check | None = None) -> str:
     """Write a file whole or not at all, and return its SHA-256.
+
+    Args:
+        path: The file.
+        data: Its content.
+        check: As of :func:`atomic_write`.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    return _write_file(path, lambda file: file.write(data))
+    return _write_file(path, lambda file: file.write(data), check)
 
 
-def _write_file(path: Path, dump: Callable[[BinaryIO], object]) -> str:
+def _write_file(path: Path, dump: Callable[[BinaryIO], object], check: Check | None) -> str:
     """Write through memory: torch's own writer turns a full disk into an error without a reason."""
     buffer = io.BytesIO()
     try:
         dump(buffer)
     except safetensors_file.NoSuchDtypeError as error:
         raise OutputError(f"{path} cannot be written: {error}", "write a pickle: --format pickle") from error
-    with atomic_write(path) as file:
+    with atomic_write(path, check=check) as file:
         file.write(buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 

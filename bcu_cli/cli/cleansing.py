@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.cli import output, running
 from bcu_cli.cli.cleansing_pictures import load, warn_of
-from bcu_cli.errors import TrainingError, UsageError
+from bcu_cli.errors import UsageError
 from bcu_cli.training import profile
 
 if TYPE_CHECKING:
@@ -98,20 +98,22 @@ class Cleansing:
         watch = _Watch(defense, held_out, self.device)
         stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
         self.clock.lap("cleansing")
+        self._round(defense)
+        after = watch.agreement()
         judged = defense.verdict()
         wanted = self.force or judged is None or judged.good
-        with profile.span(profile.MEASURING):
-            speed = document.training(stages, self.device) if stages else []
-        if used and images:
-            images |= document.streaming(used, speed)
-            warn_of(used, images)
-        after = watch.agreement()
         self.clock.lap("evaluation")
         with profile.span(profile.WRITING):
             written = self._write(defense) if wanted and ranks.rank() == 0 else None
         if wanted:
-            keeper.remove()
+            running.once_written("removing the state of the run", keeper.remove, None)
         self.clock.lap("writing")
+        with profile.span(profile.MEASURING):
+            speed = running.speed_of(stages, self.device)
+        if used and images:
+            images |= document.streaming(used, speed)
+            warn_of(used, images)
+        self.clock.lap("measuring speed")
         agreement = after and {
             "before_training": watch.before.as_json() if watch.before else None,
             "after": after.as_json(),
@@ -184,21 +186,29 @@ class Cleansing:
             output.warn(warning)
         return found
 
-    def _write(self, defense: Defense[Any]) -> dict[str, Any]:
-        """Write the student in the place of the original; returns what the report says of the file.
+    def _round(self, defense: Defense[Any]) -> None:
+        """Give the student the values that its file will hold: these are judged, on every rank.
 
         Raises:
             TrainingError: Its training has made NaN or infinite numbers of weights or statistics.
         """
+        from bcu_cli.models.export import as_stored
+
+        before = {name: tensor.clone() for name, tensor in defense.student.network.state_dict().items()}
+        for name in as_stored(self.loaded, defense.student, self.format):
+            kind = self.loaded.checkpoint.dtypes[name]
+            output.warn(
+                f"{name} has numbers beyond what {kind} holds; its largest stand for them, and are judged"
+            )
+        state = defense.student.network.state_dict()
+        if any(not tensor.equal(before[name]) for name, tensor in state.items()):
+            defense.measure_again()
+
+    def _write(self, defense: Defense[Any]) -> dict[str, Any]:
+        """Write the student in the place of the original; returns what the report says of the file."""
         from bcu_cli.models.export import write_like
         from bcu_cli.report import document
 
-        state = defense.student.network.state_dict()
-        if damaged := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-            raise TrainingError(
-                f"the training ended with NaN or Inf in {damaged[0]}: nothing was written",
-                "lower --learning-rate, or leave it at its default",
-            )
         sha256 = write_like(self.loaded, defense.student, self.out, self.format)
         return document.written(self.out, sha256) | {"format": self.format.value}
 

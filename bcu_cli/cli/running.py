@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli import limits
 from bcu_cli.checkpoints.resume import START_ANEW
@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from bcu_cli.images.folder import ImageSet, Part
     from bcu_cli.images.listing import Listing
     from bcu_cli.models import Loaded, Preprocessing
+    from bcu_cli.training.devices import Device
     from bcu_cli.training.loop import Epoch, Stage
     from bcu_cli.training.ranks import Anyone
 
 
+T = TypeVar("T")
+
+_LONGEST_REASON = 200
 _SECONDS_OF_ONE_SIGNAL = 1.0
 """A cluster sends a signal to all processes, and torchrun passes on its own: that is one, and not two."""
 
@@ -263,6 +267,37 @@ def train(
                 output.say(f"stopped after the last step; {kept_in_words}")
                 raise KeyboardInterrupt
     return done
+
+
+def speed_of(stages: list[Stage], device: Device) -> list[dict[str, Any]]:
+    """How fast each stage ran, measured once the result is written; nothing where that fails."""
+    from bcu_cli.report import document
+
+    if not stages:
+        return []
+    return once_written("the speed", lambda: document.training(stages, device), [])
+
+
+def once_written(what: str, act: Callable[[], T], otherwise: T) -> T:
+    """Do what comes after the result was written; where that fails, a warning says so, and the run is over.
+
+    Args:
+        what: What is done or measured, for people.
+        act: Does it.
+        otherwise: Stands for what it returns where it fails.
+    """
+    from bcu_cli.training.devices import is_out_of_memory
+
+    try:
+        return act()
+    except Exception as error:  # the result is there: nothing that comes after it can undo that
+        why = (
+            "out of memory"
+            if is_out_of_memory(error)
+            else " ".join(str(error).split()) or type(error).__name__
+        )
+        output.warn(f"{what} failed, after the result was written: {why[:_LONGEST_REASON]}")
+        return otherwise
 
 
 def _state(stages: list[Stage]) -> dict[str, Any]:

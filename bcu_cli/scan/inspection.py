@@ -187,6 +187,7 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
     """What is known of a file that is safe to open."""
     from bcu_cli.checkpoints import count_not_finite, outline, read
     from bcu_cli.models import identify
+    from bcu_cli.models.index import counted
 
     content: Checkpoint | Outline
     not_finite: dict[str, int] | None
@@ -203,8 +204,8 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
     except ArchitectureError as error:
         if triggers.KEY not in content.metadata:  # those that bcu attack writes hold no network to recognise
             problem = _problem(error, ARCHITECTURE)
-    if not_finite:
-        problem = _broken(description.path, not_finite)
+    if damaged := {name: count for name, count in not_finite.items() if counted(name)} if not_finite else {}:
+        problem = _broken(description.path, damaged)
     return Inspection(
         path=description.path,
         description=content,
@@ -270,13 +271,9 @@ def _problem(error: CheckpointError | ArchitectureError, rule: str) -> Problem:
 
 
 def _not_finite(checkpoint: Checkpoint) -> dict[str, int]:
-    counts = {
-        name: int((~tensor.float().isfinite()).sum())  # torch does not know what is finite in 8 bits
-        if tensor.element_size() == 1
-        else int((~tensor.isfinite()).sum())
-        for name, tensor in checkpoint.tensors.items()
-        if tensor.is_floating_point()
-    }
+    from bcu_cli.models.fitting import number_not_finite
+
+    counts = {name: number_not_finite(tensor) for name, tensor in checkpoint.tensors.items()}
     return {name: count for name, count in counts.items() if count}
 
 
