@@ -6,7 +6,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.cli import output, running
+from bcu_cli.cli import cleansing_output, output, running
 from bcu_cli.cli.cleansing_pictures import load, warn_of
 from bcu_cli.errors import UsageError
 from bcu_cli.training import profile
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bcu_cli.checkpoints import Format
+    from bcu_cli.checkpoints import Format, Omission
     from bcu_cli.checkpoints.resume import StateFile
     from bcu_cli.cli.cleansing_pictures import Pictures
     from bcu_cli.defenses.base import Defense, DefenseOptions
@@ -132,6 +132,7 @@ class Cleansing:
             "agreement": agreement,
             "output": written,
             "left_out": list(self.loaded.checkpoint.left_out),
+            "omitted": [{"name": each.name, "why": each.why} for each in self._omitted()],
             "training": speed,
             "seconds": self.clock.seconds(),
             "peak_memory": document.peak_memory(self.device),
@@ -163,11 +164,19 @@ class Cleansing:
             self.kind.name,
             in_force,
             self.loaded.checkpoint.sha256,
+            *self.loaded.checkpoint.nesting,
             images and images["sha256"],
             self.device.precision,
         )
         ranks.require_same(fingerprint, "options, images or a model")
         return StateFile(self.out, fingerprint, writes=ranks.rank() == 0)
+
+    def _omitted(self) -> tuple[Omission, ...]:
+        """What the original holds beside its weights and the result does not."""
+        from bcu_cli.checkpoints.writing import lost_in
+
+        checkpoint = self.loaded.checkpoint
+        return checkpoint.omitted + lost_in(checkpoint, self.format)
 
     def _labels_from(self, pictures: Pictures) -> str | None:
         if not self.kind.needs_labels:
@@ -210,6 +219,7 @@ class Cleansing:
         from bcu_cli.report import document
 
         sha256 = write_like(self.loaded, defense.student, self.out, self.format)
+        cleansing_output.warn_of_omitted(self.out, self._omitted())
         return document.written(self.out, sha256) | {"format": self.format.value}
 
 

@@ -288,12 +288,18 @@ def _broken(path: Path, not_finite: dict[str, int]) -> Problem:
 
 
 def _as_json(value: Any) -> Any:
-    """A plain value with the numbers that JSON does not have (a best loss of infinity) as texts."""
+    """A value beside weights with what JSON does not have (a best loss of infinity, a tensor) as texts."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items()}
-    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, set):
+        return [_as_json(item) for item in sorted(value, key=repr)]
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    if hasattr(value, "shape"):
+        return f"tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
@@ -307,9 +313,10 @@ def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
         "metadata": content.metadata,
     }
     if not isinstance(content, Checkpoint):  # a safetensors file, which holds nothing else
-        return document | {"nesting": [], "beside": {}, "left_out": []}
+        return document | {"nesting": [], "beside": {}, "left_out": [], "others": []}
     return document | {
         "nesting": list(content.nesting),
         "beside": _as_json(content.beside),
         "left_out": list(content.left_out),
+        "others": list(content.others),
     }

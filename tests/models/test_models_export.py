@@ -78,7 +78,7 @@ def test_a_training_that_ends_in_nan_is_said(tmp_path: Path, value: float) -> No
     student = copy_of(original.classifier)
     with torch.no_grad():
         student.network.fc.bias[1] = value
-    with pytest.raises(TrainingError, match="NaN or Inf in fc.bias: nothing was written"):
+    with pytest.raises(TrainingError, match=r"NaN or Inf in fc\.bias: nothing was written"):
         as_stored(original, student, Format.SAFETENSORS)
 
 
