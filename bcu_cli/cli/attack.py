@@ -299,12 +299,13 @@ class Attacking:
         keeper = StateFile(where.out, document.fingerprint("attack", *decides))
         stages = running.train(attacking.stages(), keeper, resume=resume)
         self.clock.lap("training")
-        speed = document.training(stages, self.device)
         measures = self._measure(model, test_set, trigger)
         self.clock.lap("evaluation")
         outputs = self._write(model, train_set, trigger, test_set)
-        keeper.remove()
+        running.once_written("removing the state of the run", keeper.remove, None)
         self.clock.lap("writing")
+        speed = running.speed_of(stages, self.device)
+        self.clock.lap("measuring speed")
         return {
             "command": "attack",
             **document.environment(self.device),

@@ -26,6 +26,7 @@ from bcu_cli.cli.options import (
     Resume,
     Seed,
     Std,
+    WeightsKey,
     settings_of,
     size_in_bytes,
 )
@@ -85,6 +86,7 @@ def cleanse(
     input_size: InputSize = None,
     mean: Mean = None,
     std: Std = None,
+    weights_key: WeightsKey = None,
     epochs: Annotated[
         str | None,
         typer.Option(
@@ -234,7 +236,8 @@ def cleanse(
     }
     settings = settings_of(method, setting, kind="method", owners=defenses.names(), like="clp.u=3")
     options = options_of(kind, seed, said, settings)
-    _refuse(kind, images=images, max_images=max_images, pseudo_labels=pseudo_labels, force=force)
+    _refuse(kind, images=images, max_images=max_images)
+    _warn_of_idle(kind, images=images, max_images=max_images, pseudo_labels=pseudo_labels, force=force)
     if format not in FORMATS:
         raise UsageError(f"there is no format {format}", f"--format takes {', '.join(FORMATS)}")
     room = size_in_bytes(cache, "--cache") // ranks.local_count()
@@ -248,7 +251,9 @@ def cleanse(
         raise typer.Exit(several.launch(context.obj, devices))
     inputs = [*running.files_of_model(model, arch), *([images] if images else [])]
     chosen = choose(device, precision)
-    of_model = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
+    of_model = running.ModelOptions(
+        arch=arch, input_size=input_size, mean=mean, std=std, weights_key=weights_key
+    )
     pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels, cache=room)
     with running.writing(out, inputs=inputs), profiling(chosen) if profile else nullcontext() as timed:
         with span(READING):
@@ -260,7 +265,10 @@ def cleanse(
     read = [*running.files_read_of(report["model"], arch), *([images] if images else [])]
     report["files_read"] = files_read(read)
     if timed:
-        report["profile"] = timed.as_json(report["training"], measure_convolution_peak(chosen))
+        peak = running.once_written(
+            "the peak of a convolution", lambda: measure_convolution_peak(chosen), 0.0
+        )
+        report["profile"] = timed.as_json(report["training"] if peak else [], peak)
         cleansing_output.show_profile(report["profile"])
     if as_json:
         output.document(report)
@@ -271,26 +279,32 @@ def cleanse(
         raise typer.Exit(code)
 
 
-def _refuse(
+def _warn_of_idle(
     kind: type[Defense[Any]], *, images: Path | None, max_images: int | None, pseudo_labels: bool, force: bool
 ) -> None:
-    """Refuse what a method has no use for, or cannot do without.
+    """Name the options that change nothing with a method: its result is what it would be without them."""
+    from bcu_cli.defenses.base import Defense
+
+    idle = {
+        "--force": force and kind.verdict is Defense.verdict and "it writes its result anyway",
+        "--pseudo-labels": pseudo_labels and not kind.needs_labels and "it needs no labels",
+        "--max-images": max_images is not None and images is None and "there are no images",
+    }
+    if said := [f"{option} ({why})" for option, why in idle.items() if why]:
+        output.warn(f"without effect on --method {kind.name}: {', '.join(said)}")
+
+
+def _refuse(kind: type[Defense[Any]], *, images: Path | None, max_images: int | None) -> None:
+    """Refuse what a method cannot do without, or with.
 
     Raises:
         UsageError: The options do not go together.
     """
-    from bcu_cli.defenses.base import Defense
     from bcu_cli.images.folder import FEWEST_IMAGES
 
     if kind.needs_images and images is None:
         raise UsageError(f"--method {kind.name} needs pictures", "name a folder of them with --images")
-    if images is None and max_images is not None:
-        raise UsageError("--max-images is of pictures", "name their folder with --images")
-    if max_images is not None and max_images < FEWEST_IMAGES:
+    if images is not None and max_images is not None and max_images < FEWEST_IMAGES:
         raise UsageError(
             f"--max-images {max_images} are too few to learn from", f"give it {FEWEST_IMAGES} or more"
         )
-    if pseudo_labels and not kind.needs_labels:
-        raise UsageError(f"--method {kind.name} needs no labels", "leave --pseudo-labels out")
-    if force and kind.verdict is Defense.verdict:
-        raise UsageError(f"--method {kind.name} writes its result anyway", "leave --force out")

@@ -6,9 +6,9 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.cli import output, running
+from bcu_cli.cli import cleansing_output, output, running
 from bcu_cli.cli.cleansing_pictures import load, warn_of
-from bcu_cli.errors import TrainingError, UsageError
+from bcu_cli.errors import UsageError
 from bcu_cli.training import profile
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bcu_cli.checkpoints import Format
+    from bcu_cli.checkpoints import Format, Omission
     from bcu_cli.checkpoints.resume import StateFile
     from bcu_cli.cli.cleansing_pictures import Pictures
     from bcu_cli.defenses.base import Defense, DefenseOptions
@@ -98,20 +98,22 @@ class Cleansing:
         watch = _Watch(defense, held_out, self.device)
         stages = running.train(watch.stages(), keeper, resume=resume, on_epoch=watch.on_epoch)
         self.clock.lap("cleansing")
+        self._round(defense)
+        after = watch.agreement()
         judged = defense.verdict()
         wanted = self.force or judged is None or judged.good
-        with profile.span(profile.MEASURING):
-            speed = document.training(stages, self.device) if stages else []
-        if used and images:
-            images |= document.streaming(used, speed)
-            warn_of(used, images)
-        after = watch.agreement()
         self.clock.lap("evaluation")
         with profile.span(profile.WRITING):
             written = self._write(defense) if wanted and ranks.rank() == 0 else None
         if wanted:
-            keeper.remove()
+            running.once_written("removing the state of the run", keeper.remove, None)
         self.clock.lap("writing")
+        with profile.span(profile.MEASURING):
+            speed = running.speed_of(stages, self.device)
+        if used and images:
+            images |= document.streaming(used, speed)
+            warn_of(used, images)
+        self.clock.lap("measuring speed")
         agreement = after and {
             "before_training": watch.before.as_json() if watch.before else None,
             "after": after.as_json(),
@@ -130,6 +132,7 @@ class Cleansing:
             "agreement": agreement,
             "output": written,
             "left_out": list(self.loaded.checkpoint.left_out),
+            "omitted": [{"name": each.name, "why": each.why} for each in self._omitted()],
             "training": speed,
             "seconds": self.clock.seconds(),
             "peak_memory": document.peak_memory(self.device),
@@ -161,11 +164,19 @@ class Cleansing:
             self.kind.name,
             in_force,
             self.loaded.checkpoint.sha256,
+            *self.loaded.checkpoint.nesting,
             images and images["sha256"],
             self.device.precision,
         )
         ranks.require_same(fingerprint, "options, images or a model")
         return StateFile(self.out, fingerprint, writes=ranks.rank() == 0)
+
+    def _omitted(self) -> tuple[Omission, ...]:
+        """What the original holds beside its weights and the result does not."""
+        from bcu_cli.checkpoints.writing import lost_in
+
+        checkpoint = self.loaded.checkpoint
+        return checkpoint.omitted + lost_in(checkpoint, self.format)
 
     def _labels_from(self, pictures: Pictures) -> str | None:
         if not self.kind.needs_labels:
@@ -184,22 +195,31 @@ class Cleansing:
             output.warn(warning)
         return found
 
-    def _write(self, defense: Defense[Any]) -> dict[str, Any]:
-        """Write the student in the place of the original; returns what the report says of the file.
+    def _round(self, defense: Defense[Any]) -> None:
+        """Give the student the values that its file will hold: these are judged, on every rank.
 
         Raises:
             TrainingError: Its training has made NaN or infinite numbers of weights or statistics.
         """
+        from bcu_cli.models.export import as_stored
+
+        before = {name: tensor.clone() for name, tensor in defense.student.network.state_dict().items()}
+        for name in as_stored(self.loaded, defense.student, self.format):
+            kind = self.loaded.checkpoint.dtypes[name]
+            output.warn(
+                f"{name} has numbers beyond what {kind} holds; its largest stand for them, and are judged"
+            )
+        state = defense.student.network.state_dict()
+        if any(not tensor.equal(before[name]) for name, tensor in state.items()):
+            defense.measure_again()
+
+    def _write(self, defense: Defense[Any]) -> dict[str, Any]:
+        """Write the student in the place of the original; returns what the report says of the file."""
         from bcu_cli.models.export import write_like
         from bcu_cli.report import document
 
-        state = defense.student.network.state_dict()
-        if damaged := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-            raise TrainingError(
-                f"the training ended with NaN or Inf in {damaged[0]}: nothing was written",
-                "lower --learning-rate, or leave it at its default",
-            )
         sha256 = write_like(self.loaded, defense.student, self.out, self.format)
+        cleansing_output.warn_of_omitted(self.out, self._omitted())
         return document.written(self.out, sha256) | {"format": self.format.value}
 
 

@@ -8,6 +8,9 @@ from bcu_cli.cli import output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from bcu_cli.checkpoints import Omission
 
 _LIMITS = (
     "a backdoor of a kind that none of these tests resembles may remain, as may one made to show only in a "
@@ -16,6 +19,7 @@ _LIMITS = (
 )
 """What a good verdict does not mean."""
 
+_MOST_OMITTED = 8
 _NAMED = 3
 """Most classes named in a row."""
 
@@ -56,6 +60,16 @@ def show(report: dict[str, Any]) -> None:
         ("output", f"{written['path']} (SHA-256 {written['sha256'][:16]}…)" if written else "not written")
     )
     output.facts(facts)
+
+
+def warn_of_omitted(out: Path, omitted: Sequence[Omission]) -> None:
+    """Say on stderr what of the original is not in the file that was written, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for each in omitted:
+        by_reason.setdefault(each.why, []).append(each.name)
+    for why, names in by_reason.items():
+        more = f" and {len(names) - _MOST_OMITTED} more" if len(names) > _MOST_OMITTED else ""
+        output.warn(f"left out of {out}: {', '.join(names[:_MOST_OMITTED])}{more} ({why})")
 
 
 def explain(report: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from bcu_cli import triggers
 from bcu_cli.cli import evaluation_output, output, running
 from bcu_cli.cli.evaluation_files import Files
 from bcu_cli.cli.exit_codes import BAD
-from bcu_cli.cli.options import Arch, Data, DeviceName, Download, InputSize, Json, Mean, Std
+from bcu_cli.cli.options import Arch, Data, DeviceName, Download, InputSize, Json, Mean, Std, WeightsKey
 from bcu_cli.cli.trigger_choice import Own, TriggerChoice, parse_target
 from bcu_cli.errors import BcuError, UsageError
 
@@ -93,6 +93,7 @@ def evaluate(
     input_size: InputSize = None,
     mean: Mean = None,
     std: Std = None,
+    weights_key: WeightsKey = None,
     device: DeviceName = "auto",
     as_json: Json = False,
 ) -> None:
@@ -117,7 +118,7 @@ def evaluate(
     outputs.check(wanted, inputs=[*read, *running.places_of_data(data)])
 
     clock = document.Clock()
-    said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std)
+    said = running.ModelOptions(arch=arch, input_size=input_size, mean=mean, std=std, weights_key=weights_key)
     chosen = devices.choose(device, "fp32")
     reference = running.load_model(against, said, pictures=data, download=download) if against else None
     run = _Evaluation(

@@ -55,6 +55,14 @@ Std = Annotated[
     str | None,
     typer.Option(help="Deviation of the normalisation, on a scale of 0 to 1: R,G,B.", rich_help_panel=_MODEL),
 ]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights to take of a pickle that holds several, like state_dict_ema or model/ema: keys "
+        "joined with /. (default: the most complete; an average where the training script validated that)",
+        rich_help_panel=_MODEL,
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(

@@ -160,12 +160,15 @@ def measure(share: dict[str, Any]) -> str:
 
 
 def speed(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Time and speed of a report for people."""
+    """Time and, where it was measured, speed of a report for people."""
+    time = ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}")
+    if not report["training"]:
+        return [time]
     last = report["training"][-1]
     share = percent(last["share_of_peak"])
     product = f"a {report['device']['precision']} matrix product"
     return [
-        ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}"),
+        time,
         ("speed", f"{last['images_per_second']:,.0f} images a second, {share} of the peak of {product}"),
     ]
 

@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli import limits
 from bcu_cli.checkpoints.resume import START_ANEW
 from bcu_cli.cli import output, signals
 from bcu_cli.cli.locked import locked_output
 from bcu_cli.cli.options import numbers
-from bcu_cli.errors import CheckpointError, ImagesError, OutputError
+from bcu_cli.errors import CheckpointError, ImagesError, OutputError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from bcu_cli.images.folder import ImageSet, Part
     from bcu_cli.images.listing import Listing
     from bcu_cli.models import Loaded, Preprocessing
+    from bcu_cli.training.devices import Device
     from bcu_cli.training.loop import Epoch, Stage
     from bcu_cli.training.ranks import Anyone
 
 
+T = TypeVar("T")
+
+_LONGEST_REASON = 200
 _SECONDS_OF_ONE_SIGNAL = 1.0
 """A cluster sends a signal to all processes, and torchrun passes on its own: that is one, and not two."""
 
@@ -44,6 +48,7 @@ class ModelOptions:
     input_size: int | None
     mean: str | None
     std: str | None
+    weights_key: str | None = None
 
 
 def load_model(
@@ -63,7 +68,7 @@ def load_model(
     """
     from bcu_cli.models import load
 
-    checkpoint = _read(path)
+    checkpoint = _read(path, options.weights_key)
     for finding in checkpoint.findings:
         output.warn(f"{path}: {finding.message}")
     with _sampler(pictures, download=download) as take:
@@ -76,10 +81,22 @@ def load_model(
             images=take and (lambda preprocessing: take(geometry_of(preprocessing))),
         )
     output.say(f"{path.name}: {'; '.join(loaded.evidence)}")
+    _say_choice(checkpoint)
     return loaded
 
 
-def _read(path: Path) -> Checkpoint:
+def _say_choice(checkpoint: Checkpoint) -> None:
+    """Say which of several weights were taken, and how to take the others."""
+    if checkpoint.others:
+        taken = "/".join(checkpoint.nesting) or "its outermost table"
+        others = " or ".join(f"--weights-key {name or repr('')}" for name in checkpoint.others)
+        output.warn(
+            f"{checkpoint.path.name} holds several weights: {taken} is taken ({checkpoint.choice}); "
+            f"{others} takes others"
+        )
+
+
+def _read(path: Path, weights_key: str | None) -> Checkpoint:
     """Read a model file with limits on memory and time.
 
     Raises:
@@ -92,7 +109,7 @@ def _read(path: Path) -> Checkpoint:
     file = model_in(path)
     try:
         with limits.reading(file, size_with_parts(file)):
-            return read(file)
+            return read(file, weights_key=weights_key)
     except (CheckpointError, MemoryError, RuntimeError) as error:
         if not limits.is_lack_of_memory(error):
             raise
@@ -232,10 +249,12 @@ def train(
 
     Raises:
         KeyboardInterrupt: The run was stopped, and its state kept.
+        TrainingError: Memory ran out between two stages; those that are done are kept.
         BcuError: The state that is to be resumed from is damaged, or of another run.
     """
     from bcu_cli.errors import RankLostError
     from bcu_cli.training import ranks
+    from bcu_cli.training.devices import is_out_of_memory
 
     kept = ranks.same(keeper.load() if resume and ranks.rank() == 0 else None)
     if resume and kept is None:
@@ -243,20 +262,28 @@ def train(
     elif not resume and keeper.path.exists():
         output.say(f"{keeper.path} is there from an interrupted run; --resume would have gone on with it")
 
-    states = [] if kept is None else _states(kept, keeper)
+    states = {} if kept is None else _states(kept, keeper)
     done: list[Stage] = []
     asked = ranks.Anyone()
     with stoppable() as stop:
         try:
             for stage in stages:
-                if len(done) < len(states):
-                    _restore(stage, states[len(done)], keeper)
+                if kept_stage := states.get(stage.title):
+                    _restore(stage, kept_stage.pop(0), keeper)
                     output.say(f"going on after step {stage.training.done} of {stage.training.steps}")
+                elif states and not done:
+                    raise _unfit(keeper, f"it does not begin with {stage.title}")
                 done.append(stage)
                 _run_stage(stage, partial(_keep, done, keeper, stop, asked), on_epoch)
         except RankLostError:
             _save(done, keeper)
             raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            what = f"the stage after {done[-1].title}; {_save(done, keeper)}" if done else "the first stage"
+            hint = "use another --device, close other programs, or start anew with fewer images"
+            raise TrainingError(f"there is not enough memory for {what}", hint) from error
         if done:
             kept_in_words = _save(done, keeper)
             if asked.says(stop.requested) | asked.says(False):  # several processes hear of it a call later
@@ -265,27 +292,62 @@ def train(
     return done
 
 
+def speed_of(stages: list[Stage], device: Device) -> list[dict[str, Any]]:
+    """How fast each stage ran, measured once the result is written; nothing where that fails."""
+    from bcu_cli.report import document
+
+    if not stages:
+        return []
+    return once_written("the speed", lambda: document.training(stages, device), [])
+
+
+def once_written(what: str, act: Callable[[], T], otherwise: T) -> T:
+    """Do what comes after the result was written; where that fails, a warning says so, and the run is over.
+
+    Args:
+        what: What is done or measured, for people.
+        act: Does it.
+        otherwise: Stands for what it returns where it fails.
+    """
+    from bcu_cli.training.devices import is_out_of_memory
+
+    try:
+        return act()
+    except Exception as error:  # the result is there: nothing that comes after it can undo that
+        why = (
+            "out of memory"
+            if is_out_of_memory(error)
+            else " ".join(str(error).split()) or type(error).__name__
+        )
+        output.warn(f"{what} failed, after the result was written: {why[:_LONGEST_REASON]}")
+        return otherwise
+
+
 def _state(stages: list[Stage]) -> dict[str, Any]:
     return {"stages": [{"title": stage.title, "training": stage.training.state()} for stage in stages]}
 
 
-def _states(kept: dict[str, Any], keeper: StateFile) -> list[Any]:
+def _states(kept: dict[str, Any], keeper: StateFile) -> dict[str, list[Any]]:
+    """The kept trainings by their titles, which tell them apart where a measurement has now led elsewhere."""
     stages = kept.get("stages")
     if not isinstance(stages, list):
         raise _unfit(keeper, "it lists no stages")
-    return stages
+    states: dict[str, list[Any]] = {}
+    for state in stages:
+        if not isinstance(state, dict) or state.keys() != {"title", "training"}:
+            raise _unfit(keeper, "a stage in it is none")
+        states.setdefault(str(state["title"]), []).append(state["training"])
+    return states
 
 
 def _restore(stage: Stage, state: Any, keeper: StateFile) -> None:
-    """Take up one training where a kept one stopped.
+    """Take up one training where a kept one of the same title stopped.
 
     Raises:
         CheckpointError: It was another one.
     """
-    if not isinstance(state, dict) or state.keys() != {"title", "training"} or state["title"] != stage.title:
-        raise _unfit(keeper, f"it has no stage {stage.title} there")
     try:
-        stage.training.restore(state["training"])
+        stage.training.restore(state)
     except ValueError as error:
         raise _unfit(keeper, f"of {stage.title}, {error}") from error
 

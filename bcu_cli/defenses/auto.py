@@ -153,6 +153,9 @@ class Auto(TrainedDefense[AutoOptions]):
     _usual: Tensor
     _surer: Tensor
     _weakness: Adversary
+    _judge: Adversary
+    _before: dict[tuple[str, int], Proportion]
+    _tried: list[tuple[Change, int, Proportion]]
     _leading: Tensor
 
     def decide(self, options: AutoOptions) -> AutoOptions:
@@ -175,27 +178,25 @@ class Auto(TrainedDefense[AutoOptions]):
         self._leading = torch.tensor([SELDOM + odds(each) for each in led], device=self.device.torch)
         if not self.options.quick:
             yield from self._try_on_canaries()
-        judge = self._adversary(LEVELS[0], self.options.seed + 1)
-        yield self._search(judge, "looking for triggers")
-        before = self._successes(judge, self.teacher)
-        tried = [(wave, *self._led(self.teacher, wave)) for wave in waves.one_of_each(self.options.seed + 1)]
+        self._judge = self._adversary(LEVELS[0], self.options.seed + 1)
+        yield self._search(self._judge, "looking for triggers")
+        self._before = self._successes(self._judge, self.teacher)
+        self._tried = [
+            (wave, *self._led(self.teacher, wave)) for wave in waves.one_of_each(self.options.seed + 1)
+        ]
         while True:
             yield self._cleansing(self.student, LEVELS[self.level], f"cleansing, level {self.level + 1}")
-            after = self._successes(judge, self.student)
-            self.found = [
-                Residue(trigger=kind, target=target, before=share, after=after[kind, target])
-                for (kind, target), share in before.items()
-            ]
-            self.waves = [
-                Residue(trigger="wave", target=to, before=share, after=self._led(self.student, wave, to)[1])
-                for wave, to, share in tried
-                if share.value >= WORKS
-            ]
+            self._measure_residues()
             harm = _most(self._working() + self.waves)
             if self.options.quick or self.level + 1 == len(LEVELS) or harm <= HARMLESS:
                 break
             self.level += 1
             self.student = copy_of(self.teacher)
+        self.kept = self._keeps()
+
+    def measure_again(self) -> None:
+        """See :meth:`Defense.measure_again`."""
+        self._measure_residues()
         self.kept = self._keeps()
 
     def did(self) -> dict[str, Any]:
@@ -236,6 +237,19 @@ class Auto(TrainedDefense[AutoOptions]):
             )
         what = "the backdoors to test with and the triggers found" if planted else "the triggers found"
         return Verdict(word="cleansed", why=f"{what} do not work any more")
+
+    def _measure_residues(self) -> None:
+        """What the triggers found and the waves that led the original do to the student."""
+        after = self._successes(self._judge, self.student)
+        self.found = [
+            Residue(trigger=kind, target=target, before=share, after=after[kind, target])
+            for (kind, target), share in self._before.items()
+        ]
+        self.waves = [
+            Residue(trigger="wave", target=to, before=share, after=self._led(self.student, wave, to)[1])
+            for wave, to, share in self._tried
+            if share.value >= WORKS
+        ]
 
     def _usual_answers(self) -> tuple[Tensor, Tensor]:
         """What the original answers to the images held out, and which half of them it is surer of."""

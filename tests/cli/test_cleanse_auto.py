@@ -203,7 +203,6 @@ def test_an_option_of_the_papers_recipe_without_its_method_says_so(cleanse: Clea
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "bcu", "--force"], "--method bcu writes its result anyway"),
         (["--method", "ft", "--quick"], "--method ft has no --quick"),
     ],
 )
