@@ -22,7 +22,7 @@ SIDES = (2, 3, 4, 5, 6, 7, 8)
 PLACES = tuple(product((0.0, 0.5, 1.0), repeat=2))
 """Corners, edges and centre of an image, as shares of what a patch leaves free: down, then across."""
 MARGIN = 3
-"""Most pixels of 32 that a patch is moved inwards, and two more than an attacker leaves at the edge."""
+"""Most pixels, of an image of 32, that a patch is moved inwards from there."""
 COLOURS, MOSAICS = 5, 3
 """Colours of squares tried at each size and place, beside black and white; and mosaics tried there."""
 

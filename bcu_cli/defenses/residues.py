@@ -34,10 +34,13 @@ FINALISTS = 6
 """Patches for each class that are compared by more images."""
 AT_ONCE = 512
 """Images with a patch that are held in memory together."""
-CLEARLY = 1.0
-"""How far, in log-odds, a suspected class is led above the others: between the ends of 95 % intervals."""
-UNSUSPECTED = 3.5
-"""The same for a class that nothing spoke against before: it is the worst of many."""
+CLEARLY = log(2.0)
+"""How far, in log-odds, a suspected class is led above the others: between the ends of 95 % intervals.
+
+That is twice the odds: 28 of 100 images beside 5, or 39 beside 10.
+"""
+UNSUSPECTED = log(12.0)
+"""The same for a class that nothing spoke against before: it is the worst of many, and some are by nature."""
 
 _LEAST = 1e-6
 
@@ -88,7 +91,7 @@ class Pair:
         self._usual = [predict(original, images, device) for images in (steering, judging)]
 
     def promising(self, tried: Sequence[Patch]) -> dict[int, list[Patch]]:
-        """For each class the ``FINALISTS`` that lead most of ``GLANCED`` images to it, once cleansed.
+        """The ``FINALISTS`` for each class that lead most of ``GLANCED`` images to it after the cleansing.
 
         Every patch is put on each of the images once, whatever the number of classes.
         """
@@ -110,7 +113,7 @@ class Pair:
         }
 
     def targets(self) -> list[int]:
-        """The classes that there are images to choose and to judge by for: others than of that class."""
+        """The classes that some images, both steering and judging ones, are not answered to by nature."""
         classes = range(self.original.num_classes)
         return [each for each in classes if all(bool((usual != each).any()) for usual in self._usual)]
 

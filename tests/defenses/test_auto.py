@@ -178,6 +178,7 @@ def staged(
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
     led = iter([*[20] * CELLS, *[50] * (CELLS - 1), 95, *waves])
     monkeypatch.setattr(cleansing, "_led", lambda *_: (1, share(next(led))))
+    monkeypatch.setattr(cleansing, "_look_anew", lambda: iter(()))  # tests/defenses/test_residues.py
     found = tell(monkeypatch, cleansing, [50, 99, *triggers])
     titles = [stage.title for stage in stages_of(cleansing)]
     assert next(told, None) is None
