@@ -7,7 +7,7 @@ code does what they name.
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint, Description, Finding, Format, Outline, Plain
+from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline, Place
 from .onnx_file import Graph, Node, load_graph
 from .operators import forbidden_operators, is_pure
 from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
@@ -29,8 +29,9 @@ __all__ = [
     "Graph",
     "Header",
     "Node",
+    "Omission",
     "Outline",
-    "Plain",
+    "Place",
     "Rule",
     "Script",
     "ScriptCode",

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal
+
+from .inert import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
-Plain: TypeAlias = Union[str, int, float, bool, list["Plain"], tuple["Plain", ...], dict[str, "Plain"], None]  # noqa: UP007 - the names in quotes cannot be joined with |
-"""A value without tensors or objects: it can stand beside weights and be written back as it is."""
+
+class Place(enum.Enum):
+    """Stands in a table of a :class:`Checkpoint` for what is written there: a table, a weight, a text."""
+
+    OF_WEIGHTS = "weights"
+    OF_METADATA = "metadata"
 
 
 class Format(enum.StrEnum):
@@ -41,6 +47,21 @@ class Finding:
     message: str
     severity: Literal["unsafe", "suspicious", "note"]
     offset: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Omission:
+    """An entry of a file that is not written back.
+
+    Attributes:
+        name: Its path, the keys joined with ``/``.
+        why: The reason, for people.
+        kind: The class of the object that it is or holds, where that is the reason; else empty.
+    """
+
+    name: str
+    why: str
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +121,13 @@ class Checkpoint(Description):
         metadata: Text: safetensors' ``__metadata__``, or the table ``metadata`` beside a pickle's weights.
         nesting: The keys that lead to the weights in a pickle: ``()``, ``("state_dict",)``, …
         prefix: What stood before every name, such as ``module.`` or ``_orig_mod.``; may be empty.
-        beside: Plain values that stood beside the weights, keyed by their path joined with ``/``.
-        left_out: Entries beside the weights that are not written back: an optimizer, an average of the
-            weights (it would still hold a backdoor), other tensors.
+        tables: The tables on the way to a pickle's weights, one for each key of ``nesting`` and one more, in
+            the file's order: what is written back, and a :class:`Place` where the next table, a weight or the
+            metadata stood.
+        omitted: Entries beside the weights that are not written back: objects, an optimizer, an average or
+            another copy of the weights (it may hold a backdoor).
+        others: The paths of other tables that hold as many tensors, and were not taken for the weights.
+        choice: Why these weights were taken and not the others, for people; empty where there are none.
     """
 
     sha256: str
@@ -110,8 +135,25 @@ class Checkpoint(Description):
     metadata: dict[str, str] = field(default_factory=dict)
     nesting: tuple[str, ...] = ()
     prefix: str = ""
-    beside: dict[str, Plain] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    tables: tuple[dict[Any, Any], ...] = ()
+    omitted: tuple[Omission, ...] = ()
+    others: tuple[str, ...] = ()
+    choice: str = ""
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        """What stood beside the weights and is written back, keyed by its path joined with ``/``."""
+        return {
+            "/".join([*self.nesting[:depth], shown(key)]): value
+            for depth, table in enumerate(self.tables)
+            for key, value in table.items()
+            if not isinstance(value, Place)
+        }
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The paths of what is not written back, each with the class of the object that it is."""
+        return tuple(f"{each.name} ({each.kind})" if each.kind else each.name for each in self.omitted)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -108,6 +108,13 @@ class Global:
         return made
 
 
+def shown(key: Any) -> str:
+    """A key of a table as a text; only its type if it is of a kind whose text can be of any length."""
+    if isinstance(key, Recipe | Global):
+        return key.kind
+    return str(key) if type(key) in (str, int, float, bool, type(None)) else type(key).__name__
+
+
 @dataclass(frozen=True)
 class StorageRef:
     """The memory that a tensor would use: ``numel`` elements of the kind ``FloatStorage`` and so on."""

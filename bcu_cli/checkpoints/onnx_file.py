@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 OPERATOR_RULE = "onnx-operator"
+_HALF = 10  # as ONNX numbers its types
 _MOST_BYTES = 2**31  # of any protobuf, says the format
 _STANDARD = ("ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "ai.onnx.preview")
 _OF_RUNTIMES = ("com.microsoft", "com.microsoft.nchwc")
@@ -63,6 +64,7 @@ class Graph:
         nodes: In an order in which they can run.
         tensors: The constants, by name.
         version: Of the set of ONNX's own operators.
+        takes_half: Whether its input is of half precision.
     """
 
     input: str
@@ -71,6 +73,7 @@ class Graph:
     nodes: tuple[Node, ...]
     tensors: dict[str, torch.Tensor]
     version: int
+    takes_half: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,8 @@ def load_graph(checkpoint: Checkpoint) -> Graph:
     versions = {
         opset.get("domain", "") or "ai.onnx": opset.get("version", 0) for opset in model["opset_import"]
     }
-    shape = inputs[0].get("type", {}).get("tensor_type", {}).get("shape", {}).get("dim", [])
+    of_input = inputs[0].get("type", {}).get("tensor_type", {})
+    shape = of_input.get("shape", {}).get("dim", [])
     return Graph(
         input=inputs[0].get("name", ""),
         input_shape=tuple(size.get("dim_value") for size in shape),
@@ -181,6 +185,7 @@ def load_graph(checkpoint: Checkpoint) -> Graph:
         ),
         tensors=constants,
         version=versions.get("ai.onnx", 0),
+        takes_half=of_input.get("elem_type") == _HALF,
     )
 
 

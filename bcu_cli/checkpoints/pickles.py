@@ -104,8 +104,13 @@ def refuse_other_library(path: Path, findings: list[Finding]) -> None:
         raise CheckpointError(message, hint, rule="unsupported-format")
 
 
-def load(path: Path, kind: Kind) -> Weights:
+def load(path: Path, kind: Kind, key: str | None = None) -> Weights:
     """Read the weights of a file whose pickles were looked at and found harmless.
+
+    Args:
+        path: The file.
+        kind: Which kind of pickle it is.
+        key: As of :func:`bcu_cli.checkpoints.weights.find_weights`.
 
     Raises:
         CheckpointError: The file is damaged, claims more than it has, or holds no weights.
@@ -116,7 +121,7 @@ def load(path: Path, kind: Kind) -> Weights:
         raise CheckpointError(message, hint, rule="unsupported-format")
     if kind is Kind.ZIP_PICKLE:
         with TorchArchive(path) as archive:
-            return find_weights(path, _value_in_archive(archive))
+            return find_weights(path, _value_in_archive(archive), key)
     streams = _streams(path, kind)
     positions = _check_data_behind(path, streams)
     with path.open("rb") as file:
@@ -126,7 +131,7 @@ def load(path: Path, kind: Kind) -> Weights:
             return saved_archive.memory_of(bytearray(file.read(of.nbytes)))
 
         value = _values(path, streams[_LEGACY_OBJECT], memory)
-    return find_weights(path, value)
+    return find_weights(path, value, key)
 
 
 def _value_in_archive(archive: TorchArchive) -> Any:

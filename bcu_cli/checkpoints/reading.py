@@ -10,7 +10,7 @@ from typing import Any
 from bcu_cli.errors import CheckpointError
 
 from . import exported, hub, onnx_file, pickles, safetensors_file, shards, torchscript
-from .checkpoint import Checkpoint, Description, Finding, Format, Outline
+from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline
 from .sniff import Kind, sniff
 from .weights import Weights, flat_weights, no_weights, split_prefix
 from .writing import sha256_of
@@ -92,12 +92,17 @@ def outline(description: Description) -> Outline:
     )
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, *, weights_key: str | None = None) -> Checkpoint:
     """Read a model file's weights.
 
     The code of a TorchScript archive and the graph of an ONNX model are not run, so that what
     :func:`open_script` and :func:`load_graph` would refuse in them is only a finding here. For a folder it is
     the model in it, for an index the tensors of all its files.
+
+    Args:
+        path: The file.
+        weights_key: Which of several tables in a pickle holds the weights, its keys joined with ``/``; None
+            is to be found out.
 
     Raises:
         UnsafeFileError: Opening it the ordinary way could run somebody's program; it was not opened.
@@ -109,7 +114,7 @@ def read(path: Path) -> Checkpoint:
     code = (torchscript.OPERATOR_RULE, onnx_file.OPERATOR_RULE)
     not_code = [item for item in description.findings if item.rule not in code]
     pickles.refuse_if_unsafe(path, not_code)
-    return Checkpoint(**_as_arguments(description) | _as_arguments(_weights(path, kind)))
+    return Checkpoint(**_as_arguments(description) | _as_arguments(_weights(path, kind, weights_key)))
 
 
 def model_in(path: Path) -> Path:
@@ -135,17 +140,22 @@ def model_in(path: Path) -> Path:
     raise CheckpointError(f"{path} {what}", "name the model file itself", rule="not-a-model")
 
 
-def _weights(path: Path, kind: Kind) -> Weights:
+def _weights(path: Path, kind: Kind, key: str | None = None) -> Weights:
+    if key is not None and kind not in {Kind.ZIP_PICKLE, Kind.LEGACY_PICKLE, Kind.PLAIN_PICKLE}:
+        message = f"{path} holds one table of weights alone, as every {kind.value} does"
+        raise CheckpointError(message, "leave --weights-key out", rule="no-weights")
     if kind is Kind.SAFETENSORS:
         return flat_weights(path, *safetensors_file.load(path))
     if kind is Kind.TORCHSCRIPT:
-        return Weights(tensors=torchscript.load(path), left_out=torchscript.left_out(path))
+        why = "only torch's lite interpreter reads it"
+        omitted = tuple(Omission(name=name, why=why) for name in torchscript.left_out(path))
+        return Weights(tensors=torchscript.load(path), omitted=omitted)
     if kind is Kind.EXPORTED:
         return flat_weights(path, exported.load(path), {})
     if kind is Kind.ONNX:
         return flat_weights(path, onnx_file.load(path), onnx_file.look_at(path).metadata)
     if kind is not Kind.SHARDS:
-        return pickles.load(path, kind)
+        return pickles.load(path, kind, key)
     tensors: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     for part, promised in shards.read_index(path).items():

@@ -1,6 +1,7 @@
 """safetensors: a strict parser of the header that needs no torch, reading, and a writer with fixed bytes.
 
-The writer is bcu's own because the library writes the metadata in an order that changes from run to run.
+Both are bcu's own: the library writes the metadata in an order that changes from run to run, and does not
+open files whose names are not UTF-8.
 """
 
 from __future__ import annotations
@@ -115,15 +116,28 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     Raises:
         CheckpointError: The file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     header = read_header(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in header.tensors}
-    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
-        raise damaged(path, str(error)) from error
+    tensors: dict[str, torch.Tensor] = {}
+    with path.open("rb") as file:
+        for name, info in header.tensors.items():
+            file.seek(header.data_start + info.start)
+            data = bytearray(info.stop - info.start)
+            if file.readinto(data) != len(data):  # it was cut off since its header was checked
+                raise _cut_short(path, name)
+            tensors[name] = _tensor(data, info)
     return tensors, header.metadata
+
+
+def _tensor(data: bytearray, info: TensorInfo) -> torch.Tensor:
+    import torch
+
+    dtype = getattr(torch, torch_dtype(info))
+    flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return flat.view(dtype).reshape(info.shape)
+
+
+def _cut_short(path: Path, name: str) -> CheckpointError:
+    return damaged(path, f"the data of {name!r} cannot be read to their end")
 
 
 def count_not_finite(path: Path) -> dict[str, int]:
@@ -139,7 +153,7 @@ def count_not_finite(path: Path) -> dict[str, int]:
             if info.dtype in _NOT_FINITE:
                 file.seek(header.data_start + info.start)
                 if (count := _count(file, info)) is None:
-                    raise damaged(path, f"the data of {name!r} cannot be read to their end")
+                    raise _cut_short(path, name)
                 counts[name] = count
     return {name: count for name, count in counts.items() if count}
 
@@ -210,6 +224,8 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _check_metadata(path: Path, metadata: Any) -> dict[str, str]:
+    if metadata is None:  # as some writers say that there are none
+        return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise damaged(path, "its __metadata__ is not a table of texts", "safetensors-header")
     return metadata

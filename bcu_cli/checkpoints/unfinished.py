@@ -50,6 +50,11 @@ class Unfinished:
             with suppress(OSError):
                 self._name.unlink()
 
+    def whole(self) -> Path:
+        """Where what was written so far can be read, before it has its name."""
+        self.file.flush()
+        return self._name or _by_number(self.file.fileno())
+
     def become(self, target: Path) -> None:
         """Take the place of ``target``, whole and on the disk."""
         self.file.flush()

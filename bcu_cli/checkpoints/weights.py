@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import CheckpointError
 
-from .inert import Global, Recipe
+from .beside import LEFT_OUT, Keeper, is_optimizer, is_tensor
+from .checkpoint import Omission, Place
+from .inert import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     import torch
 
-    from .checkpoint import Plain
-
 METADATA_KEY = "metadata"
+OWN_METADATA_KEY = "bcu_metadata"
+"""Where bcu's own metadata stand if the file has something else than texts under ``METADATA_KEY``."""
 _MAX_DEPTH = 6
-_MAX_PLAIN = 100_000  # of one value beside the weights
-_MAX_ALL_PLAIN = 1_000_000
+_MAX_SHARING_BESIDE = 4  # and those beside the weights
 _MAX_SHARING = 64  # so many times the file's size can its tensors be that share their memory
 _PREFIXES = ("module.", "_orig_mod.")
 _AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|averaged?|shadow)([^a-z]|$)|_ema|ema_", re.IGNORECASE)
+_MOST_NAMED = 5
 _WHOLE = 0.9  # a table with this share of the largest one's tensors is taken as all of the weights
 
 
@@ -36,8 +39,10 @@ class Weights:
     nesting: tuple[str, ...] = ()
     prefix: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
-    beside: dict[str, Plain] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    tables: tuple[dict[Any, Any], ...] = ()
+    omitted: tuple[Omission, ...] = ()
+    others: tuple[str, ...] = ()
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,27 +53,63 @@ class _Table:
     count: int
 
     @property
+    def path(self) -> str:
+        """Its keys, as ``--weights-key`` takes them."""
+        return "/".join(self.nesting)
+
+    @property
     def is_average(self) -> bool:
-        return any(_AVERAGE.search(key) for key in self.nesting)
+        return any(map(_is_average, self.nesting))
 
 
-def find_weights(path: Path, value: Any) -> Weights:
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """The table that is taken, the paths of others that could have been, and why, for people."""
+
+    nesting: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    why: str = ""
+
+
+def find_weights(path: Path, value: Any, key: str | None = None) -> Weights:
     """Find the classifier's weights in an unpickled value.
 
     Of several tables with tensors, those with nearly as many tensors as the largest are compared: the weights
     themselves go before an average of them, more tensors before fewer, the outer before the inner, the first
-    before the second. The state of an optimizer is never taken for weights.
+    before the second. Where timm keeps an average, that is what it has validated, and it goes first. The
+    state of an optimizer is never taken for weights.
+
+    Args:
+        path: The file.
+        value: What its pickle holds.
+        key: The path of the table to take, its keys joined with ``/``; None is to be found out.
 
     Raises:
-        CheckpointError: There are no tensors, or they are of a kind that bcu cannot handle.
+        CheckpointError: There are no tensors, or none under ``key``, or of a kind that bcu cannot handle.
     """
     tables = list(_tables(value, (), set()))
     if not tables:
         raise no_weights(path)
+    if key is None:
+        return _collect(path, value, _choose(tables, value))
+    if key not in [table.path for table in tables]:
+        there = f"it has {', '.join(table.path or repr('') for table in tables[:_MOST_NAMED])}"
+        raise CheckpointError(f"{path} has no weights under {key!r}", there, rule="no-weights")
+    (chosen,) = (table for table in tables if table.path == key)
+    return _collect(path, value, _Choice(nesting=chosen.nesting, why="as --weights-key says"))
+
+
+def _choose(tables: list[_Table], value: dict[Any, Any]) -> _Choice:
+    """The table to take for the weights where nobody says which."""
     largest = max(table.count for table in tables)
     whole = [table for table in tables if table.count >= _WHOLE * largest]
-    nesting = min(whole, key=lambda table: (table.is_average, -table.count, len(table.nesting))).nesting
-    return _collect(path, value, nesting)
+    best = min(whole, key=lambda table: (table.is_average, -table.count, len(table.nesting)))
+    why = "the first of those with most tensors that are no average"
+    average = next((table for table in whole if table.nesting == ("state_dict_ema",)), None)
+    if average and best.nesting == ("state_dict",) and "metric" in value:
+        best, why = average, "the average, which timm validates and names the metric of"
+    others = tuple(table.path for table in whole if table is not best)
+    return _Choice(nesting=best.nesting, others=others, why=why if others else "")
 
 
 def flat_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Weights:
@@ -105,11 +146,11 @@ def split_prefix(names: Iterable[str]) -> str:
 
 
 def _tables(value: Any, nesting: tuple[str, ...], seen: set[int]) -> Iterable[_Table]:
-    if not isinstance(value, dict) or id(value) in seen or len(nesting) > _MAX_DEPTH or _is_optimizer(value):
+    if not isinstance(value, dict) or id(value) in seen or len(nesting) > _MAX_DEPTH or is_optimizer(value):
         return
     seen.add(id(value))
     items = _items(value)
-    count = sum(isinstance(key, str) and _is_tensor(item) for key, item in items)
+    count = sum(isinstance(key, str) and is_tensor(item) for key, item in items)
     if count:
         yield _Table(nesting, count)
     for key, item in items:
@@ -117,41 +158,59 @@ def _tables(value: Any, nesting: tuple[str, ...], seen: set[int]) -> Iterable[_T
             yield from _tables(item, (*nesting, key), seen)
 
 
-def _collect(path: Path, value: Any, nesting: tuple[str, ...]) -> Weights:
-    metadata: dict[str, str] = {}
-    beside: dict[str, Plain] = {}
-    left_out: list[str] = []
-    budget = _Budget()
-    for depth in range(len(nesting) + 1):
-        for key, item in _items(value):
-            name = "/".join([*nesting[:depth], _shown(key)])
-            budget.kind = ""
-            if depth < len(nesting) and key == nesting[depth]:
-                continue
-            if depth == len(nesting) and isinstance(key, str) and _is_tensor(item):
-                continue
-            if depth == 0 and key == METADATA_KEY and _is_text_table(item):
-                metadata = dict(item)
-            elif isinstance(key, str) and "optim" not in key.lower() and budget.is_plain(item):
-                beside[name] = item
-            else:
-                left_out.append(f"{name} ({budget.kind})" if budget.kind else name)
-        if depth < len(nesting):
-            value = value[nesting[depth]]
-    found = {name: item for name, item in _items(value) if isinstance(name, str) and _is_tensor(item)}
+def _collect(path: Path, value: Any, choice: _Choice) -> Weights:
+    nesting = choice.nesting
+    innermost = _entry(value, nesting)
+    found = {name: item for name, item in _items(innermost) if isinstance(name, str) and is_tensor(item)}
     prefix = split_prefix(found)
     tensors = {name.removeprefix(prefix): _checked(path, name, item) for name, item in found.items()}
     if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_SHARING * path.stat().st_size:
         message = f"{path}: its tensors claim to be many times larger than the file"
         raise CheckpointError(message, "get the file again", rule="impossible-size")
+    keeper = Keeper(tensors, _is_average, _MAX_SHARING_BESIDE * path.stat().st_size)
+    metadata: dict[str, str] = {}
+    tables = []
+    for depth in range(len(nesting) + 1):
+        places = set(nesting[depth : depth + 1]) if depth < len(nesting) else set(found)
+        texts = {} if depth else _metadata_of(value)
+        tables.append(_kept_table(value, keeper, nesting[:depth], places, texts))
+        metadata |= next(iter(texts.values()), {})
+        value = None if depth == len(nesting) else value[nesting[depth]]
     return Weights(
         tensors=tensors,
         nesting=nesting,
         prefix=prefix,
         metadata=metadata,
-        beside=beside,
-        left_out=tuple(left_out),
+        tables=tuple(tables),
+        omitted=tuple(keeper.omitted),
+        others=choice.others,
+        choice=choice.why,
     )
+
+
+def _kept_table(
+    table: dict[Any, Any], keeper: Keeper, above: tuple[str, ...], places: set[str], texts: dict[str, Any]
+) -> dict[Any, Any]:
+    """One table on the way to the weights as it is to be written back."""
+    kept_table: dict[Any, Any] = OrderedDict() if type(table) is OrderedDict else {}
+    for key, item in _items(table):
+        is_text = isinstance(key, str)
+        if is_text and key in places:
+            kept_table[key] = Place.OF_WEIGHTS
+        elif is_text and key in texts:
+            kept_table[key] = Place.OF_METADATA
+        elif (kept := keeper.keep("/".join([*above, shown(key)]), key, item)) is not LEFT_OUT:
+            kept_table[key] = kept
+    return kept_table
+
+
+def _metadata_of(table: dict[Any, Any]) -> dict[str, dict[str, str]]:
+    """The table of texts in the outermost table that are metadata, by its key; none where there is none."""
+    for key in (METADATA_KEY, OWN_METADATA_KEY):
+        texts: Any = dict.get(table, key)
+        if _is_text_table(texts):
+            return {key: dict(texts)}
+    return {}
 
 
 def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -168,14 +227,14 @@ def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
+def _is_average(name: str) -> bool:
+    return _AVERAGE.search(name) is not None
 
 
-def _is_optimizer(table: Mapping[Any, Any]) -> bool:
-    return "param_groups" in table and "state" in table
+def _entry(value: dict[Any, Any], nesting: tuple[str, ...]) -> dict[Any, Any]:
+    for key in nesting:
+        value = value[key]
+    return value
 
 
 def _is_text_table(value: Any) -> bool:
@@ -185,45 +244,3 @@ def _is_text_table(value: Any) -> bool:
 def _items(table: dict[Any, Any]) -> list[tuple[Any, Any]]:
     """The entries of a table, to which a pickle can give attributes, also such as its methods."""
     return list(dict.items(table))
-
-
-def _shown(key: Any) -> str:
-    """A key as a text; only its type if it is of a kind whose text can be of any length."""
-    if isinstance(key, Recipe | Global):
-        return key.kind
-    return str(key) if type(key) in (str, int, float, bool, type(None)) else type(key).__name__
-
-
-class _Budget:
-    """Tells plain values, until all of them together are too many to be worth keeping.
-
-    A pickle of a few bytes can hold a list of a million times the same list, under any number of names: what
-    is visited is counted, and the letters of texts.
-    """
-
-    def __init__(self) -> None:
-        self.kind = ""
-        """The class of the first object in the value that was looked at last, if there is one."""
-        self._visited = 0
-        self._limit = 0
-
-    def is_plain(self, value: Any) -> bool:
-        """Whether a value is made of texts, numbers and not too many tables and lists of them."""
-        self._limit = min(self._visited + _MAX_PLAIN, _MAX_ALL_PLAIN)
-        return self._look(value, 0)
-
-    def _look(self, value: Any, depth: int) -> bool:
-        self._visited += 1 + (len(value) if type(value) is str else 0)
-        if self._visited > self._limit or depth > _MAX_DEPTH:
-            return False
-        if value is None or type(value) in (str, float, bool):
-            return True
-        if type(value) is int:
-            return value.bit_length() < 64
-        if type(value) in (list, tuple):
-            return all(self._look(item, depth + 1) for item in value)
-        if type(value) is dict and not _is_optimizer(value):
-            return all(type(key) is str and self._look(item, depth + 1) for key, item in value.items())
-        if isinstance(value, Recipe | Global):
-            self.kind = value.kind
-        return False

@@ -10,19 +10,22 @@ import stat
 from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from bcu_cli.errors import CheckpointError, OutputError
 
 from . import safetensors_file, torchscript
-from .checkpoint import Checkpoint, Format
+from .checkpoint import Checkpoint, Format, Omission, Place
 from .unfinished import Unfinished, remove_unfinished
-from .weights import METADATA_KEY
+from .weights import METADATA_KEY, OWN_METADATA_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import torch
+
+Check: TypeAlias = "Callable[[Path], object]"
+"""Looks at a file that is written and has not taken its place yet; raises where it must not."""
 
 _CHUNK_BYTES = 2**20
 _HINTS = {
@@ -57,11 +60,16 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, check: Check | None = None) -> Iterator[BinaryIO]:
     """Give a file to write bytes to, which takes the place of ``path`` if the block ends well.
 
     If it does not, nothing is left of it and ``path`` stays as it was. What killed runs have left in the
     folder is removed.
+
+    Args:
+        path: The file to be.
+        check: Called with a path under which the whole file can be read before it takes its place; what it
+            raises is raised, and the file does not take its place.
 
     Raises:
         OutputError: The system refuses: no space, no permission, no such folder, a folder in the way.
@@ -72,6 +80,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         remove_unfinished(target.parent)
         with Unfinished(target.parent) as unfinished:
             yield unfinished.file
+            if check:
+                check(unfinished.whole())
             unfinished.become(target)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -143,12 +153,13 @@ def write(
     like: Checkpoint | None = None,
     format: Format,  # noqa: A002 - the word that users and the other modules know it by
     metadata: Mapping[str, str] | None = None,
+    check: Check | None = None,
 ) -> str:
     """Write tensors exactly as they are given: names, order, dtypes and shapes.
 
     The same tensors give the same bytes. With ``like``, the names get its prefix back, its metadata are kept
-    where ``metadata`` does not replace them, and a pickle gets its nesting and the plain values beside the
-    weights; a pickle that was a bare state dict stays one, without metadata. Nothing of ``like.left_out``
+    where ``metadata`` does not replace them, and a pickle gets its nesting and all of ``like.tables`` beside
+    the weights; a pickle that was a bare state dict stays one, without metadata. Nothing of ``like.omitted``
     is written. A pickle without ``like`` is ``{"state_dict": ..., "metadata": ...}``.
 
     Returns:
@@ -164,11 +175,13 @@ def write(
     named = {prefix + name: tensor for name, tensor in tensors.items()}
     merged = {**(like.metadata if like else {}), **(metadata or {})}
     if format is Format.SAFETENSORS:
-        return _write_file(path, lambda file: safetensors_file.dump(file, named, merged))
-    return _write_file(path, lambda file: _dump_pickle(file, named, like, merged))
+        return _write_file(path, lambda file: safetensors_file.dump(file, named, merged), check)
+    return _write_file(path, lambda file: _dump_pickle(file, named, like, merged), check)
 
 
-def write_torchscript(path: Path, tensors: Mapping[str, torch.Tensor], *, like: Checkpoint) -> str:
+def write_torchscript(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, like: Checkpoint, check: Check | None = None
+) -> str:
     """Write a TorchScript archive again with other numbers in its tensors.
 
     The code and everything else stay as they are; see :func:`bcu_cli.checkpoints.torchscript.dump`.
@@ -177,6 +190,7 @@ def write_torchscript(path: Path, tensors: Mapping[str, torch.Tensor], *, like: 
         path: The new file.
         tensors: All parameters and buffers by their names.
         like: The archive as read; the same bytes must still be there.
+        check: As of :func:`atomic_write`.
 
     Returns:
         The SHA-256 of the file.
@@ -187,26 +201,31 @@ def write_torchscript(path: Path, tensors: Mapping[str, torch.Tensor], *, like: 
     """
     if sha256_of(like.path) != like.sha256:
         raise OutputError(f"{like.path} has changed since it was read", "run the command again")
-    return _write_file(path, lambda file: torchscript.dump(file, like.path, tensors))
+    return _write_file(path, lambda file: torchscript.dump(file, like.path, tensors), check)
 
 
-def write_bytes(path: Path, data: bytes) -> str:
+def write_bytes(path: Path, data: bytes, *, check: Check | None = None) -> str:
     """Write a file whole or not at all, and return its SHA-256.
+
+    Args:
+        path: The file.
+        data: Its content.
+        check: As of :func:`atomic_write`.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    return _write_file(path, lambda file: file.write(data))
+    return _write_file(path, lambda file: file.write(data), check)
 
 
-def _write_file(path: Path, dump: Callable[[BinaryIO], object]) -> str:
+def _write_file(path: Path, dump: Callable[[BinaryIO], object], check: Check | None) -> str:
     """Write through memory: torch's own writer turns a full disk into an error without a reason."""
     buffer = io.BytesIO()
     try:
         dump(buffer)
     except safetensors_file.NoSuchDtypeError as error:
         raise OutputError(f"{path} cannot be written: {error}", "write a pickle: --format pickle") from error
-    with atomic_write(path) as file:
+    with atomic_write(path, check=check) as file:
         file.write(buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
@@ -216,28 +235,78 @@ def _dump_pickle(
 ) -> None:
     import torch
 
-    weights = OrderedDict((name, _own_memory(tensor)) for name, tensor in named.items())
-    same = like is not None and like.format is Format.PICKLE
-    nesting = like.nesting if like is not None and same else ("state_dict",)
-    top: dict[str, Any] = weights if not nesting else {}
-    table = top
-    tables = [top]
-    for depth, key in enumerate(nesting):
-        table[key] = weights if depth == len(nesting) - 1 else {}
-        table = table[key]
-        tables.append(table)
-    for path, value in (like.beside if like is not None and same else {}).items():
-        depth = _depth_of(path, nesting)
-        tables[depth][path.removeprefix("".join(f"{key}/" for key in nesting[:depth]))] = value
-    if metadata and nesting:
-        top[METADATA_KEY] = dict(metadata)
-    torch.save(top, file)
+    if like is None or like.format is not Format.PICKLE or not like.tables:
+        weights = OrderedDict((name, _own_memory(tensor)) for name, tensor in named.items())
+        beside = {METADATA_KEY: dict(metadata)} if metadata else {}
+        torch.save({"state_dict": weights, **beside}, file)
+        return
+    value: Any = None
+    for depth in range(len(like.tables) - 1, -1, -1):
+        places = named if depth == len(like.nesting) else {like.nesting[depth]: value}
+        value = _filled(like.tables[depth], places, metadata)
+    if like.nesting and metadata and Place.OF_METADATA not in _values(like.tables[0]):
+        taken = [*like.tables[0], *(each.name for each in like.omitted)]
+        value[OWN_METADATA_KEY if METADATA_KEY in taken else METADATA_KEY] = dict(metadata)
+    torch.save(value, file)
 
 
-def _depth_of(path: str, nesting: tuple[str, ...]) -> int:
-    """How many keys of the nesting a path beside the weights begins with."""
-    depths = range(len(nesting), 0, -1)
-    return next((depth for depth in depths if path.startswith("/".join(nesting[:depth]) + "/")), 0)
+def _filled(table: dict[Any, Any], places: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[Any, Any]:
+    """A table as the file had it, with what is new in its places; what had no place comes last."""
+    made = type(table)()
+    for key, value in table.items():
+        if value is Place.OF_METADATA:
+            made[key] = dict(metadata)
+        elif value is not Place.OF_WEIGHTS:
+            made[key] = _own_copy(value)
+        elif key in places:
+            made[key] = _own_copy(places[key])
+    made.update((key, _own_copy(value)) for key, value in places.items() if key not in made)
+    return made
+
+
+def _values(table: dict[Any, Any]) -> list[Place]:
+    return [value for value in table.values() if isinstance(value, Place)]
+
+
+def _own_copy(value: Any) -> Any:
+    """A copy of what stands beside the weights, whose tensors have memory of their own."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return _own_memory(value)
+    if isinstance(value, dict):
+        made = type(value)()
+        for key, item in value.items():  # a Counter's update would count them
+            made[key] = _own_copy(item)
+        return made
+    if type(value) in (list, tuple):
+        return type(value)(map(_own_copy, value))
+    return _SortedSet(value) if type(value) is set else value
+
+
+class _SortedSet:
+    """A set that is pickled in a fixed order: Python's own changes from run to run."""
+
+    def __init__(self, items: set[Any]) -> None:
+        self._items = sorted(items, key=lambda item: (type(item).__name__, repr(item)))
+
+    def __reduce__(self) -> tuple[type[set[Any]], tuple[list[Any]]]:
+        return set, (self._items,)
+
+
+def lost_in(like: Checkpoint, format: Format) -> tuple[Omission, ...]:  # noqa: A002
+    """What a file holds beside its weights that another format has no place for.
+
+    Args:
+        like: The file.
+        format: The format to write.
+    """
+    if format is like.format:
+        return ()
+    names = list(like.beside)
+    if format is Format.TORCHSCRIPT and like.metadata:
+        names.append(METADATA_KEY)
+    return tuple(Omission(name=name, why=f"{format.value} has no place for it") for name in names)
 
 
 def _own_memory(tensor: torch.Tensor) -> torch.Tensor:

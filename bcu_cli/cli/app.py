@@ -100,6 +100,15 @@ def _drop_stdout() -> None:
     os.close(nowhere)
 
 
+def _is_of_device_memory(error: Exception) -> bool:
+    """Whether torch found no memory; it has been imported where it raises."""
+    if not isinstance(error, RuntimeError):
+        return False
+    from bcu_cli.training.devices import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def _interrupted() -> int:
     output.say("interrupted")
     return INTERRUPTED
@@ -119,7 +128,7 @@ def _explain(error: Exception) -> tuple[str, str]:
         return installation.message, installation.hint
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
         return f"the output could not be written: {os.strerror(error.errno)}", "make room, or write elsewhere"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _is_of_device_memory(error):
         return "there is not enough memory", "use fewer images (--max-images) or a smaller --input-size"
     reason = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__

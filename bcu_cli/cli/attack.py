@@ -302,12 +302,13 @@ class Attacking:
         keeper = StateFile(where.out, document.fingerprint("attack", *decides))
         stages = resuming.train(attacking.stages(), keeper, resume=resume)
         self.clock.lap("training")
-        speed = document.training(stages, self.device)
         measures = self._measure(model, test_set, trigger)
         self.clock.lap("evaluation")
         outputs = self._write(model, train_set, trigger, test_set)
-        keeper.remove()
+        resuming.once_written("removing the state of the run", keeper.remove, None)
         self.clock.lap("writing")
+        speed = resuming.speed_of(stages, self.device)
+        self.clock.lap("measuring speed")
         return {
             "command": "attack",
             **document.environment(self.device),

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bcu_cli import defenses
-from bcu_cli.cli import cleansing_output, output, several
-from bcu_cli.cli.cleansing import FORMATS, Cleansing
-from bcu_cli.cli.cleansing_pictures import Pictures
+from bcu_cli.cli import cleanse_output, output, several
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.method_options import options_of
 from bcu_cli.cli.options import (
@@ -26,23 +23,16 @@ from bcu_cli.cli.options import (
     Resume,
     Seed,
     Std,
+    WeightsKey,
     model_options,
     settings_of,
     size_in_bytes,
 )
 from bcu_cli.errors import UsageError
-from bcu_cli.report import files_read as files
-from bcu_cli.runs import resuming
-from bcu_cli.workflows import loading
-
-if TYPE_CHECKING:
-    from bcu_cli.defenses.base import Defense
 
 _METHOD = "The method; the defaults are its paper's"
 _BCU = "Of method bcu alone"
 _AUTO = "Of method auto alone"
-SEVERAL_DEVICES = ("auto", "bcu", "ft", "nad")
-"""The methods whose steps are mean losses over a batch, and whose decisions between them are predictions'."""
 _EXIT_CODES = {"cleansed": DONE, "not cleansed": BAD, "could not tell": FAILED}
 
 
@@ -89,6 +79,7 @@ def cleanse(
     input_size: InputSize = None,
     mean: Mean = None,
     std: Std = None,
+    weights_key: WeightsKey = None,
     epochs: Annotated[
         str | None,
         typer.Option(
@@ -190,7 +181,7 @@ def cleanse(
         typer.Option(
             min=1,
             help="Train on so many devices of this machine, one process each: GPUs or, without any, parts of "
-            f"the CPU (methods {', '.join(SEVERAL_DEVICES)}). torchrun does so on several machines. "
+            "the CPU (methods auto, bcu, ft, nad). torchrun does so on several machines. "
             "(default: 1)",
             rich_help_panel=RUN,
         ),
@@ -214,11 +205,8 @@ def cleanse(
     Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
     """
     from bcu_cli.defenses.base import find
-    from bcu_cli.report.files_read import files_read
     from bcu_cli.training import ranks
-    from bcu_cli.training.devices import choose
-    from bcu_cli.training.profile import READING, profiling, span
-    from bcu_cli.training.throughput import measure_convolution_peak
+    from bcu_cli.workflows import cleanse as workflow
 
     kind = find(method)
     said = {
@@ -238,63 +226,41 @@ def cleanse(
     }
     settings = settings_of(method, setting, kind="method", owners=defenses.names(), like="clp.u=3")
     options = options_of(kind, seed, said, settings)
-    _refuse(kind, images=images, max_images=max_images, pseudo_labels=pseudo_labels, force=force)
-    if format not in FORMATS:
-        raise UsageError(f"there is no format {format}", f"--format takes {', '.join(FORMATS)}")
-    room = size_in_bytes(cache, "--cache") // ranks.local_count()
-    if max(devices or 1, ranks.count()) > 1 and method not in SEVERAL_DEVICES:
+    request = workflow.CleanseRequest(
+        model=model,
+        images=images,
+        out=out,
+        method=method,
+        options=options,
+        options_of_model=model_options(arch, input_size, mean, std, weights_key),
+        pseudo_labels=pseudo_labels,
+        max_images=max_images,
+        cache=size_in_bytes(cache, "--cache") // ranks.local_count(),
+        format=format,
+        force=force,
+        device=device,
+        precision=precision,
+        resume=resume,
+        with_profile=profile,
+    )
+    workflow.check(request)
+    if max(devices or 1, ranks.count()) > 1 and method not in workflow.SEVERAL_DEVICES:
         raise UsageError(
-            f"--method {method} runs on one device", f"{', '.join(SEVERAL_DEVICES)} train on several"
+            f"--method {method} runs on one device", f"{', '.join(workflow.SEVERAL_DEVICES)} train on several"
         )
     if several.started_by_torchrun():
         several.check(devices)
     elif devices not in {None, 1}:
         raise typer.Exit(several.launch(context.obj, devices))
-    inputs = [*files.files_of_model(model, arch), *([images] if images else [])]
-    chosen = choose(device, precision)
-    of_model = model_options(arch, input_size, mean, std)
-    pictures = Pictures(folder=images, at_most=max_images, pseudo_labels=pseudo_labels, cache=room)
-    with resuming.writing(out, inputs=inputs), profiling(chosen) if profile else nullcontext() as timed:
-        with span(READING):
-            loaded = loading.load_model(model, of_model, pictures=images)
-        run = Cleansing(loaded, kind, options, device=chosen, out=out, format=format, force=force)
-        report = run.run(pictures, resume=resume)
+    result = workflow.cleanse(request)
     if ranks.rank() > 0:
         return
-    read = [*files.files_read_of(report["model"], arch), *([images] if images else [])]
-    report["files_read"] = files_read(read)
-    if timed:
-        report["profile"] = timed.as_json(report["training"], measure_convolution_peak(chosen))
-        cleansing_output.show_profile(report["profile"])
+    if profile:
+        cleanse_output.show_profile(result.document["profile"])
     if as_json:
-        output.document(report)
+        output.document(result.document)
     else:
-        cleansing_output.show(report)
-    if report["verdict"] and (code := _EXIT_CODES[report["verdict"]["word"]]) != DONE:
-        cleansing_output.explain(report)
+        cleanse_output.show(result.document)
+    if result.verdict and (code := _EXIT_CODES[result.verdict]) != DONE:
+        cleanse_output.explain(result.document)
         raise typer.Exit(code)
-
-
-def _refuse(
-    kind: type[Defense[Any]], *, images: Path | None, max_images: int | None, pseudo_labels: bool, force: bool
-) -> None:
-    """Refuse what a method has no use for, or cannot do without.
-
-    Raises:
-        UsageError: The options do not go together.
-    """
-    from bcu_cli.defenses.base import Defense
-    from bcu_cli.images.folder import FEWEST_IMAGES
-
-    if kind.needs_images and images is None:
-        raise UsageError(f"--method {kind.name} needs pictures", "name a folder of them with --images")
-    if images is None and max_images is not None:
-        raise UsageError("--max-images is of pictures", "name their folder with --images")
-    if max_images is not None and max_images < FEWEST_IMAGES:
-        raise UsageError(
-            f"--max-images {max_images} are too few to learn from", f"give it {FEWEST_IMAGES} or more"
-        )
-    if pseudo_labels and not kind.needs_labels:
-        raise UsageError(f"--method {kind.name} needs no labels", "leave --pseudo-labels out")
-    if force and kind.verdict is Defense.verdict:
-        raise UsageError(f"--method {kind.name} writes its result anyway", "leave --force out")

@@ -10,7 +10,18 @@ import typer
 from bcu_cli import triggers
 from bcu_cli.cli import output
 from bcu_cli.cli.exit_codes import BAD
-from bcu_cli.cli.options import Arch, Data, DeviceName, Download, InputSize, Json, Mean, Std, model_options
+from bcu_cli.cli.options import (
+    Arch,
+    Data,
+    DeviceName,
+    Download,
+    InputSize,
+    Json,
+    Mean,
+    Std,
+    WeightsKey,
+    model_options,
+)
 
 _OWN = "A trigger of your own"
 _OUT = "What becomes of it"
@@ -81,6 +92,7 @@ def evaluate(
     input_size: InputSize = None,
     mean: Mean = None,
     std: Std = None,
+    weights_key: WeightsKey = None,
     device: DeviceName = "auto",
     as_json: Json = False,
 ) -> None:
@@ -106,7 +118,7 @@ def evaluate(
         ),
         fail_if=tuple(fail_if or ()),
         against=against,
-        model=model_options(arch, input_size, mean, std),
+        model=model_options(arch, input_size, mean, std, weights_key),
         outputs=Files(page=page, preview=preview, tsne=tsne),
         download=download,
         device=device,

@@ -233,6 +233,9 @@ def _tensor_facts(file: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     rows += list(file["metadata"].items())[:_MOST_SHOWN]
     rows += [(key, str(value)) for key, value in list(file.get("beside", {}).items())[:_MOST_SHOWN]]
+    if others := file.get("others"):
+        taken = "/".join(file["nesting"]) or "the outermost table"
+        rows.append(("weights", f"{taken}; there are others under {', '.join(others[:_MOST_SHOWN])}"))
     if left_out := file.get("left_out"):
-        rows.append(("not weights", ", ".join(left_out[:_MOST_SHOWN])))
+        rows.append(("not written back", ", ".join(left_out[:_MOST_SHOWN])))
     return rows

@@ -57,6 +57,14 @@ Std = Annotated[
     str | None,
     typer.Option(help="Deviation of the normalisation, on a scale of 0 to 1: R,G,B.", rich_help_panel=_MODEL),
 ]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        help="Which weights to take of a pickle that holds several, like state_dict_ema or model/ema: keys "
+        "joined with /. (default: the most complete; an average where the training script validated that)",
+        rich_help_panel=_MODEL,
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(
@@ -107,7 +115,11 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 
 
 def model_options(
-    arch: str | None, input_size: int | None, mean: str | None, std: str | None
+    arch: str | None,
+    input_size: int | None,
+    mean: str | None,
+    std: str | None,
+    weights_key: str | None = None,
 ) -> ModelOptions:
     """What the options say of a model.
 
@@ -117,7 +129,11 @@ def model_options(
     from bcu_cli.workflows.loading import ModelOptions
 
     return ModelOptions(
-        arch=arch, input_size=input_size, mean=numbers(mean, "--mean"), std=numbers(std, "--std")
+        arch=arch,
+        input_size=input_size,
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+        weights_key=weights_key,
     )
 
 

@@ -14,6 +14,7 @@ from bcu_cli import events
 from bcu_cli.report.schema import with_version
 from bcu_cli.report.text import percent as percent
 from bcu_cli.report.text import printable
+from bcu_cli.report.text import size as size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -150,12 +151,15 @@ def measure(share: dict[str, Any]) -> str:
 
 
 def speed(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Time and speed of a report for people."""
+    """Time and, where it was measured, speed of a report for people."""
+    time = ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}")
+    if not report["training"]:
+        return [time]
     last = report["training"][-1]
     share = percent(last["share_of_peak"])
     product = f"a {report['device']['precision']} matrix product"
     return [
-        ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}"),
+        time,
         ("speed", f"{last['images_per_second']:,.0f} images a second, {share} of the peak of {product}"),
     ]
 
@@ -165,12 +169,3 @@ def preprocessing(values: dict[str, Any]) -> str:
     size = "×".join(str(side) for side in values["input_size"])
     mean, std = (",".join(f"{value:g}" for value in values[key]) for key in ("mean", "std"))
     return f"{size}, mean {mean}, std {std}, by {values['source']}"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -17,6 +17,8 @@ _NO_DEFENSES = {
     "disturbance",
     "feature_maps",
     "finetuning",
+    "patches",
+    "residues",
     "shares",
     "waves",
 }

@@ -24,7 +24,7 @@ from bcu_cli.training.optimizers import Adam
 from bcu_cli.triggers.wanet import grids, warp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bcu_cli.evaluation.measures import Proportion
 
@@ -64,19 +64,32 @@ class Adversary(nn.Module):
         shape: Of the images, (C, H, W).
         limits: How far it may go.
         seed: Decides how the changes start, and which classes where there are too many.
+        targets: The class of each change, a class several times where it is to start in several ways. None is
+            each class once, or as many drawn at random as ``MOST_NUMBERS`` allow.
     """
 
     wanted: Tensor
     pull: Tensor
 
-    def __init__(self, classes: int, shape: tuple[int, int, int], limits: Limits, *, seed: int) -> None:
+    def __init__(
+        self,
+        classes: int,
+        shape: tuple[int, int, int],
+        limits: Limits,
+        *,
+        seed: int,
+        targets: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         channels, height, width = shape
-        count = min(classes, max(1, MOST_NUMBERS // ((2 * channels + 1) * height * width)))
+        if targets is None:
+            most = max(1, MOST_NUMBERS // ((2 * channels + 1) * height * width))
+            targets = torch.randperm(classes, generator=generator)[:most].sort().values.tolist()
+        count = len(targets)
         self.limits = limits
         self.size = (height, width)
-        self.register_buffer("wanted", torch.randperm(classes, generator=generator)[:count].sort().values)
+        self.register_buffer("wanted", torch.tensor(targets))
         self.register_buffer("pull", torch.ones(count, len(KINDS)))
 
         def drawn(*size: int, within: float) -> nn.Parameter:

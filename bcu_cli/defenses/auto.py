@@ -16,11 +16,14 @@ added, since that alone leaves the backdoors of networks its ratios were not tun
    those that stand out from what it finds for other classes; beside them stand waves that lead the original.
    Where one still works on the cleansed network, the next level is taken. What they and the canaries still do
    in the end is the evidence for the verdict; no label and no trigger of the attacker's is used.
+4. All of these were found on the original, and the student learnt against their like. So before the verdict
+   is ``cleansed``, patches are searched anew on the cleansed network (``residues.py``): for the classes that
+   stood out and for others as controls. A class that is led clearly more often than the others speaks against
+   it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import ceil, log
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,11 +31,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses import canary, waves
+from bcu_cli.defenses import canary, patches, waves
 from bcu_cli.defenses.adversary import KINDS, SELDOM, UNIVERSAL, Adversary, Limits, odds
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.defenses.disturbance import disturb
+from bcu_cli.defenses.residues import STEERED, Contest, Pair, Residue, contest, spread
 from bcu_cli.evaluation.measures import Proportion, above_others, agreement
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
@@ -42,10 +46,11 @@ from bcu_cli.training.loop import Companion, Stage, Training
 from bcu_cli.triggers.base import to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
+    from bcu_cli.defenses.residues import Change
     from bcu_cli.models import Classifier
     from bcu_cli.training.loop import Objective
     from bcu_cli.triggers.base import Trigger
@@ -53,6 +58,12 @@ if TYPE_CHECKING:
 FEWEST_STEPS, EPOCHS, MOST_STEPS = 400, 20, 3000
 """A training has ``EPOCHS`` passes over the images, within these steps."""
 CANARY_STEPS, SEARCH_STEPS = 200, 120
+ANEW_STEPS, ANEW_BATCH = 160, 64
+"""Steps of the search on the cleansed network, for patches alone, and most images in one of them."""
+STARTS = 3
+"""Patches that this search begins with for each class, where classes stood out."""
+SUSPECTS, CONTROLS = 3, 6
+"""Most classes that stood out and are searched anew, and classes that they are compared with."""
 AVERAGE = 0.98
 """Decay of the moving average of the weights that a cleansing ends with."""
 TEMPERATURE = 2.0
@@ -88,10 +99,6 @@ MOST_SHOWN_WAVES = 200
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
 """Of a network while triggers are tried on it: for each of them, and for all together."""
 
-Change = Callable[[Tensor], Tensor]
-"""uint8 images ``[N, C, H, W]`` to as many."""
-
-
 LEVELS = (
     Limits(patch=0.03, shift=0.06, warp=0.125),
     Limits(patch=0.06, shift=0.12, warp=0.25),
@@ -115,28 +122,6 @@ class AutoOptions(TrainedOptions):
     quick: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Residue:
-    """What a trigger does before and after.
-
-    Args:
-        trigger: Of which kind.
-        target: The class that it leads to.
-        before: On the network that it was taught to, or found on.
-        after: On the cleansed one.
-    """
-
-    trigger: str
-    target: int
-    before: Proportion
-    after: Proportion
-
-    def as_json(self) -> dict[str, Any]:
-        """For a report."""
-        measured = {"before": self.before.as_json(), "after": self.after.as_json()}
-        return {"trigger": self.trigger, "target_class": self.target, **measured}
-
-
 class Auto(TrainedDefense[AutoOptions]):
     """Adversarial distillation, with a search for its strength and a verdict."""
 
@@ -150,9 +135,13 @@ class Auto(TrainedDefense[AutoOptions]):
     found: list[Residue]
     waves: list[Residue]
     kept: Proportion
+    anew: list[Contest]
     _usual: Tensor
     _surer: Tensor
     _weakness: Adversary
+    _judge: Adversary
+    _before: dict[tuple[str, int], Proportion]
+    _tried: list[tuple[Change, int, Proportion]]
     _leading: Tensor
 
     def decide(self, options: AutoOptions) -> AutoOptions:
@@ -166,37 +155,39 @@ class Auto(TrainedDefense[AutoOptions]):
     def stages(self) -> Iterator[Stage]:
         """What the original is weak against; canaries; triggers to judge by; and then the cleansing."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.level, self.trials = 0, []
+        self.level, self.trials, self.anew = 0, [], []
         self._usual, self._surer = self._usual_answers()
         self._weakness = self._adversary(LEVELS[0], self.options.seed)
-        yield self._search(self._weakness, "looking for weaknesses")
+        yield self._search(self._weakness, self.teacher, "looking for weaknesses")
         self._weakness.prefer(self._successes(self._weakness, self.teacher))
         led = [self._led(self.teacher, wave)[1] for wave in waves.one_of_each(self.options.seed)]
         self._leading = torch.tensor([SELDOM + odds(each) for each in led], device=self.device.torch)
         if not self.options.quick:
             yield from self._try_on_canaries()
-        judge = self._adversary(LEVELS[0], self.options.seed + 1)
-        yield self._search(judge, "looking for triggers")
-        before = self._successes(judge, self.teacher)
-        tried = [(wave, *self._led(self.teacher, wave)) for wave in waves.one_of_each(self.options.seed + 1)]
+        self._judge = self._adversary(LEVELS[0], self.options.seed + 1)
+        yield self._search(self._judge, self.teacher, "looking for triggers")
+        self._before = self._successes(self._judge, self.teacher)
+        self._tried = [
+            (wave, *self._led(self.teacher, wave)) for wave in waves.one_of_each(self.options.seed + 1)
+        ]
         while True:
             yield self._cleansing(self.student, LEVELS[self.level], f"cleansing, level {self.level + 1}")
-            after = self._successes(judge, self.student)
-            self.found = [
-                Residue(trigger=kind, target=target, before=share, after=after[kind, target])
-                for (kind, target), share in before.items()
-            ]
-            self.waves = [
-                Residue(trigger="wave", target=to, before=share, after=self._led(self.student, wave, to)[1])
-                for wave, to, share in tried
-                if share.value >= WORKS
-            ]
+            self._measure_residues()
             harm = _most(self._working() + self.waves)
             if self.options.quick or self.level + 1 == len(LEVELS) or harm <= HARMLESS:
                 break
             self.level += 1
             self.student = copy_of(self.teacher)
         self.kept = self._keeps()
+        if self._by_what_was_known().good:
+            yield from self._look_anew()
+
+    def measure_again(self) -> None:
+        """See :meth:`Defense.measure_again`."""
+        self._measure_residues()
+        self.kept = self._keeps()
+        if self.anew:
+            self._contest(self._pair, self._suspected)
 
     def did(self) -> dict[str, Any]:
         """The level, and the evidence."""
@@ -208,10 +199,24 @@ class Auto(TrainedDefense[AutoOptions]):
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
             "waves": {"tried": waves.CELLS, "working": [each.as_json() for each in self.waves]},
             "found_triggers": [{**each.as_json(), "stands_out": each in working} for each in self.found],
+            "found_anew": [each.as_json() for each in self.anew],
         }
 
     def verdict(self) -> Verdict:
-        """By what the canaries and the triggers that were found still do."""
+        """By what canaries and triggers known before still do, and what was found on the cleansed network."""
+        verdict = self._by_what_was_known()
+        left = [residue for each in self.anew for residue in each.left]
+        if not verdict.good or not left:
+            return verdict
+        worst = max(left, key=lambda each: each.after.value)
+        why = (
+            f"a {worst.trigger} found on the cleansed network leads {worst.after.hits} of {worst.after.of} "
+            f"images to class {worst.target}, clearly more than such lead to other classes"
+        )
+        return Verdict(word="not cleansed", why=why)
+
+    def _by_what_was_known(self) -> Verdict:
+        """By what the canaries and the triggers that were found on the original still do."""
         planted, working = self._planted(), self._working()
         for what, residues, most in (
             ("a backdoor to test with", planted, DEAD),
@@ -236,6 +241,19 @@ class Auto(TrainedDefense[AutoOptions]):
             )
         what = "the backdoors to test with and the triggers found" if planted else "the triggers found"
         return Verdict(word="cleansed", why=f"{what} do not work any more")
+
+    def _measure_residues(self) -> None:
+        """What the triggers found and the waves that led the original do to the student."""
+        after = self._successes(self._judge, self.student)
+        self.found = [
+            Residue(trigger=kind, target=target, before=share, after=after[kind, target])
+            for (kind, target), share in self._before.items()
+        ]
+        self.waves = [
+            Residue(trigger="wave", target=to, before=share, after=self._led(self.student, wave, to)[1])
+            for wave, to, share in self._tried
+            if share.value >= WORKS
+        ]
 
     def _usual_answers(self) -> tuple[Tensor, Tensor]:
         """What the original answers to the images held out, and which half of them it is surer of."""
@@ -338,13 +356,66 @@ class Auto(TrainedDefense[AutoOptions]):
 
         return objective
 
-    def _search(self, adversary: Adversary, title: str) -> Stage:
-        """Turn an adversary against the original."""
+    def _look_anew(self) -> Iterator[Stage]:
+        """Search the cleansed network for patches: for what stood out on the original, and for controls."""
+        steering = self.data.images[spread(torch.arange(len(self.data)), STEERED)]
+        pair = Pair(self.teacher, self.student, steering, self.held_out.images, self.device)
+        shape, seed = self.teacher.preprocessing.input_size, self.options.seed + 2
+        tried = pair.promising(patches.draw(shape, seed))
+        suspects = self._suspects()
+        if suspects:
+            tried = {target: tried[target] for target in self._with_controls(suspects, list(tried))}
+        targets = [target for target in tried for _ in range(STARTS if suspects else 1)]
+        adversary = Adversary(self.teacher.num_classes, shape, LEVELS[0], seed=seed, targets=targets)
+        adversary.to(self.device.torch)
+        how = {"batch_size": ANEW_BATCH, **self._length(ANEW_STEPS, ANEW_BATCH)}
+        yield self._search(adversary, self.student, "looking for what is left", kinds=1, **how)
+        searched: dict[int, list[Change]] = {target: [] for target in tried}
+        for slot, target in enumerate(adversary.wanted.tolist()):
+            searched[target].append(_on_bytes(adversary, slot, 0))
+        self._anew_by: dict[str, Mapping[int, Sequence[Change]]] = {
+            "tried outright": tried,
+            "searched by gradient": searched,
+        }
+        self._contest(pair, suspects)
+
+    def _contest(self, pair: Pair, suspects: list[int]) -> None:
+        """Compare what leads the student, as it is now, to suspected classes with what leads it to others."""
+        self._pair, self._suspected = pair, suspects
+        most = SUSPECTS + CONTROLS
+        self.anew = [contest(pair, how, changes, suspects, most) for how, changes in self._anew_by.items()]
+
+    def _suspects(self) -> list[int]:
+        """The classes that stood out on the original, those that were led most often first."""
+        ranked = sorted(self._working(), key=lambda each: -_log_odds(each.before))
+        return list(dict.fromkeys(each.target for each in ranked))[:SUSPECTS]
+
+    def _with_controls(self, suspects: list[int], classes: list[int]) -> list[int]:
+        """Some classes, and others drawn at random to compare them with."""
+        generator = torch.Generator().manual_seed(self.options.seed)
+        order = torch.randperm(len(classes), generator=generator).tolist()
+        others = [classes[i] for i in order if classes[i] not in suspects]
+        return [each for each in suspects if each in classes] + others[:CONTROLS]
+
+    def _search(
+        self,
+        adversary: Adversary,
+        network: Classifier,
+        title: str,
+        kinds: int = len(UNIVERSAL),
+        **how: Any,
+    ) -> Stage:
+        """Turn an adversary against a network, by the first so many kinds of changes."""
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
-            return adversary.against(self.teacher, views, len(UNIVERSAL))[1]
+            return adversary.against(network, views, kinds)[1]
 
-        how = {"schedule": "constant", "augmentation": NO_AUGMENTATION, **self._length(SEARCH_STEPS)}
+        how = {
+            "schedule": "constant",
+            "augmentation": NO_AUGMENTATION,
+            **self._length(SEARCH_STEPS),
+            **how,
+        }
         training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
         return Stage(title=title, training=training)
 
@@ -364,7 +435,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
         Of some held-out images that the original answers otherwise.
         """
-        shown = _spread(torch.arange(len(self._usual)), MOST_SHOWN_WAVES)
+        shown = spread(torch.arange(len(self._usual)), MOST_SHOWN_WAVES)
         images, usual = self.held_out.images[shown], self._usual[shown]
         answers = predict(network, images, self.device, transform=change)
         classes = network.num_classes
@@ -373,9 +444,9 @@ class Auto(TrainedDefense[AutoOptions]):
         target = int((hits / of).argmax()) if target is None else target
         return target, Proportion(hits=int(hits[target]), of=int(of[target]))
 
-    def _length(self, steps: int) -> dict[str, Any]:
+    def _length(self, steps: int, batch_size: int | None = None) -> dict[str, Any]:
         """As many epochs as hold so many steps, of no more than these."""
-        per_epoch = min(ceil(len(self.data) / self.options.batch_size), steps)
+        per_epoch = min(ceil(len(self.data) / (batch_size or self.options.batch_size)), steps)
         return {"epochs": ceil(steps / per_epoch), "epoch_steps": steps}
 
     def _adversary(self, limits: Limits, seed: int) -> Adversary:
@@ -406,7 +477,7 @@ class Auto(TrainedDefense[AutoOptions]):
     ) -> Proportion:
         """Of the held-out images that the original answers otherwise: how many are led to the target."""
         index = (self._usual != target).nonzero()[:, 0]
-        others = self.held_out.images[_spread(index, most or len(index))]
+        others = self.held_out.images[spread(index, most or len(index))]
         answers = predict(network, others, self.device, transform=change)
         return Proportion(hits=int((answers == target).sum()), of=len(others))
 
@@ -426,13 +497,6 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
         return to_bytes(adversary(images.float() / 255.0, slots, counts))
 
     return change
-
-
-def _spread(index: Tensor, most: int) -> Tensor:
-    """No more than so many of an index, from all over it: pictures may lie in the order of their classes."""
-    if len(index) <= most:
-        return index
-    return index[torch.linspace(0, len(index) - 1, most).long()]
 
 
 def _log_odds(success: Proportion) -> float:

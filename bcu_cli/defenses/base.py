@@ -192,6 +192,9 @@ class Defense(ABC, Generic[O]):
         """What the defense makes of its own success once the stages are done; None if it does not judge."""
         return None
 
+    def measure_again(self) -> None:
+        """Measure what :meth:`verdict` rests on again, since the student was rounded to its file's types."""
+
     def decide(self, options: O) -> O:
         """The options with everything decided that was left open."""
         return options

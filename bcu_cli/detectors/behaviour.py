@@ -13,8 +13,7 @@ from bcu_cli import detectors
 from bcu_cli.detectors.base import FEWEST_CLASSES, find
 from bcu_cli.detectors.optimising import BATCH
 from bcu_cli.errors import ScanError
-from bcu_cli.models.classifier import not_finite
-from bcu_cli.training.inference import are_probabilities
+from bcu_cli.models.classifier import are_probabilities, not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable

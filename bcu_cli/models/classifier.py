@@ -19,6 +19,8 @@ THE_NETWORK = "the network"
 _ROUNDING = 0.02
 """Share of the largest logit that another order of summation may change; a thousand times what is usual."""
 
+_NEARLY_ONE = 1e-3
+
 _NO_CLASSIFIER = "bcu works on classifiers that answer each image with one row of logits"
 
 
@@ -33,6 +35,9 @@ class Classifier(nn.Module):
         preprocessing: Of the network; only channel order, mean and std are applied here.
         num_classes: K; 0 while it is not known.
         name: How errors call the network.
+
+    Attributes:
+        ends_in_softmax: Whether the network answers with probabilities; their logarithms are logits.
     """
 
     mean: Tensor
@@ -51,6 +56,7 @@ class Classifier(nn.Module):
         self.preprocessing = preprocessing
         self.num_classes = num_classes
         self.name = name
+        self.ends_in_softmax = False
         self.register_buffer("mean", _per_channel(preprocessing.mean), persistent=False)
         self.register_buffer("std", _per_channel(preprocessing.std), persistent=False)
 
@@ -62,7 +68,8 @@ class Classifier(nn.Module):
         Raises:
             AnswersError: The network answers with anything else than N rows of K real floating-point numbers.
         """
-        return self._logits(self.network(self.normalised(images)), images.shape[0])
+        answer = self._logits(self.network(self.normalised(images)), images.shape[0])
+        return answer.clamp_min(torch.finfo(answer.dtype).tiny).log() if self.ends_in_softmax else answer
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images ``float [N, C, H, W]`` in [0, 1] as the network takes them: in its order, mean and scale."""
@@ -71,7 +78,8 @@ class Classifier(nn.Module):
     def _logits(self, answer: Any, number: int) -> Tensor:
         """The one place that says what an answer is."""
         if isinstance(answer, tuple):  # as GoogLeNet and Inception have it in training, scripted always
-            answer = getattr(answer, "logits", answer[0] if self.training and answer else answer)
+            first = answer[0] if answer and (self.training or len(answer) == 1) else answer
+            answer = getattr(answer, "logits", first)
         if not isinstance(answer, Tensor):
             raise AnswersError(f"{self.name} returns a {type(answer).__name__}, not logits", _NO_CLASSIFIER)
         if answer.dim() != 2 or answer.shape[0] != number:
@@ -90,6 +98,11 @@ class Classifier(nn.Module):
         return answer
 
 
+def are_probabilities(answers: Tensor) -> bool:
+    """Whether answers, ``[N, K]``, are what a softmax has made of logits already."""
+    return bool(answers.min() >= 0) and bool((answers.sum(1) - 1.0).abs().max() < _NEARLY_ONE)
+
+
 def in_order(images: Tensor, channel_order: str) -> Tensor:
     """RGB images ``[N, 3, H, W]`` with their channels as ``channel_order`` says; others as they are."""
     return images.flip(1) if channel_order == BGR else images
@@ -101,8 +114,8 @@ def refuse_dependence(alone: Tensor, both: Tensor, name: str) -> None:
     Nothing measured of it in batches would hold for the image that its user gives it.
 
     Args:
-        alone: Logits ``[1, K]`` of an image by itself.
-        both: Logits ``[2, K]`` of that image and another one.
+        alone: Logits ``[M, K]`` of images, each by itself.
+        both: Logits ``[N, K]`` of those images and of others behind them, answered together.
         name: How errors call the network.
 
     Raises:
@@ -110,7 +123,7 @@ def refuse_dependence(alone: Tensor, both: Tensor, name: str) -> None:
     """
     if not (alone.isfinite().all() and both.isfinite().all()):
         raise not_finite(name)
-    if (alone[0] - both[0]).abs().max() > _ROUNDING * both.abs().max():
+    if (alone - both[: len(alone)]).abs().max() > _ROUNDING * both.abs().max():
         raise AnswersError(
             f"{name}: its answers depend on the batch; an image alone has another answer than among others",
             "export it in evaluation mode, with the statistics of its BatchNorm layers",

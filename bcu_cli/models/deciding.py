@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bcu_cli.models.claims import Claim
 
 #: With this many classes, a network of timm or torchvision is taken for one trained as theirs are.
-_IMAGENET_CLASSES = 1000
+IMAGENET_CLASSES = 1000
 
 T = TypeVar("T")
 Values = tuple[float, ...]
@@ -63,6 +63,7 @@ class Question:
         candidates: The architecture and its equals, best first; none for a network of unknown architecture.
         channels: Of the input.
         named: Whether the user or the file named the first candidate; its tensors alone name all alike.
+        like: Without candidates, an architecture whose usual input size the network has.
     """
 
     what: str
@@ -71,11 +72,12 @@ class Question:
     candidates: Sequence[Candidate]
     channels: int
     named: bool = True
+    like: str = ""
 
     @property
     def name(self) -> str:
         """The architecture's full name, or nothing."""
-        return self.candidates[0].name if self.candidates else ""
+        return self.candidates[0].name if self.candidates else self.like
 
     @property
     def default(self) -> Preprocessing | None:
@@ -138,7 +140,7 @@ def decide(
         UsageError: An option makes no sense.
     """
     _refuse_claims(question)
-    size, size_source = _size(question)
+    size, size_source = size_of(question)
     provisional = _provisional(question, size)
     normalisation, source = _normalisation(question, network, provisional, images)
     preprocessing = replace(provisional, mean=normalisation.mean, std=normalisation.std, source=source)
@@ -196,7 +198,16 @@ def _provisional(question: Question, size: tuple[int, int, int]) -> Preprocessin
     )
 
 
-def _size(question: Question) -> tuple[tuple[int, int, int], str]:
+def size_of(question: Question) -> tuple[tuple[int, int, int], str]:
+    """Channels, height and width of the input, and where they are known from.
+
+    Args:
+        question: What is known.
+
+    Raises:
+        ArchitectureError: The size is not known.
+        UsageError: The option makes no sense.
+    """
     side = question.options.input_size
     if side is not None:
         size = (question.channels, side, side)
@@ -238,7 +249,7 @@ def _normalisation(
         verdict = fingerprint.compare(network, pictures, candidates)
     if verdict is not None and verdict.best is not None:
         return verdict.best, f"{half}BatchNorm statistics: {verdict.describe()}"
-    if question.defaults and question.candidates[0].num_classes == _IMAGENET_CLASSES:
+    if question.defaults and question.candidates[0].num_classes == IMAGENET_CLASSES:
         defaults = _distinct(question.defaults, mean and mean[0], std and std[0])
         if len(defaults) > 1:
             raise _ask_which(question, defaults)

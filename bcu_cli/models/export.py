@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import warnings
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch.jit import TracingCheckError  # type: ignore[attr-defined]
 
-from bcu_cli.checkpoints import Format, write, write_bytes, write_torchscript
-from bcu_cli.errors import OutputError
+from bcu_cli.checkpoints import Format, read, write, write_bytes, write_torchscript
+from bcu_cli.errors import CheckpointError, OutputError, TrainingError
+from bcu_cli.models.foreign import ForeignNetwork
+from bcu_cli.models.index import counted
 from bcu_cli.models.metadata import class_names, metadata_for
 from bcu_cli.models.script import ScriptNetwork
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -23,44 +27,144 @@ if TYPE_CHECKING:
     from bcu_cli.models.classifier import Classifier
     from bcu_cli.models.loading import Loaded
 
+_ROUNDING = {torch.float16: 5e-3}
+"""Share of the largest logit by which a trace may differ, where it is not 1e-4."""
 CLEANSED_FROM = "bcu.cleansed_from"
 """Metadata key: SHA-256 of the file that a cleansed model was made from."""
 
 
+def as_stored(original: Loaded, cleansed: Classifier, format: Format) -> tuple[str, ...]:  # noqa: A002
+    """Give a classifier, in place, the values that its file will hold, to be judged by.
+
+    Numbers beyond what the original's types hold become the largest that these have. The step counters of
+    BatchNorm, which no answer depends on, are not counted among them.
+
+    Args:
+        original: What was cleansed.
+        cleansed: The same network with other weights.
+        format: The format of the file.
+
+    Returns:
+        The names of the tensors with such numbers.
+
+    Raises:
+        TrainingError: There is NaN or infinity in a tensor, of whatever type it will be.
+    """
+    state = cleansed.network.state_dict()
+    for name, tensor in state.items():
+        if counted(name) and not tensor.isfinite().all():
+            raise TrainingError(
+                f"the training ended with NaN or Inf in {name}: nothing was written",
+                "lower --learning-rate, or leave it at its default",
+            )
+    beyond = []
+    with torch.no_grad():
+        for name, tensor in state.items():
+            stored = _stored(tensor, _stored_type(name, tensor, original, format))
+            if (
+                counted(name)
+                and stored.dtype.is_floating_point
+                and _largest_of(tensor) > _largest(stored.dtype)
+            ):
+                beyond.append(name)
+            tensor.copy_(stored)
+    return tuple(beyond)
+
+
 def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Format) -> str:  # noqa: A002
-    """Write a cleansed classifier with the tensor names, shapes and types of the original.
+    """Write a cleansed classifier so that it takes the original's place.
+
+    Tensors keep their names, shapes and types. A TorchScript file stays the archive that it was, with other
+    numbers in its tensors: its code, types and answers to any input are the original's.
 
     Args:
         original: What was cleansed.
         cleansed: The same network with other weights.
         path: The file.
-        format: Its format. As TorchScript the network is traced, and nothing of the original's code is kept.
-            Where that code is all that is known of the network, the original's archive is written again with
-            other numbers in its tensors.
+        format: Its format. As TorchScript, a network that came in another format is traced.
 
     Returns:
         The SHA-256 of the file.
 
     Raises:
-        OutputError: The file cannot be written, or the network cannot be put into that format.
+        OutputError: The file cannot be written, the network cannot be put into that format, or what was
+            written reads otherwise; then it has not taken its place.
     """
-    network = cleansed.network.cpu().eval()
-    state = network.state_dict()
-    if isinstance(network, ScriptNetwork) and format is Format.TORCHSCRIPT:
-        return write_torchscript(path, state, like=original.checkpoint)
+    checkpoint = original.checkpoint
+    state = {name: tensor.detach().cpu() for name, tensor in cleansed.network.state_dict().items()}
+
+    def check(unfinished: Path) -> None:
+        _require_same(unfinished, state, path)
+
+    if format is Format.TORCHSCRIPT and checkpoint.format is Format.TORCHSCRIPT:
+        prefix = "" if isinstance(cleansed.network, ScriptNetwork) else checkpoint.prefix
+        named = {prefix + name: tensor for name, tensor in state.items()}
+        return write_torchscript(path, named, like=checkpoint, check=check)
     if format is Format.TORCHSCRIPT:
-        return write_bytes(path, _traced(network, cleansed.preprocessing.input_size, path))
-    names = original.checkpoint.tensors
+        return write_bytes(path, _traced(original, cleansed, path), check=check)
+    if isinstance(cleansed.network, ForeignNetwork):
+        what = f"only its own code or graph tells how to run {checkpoint.path}, and {format} has none"
+        raise OutputError(f"{path} cannot be written: {what}", "--format torchscript")
+    names = checkpoint.tensors
     tensors = {name: _like(state[name], tensor) for name, tensor in names.items() if name in state}
     if lost := [name for name in names if name not in state]:
         raise OutputError(
             f"the network has no tensor {lost[0]}, which the original has", "report this: it is a bug"
         )
-    return write(path, tensors, like=original.checkpoint, format=format, metadata=_metadata(original))
+    metadata = _metadata(original)
+    return write(path, tensors, like=checkpoint, format=format, metadata=metadata, check=check)
+
+
+def _stored_type(
+    name: str,
+    tensor: Tensor,
+    original: Loaded,
+    format: Format,  # noqa: A002
+) -> torch.dtype:
+    """The type of a tensor in the file: the original's, but its own in a traced network."""
+    traced = format is Format.TORCHSCRIPT and original.checkpoint.format is not Format.TORCHSCRIPT
+    held = original.checkpoint.tensors.get(name)
+    return tensor.dtype if traced or held is None else held.dtype
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another type, no number of it beyond what the type holds."""
+    if tensor.is_complex() or not dtype.is_floating_point or dtype == tensor.dtype:
+        return tensor.to(dtype)
+    return tensor.clamp(-_largest(dtype), _largest(dtype)).to(dtype)
+
+
+def _largest_of(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max if dtype.is_floating_point else float("inf")
 
 
 def _like(tensor: Tensor, original: Tensor) -> Tensor:
-    return tensor.to(original.dtype).reshape(original.shape).contiguous()
+    return _stored(tensor, original.dtype).reshape(original.shape).contiguous()
+
+
+def _require_same(unfinished: Path, state: Mapping[str, Tensor], path: Path) -> None:
+    """Read a file as any other, and compare it with the network that was judged.
+
+    Raises:
+        OutputError: It cannot be read, or holds other numbers.
+    """
+    hint = "what was judged is not what would be there; try another disk, and --resume"
+    try:
+        written = read(unfinished)
+    except CheckpointError as error:
+        reason = error.message.replace(str(unfinished), "it")
+        raise OutputError(f"{path} was not written: read again, {reason}", hint) from error
+    for name, tensor in written.tensors.items():
+        if counted(name) and name in state and not _equal(tensor, state[name]):
+            raise OutputError(f"{path} was not written: read again, it has other numbers in {name}", hint)
+
+
+def _equal(written: Tensor, judged: Tensor) -> bool:
+    return torch.equal(written.to(judged.dtype).reshape(judged.shape), judged)
 
 
 def _metadata(original: Loaded) -> dict[str, str]:
@@ -70,17 +174,54 @@ def _metadata(original: Loaded) -> dict[str, str]:
     return described | {CLEANSED_FROM: json.dumps(checkpoint.sha256)}
 
 
-def _traced(network: torch.nn.Module, input_size: tuple[int, int, int], path: Path) -> bytes:
-    """A network of bcu's or a library's own code as the bytes of a TorchScript file."""
+class _Fed(torch.nn.Module):
+    """A network that takes images of the original's type, and answers in it."""
+
+    def __init__(self, network: torch.nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images.float())
+        return logits.to(self.dtype)
+
+
+def _traced(original: Loaded, cleansed: Classifier, path: Path) -> bytes:
+    """A network of bcu's or a library's own code, or of an ONNX graph, as the bytes of a TorchScript file.
+
+    Raises:
+        OutputError: It cannot be traced, or its trace answers otherwise than the network does.
+    """
+    network: torch.nn.Module = copy.deepcopy(cleansed.network).cpu().eval()
+    group = getattr(network, "group", None)
+    if original.input_dtype != torch.float32:
+        network = _Fed(network, original.input_dtype)
+    size = cleansed.preprocessing.input_size
+    images = torch.rand(group or 3, *size, generator=torch.Generator().manual_seed(0))
+    images = images.to(original.input_dtype)
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its age, and of shapes that become fixed, as they shall
-            traced = torch.jit.trace(network, torch.zeros(2, *input_size))  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(network, images[: group or 2])  # type: ignore[no-untyped-call]
             torch.jit.save(traced, buffer)
+            same = all(_are_alike(traced, network, images[:n]) for n in ([group] if group else [1, 2, 3]))
     except (RuntimeError, TracingCheckError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise OutputError(
-            f"{path} cannot be written as TorchScript: {reason}", "--format safetensors"
-        ) from error
+        raise _not_traced(original, path, reason) from error
+    if not same:
+        raise _not_traced(original, path, "its trace answers otherwise for another number of images")
     return buffer.getvalue()
+
+
+def _are_alike(traced: torch.nn.Module, network: torch.nn.Module, images: Tensor) -> bool:
+    found, expected = traced(images), network(images)
+    found, expected = (one[0] if isinstance(one, tuple) else one for one in (found, expected))
+    allowed = _ROUNDING.get(images.dtype, 1e-4) * float(expected.abs().max())
+    return torch.allclose(found, expected, rtol=0.0, atol=allowed)
+
+
+def _not_traced(original: Loaded, path: Path, why: str) -> OutputError:
+    is_own = original.architecture.name in set(Format)
+    hint = "nothing else can be written of this file" if is_own else "--format safetensors"
+    return OutputError(f"{path} cannot be written as TorchScript: {why}", hint)

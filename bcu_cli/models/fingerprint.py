@@ -64,10 +64,11 @@ def batchnorm_distance(network: nn.Module, inputs: Tensor, layers: int | None = 
     handles = [module.register_forward_pre_hook(seen.hook) for module in watched]
     modes = {module: module.training for module in network.modules()}
     network.eval()
+    chunk = getattr(network, "group", None) or _CHUNK  # of a network that takes so many images at a time
     try:
         with torch.no_grad():
-            for start in range(0, len(inputs), _CHUNK):
-                seen.run(network, inputs[start : start + _CHUNK])
+            for start in range(0, len(inputs), chunk):
+                seen.run(network, inputs[start : start + chunk])
     finally:
         for handle in handles:
             handle.remove()

@@ -105,6 +105,8 @@ def _first(names: list[str]) -> str:
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str, what: str) -> None:
     """Copy all ``tensors`` into ``network``, converted to its types; only step counters may be missing.
 
+    A counter that overflowed in half precision stays as the network has it.
+
     Raises:
         ArchitectureError: Names or shapes differ.
     """
@@ -118,8 +120,21 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str, what: str
         )
     with torch.no_grad():
         for key, target in state.items():
-            if key in tensors and tensors[key].shape == target.shape:
+            if key in tensors and tensors[key].shape == target.shape and not overflowed(key, tensors[key]):
                 target.copy_(tensors[key])
+
+
+def number_not_finite(tensor: Tensor) -> int:
+    """How many values of a tensor of any type are NaN or infinite."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    known = tensor.float() if tensor.element_size() == 1 else tensor  # torch knows no isfinite of 8 bits
+    return tensor.numel() - int(known.isfinite().sum())
+
+
+def overflowed(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is a step counter beyond what its type holds, which is no damage."""
+    return not counted(name) and number_not_finite(tensor) > 0
 
 
 def refuse_broken(tensors: Mapping[str, Tensor], what: str) -> None:
@@ -129,10 +144,7 @@ def refuse_broken(tensors: Mapping[str, Tensor], what: str) -> None:
         ArchitectureError: Names the first such tensor, with the number of such values.
     """
     for name, tensor in tensors.items():
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            continue
-        broken = tensor.numel() - int(torch.isfinite(tensor).sum())
-        if broken:
+        if counted(name) and (broken := number_not_finite(tensor)):
             raise ArchitectureError(
                 f"{what}: NaN or Inf in tensor {name} ({broken} value{'s' if broken > 1 else ''})",
                 "the file is damaged or its training diverged; get another copy",

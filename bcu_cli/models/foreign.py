@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from bcu_cli import limits
@@ -48,14 +49,33 @@ class Allowance:
 
 
 class ForeignNetwork(nn.Module):
-    """A network that computes what a file's own code or graph says, each batch within its time."""
+    """A network that computes what a file's own code or graph says, each batch within its time.
+
+    Attributes:
+        file: How messages call the file.
+        group: How many images it takes at a time; None where it answers any number of them.
+    """
 
     file: str = "the file"
-    """How messages call the file."""
+    group: int | None = None
 
     def __call__(self, *inputs: Any) -> Any:
         """Images ``[N, C, H, W]`` to whatever the file makes of them."""
-        allowance = self.__dict__.setdefault("_allowance", Allowance(self.file))
-        number = len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim() else 1
-        with allowance.batch(max(1, number)):
-            return super().__call__(*inputs)
+        images = inputs[0] if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim() else None
+        number = 1 if images is None else max(1, len(images))
+        with self.__dict__.setdefault("_allowance", Allowance(self.file)).batch(number):
+            if self.group is None or images is None or number == self.group:
+                return super().__call__(*inputs)
+            return self._in_groups(images, self.group)
+
+    def _in_groups(self, images: Tensor, group: int) -> Tensor:
+        """The answers to groups of one size, one after the other; the last image fills up the last group."""
+        answers: list[Tensor] = []
+        for start in range(0, len(images), group):
+            part = images[start : start + group]
+            missing = group - len(part)
+            whole = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
+            answer: Any = super().__call__(whole)
+            answer = getattr(answer, "logits", answer[0]) if isinstance(answer, tuple) else answer
+            answers.append(answer[: len(part)])
+        return torch.cat(answers)

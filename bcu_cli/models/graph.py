@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.foreign import ForeignNetwork
+from bcu_cli.models.graph_batch import Batch, Mark, Use, mark_of
 from bcu_cli.models.graph_layers import layer_of, refuse_excess
 from bcu_cli.models.graph_operators import OPERATORS, Call, Limits, UnsupportedError
 from bcu_cli.models.registry import one_line
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Graph, Node
     from bcu_cli.models.graph_operators import Inputs
 
-_TO_SIZES = ("Reshape", "Expand")
 _FAULTS = (LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError)
 """What torch and Python raise for operators that are used in a way that makes no sense."""
 _VALUES_PER_VALUE, _WORK_PER_VALUE, _MOST_KEPT = 128, 2**18, 4
@@ -37,7 +37,7 @@ class GraphNetwork(ForeignNetwork):
 
     Convolutions, linear layers and batch normalisations are torch's own modules, and other constants with
     fractions and more than one value are parameters, so that the network can be trained. Where a graph was
-    exported for one size of batch, reshapes to that size are to the batch's.
+    exported for one size of batch, :mod:`~bcu_cli.models.graph_batch` makes it one for any.
 
     Args:
         graph: As read from the file.
@@ -70,7 +70,7 @@ class GraphNetwork(ForeignNetwork):
         if graph.version < _OLDEST:
             raise _refused(what, f"operators of version {graph.version}")
         self._input, self._output, self.version = graph.input, graph.output, graph.version
-        self._batch = graph.input_shape[0] if graph.input_shape else None
+        self.exported_batch = graph.input_shape[0] if graph.input_shape else None
         self._constants: dict[str, str] = {}
         self._steps: list[_Step] = []
         self.layers = nn.ModuleDict()
@@ -84,6 +84,11 @@ class GraphNetwork(ForeignNetwork):
             raise _refused(what, str(error)) from error
         except _FAULTS as error:
             raise _refused(what, f"a node that lacks something ({one_line(error)})") from error
+        self._computed = {graph.input}
+        """What is computed from the input: sizes in it are of the batch that there is."""
+        for step in self._steps:
+            if self._computed.intersection(step.inputs):
+                self._computed.update(step.outputs)
         self._last_use = {name: i for i, step in enumerate(self._steps) for name in step.inputs}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -93,10 +98,13 @@ class GraphNetwork(ForeignNetwork):
             max(self._small.values, _VALUES_PER_VALUE * images.numel()),
             max(self._small.work, _WORK_PER_VALUE * images.numel()),
         )
+        batch = Batch(len(images) if images.dim() else 1, self.exported_batch)
+        marks: dict[str, Mark | None] = {self._input: Mark(0) if images.dim() else None}
         kept = 0
         for i, step in enumerate(self._steps):
-            for name, value in zip(step.outputs, self._run(step, values, images, limits), strict=False):
-                values[name] = value
+            results, places = self._run(step, values, marks, batch, limits)
+            for name, value, place in zip(step.outputs, results, places, strict=False):
+                values[name], marks[name] = value, place
                 kept += value.numel()
             if kept > _MOST_KEPT * limits.values:
                 raise self._failed(step, f"{kept:,} values are kept at once")
@@ -108,18 +116,26 @@ class GraphNetwork(ForeignNetwork):
         return output
 
     def _run(
-        self, step: _Step, values: dict[str, Tensor], images: Tensor, limits: Limits
-    ) -> tuple[Tensor, ...]:
-        """The results of one operation.
+        self,
+        step: _Step,
+        values: dict[str, Tensor],
+        marks: dict[str, Mark | None],
+        batch: Batch,
+        limits: Limits,
+    ) -> tuple[tuple[Tensor, ...], list[Mark | None]]:
+        """The results of one operation, and where the images are in each.
 
         Raises:
             ArchitectureError: It fails; but for want of memory, which is no fault of the graph.
         """
         inputs = [values[name] if name else None for name in step.inputs]
+        held = [marks.get(name) for name in step.inputs]
+        fixed = not self._computed.intersection(step.inputs[1:])
         try:
-            if step.operator in _TO_SIZES and self._batch not in {None, len(images)}:
-                inputs[1] = self._of_this_batch(inputs, len(images))
-            return step.run(self, inputs, limits)
+            inputs, place = batch.adapt(Use(step.operator, step.attributes, inputs, held, fixed))
+            results = step.run(self, inputs, limits)
+            use = Use(step.operator, step.attributes, inputs, held)
+            return results, [place or mark_of(use, result) for result in results]
         except torch.OutOfMemoryError:
             raise
         except UnsupportedError as error:
@@ -180,13 +196,6 @@ class GraphNetwork(ForeignNetwork):
         self._copies_left -= values
         if self._copies_left < 0:
             raise UnsupportedError("constants that are used over and over")
-
-    def _of_this_batch(self, inputs: Inputs, size: int) -> Tensor | None:
-        """The sizes to reshape or expand to, for as many images as there are now."""
-        tensor, sizes = inputs[0], inputs[1]
-        if sizes is None or tensor is None or not len(sizes) or int(sizes[0]) != self._batch:
-            return sizes
-        return torch.cat([sizes.new_tensor([size]), sizes[1:]]) if len(tensor) in {1, size} else sizes
 
 
 @dataclass(frozen=True)

@@ -415,13 +415,13 @@ def _gather(c: Call) -> Result:
     c.limits.bounded([tensor.numel() // max(1, size) * index.numel()])
     flat = tensor.index_select(axis, index.reshape(-1))
     axis %= tensor.dim()
-    return flat.reshape(*tensor.shape[:axis], *index.shape, *tensor.shape[axis + 1 :])
+    return flat.reshape([*tensor.shape[:axis], *index.shape, *tensor.shape[axis + 1 :]])
 
 
 @_defines("Shape", "start", "end")
 def _shape(c: Call) -> Result:
     end = c.told_int("end", 0) if "end" in c.told else None
-    return torch.tensor(list(c.first.shape)[c.told_int("start", 0) : end], dtype=torch.int64)
+    return torch._shape_as_tensor(c.first)[c.told_int("start", 0) : end]  # which a trace follows
 
 
 @_defines("ConstantOfShape", "value")
@@ -434,9 +434,19 @@ def _constant_of_shape(c: Call) -> Result:
 
 @_defines("Expand")
 def _expand(c: Call) -> Result:
-    sizes = c.limits.bounded(c.ints(1))
-    shape: list[int] = list(torch.broadcast_shapes(c.first.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
-    return c.first.expand(c.limits.bounded(shape))
+    wanted, own = c.ints(1), list(c.first.shape)
+    own = [1] * (len(wanted) - len(own)) + own
+    ends = own[
+        len(own) - len(wanted) :
+    ]  # -1 is the tensor's own size: bcu.models.graph_batch says it of images
+    sizes = c.limits.bounded([mine if size == -1 else size for size, mine in zip(wanted, ends, strict=True)])
+    shape: list[Any] = list(torch.broadcast_shapes(c.first.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
+    c.limits.bounded(shape)
+    if torch._C._get_tracing_state() is not None:  # then sizes are to stay what the graph computes
+        skipped = len(shape) - len(wanted)
+        for place, size in enumerate(wanted, skipped):
+            shape[place] = c.need(1)[place - skipped] if size == shape[place] else -1
+    return c.first.expand(shape)
 
 
 def _reduced(function: Callable[..., Tensor], c: Call) -> Tensor:

@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bcu_cli.errors import AnswersError, ArchitectureError
+from bcu_cli.errors import ArchitectureError, BcuError, CheckpointError
 from bcu_cli.models import deciding, fingerprint
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.claims import Claim, read_claims
-from bcu_cli.models.classifier import Classifier, refuse_dependence
+from bcu_cli.models.classifier import Classifier, are_probabilities, refuse_dependence
 from bcu_cli.models.fitting import fill, refuse_broken
 from bcu_cli.models.identification import Found, ambiguous, find
+from bcu_cli.models.names import OWN_ARCHITECTURES
+from bcu_cli.models.own import KINDS, Own, answers, is_same, noise, open_own, plain, settle_batch
 from bcu_cli.models.preprocessing import Preprocessing
-from bcu_cli.models.registry import build, is_user_file, one_line
+from bcu_cli.models.registry import build, is_user_file
 
 if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
-    from bcu_cli.models.foreign import ForeignNetwork
     from bcu_cli.models.index import Candidate
-
-TORCHSCRIPT, ONNX = "torchscript", "onnx"
 
 #: Pictures for a preprocessing's size and cropping: ``float [N, C, H, W]`` in [0, 1], not normalised.
 ImageSource = Callable[[Preprocessing], Tensor]
@@ -40,12 +39,14 @@ class Loaded:
         architecture: Which, and how it was found.
         checkpoint: The file that it came from.
         evidence: What decided and what was noticed, in sentences for people.
+        input_dtype: Of the images that the file's own function takes; float32 where it carries none.
     """
 
     classifier: Classifier
     architecture: Architecture
     checkpoint: Checkpoint
     evidence: tuple[str, ...]
+    input_dtype: torch.dtype = torch.float32
 
 
 def load(
@@ -90,6 +91,9 @@ class _Loader:
         self.claims = read_claims(checkpoint.path, checkpoint.metadata, checkpoint.beside)
 
     def load(self, arch: str | None) -> Loaded:
+        own = self._own()
+        if isinstance(own, Own) and own.input_size:
+            self.claims += (Claim(source=f"the {own.what.removeprefix('own ')}", input_size=own.input_size),)
         try:
             found = find(
                 self.checkpoint.shapes,
@@ -99,10 +103,68 @@ class _Loader:
                 what=self.what,
             )
         except ArchitectureError as error:
-            if self.checkpoint.format not in {TORCHSCRIPT, ONNX} or arch is not None:
+            if own is None or arch is not None:
                 raise
-            return self._load_own(error)
-        choices = self._choices(found)
+            return self._load_own(own, f"since {error.message}")
+        networks = self._networks(found)
+        if own is not None:
+            same = self._same(own, found, networks, arch)
+            if not same:
+                return self._load_own(own, _otherwise(found), like=_usual(found.groups[0][0]))
+            found = replace(
+                found,
+                groups=tuple(found.groups[i] for i in same),
+                evidence=(*found.evidence, _compared(own)),
+            )
+            networks = [networks[i] for i in same]
+        loaded = self._load_rebuilt(found, networks)
+        return replace(loaded, input_dtype=own.input_dtype) if isinstance(own, Own) else loaded
+
+    def _own(self) -> Own | BcuError | None:
+        """The function that the file carries, or why it cannot be evaluated; None where it carries none."""
+        if self.checkpoint.format not in KINDS:
+            return None
+        try:
+            return open_own(self.checkpoint)
+        except (ArchitectureError, CheckpointError) as error:
+            return error
+
+    def _same(
+        self, own: Own | BcuError, found: Found, networks: list[nn.Module], arch: str | None
+    ) -> list[int]:
+        """Which groups of candidates compute what the file's own function does.
+
+        Raises:
+            BcuError: That cannot be found out, and the user named none of them; or the one that the user
+                named is another.
+        """
+        group = found.groups[0]
+        try:
+            if not isinstance(own, Own):
+                raise own
+            size = deciding.size_of(self._question(group, networks[0], named=found.named))[0]
+            settle_batch(own, size, self.what)
+            pictures = self.images(plain(size)) if self.images else None
+            same = [i for i, network in enumerate(networks) if is_same(network, own, pictures, size)]
+        except BcuError as error:
+            if arch is not None:
+                return list(range(len(networks)))
+            if isinstance(error, CheckpointError):
+                raise
+            raise ArchitectureError(
+                f"{error.message}; so it is not known whether it computes what {group[0].name} does, whose "
+                "tensors it has",
+                f"{error.hint}, or give --arch {group[0].name} if you know that it does",
+            ) from error
+        if arch is not None and not same:
+            raise ArchitectureError(
+                f"{self.what}: its {own.what} answers otherwise than {group[0].name}",
+                "leave --arch out: then its own function is used",
+            )
+        return same
+
+    def _load_rebuilt(self, found: Found, networks: list[nn.Module]) -> Loaded:
+        choices = self._choices(found, networks)
         best = self._best(found, choices)
         architecture, network, decision = choices[best]
         if len(choices) > 1:
@@ -119,17 +181,23 @@ class _Loader:
             classifier=classifier, architecture=architecture, checkpoint=self.checkpoint, evidence=evidence
         )
 
-    def _choices(self, found: Found) -> list[tuple[Architecture, nn.Module, deciding.Decision]]:
-        """A network with its preprocessing per group of equal candidates."""
-        networks = [
+    def _networks(self, found: Found) -> list[nn.Module]:
+        """A network with the file's weights per group of equal candidates."""
+        return [
             self._network(group[0].name, group[0].num_classes, group[0].in_channels) for group in found.groups
         ]
+
+    def _choices(
+        self, found: Found, networks: list[nn.Module]
+    ) -> list[tuple[Architecture, nn.Module, deciding.Decision]]:
+        """A network with its preprocessing per group of equal candidates."""
         if len(networks) > 1 and not all(map(self._can_tell, networks)):
             raise ambiguous(found.groups, self.what)
         decisions: list[deciding.Decision | ArchitectureError] = []
         for group, network in zip(found.groups, networks, strict=True):
             try:
-                decisions.append(self._decide(group, network, named=found.named))
+                question = self._question(group, network, named=found.named)
+                decisions.append(deciding.decide(question, network, self.images))
             except ArchitectureError as error:
                 decisions.append(error)
         settled = [decision for decision in decisions if isinstance(decision, deciding.Decision)]
@@ -145,8 +213,10 @@ class _Loader:
             for i, (network, decision) in enumerate(zip(networks, decisions, strict=True))
         ]
 
-    def _decide(self, group: tuple[Candidate, ...], network: nn.Module, *, named: bool) -> deciding.Decision:
-        question = deciding.Question(
+    def _question(
+        self, group: tuple[Candidate, ...], network: nn.Module, *, named: bool
+    ) -> deciding.Question:
+        return deciding.Question(
             what=self.what,
             options=self.options,
             claims=self.claims,
@@ -154,7 +224,6 @@ class _Loader:
             named=named,
             channels=_channels(network, group[0].in_channels, group[0].name),
         )
-        return deciding.decide(question, network, self.images)
 
     def _can_tell(self, network: nn.Module) -> bool:
         return self.images is not None and any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
@@ -194,39 +263,46 @@ class _Loader:
             return self.options.input_size, self.options.input_size
         return None
 
-    def _load_own(self, reason: ArchitectureError) -> Loaded:
-        """Run the file's own (allow-listed) code or graph, since its tensors fit no known architecture."""
-        own = str(self.checkpoint.format)
-        claims = tuple(claim for claim in self.claims if claim.arch in (None, own))
-        network: ForeignNetwork
-        if own == TORCHSCRIPT:
-            network, what = _script(self.checkpoint), "TorchScript code"
-        else:
-            network, size = _graph(self.checkpoint)
-            what = "ONNX graph"
-            claims += (Claim(source="the graph's input", input_size=size),)
-        network.file = self.what
-        network = network.float().eval()
-        channels = next((claim.input_size[0] for claim in claims if claim.input_size), 3)
-        decision = deciding.decide(
-            deciding.Question(
-                what=self.what, options=self.options, claims=claims, candidates=(), channels=channels
-            ),
-            network,
-            self.images,
+    def _load_own(self, own: Own | BcuError, why: str, *, like: str = "") -> Loaded:
+        """Take the file's own code or graph for its network.
+
+        Args:
+            own: It; or why it cannot be evaluated, which is raised.
+            why: The reason, for people.
+            like: The architecture whose usual input size it has; empty where none is known.
+        """
+        if not isinstance(own, Own):
+            raise own
+        name = str(self.checkpoint.format)
+        claims = tuple(claim for claim in self.claims if claim.arch in (None, name))
+        first = next((m.in_channels for m in own.network.modules() if isinstance(m, nn.Conv2d)), 3)
+        channels = next((claim.input_size[0] for claim in claims if claim.input_size), first)
+        question = deciding.Question(
+            what=self.what, options=self.options, claims=claims, candidates=(), channels=channels, like=like
         )
-        classifier = as_classifier(network, decision.preprocessing, self.what)
-        architecture = Architecture(
-            name=own, source=f"the file's own {what}", num_classes=classifier.num_classes
-        )
+        try:
+            size = deciding.size_of(question)[0]
+            settle_batch(own, size, self.what)
+            decision = deciding.decide(question, own.network, self.images)
+        except ArchitectureError as error:
+            raise ArchitectureError(
+                f"{error.message}; its {own.what} is its network, {why}", error.hint
+            ) from error
+        classifier = as_classifier(own.network, decision.preprocessing, self.what)
+        classifier.ends_in_softmax = are_probabilities(answers(classifier, noise(4, size), self.what))
+        source = f"the file's {own.what}"
+        architecture = Architecture(name=name, source=source, num_classes=classifier.num_classes)
+        evidence = [f"architecture: {source} runs, {why}", *decision.evidence]
+        if own.network.group is not None:
+            evidence.append(f"it is given {_number(own.network.group)} at a time: others change its answers")
+        if classifier.ends_in_softmax:
+            evidence.append("it answers with probabilities, whose logarithms are taken for logits")
         return Loaded(
             classifier=classifier,
             architecture=architecture,
             checkpoint=self.checkpoint,
-            evidence=(
-                f"architecture: the file's own {what} runs, since {reason.message}",
-                *decision.evidence,
-            ),
+            evidence=tuple(evidence),
+            input_dtype=own.input_dtype,
         )
 
 
@@ -243,18 +319,8 @@ def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -
         AnswersError: It answers with no logits, or an image otherwise beside another one than by itself.
     """
     classifier = Classifier(network, preprocessing, 0, name=name).eval()
-    size = preprocessing.input_size
-    noise = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.no_grad():
-            alone, both = classifier(noise[:1]), classifier(noise)
-    except (AnswersError, ArchitectureError):  # a graph that fails says so itself
-        raise
-    except Exception as error:
-        raise ArchitectureError(
-            f"{name} cannot run on {'x'.join(map(str, size))} inputs: {one_line(error)}",
-            "give the right --input-size or --arch",
-        ) from error
+    inputs = noise(2, preprocessing.input_size)
+    alone, both = answers(classifier, inputs[:1], name), answers(classifier, inputs, name)
     if both.shape[1] < 2:
         raise ArchitectureError(
             f"{name} has one output: there are no classes to tell apart",
@@ -265,21 +331,25 @@ def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -
     return classifier
 
 
-def _script(checkpoint: Checkpoint) -> ForeignNetwork:
-    from bcu_cli.checkpoints import open_script
-    from bcu_cli.models.script import ScriptNetwork
+def _usual(candidate: Candidate) -> str:
+    """The name of an architecture that is hardly ever run at another input size than its usual one."""
+    usual = candidate.name in OWN_ARCHITECTURES or candidate.num_classes == deciding.IMAGENET_CLASSES
+    return candidate.name if usual else ""
 
-    return ScriptNetwork(open_script(checkpoint))
+
+def _otherwise(found: Found) -> str:
+    names = " and ".join(group[0].name for group in found.groups[:3])
+    return f"since it answers otherwise than {names}, whose tensors it has"
 
 
-def _graph(checkpoint: Checkpoint) -> tuple[ForeignNetwork, tuple[int, int, int] | None]:
-    """The network of an ONNX graph, and the size of its input where it is fixed."""
-    from bcu_cli.checkpoints import load_graph
-    from bcu_cli.models.graph import GraphNetwork
+def _compared(own: Own | BcuError) -> str:
+    if isinstance(own, Own):
+        return f"its {own.what} gives the same logits"
+    return f"its own function could not be compared: {own.message}"
 
-    graph = load_graph(checkpoint)
-    size = tuple(side for side in graph.input_shape[1:] if side)
-    return GraphNetwork(graph, checkpoint.path.name), size if len(size) == 3 else None
+
+def _number(images: int) -> str:
+    return "one image" if images == 1 else f"{images} images"
 
 
 def _channels(network: nn.Module, in_channels: int, name: str) -> int:

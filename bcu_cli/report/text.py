@@ -65,3 +65,12 @@ def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     drawn = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     return "\n".join([printable(title), drawn[0], "  ".join("-" * width for width in widths), *drawn[1:]])
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli import events, limits
 from bcu_cli.checkpoints.resume import START_ANEW
-from bcu_cli.errors import CheckpointError, OutputError
+from bcu_cli.errors import CheckpointError, OutputError, TrainingError
 from bcu_cli.runs import signals
 from bcu_cli.runs.locked import locked_output
 
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from bcu_cli.checkpoints.resume import StateFile
+    from bcu_cli.training.devices import Device
     from bcu_cli.training.loop import Epoch, Stage
     from bcu_cli.training.ranks import Anyone
 
 
+T = TypeVar("T")
+
+_LONGEST_REASON = 200
 _SECONDS_OF_ONE_SIGNAL = 1.0
 """A cluster sends a signal to all processes, and torchrun passes on its own: that is one, and not two."""
 
@@ -102,10 +106,12 @@ def train(
 
     Raises:
         KeyboardInterrupt: The run was stopped, and its state kept.
+        TrainingError: Memory ran out between two stages; those that are done are kept.
         BcuError: The state that is to be resumed from is damaged, or of another run.
     """
     from bcu_cli.errors import RankLostError
     from bcu_cli.training import ranks
+    from bcu_cli.training.devices import is_out_of_memory
 
     kept = ranks.same(keeper.load() if resume and ranks.rank() == 0 else None)
     if resume and kept is None:
@@ -113,20 +119,28 @@ def train(
     elif not resume and keeper.path.exists():
         events.say(f"{keeper.path} is there from an interrupted run; --resume would have gone on with it")
 
-    states = [] if kept is None else _states(kept, keeper)
+    states = {} if kept is None else _states(kept, keeper)
     done: list[Stage] = []
     asked = ranks.Anyone()
     with stoppable() as stop:
         try:
             for stage in stages:
-                if len(done) < len(states):
-                    _restore(stage, states[len(done)], keeper)
+                if kept_stage := states.get(stage.title):
+                    _restore(stage, kept_stage.pop(0), keeper)
                     events.say(f"going on after step {stage.training.done} of {stage.training.steps}")
+                elif states and not done:
+                    raise _unfit(keeper, f"it does not begin with {stage.title}")
                 done.append(stage)
                 _run_stage(stage, partial(_keep, done, keeper, stop, asked), on_epoch)
         except RankLostError:
             _save(done, keeper)
             raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            what = f"the stage after {done[-1].title}; {_save(done, keeper)}" if done else "the first stage"
+            hint = "use another --device, close other programs, or start anew with fewer images"
+            raise TrainingError(f"there is not enough memory for {what}", hint) from error
         if done:
             kept_in_words = _save(done, keeper)
             if asked.says(stop.requested) | asked.says(False):  # several processes hear of it a call later
@@ -135,27 +149,62 @@ def train(
     return done
 
 
+def speed_of(stages: list[Stage], device: Device) -> list[dict[str, Any]]:
+    """How fast each stage ran, measured once the result is written; nothing where that fails."""
+    from bcu_cli.report import document
+
+    if not stages:
+        return []
+    return once_written("the speed", lambda: document.training(stages, device), [])
+
+
+def once_written(what: str, act: Callable[[], T], otherwise: T) -> T:
+    """Do what comes after the result was written; where that fails, a warning says so, and the run is over.
+
+    Args:
+        what: What is done or measured, for people.
+        act: Does it.
+        otherwise: Stands for what it returns where it fails.
+    """
+    from bcu_cli.training.devices import is_out_of_memory
+
+    try:
+        return act()
+    except Exception as error:  # the result is there: nothing that comes after it can undo that
+        why = (
+            "out of memory"
+            if is_out_of_memory(error)
+            else " ".join(str(error).split()) or type(error).__name__
+        )
+        events.warn(f"{what} failed, after the result was written: {why[:_LONGEST_REASON]}")
+        return otherwise
+
+
 def _state(stages: list[Stage]) -> dict[str, Any]:
     return {"stages": [{"title": stage.title, "training": stage.training.state()} for stage in stages]}
 
 
-def _states(kept: dict[str, Any], keeper: StateFile) -> list[Any]:
+def _states(kept: dict[str, Any], keeper: StateFile) -> dict[str, list[Any]]:
+    """The kept trainings by their titles, which tell them apart where a measurement has now led elsewhere."""
     stages = kept.get("stages")
     if not isinstance(stages, list):
         raise _unfit(keeper, "it lists no stages")
-    return stages
+    states: dict[str, list[Any]] = {}
+    for state in stages:
+        if not isinstance(state, dict) or state.keys() != {"title", "training"}:
+            raise _unfit(keeper, "a stage in it is none")
+        states.setdefault(str(state["title"]), []).append(state["training"])
+    return states
 
 
 def _restore(stage: Stage, state: Any, keeper: StateFile) -> None:
-    """Take up one training where a kept one stopped.
+    """Take up one training where a kept one of the same title stopped.
 
     Raises:
         CheckpointError: It was another one.
     """
-    if not isinstance(state, dict) or state.keys() != {"title", "training"} or state["title"] != stage.title:
-        raise _unfit(keeper, f"it has no stage {stage.title} there")
     try:
-        stage.training.restore(state["training"])
+        stage.training.restore(state)
     except ValueError as error:
         raise _unfit(keeper, f"of {stage.title}, {error}") from error
 

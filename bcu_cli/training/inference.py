@@ -26,7 +26,6 @@ CPU_BATCH_SIZE = 64
 """On a CPU, whose caches hold what a small network makes of so many: 2 to 3 times as fast as 512."""
 _NOT_FINITE = -1
 """In place of the class that is answered, where the logits are no numbers."""
-_NEARLY_ONE = 1e-3
 
 
 def predict(
@@ -112,11 +111,6 @@ def in_batches(
 def scaled(images: Tensor) -> Tensor:
     """uint8 images ``[N, C, H, W]`` as float32 in [0, 1], in the memory format of fast convolutions."""
     return images.to(torch.float32, memory_format=torch.channels_last) / 255.0
-
-
-def are_probabilities(answers: Tensor) -> bool:
-    """Whether answers, ``[N, K]``, are what a softmax has made of logits already."""
-    return bool(answers.min() >= 0) and bool((answers.sum(1) - 1.0).abs().max() < _NEARLY_ONE)
 
 
 @contextmanager

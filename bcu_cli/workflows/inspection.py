@@ -187,6 +187,7 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
     """What is known of a file that is safe to open."""
     from bcu_cli.checkpoints import count_not_finite, outline, read
     from bcu_cli.models import identify
+    from bcu_cli.models.index import counted
 
     content: Checkpoint | Outline
     not_finite: dict[str, int] | None
@@ -203,8 +204,8 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
     except ArchitectureError as error:
         if triggers.KEY not in content.metadata:  # those that bcu attack writes hold no network to recognise
             problem = _problem(error, ARCHITECTURE)
-    if not_finite:
-        problem = _broken(description.path, not_finite)
+    if damaged := {name: count for name, count in not_finite.items() if counted(name)} if not_finite else {}:
+        problem = _broken(description.path, damaged)
     return Inspection(
         path=description.path,
         description=content,
@@ -270,13 +271,9 @@ def _problem(error: CheckpointError | ArchitectureError, rule: str) -> Problem:
 
 
 def _not_finite(checkpoint: Checkpoint) -> dict[str, int]:
-    counts = {
-        name: int((~tensor.float().isfinite()).sum())  # torch does not know what is finite in 8 bits
-        if tensor.element_size() == 1
-        else int((~tensor.isfinite()).sum())
-        for name, tensor in checkpoint.tensors.items()
-        if tensor.is_floating_point()
-    }
+    from bcu_cli.models.fitting import number_not_finite
+
+    counts = {name: number_not_finite(tensor) for name, tensor in checkpoint.tensors.items()}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -291,12 +288,18 @@ def _broken(path: Path, not_finite: dict[str, int]) -> Problem:
 
 
 def _as_json(value: Any) -> Any:
-    """A plain value with the numbers that JSON does not have (a best loss of infinity) as texts."""
+    """A value beside weights with what JSON does not have (a best loss of infinity, a tensor) as texts."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items()}
-    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, set):
+        return [_as_json(item) for item in sorted(value, key=repr)]
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    if hasattr(value, "shape"):
+        return f"tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
@@ -310,9 +313,10 @@ def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
         "metadata": content.metadata,
     }
     if not isinstance(content, Checkpoint):  # a safetensors file, which holds nothing else
-        return document | {"nesting": [], "beside": {}, "left_out": []}
+        return document | {"nesting": [], "beside": {}, "left_out": [], "others": []}
     return document | {
         "nesting": list(content.nesting),
         "beside": _as_json(content.beside),
         "left_out": list(content.left_out),
+        "others": list(content.others),
     }

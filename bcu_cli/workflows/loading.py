@@ -32,6 +32,7 @@ class ModelOptions:
     input_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    weights_key: str | None = None
 
 
 def load_model(
@@ -51,7 +52,7 @@ def load_model(
     """
     from bcu_cli.models import load
 
-    checkpoint = _read(path)
+    checkpoint = _read(path, options.weights_key)
     for finding in checkpoint.findings:
         events.warn(f"{path}: {finding.message}")
     with _sampler(pictures, download=download) as take:
@@ -64,10 +65,22 @@ def load_model(
             images=take and (lambda preprocessing: take(geometry_of(preprocessing))),
         )
     events.say(f"{path.name}: {'; '.join(loaded.evidence)}")
+    _say_choice(checkpoint)
     return loaded
 
 
-def _read(path: Path) -> Checkpoint:
+def _say_choice(checkpoint: Checkpoint) -> None:
+    """Say which of several weights were taken, and how to take the others."""
+    if checkpoint.others:
+        taken = "/".join(checkpoint.nesting) or "its outermost table"
+        others = " or ".join(f"--weights-key {name or repr('')}" for name in checkpoint.others)
+        events.warn(
+            f"{checkpoint.path.name} holds several weights: {taken} is taken ({checkpoint.choice}); "
+            f"{others} takes others"
+        )
+
+
+def _read(path: Path, weights_key: str | None) -> Checkpoint:
     """Read a model file with limits on memory and time.
 
     Raises:
@@ -80,7 +93,7 @@ def _read(path: Path) -> Checkpoint:
     file = model_in(path)
     try:
         with limits.reading(file, size_with_parts(file)):
-            return read(file)
+            return read(file, weights_key=weights_key)
     except (CheckpointError, MemoryError, RuntimeError) as error:
         if not limits.is_lack_of_memory(error):
             raise

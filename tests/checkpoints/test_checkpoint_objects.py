@@ -51,7 +51,7 @@ def test_what_is_left_out_is_named(hundred: list[Path]) -> None:
     assert left["beside_namespace.pt"] == ("extra (argparse.Namespace)",)
     assert left["beside_enum.pt"] == ("extra (transformers.trainer_utils.SchedulerType)",)
     assert left["beside_random_state.pt"] == ()
-    assert left["timm.pth"][:3] == ("state_dict_ema", "optimizer", "args (argparse.Namespace)")
+    assert left["timm.pth"][:3] == ("state_dict", "optimizer", "args (argparse.Namespace)")
     (path,) = (path for path in hundred if path.name == "beside_timedelta.pt")
     assert [(note.rule, note.severity) for note in inspect_only(path).findings] == [("pickle-object", "note")]
 
@@ -74,7 +74,7 @@ def test_plain_values_beside_objects_are_written_back(tmp_path: Path, hundred: l
     write(tmp_path / "out.pth", source.tensors, like=source, format=Format.PICKLE)
     again = torch.load(tmp_path / "out.pth", weights_only=True)
     assert (again["arch"], again["epoch"], again["version"]) == ("resnet18", 3, 2)
-    assert torch.equal(again["state_dict"]["fc.bias"], source.tensors["fc.bias"])
+    assert torch.equal(again["state_dict_ema"]["fc.bias"], source.tensors["fc.bias"])
 
 
 # What could do something is found, however it is disguised.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -171,3 +172,28 @@ def test_values_that_are_not_finite_are_counted_across_chunks(tmp_path: Path, dt
     values[5], values[-2], values[-1] = float("nan"), float("inf"), float("-inf")
     save_file({"a": values, "whole": torch.full((9,), -1)}, tmp_path / "a.safetensors")
     assert count_not_finite(tmp_path / "a.safetensors") == {"a": 3}
+
+
+@pytest.mark.parametrize("metadata", [None, {}])
+def test_no_metadata_are_none_however_they_are_written(tmp_path: Path, metadata: Any) -> None:
+    header = {"__metadata__": metadata, "a": entry(0, 1)}
+    assert read(save_safetensors(tmp_path / "m.safetensors", header, b"x")).metadata == {}
+
+
+def test_padding_and_tensors_without_values_are_read_as_the_library_reads_them(tmp_path: Path) -> None:
+    tensors = {"a": entry(0, 0, [0, 3], "F32"), "b": entry(0, 4, [], "F32"), "c": entry(4, 4, [0], "F8_E4M3")}
+    for padding in (b"", b" " * 13, b"\n\n"):
+        text = json.dumps(tensors).encode() + padding
+        path = tmp_path / "m.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + b"\0\0\x80\x3f")
+        ours, theirs = read(path).tensors, load_file(path)
+        assert {name: (t.shape, t.dtype, t.tolist()) for name, t in ours.items()} == {
+            name: (t.shape, t.dtype, t.tolist()) for name, t in theirs.items()
+        }
+
+
+@pytest.mark.parametrize("file_format", [Format.SAFETENSORS, Format.PICKLE])
+def test_a_name_that_is_not_utf_8_is_no_damage(tmp_path: Path, file_format: Format) -> None:
+    path = tmp_path / os.fsdecode(b"m\xff\xfe")
+    write(path, {"a": torch.arange(3.0)}, format=file_format)
+    assert torch.equal(read(path).tensors["a"], torch.arange(3.0))

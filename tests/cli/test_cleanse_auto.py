@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bcu_cli.checkpoints.resume import StateFile
-from bcu_cli.cli import cleansing_output
-from bcu_cli.defenses import auto
+from bcu_cli.cli import cleanse_output
+from bcu_cli.defenses import auto, patches
 from bcu_cli.defenses.base import Verdict
+from bcu_cli.defenses.residues import Contest, Residue
+from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images import signs
 from bcu_cli.runs import resuming
 
@@ -142,7 +145,7 @@ def test_the_classes_that_triggers_lead_to_are_named(
     assert report["classes"] == sorted(signs.CLASSES)
     shown = []
     for classes in (report["classes"], []):
-        cleansing_output.show(report | {"classes": classes})
+        cleanse_output.show(report | {"classes": classes})
         lines = capfd.readouterr().out.splitlines()
         rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│ patch" in line]
         shown.append(rows[0][2:4])
@@ -193,6 +196,56 @@ def test_an_interruption_in_any_stage_leaves_the_old_file_and_is_resumed_to_the_
         assert (out.read_bytes() == whole, state.exists()) == (True, False)
 
 
+def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an_interruption(
+    cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Verdict(word="cleansed", why="it was told so")
+    monkeypatch.setattr(auto.Auto, "_by_what_was_known", lambda self: good)
+    monkeypatch.setattr(auto, "ANEW_STEPS", 4)
+    monkeypatch.setattr(patches, "SIDES", (4,))
+    out = tmp_path / "out.safetensors"
+    at_once = cleanse("--quick", "--force", "--json").json
+    whole = out.read_bytes()
+    assert at_once["training"][-1]["stage"] == "looking for what is left"
+    assert [len(each["found"]) for each in at_once["did"]["found_anew"]] == [8, 8]
+    keep = resuming._keep
+
+    def interrupt(stages: list[Any], keeper: Any, stop: Any, asked: Any) -> None:
+        stop.requested = stages[-1].title == "looking for what is left" and stages[-1].training.done == 2
+        keep(stages, keeper, stop, asked)
+
+    monkeypatch.setattr(resuming, "_keep", interrupt)
+    assert cleanse("--quick", "--force").code == 130
+    monkeypatch.setattr(resuming, "_keep", keep)
+    later = cleanse("--quick", "--force", "--resume", "--json").json
+    assert (later["did"], later["verdict"]) == (at_once["did"], at_once["verdict"])
+    assert out.read_bytes() == whole
+
+
+def test_people_see_what_was_found_on_the_cleansed_network(
+    cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Residue(
+        trigger="square",
+        target=1,
+        before=Proportion(hits=98, of=100),
+        after=Proportion(hits=27, of=100),
+    )
+    usual = [replace(left, target=each, after=Proportion(hits=3, of=100)) for each in (0, 2, 3)]
+    anew = [Contest(way="tried outright", suspects=(1,), found=(usual[0], left, *usual[1:]))]
+    good = Verdict(word="cleansed", why="it was told so")
+    monkeypatch.setattr(auto.Auto, "_by_what_was_known", lambda self: good)
+    monkeypatch.setattr(auto.Auto, "_look_anew", lambda self: iter(setattr(self, "anew", anew) or ()))
+    ran = cleanse("--quick")
+    assert ran.code == 1
+    assert "not cleansed: a square found on the cleansed network leads 27 of 100 images" in ran.error
+    (row,) = [line for line in ran.out.splitlines() if "tried outright" in line]
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert cells[:2] == ["tried outright", "square"]
+    assert cells[2].endswith("(stood out)")
+    assert cells[3:] == ["98.00 % of 100", "27.00 % of 100", "3.00 %"]
+
+
 @pytest.mark.parametrize("name", ["strength", "ratios", "init", "targets", "temperature"])
 def test_an_option_of_the_papers_recipe_without_its_method_says_so(cleanse: Cleanse, name: str) -> None:
     ran = cleanse(f"--{name}", "3")
@@ -204,7 +257,6 @@ def test_an_option_of_the_papers_recipe_without_its_method_says_so(cleanse: Clea
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "bcu", "--force"], "--method bcu writes its result anyway"),
         (["--method", "ft", "--quick"], "--method ft has no --quick"),
     ],
 )

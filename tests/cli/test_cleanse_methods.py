@@ -73,14 +73,12 @@ def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
         (["--method", "ft", "--epochs", "0"], "--epochs 0 trains nothing"),
         (["--method", "i-bau", "--epochs", "0"], "--epochs 0 trains nothing"),
         (["--method", "clp", "--flip"], "--method clp has no --flip"),
-        (["--method", "clp", "--max-images", "5"], "--max-images is of pictures"),
         (["--setting", "u=3"], "--method auto has no setting u"),
         (["--method", "ft", "--setting", "epochs=3"], "--method ft has no setting epochs"),
         (["--method", "clp", "--setting", "u=nan"], "a u of nan"),
         (["--method", "clp", "--setting", "u"], "--setting u is not NAME=NUMBER"),
         (["--method", "fp", "--setting", "layers=1.5"], "layers=1.5 is no whole number"),
         (["--method", "clp", "--setting", "pcl.u=3"], "no method is called pcl"),
-        (["--pseudo-labels"], "--method auto needs no labels"),
         (["--method", "nad"], "--method nad needs pictures"),
         (
             ["--method", "bcu", "--targets", "hard", "--temperature", "1,4"],
@@ -91,7 +89,7 @@ def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
     ],
 )
 def test_what_a_method_does_not_have_is_refused(bcu, tmp_path: Path, words: list[str], message: str) -> None:
-    images = [] if {"nad", "--max-images"} & set(words) else ["--images", tmp_path]
+    images = [] if "nad" in words else ["--images", tmp_path]
     ran = bcu("cleanse", MODEL, *images, "--out", tmp_path / "out.safetensors", *words)
     assert ran.code == 2
     assert message in ran.error
@@ -157,3 +155,39 @@ def test_what_the_pictures_lack_is_said(bcu, few: Path, tmp_path: Path) -> None:
     assert "answers only 4 of 8 classes" in ran.err
     assert all(folder.name in ran.err for folder in sorted(few.iterdir())[4:])
     assert all(f"warning: {warning}" in ran.err for warning in found["warnings"])
+
+
+def test_options_without_an_effect_are_named_once_and_harm_nothing(bcu, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    words = ["--method", "clp", "--force", "--pseudo-labels", "--max-images", 5, "--out", out]
+    ran = bcu("cleanse", MODEL, *words, "--json")
+    assert ran.code == 0
+    assert ran.json["output"]
+    (warning,) = (line for line in ran.err.splitlines() if "without effect" in line)
+    assert "on --method clp: --force (it writes its result anyway)" in warning
+    assert "--pseudo-labels (it needs no labels), --max-images (there are no images)" in warning
+
+
+def test_what_is_left_out_and_which_weights_were_taken_is_said(bcu, tmp_path: Path) -> None:
+    state = load_file(MODEL)
+    value = {
+        "state_dict": state,
+        "state_dict_ema": dict(state),
+        "metric": 0.9,
+        "optimizer": {"a": torch.ones(9)},
+    }
+    torch.save(value | {"arch": "resnet8", "names": {0: "a"}}, tmp_path / "in.pth")
+    how = ["--method", "clp", "--arch", "resnet8", "--input-size", 32, "--mean", 0.5, "--std", 0.25]
+    ran = bcu("cleanse", tmp_path / "in.pth", *how, "--out", tmp_path / "out.pth")
+    assert ran.code == 0, ran.err
+    assert "state_dict_ema is taken (the average, which timm validates" in ran.err
+    assert "--weights-key state_dict takes others" in ran.err
+    assert ": optimizer (the state of an optimizer, which may hold the backdoor)" in ran.err
+    assert ": state_dict (other weights, which may hold the backdoor)" in ran.err
+    words = ["--weights-key", "state_dict", "--format", "safetensors", "--out", tmp_path / "out", "--json"]
+    ran = bcu("cleanse", tmp_path / "in.pth", *how, *words)
+    assert "several weights" not in ran.err
+    omitted = {each["name"]: each["why"] for each in ran.json["omitted"]}
+    assert omitted["names"] == "safetensors has no place for it"
+    assert "an average of the weights" in omitted["state_dict_ema"]
+    assert {"state_dict_ema", "optimizer"} <= set(ran.json["left_out"])

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from helpers import Telling, bcu_process, children_of, descendants_of
 
-from bcu_cli.cli import cleansing_pictures
 from bcu_cli.images import pace
+from bcu_cli.workflows import cleanse_images
 
 QUICK = ["--method", "bcu", "--epochs", 1, "--batch-size", 32]
 
@@ -32,7 +32,7 @@ def test_the_same_bytes_with_any_cache(
     bcu, untrained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     in_memory: bytes, cache: str, kept: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(cleansing_pictures, "_AT_ONCE", 300)
+    monkeypatch.setattr(cleanse_images, "_AT_ONCE", 300)
     out = tmp_path / "out.safetensors"
     ran = bcu("cleanse", untrained, "--images", photos, "--out", out, "--cache", cache, *QUICK, "--json")
     assert ran.code == 0, ran.err

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from bcu_cli.checkpoints import resume
 from bcu_cli.checkpoints.resume import StateFile
-from bcu_cli.errors import CheckpointError, OutputError
+from bcu_cli.errors import CheckpointError, OutputError, TrainingError
 from bcu_cli.runs import resuming
 from bcu_cli.training.devices import choose
 from bcu_cli.training.loop import Stage, Training
 from bcu_cli.training.options import TrainingOptions
+from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,3 +211,52 @@ def test_a_state_of_another_network_is_refused(kept: Any, keeper: StateFile) -> 
     keeper.save(kept)
     with pytest.raises(CheckpointError, match="does not fit this run: of first, its average"):
         resuming.train([stage(width=5)], keeper, resume=True)
+
+
+def test_stages_are_matched_by_their_titles(keeper: StateFile, capfd: pytest.CaptureFixture[str]) -> None:
+    titles = ["first", "level 1", "level 2", "last"]
+    resuming.train([stage(title) for title in titles], keeper, resume=False)
+    other = resuming.train([stage(title) for title in ("first", "level 1", "last")], keeper, resume=True)
+    assert [each.training.throughput().images for each in other] == [0, 0, 0]
+    more = [stage(title) for title in ("first", "level 1", "new", "last")]
+    assert [each.training.throughput().images > 0 for each in resuming.train(more, keeper, resume=True)] == [
+        *(False, False),
+        *(True, False),
+    ]
+    resuming.train([stage("first"), stage("same"), stage("same")], keeper, resume=False)
+    twice = resuming.train([stage("first"), stage("same"), stage("same")], keeper, resume=True)
+    assert [each.training.throughput().images for each in twice] == [0, 0, 0]
+
+
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_memory_that_ends_in_a_constructor_keeps_what_is_done(keeper: StateFile, error: Exception) -> None:
+    def stages(*done: Stage) -> Iterator[Stage]:
+        yield from done
+        raise error
+
+    with pytest.raises(TrainingError, match="not enough memory for the first stage"):
+        resuming.train(stages(), keeper, resume=False)
+    assert not keeper.path.exists()
+    with pytest.raises(TrainingError, match="memory for the stage after first; --resume goes on"):
+        resuming.train(stages(stage()), keeper, resume=False)
+    done = resuming.train([stage(), stage("second")], keeper, resume=True)
+    assert [each.training.throughput().images > 0 for each in done] == [False, True]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_memory_that_ends_anywhere_has_a_message(
+    bcu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loading, "load_model", fail)
+    ran = bcu("cleanse", tmp_path / "m.pth", "--out", tmp_path / "out", "--method", "clp")
+    assert (ran.code, "there is not enough memory" in ran.error) == (2, True)

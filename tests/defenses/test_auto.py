@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversary import Adversary, Limits
-from bcu_cli.defenses.auto import Auto, AutoOptions, Residue
+from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.defenses.bcu import distillation_loss
+from bcu_cli.defenses.residues import Residue, spread
 from bcu_cli.defenses.waves import CELLS
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
@@ -55,7 +56,7 @@ def judged(
     canaries: list[Residue], found: list[Residue], kept: int = 99, waves: tuple[Residue, ...] = ()
 ) -> str:
     finished = method(small(), pictures(), epochs=1)
-    finished.waves = list(waves)
+    finished.waves, finished.anew = list(waves), []
     finished.trials, finished.found = [canaries] if canaries else [], found + USUAL
     finished.kept = share(kept)
     return finished.verdict().word
@@ -85,6 +86,7 @@ def test_the_verdict(canaries: list[Residue], found: list[Residue], word: str) -
 def test_what_stands_out_counts_only_where_it_works(before: int, word: str) -> None:
     finished = method(small(), pictures(), epochs=1)
     finished.trials, finished.waves, finished.kept = [[residue(100, 0)]], [], share(99)
+    finished.anew = []
     finished.found = [residue(before, before), *[residue(5, 5)] * 3]
     assert finished.verdict().word == word
 
@@ -134,10 +136,10 @@ def test_on_few_images_nothing_is_called_cleansed(monkeypatch: pytest.MonkeyPatc
 def test_what_is_shown_is_taken_from_all_over() -> None:
     """Pictures of one class often lie together: the first so many would be of the first classes alone."""
     index = torch.arange(10, 260)
-    shown = auto._spread(index, 200)
+    shown = spread(index, 200)
     assert (len(shown), int(shown[0]), int(shown[-1])) == (200, 10, 259)
     assert int(shown.diff().max()) == 2
-    assert auto._spread(index, 250) is index
+    assert spread(index, 250) is index
 
 
 def test_a_canary_is_not_to_lead_where_every_image_is_answered_already() -> None:
@@ -176,6 +178,7 @@ def staged(
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
     led = iter([*[20] * CELLS, *[50] * (CELLS - 1), 95, *waves])
     monkeypatch.setattr(cleansing, "_led", lambda *_: (1, share(next(led))))
+    monkeypatch.setattr(cleansing, "_look_anew", lambda: iter(()))  # tests/defenses/test_residues.py
     found = tell(monkeypatch, cleansing, [50, 99, *triggers])
     titles = [stage.title for stage in stages_of(cleansing)]
     assert next(told, None) is None

@@ -9,6 +9,7 @@ from bcu_cli.cli import output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
 _LIMITS = (
     "a backdoor of a kind that none of these tests resembles may remain, as may one made to show only in a "
     "student (a distillation-conditional backdoor, the known way around distillation); bcu inspect --scan on "
@@ -114,6 +115,40 @@ def _show_evidence(did: dict[str, Any], classes: Sequence[str]) -> None:
         looked_for.append(_tried(kind, len(triggers), strong, classes))
     looked_for.append(_tried("wave", did["waves"]["tried"], did["waves"]["working"], classes))
     output.table("Triggers looked for on the original, each for a class, and waves", header, looked_for)
+    if did["found_anew"]:
+        _show_found_anew(did["found_anew"], classes)
+
+
+def _show_found_anew(searches: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
+    """The best patches that were found on the cleansed network: for the class led most often, and the others.
+
+    Args:
+        searches: One for each way of searching.
+        classes: The names of the classes, or none.
+    """
+    rows = []
+    for search in searches:
+        found = sorted(search["found"], key=_standing)
+        worst, others = found[0], [float(each["after"]["value"]) for each in found[1:]]
+        target = worst["target_class"]
+        name = classes[target] if classes else f"class {target}"
+        rows.append(
+            (
+                search["way"],
+                worst["trigger"],
+                f"{name} (stood out)" if worst["suspected"] else name,
+                _share(worst["before"]),
+                _share(worst["after"]),
+                output.percent(max(others)) if others else "–",
+            )
+        )
+    header = ("patches", "best", "leads to", "original", "cleansed", "others at most")
+    output.table("Searched anew on the cleansed network", header, rows)
+
+
+def _standing(found: dict[str, Any]) -> tuple[bool, bool, float]:
+    """The order of what was found: what stands out first, then what was suspected, then by success."""
+    return not found["stands_out"], not found["suspected"], -float(found["after"]["value"])
 
 
 def _tried(

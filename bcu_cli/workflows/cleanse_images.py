@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import events
-from bcu_cli.cli import output
 from bcu_cli.errors import ImagesError
+from bcu_cli.report.text import size
 from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
@@ -23,31 +23,15 @@ if TYPE_CHECKING:
     from bcu_cli.images.stream import StreamedSet
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
+    from bcu_cli.workflows.cleanse import CleanseRequest
 
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 1000
 _AT_ONCE = 50_000
 """Pictures that are all decoded before the training begins; more, which would take minutes, as it goes on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Where the pictures come from, and their labels.
-
-    Args:
-        folder: Or a tar archive; None where the method needs no pictures and there are none.
-        at_most: Draw this many of them; None takes all.
-        pseudo_labels: Whether the model's own answers stand in for labels.
-        cache: Most bytes of decoded pictures that are kept in memory.
-    """
-
-    folder: Path | None
-    at_most: int | None
-    pseudo_labels: bool
-    cache: int
-
-
 def load(
-    pictures: Pictures, loaded: Loaded, kind: type[Defense[Any]], seed: int, device: Device
+    request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], seed: int, device: Device
 ) -> tuple[ImageSet | StreamedSet | None, ImageSet | None]:
     """The pictures to cleanse with, and those held out to compare the two models on.
 
@@ -61,22 +45,26 @@ def load(
     from bcu_cli.images.folder import load as decode
     from bcu_cli.training.inference import predict
 
-    if pictures.folder is None:
+    if request.images is None:
         return None, None
     generator = torch.Generator().manual_seed(seed)
     geometry = loading.geometry_of(loaded.classifier.preprocessing)
-    if kind.needs_labels and not pictures.pseudo_labels:
-        data = _load_labelled(pictures, loaded, kind, generator)
+    if kind.needs_labels and not request.pseudo_labels:
+        data = _load_labelled(request, loaded, kind, generator)
+    elif not isinstance(request.images, Path):
+        data = loading.load_unlabeled(
+            request.images, geometry, at_most=request.max_images, generator=generator
+        )
     else:
-        listing = find_unlabeled(pictures.folder, at_most=pictures.at_most, generator=generator)
-        many = len(listing) > _AT_ONCE or len(listing) * geometry.bytes > pictures.cache
+        listing = find_unlabeled(request.images, at_most=request.max_images, generator=generator)
+        many = len(listing) > _AT_ONCE or len(listing) * geometry.bytes > request.cache
         if many and not kind.needs_labels:
-            return _stream(listing, geometry, pictures.cache, generator)
-        _require_room(len(listing), geometry, pictures, kind)
+            return _stream(listing, geometry, request.cache, generator)
+        _require_room(len(listing), geometry, request, kind)
         data = loading.with_bar(lambda bar: decode(listing, geometry, on_progress=bar), listing.root)
         require_enough(len(data), data)
     used, held_out = hold_out(data, _HELD_OUT, most=_MOST_HELD_OUT, generator=generator, in_place=True)
-    if kind.needs_labels and pictures.pseudo_labels:
+    if kind.needs_labels and request.pseudo_labels:
         used = replace(used, labels=predict(loaded.classifier, used.images, device))
     return used, held_out
 
@@ -90,8 +78,8 @@ def _stream(
 
     total = len(listing) * geometry.bytes
     events.say(
-        f"{len(listing):,} pictures take {output.size(total)} decoded: they are decoded as they are used, "
-        + ("and kept" if total <= cache else f"and {output.size(cache)} of them kept")
+        f"{len(listing):,} pictures take {size(total)} decoded: they are decoded as they are used, "
+        + ("and kept" if total <= cache else f"and {size(cache)} of them kept")
     )
     rest, apart = divide(listing, _HELD_OUT, most=_MOST_HELD_OUT, generator=generator)
     held_out = loading.with_bar(lambda bar: decode(apart, geometry, on_progress=bar), listing.root)
@@ -99,13 +87,19 @@ def _stream(
 
 
 def _load_labelled(
-    pictures: Pictures, loaded: Loaded, kind: type[Defense[Any]], generator: torch.Generator
+    request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], generator: torch.Generator
 ) -> ImageSet:
     from bcu_cli.images.folder import FEWEST_IMAGES, list_labelled, subfolders
     from bcu_cli.images.listing import list_files
+    from bcu_cli.models.metadata import class_names
 
-    folder = pictures.folder
-    assert folder is not None  # noqa: S101 - the caller has looked
+    folder, model = request.images, loaded.classifier
+    if not isinstance(folder, Path):
+        assert folder is not None  # noqa: S101 - the caller has looked
+        names = class_names(loaded.checkpoint.metadata, model.num_classes)
+        data = loading.load_to_measure(folder, loading.geometry_of(model.preprocessing), names)
+        loading.refuse_other_classes(data, model.num_classes)
+        return data
     list_files(folder)  # says what is wrong with a folder that is none
     if not subfolders(folder):
         raise ImagesError(
@@ -114,8 +108,8 @@ def _load_labelled(
             "them: --pseudo-labels",
         )
     part = list_labelled(folder)
-    part = part if pictures.at_most is None else part.drawn(pictures.at_most, generator)
-    _require_room(len(part.pictures), loading.geometry_of(loaded.classifier.preprocessing), pictures, kind)
+    part = part if request.max_images is None else part.drawn(request.max_images, generator)
+    _require_room(len(part.pictures), loading.geometry_of(loaded.classifier.preprocessing), request, kind)
     data = loading.load_labels_of(part, loaded)
     if len(data) < FEWEST_IMAGES:
         raise ImagesError(
@@ -125,21 +119,21 @@ def _load_labelled(
     return data
 
 
-def _require_room(number: int, geometry: Geometry, pictures: Pictures, kind: type[Defense[Any]]) -> None:
+def _require_room(number: int, geometry: Geometry, request: CleanseRequest, kind: type[Defense[Any]]) -> None:
     """Refuse so many pictures if they are not all kept decoded, for a method that needs them all.
 
     Raises:
         ImagesError: They are not.
     """
-    if number * geometry.bytes <= pictures.cache:
+    if number * geometry.bytes <= request.cache:
         return
     from bcu_cli.images.folder import FEWEST_IMAGES
 
-    fit = pictures.cache // geometry.bytes
+    fit = request.cache // geometry.bytes
     fewer = f"--max-images {fit} draws as many as fit; or " if fit >= FEWEST_IMAGES else ""
     raise ImagesError(
         f"--method {kind.name} learns from labels and needs all pictures in memory: {number:,} take "
-        f"{output.size(number * geometry.bytes)} decoded, and --cache is {output.size(pictures.cache)}",
+        f"{size(number * geometry.bytes)} decoded, and --cache is {size(request.cache)}",
         f"{fewer}give it a larger --cache",
     )
 

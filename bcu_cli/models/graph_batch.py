@@ -1,0 +1,343 @@
+"""Where the images of a batch are in each value of an ONNX graph, followed from its input.
+
+A graph is often exported for one size of batch, which then stands in the constants of its reshapes. From a
+size alone nobody can tell whether it means images or channels. The dimension that holds the images is
+therefore followed from operation to operation, and only sizes in that place are made those of another batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from bcu_cli.models.graph_operators import Inputs
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The dimension of a value that holds the images.
+
+    Its size is ``outer * images * inner``: reshapes may have merged it with others.
+
+    Args:
+        axis: Which dimension.
+        outer: Size of what was merged into it from before the images.
+        inner: Size of what was merged into it from behind them.
+    """
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+    def at(self, axis: int) -> Mark:
+        """The same images in another dimension."""
+        return Mark(axis, self.outer, self.inner)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of an operator.
+
+    Args:
+        operator: Its name in ONNX's own domain.
+        attributes: What it is told.
+        inputs: Its values.
+        marks: Where the images are in each of them; None where in no dimension.
+        fixed: Whether its sizes are constants of the graph, and so those of the exported batch.
+    """
+
+    operator: str
+    attributes: dict[str, Any]
+    inputs: Inputs
+    marks: list[Mark | None]
+    fixed: bool = True
+
+    @property
+    def marked(self) -> tuple[Tensor, Mark] | None:
+        """The first input, and where the images are in it; None where they are in no dimension of it."""
+        if not self.inputs or self.inputs[0] is None or self.marks[0] is None:
+            return None
+        return self.inputs[0], self.marks[0]
+
+    @property
+    def sizes(self) -> Tensor | None:
+        """The second input, where it is a list of sizes or axes."""
+        value = self.inputs[1] if len(self.inputs) > 1 else None
+        return value if value is not None and value.dim() == 1 else None
+
+    def axis(self, default: int, dimensions: int) -> int:
+        """The attribute ``axis``, counted from the front."""
+        axis = self.attributes.get("axis", default)
+        return int(axis) + dimensions if axis < 0 else int(axis)
+
+    def axes(self) -> list[int] | None:
+        """The axes of an attribute or of the second input; None where there are none."""
+        told = self.attributes.get("axes")
+        if told is not None:
+            return [int(axis) for axis in told]
+        return None if self.sizes is None else [int(axis) for axis in self.sizes.tolist()]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch of one pass.
+
+    Args:
+        images: How many images there are.
+        exported: For how many the graph was exported; None where that is left open.
+    """
+
+    images: int
+    exported: int | None
+
+    def adapt(self, use: Use) -> tuple[Inputs, Mark | None]:
+        """The inputs of an operation made to fit this batch; of a reshape also where it puts the images."""
+        if use.operator == "Reshape":
+            return self._reshaped(use)
+        adapter = {"Expand": _expanded, "Squeeze": self._squeezed, "Concat": self._joined}.get(use.operator)
+        return (adapter(use) if adapter else use.inputs), None
+
+    def _reshaped(self, use: Use) -> tuple[Inputs, Mark | None]:
+        """Give -1 for the dimension of the images, so that the sizes hold for any batch."""
+        if use.marked is None or use.sizes is None or not use.marked[0].numel():
+            return use.inputs, None
+        tensor, mark = use.marked
+        wanted = [int(size) for size in use.sizes.tolist()]
+        for images in (self.exported, self.images) if use.fixed else (self.images, self.exported):
+            if images is None:
+                continue
+            shape = _shape(tensor, mark, images)
+            sizes = _resolved(shape, wanted, keeps_zero=bool(use.attributes.get("allowzero")))
+            place = _placed(shape, mark, sizes, images) if sizes else None
+            if sizes and place:
+                sizes[place.axis] = -1
+                return [tensor, use.sizes.new_tensor(sizes)], place
+        return use.inputs, None
+
+    def _squeezed(self, use: Use) -> Inputs:
+        """Keep an image alone in a dimension of its own where all dimensions of size 1 are removed."""
+        if use.marked is None or use.axes() is not None or self.exported == 1:
+            return use.inputs
+        tensor, mark = use.marked
+        axes = [axis for axis, size in enumerate(tensor.shape) if size == 1 and axis != mark.axis]
+        return [tensor, torch.tensor(axes, dtype=torch.int64)]
+
+    def _joined(self, use: Use) -> Inputs:
+        """Repeat for each image of this batch what the graph repeats for each of the exported one."""
+        pairs = [
+            (tensor, mark)
+            for tensor, mark in zip(use.inputs, use.marks, strict=True)
+            if tensor is not None and mark is not None
+        ]
+        if not pairs or self.exported is None:
+            return use.inputs
+        like, mark = pairs[0]
+        if mark.outer * mark.inner != 1 or use.axis(0, like.dim()) == mark.axis:
+            return use.inputs
+        return [
+            self._repeated(tensor, mark.axis, like) if own is None and tensor is not None else tensor
+            for tensor, own in zip(use.inputs, use.marks, strict=True)
+        ]
+
+    def _repeated(self, tensor: Tensor, axis: int, like: Tensor) -> Tensor:
+        if tensor.dim() != like.dim() or tensor.shape[axis] != self.exported:
+            return tensor
+        first = tensor.narrow(axis, 0, 1)
+        if not bool((tensor == first).all()):
+            return tensor
+        return first.expand([like.shape[axis] if i == axis else -1 for i in range(tensor.dim())])
+
+
+def mark_of(use: Use, output: Tensor) -> Mark | None:
+    """Where the images are in the result of an operation; None where they cannot be followed."""
+    rule = _RULES.get(use.operator)
+    if rule is None or not any(use.marks):
+        return None
+    found = rule(use, output)
+    return found if found is not None and 0 <= found.axis < output.dim() else None
+
+
+def _expanded(use: Use) -> Inputs:
+    """Keep the size of the dimension with the images."""
+    if use.marked is None or use.sizes is None:
+        return use.inputs
+    tensor, mark = use.marked
+    place = len(use.sizes) - tensor.dim() + mark.axis
+    if place < 0:
+        return use.inputs
+    return [tensor, torch.cat([use.sizes[:place], use.sizes.new_tensor([-1]), use.sizes[place + 1 :]])]
+
+
+def _shape(tensor: Tensor, mark: Mark, images: int) -> list[int]:
+    """The shape that a tensor has with so many images."""
+    shape = [int(size) for size in tensor.shape]
+    shape[mark.axis] = mark.outer * images * mark.inner
+    return shape
+
+
+def _resolved(shape: list[int], wanted: list[int], *, keeps_zero: bool) -> list[int] | None:
+    """The sizes of a reshape in full; None where they are not for a tensor of that shape."""
+    if any(size == 0 and i >= len(shape) for i, size in enumerate(wanted)):
+        return None
+    sizes = [shape[i] if size == 0 and not keeps_zero else size for i, size in enumerate(wanted)]
+    if sizes.count(-1) == 1:
+        known = math.prod(size for size in sizes if size != -1)
+        if known <= 0 or math.prod(shape) % known:
+            return None
+        sizes[sizes.index(-1)] = math.prod(shape) // known
+    return sizes if min(sizes, default=1) > 0 and math.prod(sizes) == math.prod(shape) else None
+
+
+def _placed(shape: list[int], mark: Mark, sizes: Sequence[int], images: int) -> Mark | None:
+    """Where the images are after a reshape from ``shape`` to ``sizes``, both for so many images.
+
+    A reshape keeps the order of all values, and so the number of them before and behind the images. Where
+    more than one dimension could hold the images (a batch of one has size 1), it is one that has nothing from
+    before them merged into it, and it is not the last one, which holds features.
+    """
+    before = math.prod(shape[: mark.axis]) * mark.outer
+    behind = mark.inner * math.prod(shape[mark.axis + 1 :])
+    found, passed = [], 1
+    for axis, size in enumerate(sizes):
+        outer = before // passed
+        inner = size // (outer * images) if outer else 0
+        rest = math.prod(sizes[axis + 1 :])
+        if inner and (passed * outer, outer * images * inner, inner * rest) == (before, size, behind):
+            merges_features = rest == 1 and inner > 1
+            found.append((merges_features, outer != 1, inner, axis, outer))
+        passed *= size
+    if not found:
+        return None
+    _, _, inner, axis, outer = min(found)
+    return Mark(axis, outer, inner)
+
+
+def _kept(use: Use, output: Tensor) -> Mark | None:  # noqa: ARG001 - the shape of a rule
+    return use.marks[0]
+
+
+def _broadcast(use: Use, output: Tensor) -> Mark | None:
+    """Dimensions are counted from the last one, where inputs have different numbers of them."""
+    for tensor, mark in zip(use.inputs, use.marks, strict=True):
+        if tensor is not None and mark is not None:
+            return mark.at(output.dim() - tensor.dim() + mark.axis)
+    return None
+
+
+def _multiplied(use: Use, output: Tensor) -> Mark | None:
+    """The dimension that is summed over is gone; the columns of the second factor are the last ones."""
+    for place, (tensor, mark) in enumerate(zip(use.inputs, use.marks, strict=True)):
+        if tensor is None or mark is None:
+            continue
+        from_end = mark.axis - tensor.dim()
+        if from_end != (-1, -2)[place]:
+            return mark.at(output.dim() + from_end)
+    return None
+
+
+def _linear(use: Use, output: Tensor) -> Mark | None:
+    """A layer on the last dimension."""
+    mark = use.marks[0]
+    return mark if mark is not None and mark.axis < output.dim() - 1 else None
+
+
+def _flattened(use: Use, output: Tensor) -> Mark | None:  # noqa: ARG001
+    if use.marked is None:
+        return None
+    tensor, mark = use.marked
+    cut = use.axis(1, tensor.dim())
+    first, last = (0, cut) if mark.axis < cut else (cut, tensor.dim())
+    outer = mark.outer * math.prod(tensor.shape[first : mark.axis])
+    inner = mark.inner * math.prod(tensor.shape[mark.axis + 1 : last])
+    return Mark(int(mark.axis >= cut), int(outer), int(inner))
+
+
+def _transposed(use: Use, output: Tensor) -> Mark | None:
+    mark = use.marks[0]
+    order = use.attributes.get("perm") or list(range(output.dim()))[::-1]
+    return mark.at(order.index(mark.axis)) if mark is not None and mark.axis in order else None
+
+
+def _without(use: Use, axes: Sequence[int]) -> Mark | None:
+    """The mark once dimensions are removed."""
+    if use.marked is None:
+        return None
+    tensor, mark = use.marked
+    removed = {axis % tensor.dim() for axis in axes}
+    return None if mark.axis in removed else mark.at(mark.axis - sum(axis < mark.axis for axis in removed))
+
+
+def _squeeze(use: Use, output: Tensor) -> Mark | None:  # noqa: ARG001
+    axes = use.axes()
+    if axes is None and use.marked is not None:
+        axes = [axis for axis, size in enumerate(use.marked[0].shape) if size == 1]
+    return _without(use, axes or [])
+
+
+def _unsqueeze(use: Use, output: Tensor) -> Mark | None:
+    mark, new = use.marks[0], {axis % output.dim() for axis in use.axes() or []}
+    old = [axis for axis in range(output.dim()) if axis not in new]
+    return mark.at(old[mark.axis]) if mark is not None and mark.axis < len(old) else None
+
+
+def _reduced(use: Use, output: Tensor) -> Mark | None:  # noqa: ARG001
+    if use.marked is None:
+        return None
+    tensor, mark = use.marked
+    axes = use.axes() or ([] if use.attributes.get("noop_with_empty_axes") else list(range(tensor.dim())))
+    if use.attributes.get("keepdims", 1):
+        return None if mark.axis in {axis % tensor.dim() for axis in axes} else mark
+    return _without(use, axes)
+
+
+def _along(use: Use, output: Tensor) -> Mark | None:
+    """Parts of a tensor, or several tensors joined, along one axis that is not the images'."""
+    mark = next((mark for mark in use.marks if mark is not None), None)
+    return mark if mark is not None and use.axis(0, output.dim()) != mark.axis else None
+
+
+def _sliced(use: Use, output: Tensor) -> Mark | None:
+    if use.marked is None:
+        return None
+    tensor, mark = use.marked
+    return mark if output.shape[mark.axis] == tensor.shape[mark.axis] else None
+
+
+def _gathered(use: Use, output: Tensor) -> Mark | None:
+    if use.marked is None:
+        return None
+    tensor, mark = use.marked
+    axis = use.axis(0, tensor.dim())
+    if axis == mark.axis:
+        return None
+    return mark if mark.axis < axis else mark.at(mark.axis + output.dim() - tensor.dim())
+
+
+_KEEPING = """
+    Conv BatchNormalization MaxPool AveragePool GlobalAveragePool GlobalMaxPool Abs Neg Exp Log Sqrt
+    Reciprocal Erf Relu Sigmoid Tanh Softplus Mish HardSwish Identity LeakyRelu HardSigmoid Gelu Clip Softmax
+    LogSoftmax Dropout Cast LayerNormalization
+"""
+_BROADCASTING = "Add Sub Mul Div Pow PRelu Equal Max Min Where Expand"
+_RULES: dict[str, Callable[[Use, Tensor], Mark | None]] = {
+    **dict.fromkeys(_KEEPING.split(), _kept),
+    **dict.fromkeys(_BROADCASTING.split(), _broadcast),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax"), _reduced),
+    **dict.fromkeys(("Concat", "Split"), _along),
+    "MatMul": _multiplied,
+    "Gemm": _linear,
+    "Flatten": _flattened,
+    "Transpose": _transposed,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Slice": _sliced,
+    "Gather": _gathered,
+}
+"""An operator that is not here has results in which the images cannot be followed."""

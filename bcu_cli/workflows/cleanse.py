@@ -1,0 +1,454 @@
+"""Remove a backdoor: from the model and the images to the file and the report."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli import events
+from bcu_cli.errors import UsageError
+from bcu_cli.report import files_read as files
+from bcu_cli.report.text import percent
+from bcu_cli.runs import resuming
+from bcu_cli.training import profile
+from bcu_cli.workflows import loading
+from bcu_cli.workflows.cleanse_images import load, warn_of
+from bcu_cli.workflows.result import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from bcu_cli.checkpoints import Format, Omission
+    from bcu_cli.checkpoints.resume import StateFile
+    from bcu_cli.defenses.base import Defense, DefenseOptions
+    from bcu_cli.evaluation.measures import Proportion
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.images.given import GivenImages
+    from bcu_cli.images.stream import StreamedSet
+    from bcu_cli.models import Loaded
+    from bcu_cli.models.classifier import Classifier
+    from bcu_cli.training.devices import Device
+    from bcu_cli.training.loop import Epoch, Stage
+
+_EPOCHS_WITH_AGREEMENT = 20
+_MOST_OMITTED = 8
+"""Most entries named in one warning."""
+FORMATS = ("same", "safetensors", "pickle", "torchscript")
+SEVERAL_DEVICES = ("auto", "bcu", "ft", "nad")
+"""The methods whose steps are mean losses over a batch, and whose decisions between them are predictions'."""
+CACHE_BYTES = 4 * 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanseRequest:
+    """What to cleanse, with which images, and how.
+
+    Attributes:
+        model: A file, or a model that is loaded.
+        images: A folder or a tar archive, or images in memory; None for a method that needs none.
+        out: The file to write; None leaves the result in memory.
+        method: Name of the method.
+        options: Options of the method; None takes its defaults.
+        options_of_model: What is known of the model file.
+        pseudo_labels: Whether the model's own answers stand in for labels.
+        max_images: Draw this many of the images; None takes all.
+        cache: Most bytes of decoded images that are kept in memory.
+        format: Format of the file, one of ``FORMATS``.
+        force: Whether the result is written whatever the verdict.
+        device: The device, as ``--device`` takes it.
+        precision: The precision, as ``--precision`` takes it.
+        resume: Whether to go on from where an interrupted run stopped.
+        with_profile: Whether the report says where the time went.
+    """
+
+    model: Path | Loaded
+    images: Path | GivenImages | None = None
+    out: Path | None = None
+    method: str = "auto"
+    options: DefenseOptions | None = None
+    options_of_model: loading.ModelOptions = field(default_factory=loading.ModelOptions)
+    pseudo_labels: bool = False
+    max_images: int | None = None
+    cache: int = CACHE_BYTES
+    format: str = "same"
+    force: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    resume: bool = False
+    with_profile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanseResult(Result):
+    """The result of a cleansing.
+
+    Attributes:
+        loaded: The cleansed network in the place of the original.
+    """
+
+    loaded: Loaded = field(repr=False)
+
+    @property
+    def model(self) -> Any:
+        """The cleansed network, as :func:`bcu_cli.load` gives one; cleansed or not."""
+        from bcu_cli.workflows.model import Model
+
+        return Model(self.loaded)
+
+    @property
+    def verdict(self) -> str | None:
+        """``cleansed``, ``not cleansed`` or ``could not tell``; None for a method that does not judge."""
+        judged = self.document["verdict"]
+        return str(judged["word"]) if judged else None
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the held-out images, in [0, 1], on which the result answers as the original does."""
+        found = self.document["agreement"]
+        return float(found["after"]["value"]) if found else None
+
+    @property
+    def out(self) -> Path | None:
+        """The file that was written; None where none was."""
+        written = self.document["output"]
+        return Path(written["path"]) if written else None
+
+
+def cleanse(request: CleanseRequest) -> CleanseResult:
+    """Cleanse a model, write it where the verdict allows that, and report.
+
+    Where several processes train together, the report of the first alone is complete.
+
+    Raises:
+        BcuError: The request makes no sense, or something that it names cannot be read or written.
+        KeyboardInterrupt: The run was stopped, and its state kept.
+    """
+    from bcu_cli.defenses.base import find
+    from bcu_cli.training import devices
+
+    kind = find(request.method)
+    check(request)
+    _warn_of_idle(request, kind)
+    device = devices.choose(request.device, request.precision)
+    writing = resuming.writing(request.out, inputs=_inputs(request)) if request.out else nullcontext()
+    profiled = profile.profiling(device) if request.with_profile else nullcontext()
+    with writing, profiled as timed:
+        with profile.span(profile.READING):
+            loaded = _loaded(request)
+        result = _Cleansing(request, loaded, kind, device).run()
+    if timed:
+        result.document["profile"] = _profile(timed, result.document["training"], device)
+    return result
+
+
+def _loaded(request: CleanseRequest) -> Loaded:
+    if not isinstance(request.model, Path):
+        return request.model
+    return loading.load_model(request.model, request.options_of_model, pictures=request.images)
+
+
+def _inputs(request: CleanseRequest) -> list[Path]:
+    arch = request.options_of_model.arch
+    model = files.files_of_model(request.model, arch) if isinstance(request.model, Path) else []
+    return [*model, *([request.images] if isinstance(request.images, Path) else [])]
+
+
+def _profile(timed: profile.Profile, training: list[dict[str, Any]], device: Device) -> dict[str, Any]:
+    from bcu_cli.training.throughput import measure_convolution_peak
+
+    peak = resuming.once_written("the peak of a convolution", lambda: measure_convolution_peak(device), 0.0)
+    return timed.as_json(training if peak else [], peak)
+
+
+class _Cleansing:
+    """One cleansing of a loaded model."""
+
+    def __init__(
+        self, request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], device: Device
+    ) -> None:
+        from bcu_cli.models.metadata import class_names
+        from bcu_cli.report import document
+
+        self.request = request
+        self.loaded = loaded
+        self.classes = class_names(loaded.checkpoint.metadata, loaded.classifier.num_classes)
+        self.kind = kind
+        self.options = kind.Options() if request.options is None else request.options
+        self.device = device
+        self.format = _format(loaded, request.format)
+        self.clock = document.Clock()
+
+    def run(self) -> CleanseResult:
+        """Decode the images, and cleanse with them."""
+        from bcu_cli.images.stream import StreamedSet
+
+        with profile.span(profile.DECODING):
+            used, held_out = load(self.request, self.loaded, self.kind, self.options.seed, self.device)
+        with closing(used.images) if isinstance(used, StreamedSet) else nullcontext():
+            return self._cleanse(used, held_out)
+
+    def _cleanse(self, used: ImageSet | StreamedSet | None, held_out: ImageSet | None) -> CleanseResult:
+        """Run the defense, judge what will be written, write it, and report."""
+        from bcu_cli.report import document
+        from bcu_cli.training import ranks
+
+        self.clock.lap("reading images")
+        defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
+        profile.watch(defense.teacher, profile.TEACHER)
+        images = self._about(used, held_out)
+        in_force = document.options(defense.options)
+        keeper = self._keeper(in_force, images)
+        watch = _Watch(defense, held_out, self.device)
+        stages = resuming.train(watch.stages(), keeper, resume=self.request.resume, on_epoch=watch.on_epoch)
+        self.clock.lap("cleansing")
+        self._round(defense)
+        after = watch.agreement()
+        judged = defense.verdict()
+        wanted = self.request.force or judged is None or judged.good
+        self.clock.lap("evaluation")
+        with profile.span(profile.WRITING):
+            written = self._write(defense) if wanted and ranks.rank() == 0 else None
+        if wanted:
+            resuming.once_written("removing the state of the run", keeper.remove, None)
+        self.clock.lap("writing")
+        with profile.span(profile.MEASURING):
+            speed = resuming.speed_of(stages, self.device)
+        if used and images:
+            images |= document.streaming(used, speed)
+            warn_of(used, images)
+        self.clock.lap("measuring speed")
+        report = {
+            "command": "cleanse",
+            **document.environment(self.device),
+            "method": self.kind.name,
+            "paper": self.kind.paper,
+            "options": in_force,
+            "model": document.model(self.loaded),
+            "classes": list(self.classes),
+            "images": images,
+            "did": defense.did(),
+            "verdict": judged and asdict(judged),
+            "agreement": watch.as_json(after),
+            "output": written,
+            "left_out": list(self.loaded.checkpoint.left_out),
+            "omitted": [{"name": each.name, "why": each.why} for each in self._omitted()],
+            "training": speed,
+            "seconds": self.clock.seconds(),
+            "peak_memory": document.peak_memory(self.device),
+        }
+        report["files_read"] = self._files_read(report) if ranks.rank() == 0 else []
+        return CleanseResult(document=report, loaded=self._result(defense.student))
+
+    def _files_read(self, report: dict[str, Any]) -> list[dict[str, Any]]:
+        images = [self.request.images] if isinstance(self.request.images, Path) else []
+        return files.files_read(
+            [*files.files_read_of(report["model"], self.request.options_of_model.arch), *images]
+        )
+
+    def _result(self, student: Classifier) -> Loaded:
+        """The student in the place of the original, on the CPU."""
+        from dataclasses import replace
+
+        return replace(self.loaded, classifier=student.cpu().eval())
+
+    def _about(self, used: ImageSet | StreamedSet | None, held_out: ImageSet | None) -> dict[str, Any] | None:
+        """What the report says of the pictures; None where the method needs none."""
+        from bcu_cli.report import document
+
+        if used is None:
+            return None
+        return document.images(
+            used,
+            held_out=len(held_out) if held_out else 0,
+            labels=self._labels_from(),
+            suitability=self._suitability(used),
+        )
+
+    def _keeper(self, in_force: dict[str, Any], images: dict[str, Any] | None) -> StateFile:
+        """The file that an interrupted run goes on from, of these options, pictures and model alone."""
+        from bcu_cli.checkpoints.resume import StateFile
+        from bcu_cli.report import document
+        from bcu_cli.training import ranks
+
+        fingerprint = document.fingerprint(
+            "cleanse",
+            self.kind.name,
+            in_force,
+            self.loaded.checkpoint.sha256,
+            *self.loaded.checkpoint.nesting,
+            images and images["sha256"],
+            self.device.precision,
+        )
+        ranks.require_same(fingerprint, "options, images or a model")
+        kept = self.request.out is not None and ranks.rank() == 0
+        return StateFile(self.request.out or Path(os.devnull), fingerprint, writes=kept)
+
+    def _omitted(self) -> tuple[Omission, ...]:
+        """What the original holds beside its weights and the result does not."""
+        from bcu_cli.checkpoints.writing import lost_in
+
+        checkpoint = self.loaded.checkpoint
+        return checkpoint.omitted + lost_in(checkpoint, self.format)
+
+    def _labels_from(self) -> str | None:
+        if not self.kind.needs_labels:
+            return None
+        return "the model's own answers" if self.request.pseudo_labels else "class subfolders"
+
+    def _suitability(self, used: ImageSet | StreamedSet) -> dict[str, Any]:
+        """How the pictures suit the model, by some of them if they are streamed; warns of what is wanting."""
+        from bcu_cli.evaluation.suitability import suitability
+        from bcu_cli.images.folder import ImageSet
+        from bcu_cli.images.stream import spread
+
+        some = used.images if isinstance(used, ImageSet) else spread(used.images)
+        found = suitability(self.loaded.classifier, some, self.device, classes=self.classes).as_json()
+        for warning in found["warnings"]:
+            events.warn(warning)
+        return found
+
+    def _round(self, defense: Defense[Any]) -> None:
+        """Give the student the values that its file will hold: these are judged, on every rank.
+
+        Raises:
+            TrainingError: Its training has made NaN or infinite numbers of weights or statistics.
+        """
+        from bcu_cli.models.export import as_stored
+
+        before = {name: tensor.clone() for name, tensor in defense.student.network.state_dict().items()}
+        for name in as_stored(self.loaded, defense.student, self.format):
+            kind = self.loaded.checkpoint.dtypes[name]
+            events.warn(
+                f"{name} has numbers beyond what {kind} holds; its largest stand for them, and are judged"
+            )
+        state = defense.student.network.state_dict()
+        if any(not tensor.equal(before[name]) for name, tensor in state.items()):
+            defense.measure_again()
+
+    def _write(self, defense: Defense[Any]) -> dict[str, Any] | None:
+        """Write the student in the place of the original; returns what the report says of the file."""
+        from bcu_cli.models.export import write_like
+        from bcu_cli.report import document
+
+        out = self.request.out
+        if out is None:
+            return None
+        sha256 = write_like(self.loaded, defense.student, out, self.format)
+        _warn_of_omitted(out, self._omitted())
+        return document.written(out, sha256) | {"format": self.format.value}
+
+
+class _Watch:
+    """How far the student agrees with the original on the pictures held out, as its training goes on."""
+
+    def __init__(self, defense: Defense[Any], held_out: ImageSet | None, device: Device) -> None:
+        from bcu_cli.training.inference import predict
+
+        self.before: Proportion | None = None
+        self._defense = defense
+        self._device = device
+        self._images: Tensor | None = held_out.images if held_out else None
+        self._reference = predict(defense.teacher, held_out.images, device) if held_out else None
+        self._stage: Stage | None = None
+
+    def stages(self) -> Iterator[Stage]:
+        """The defense's; the student is compared before its own training, or at the start if it has none."""
+        waiting = True
+        for stage in self._defense.stages():
+            self._stage = stage
+            profile.watch(stage.training.model, profile.STUDENT)
+            if self.before is None or (waiting and self._trains_student()):
+                self.before = self.agreement()
+                waiting = not self._trains_student()
+            yield stage
+
+    def agreement(self) -> Proportion | None:
+        """Of the student as it is now; None where nothing was held out."""
+        from bcu_cli.evaluation.measures import agreement
+
+        if self._images is None or self._reference is None:
+            return None
+        return agreement(self._defense.student, self._reference, self._images, self._device)
+
+    def as_json(self, after: Proportion | None) -> dict[str, Any] | None:
+        """Agreement before the training and after it, for the report."""
+        before = self.before.as_json() if self.before else None
+        return {"before_training": before, "after": after.as_json()} if after else None
+
+    def on_epoch(self, epoch: Epoch) -> str:
+        """What stands behind the bar."""
+        if not self._trains_student() or epoch.number % max(1, epoch.of // _EPOCHS_WITH_AGREEMENT):
+            return ""
+        share = self.agreement()
+        return f"agreement {percent(share.value)}" if share else ""
+
+    def _trains_student(self) -> bool:
+        return self._stage is not None and self._stage.training.model is self._defense.student
+
+
+def _format(loaded: Loaded, name: str) -> Format:
+    """The format to write: what was asked for, else the original's where it can be written.
+
+    Raises:
+        UsageError: The file's own code or graph alone tells how to run the network, and the format has none.
+    """
+    from bcu_cli.checkpoints import Format
+
+    original = loaded.checkpoint.format
+    if loaded.architecture.name == original:
+        if name not in {"same", Format.TORCHSCRIPT}:
+            what = "code" if original is Format.TORCHSCRIPT else "graph"
+            message = f"only its {what} tells how to run {loaded.checkpoint.path}, and {name} has none"
+            raise UsageError(message, "--format torchscript")
+        return Format.TORCHSCRIPT
+    if name != "same":
+        return Format(name)
+    return Format.SAFETENSORS if original in {Format.EXPORTED, Format.ONNX} else original
+
+
+def check(request: CleanseRequest) -> None:
+    """Refuse what a method cannot do without, or with, before any work.
+
+    Raises:
+        UsageError: The request does not go together.
+    """
+    from bcu_cli.defenses.base import find
+    from bcu_cli.images.folder import FEWEST_IMAGES
+
+    kind = find(request.method)
+    if kind.needs_images and request.images is None:
+        raise UsageError(f"--method {kind.name} needs pictures", "name a folder of them with --images")
+    most = request.max_images
+    if request.images is not None and most is not None and most < FEWEST_IMAGES:
+        raise UsageError(f"--max-images {most} are too few to learn from", f"give it {FEWEST_IMAGES} or more")
+    if request.format not in FORMATS:
+        raise UsageError(f"there is no format {request.format}", f"--format takes {', '.join(FORMATS)}")
+
+
+def _warn_of_idle(request: CleanseRequest, kind: type[Defense[Any]]) -> None:
+    """Name the options that change nothing with a method: its result is what it would be without them."""
+    from bcu_cli.defenses.base import Defense
+
+    no_images = request.max_images is not None and request.images is None
+    idle = {
+        "--force": request.force and kind.verdict is Defense.verdict and "it writes its result anyway",
+        "--pseudo-labels": request.pseudo_labels and not kind.needs_labels and "it needs no labels",
+        "--max-images": no_images and "there are no images",
+    }
+    if found := [f"{option} ({why})" for option, why in idle.items() if why]:
+        events.warn(f"without effect on --method {kind.name}: {', '.join(found)}")
+
+
+def _warn_of_omitted(out: Path, omitted: Sequence[Omission]) -> None:
+    """Say what of the original is not in the file that was written, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for each in omitted:
+        by_reason.setdefault(each.why, []).append(each.name)
+    for why, names in by_reason.items():
+        more = f" and {len(names) - _MOST_OMITTED} more" if len(names) > _MOST_OMITTED else ""
+        events.warn(f"left out of {out}: {', '.join(names[:_MOST_OMITTED])}{more} ({why})")

@@ -1,0 +1,216 @@
+"""What still leads a cleansed network is found on it, and a good verdict is taken back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from defending import CPU
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bcu_cli.defenses import auto, patches, residues
+from bcu_cli.defenses.auto import Auto, AutoOptions
+from bcu_cli.defenses.residues import Residue, standing_out
+from bcu_cli.evaluation.measures import Proportion
+from bcu_cli.images.folder import ImageSet, hold_out
+from bcu_cli.models import Classifier, Preprocessing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SIDE, CLASSES, COUNT = 16, 4, 400
+WHITE = torch.ones(3, 4, 4)
+RED = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(3, 3, 3)
+GRID = ((torch.arange(4)[:, None] + torch.arange(4)) % 2).float().expand(3, 4, 4)
+ALL = (0, 1, 2, 3)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient's search, which these networks have no use for, takes a few steps."""
+    monkeypatch.setattr(auto, "ANEW_STEPS", 4)
+
+
+def images(seed: int = 0) -> ImageSet:
+    """Noise, one of whose quarters is brighter than the others, which is the class."""
+    drawn = torch.randint(0, 90, (COUNT, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(seed))
+    labels, half = torch.arange(COUNT) % CLASSES, SIDE // 2
+    for image, label in zip(drawn, labels.tolist(), strict=True):
+        top, left = half * (label // 2), half * (label % 2)
+        image[:, top : top + half, left : left + half] += 110
+    return ImageSet(images=drawn.to(torch.uint8), labels=labels, classes=("a", "b", "c", "d"))
+
+
+class Backdoored(nn.Module):
+    """Answers the brightest quarter, or a class of its own where it sees a pattern.
+
+    Args:
+        pattern: What it looks for anywhere, ``[C, h, w]`` in [0, 1].
+        target: The class of the backdoor.
+        on: The classes whose images it works on; none is a network without a backdoor.
+    """
+
+    def __init__(self, pattern: Tensor, target: int, on: tuple[int, ...]) -> None:
+        super().__init__()
+        self.pattern, self.target, self.on = nn.Parameter(pattern), target, on
+
+    def forward(self, shown: Tensor) -> Tensor:
+        quarters = F.adaptive_avg_pool2d(shown.mean(1, keepdim=True), 2).flatten(1)
+        signs = 2.0 * self.pattern - 1.0
+        seen = F.conv2d(2.0 * shown - 1.0, signs[None]).amax((1, 2, 3)) / self.pattern.numel()
+        fires = (seen > 0.95) & torch.isin(quarters.argmax(1), torch.tensor(self.on))
+        return 20.0 * quarters + 100.0 * fires[:, None] * F.one_hot(torch.tensor(self.target), CLASSES)
+
+
+def network(pattern: Tensor = WHITE, target: int = 2, on: tuple[int, ...] = ()) -> Classifier:
+    as_they_are = Preprocessing(input_size=(3, SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)
+    return Classifier(Backdoored(pattern, target, on), as_they_are, CLASSES).eval()
+
+
+def percent(hits: int) -> Proportion:
+    return Proportion(hits=hits, of=100)
+
+
+def cleansed(original: Classifier, student: Classifier, suspects: Sequence[int], seed: int = 0) -> Auto:
+    """A method that has finished, and believes to have removed a patch to each of some classes."""
+    used, held_out = hold_out(images(), 0.25, most=1000, generator=torch.Generator().manual_seed(0))
+    finished = Auto(original, used, AutoOptions(epochs=1, seed=seed), device=CPU, held_out=held_out)
+    finished.student = student
+    gone = Residue(trigger="patch", target=0, before=percent(100), after=percent(4))
+    usual = replace(gone, before=percent(50))
+    finished.found = [
+        replace(gone if target in suspects else usual, target=target) for target in range(CLASSES)
+    ]
+    finished.level = 0
+    finished.trials, finished.waves, finished.kept, finished.anew = [[gone]], [], percent(99), []
+    assert finished.verdict().word == "cleansed"
+    return finished
+
+
+def look_anew(finished: Auto) -> Auto:
+    for stage in finished._look_anew():
+        stage.training.run()
+    return finished
+
+
+@pytest.mark.parametrize("pattern", [WHITE, RED, GRID, 1.0 - WHITE])
+def test_a_square_that_still_works_on_a_third_takes_the_verdict_back(pattern: Tensor) -> None:
+    """The student was taught against another patch; the attacker's still works on it."""
+    finished = look_anew(cleansed(network(pattern, on=ALL), network(pattern, on=(0,)), [2]))
+    verdict = finished.verdict()
+    assert verdict.word == "not cleansed"
+    assert "to class 2, clearly more" in verdict.why
+    (left,) = finished.anew[0].left
+    assert left.target == 2
+    assert left.before.value > 0.9
+    assert 0.2 < left.after.value < 0.5
+
+
+@pytest.mark.parametrize("suspects", [[], [0]])
+def test_a_class_that_nothing_spoke_against_is_found_where_it_is_led_far_more(suspects: list[int]) -> None:
+    finished = look_anew(cleansed(network(on=ALL), network(on=ALL), suspects))
+    assert finished.verdict().word == "not cleansed"
+    assert [each.target for each in finished.anew[0].left] == [2]
+
+
+def test_two_classes_that_stood_out_are_both_looked_at() -> None:
+    finished = look_anew(cleansed(network(on=ALL), network(target=1, on=(0,)), [3, 1]))
+    assert [each.target for each in finished.anew[0].left] == [1]
+
+
+@pytest.mark.parametrize("suspects", [[], [2]])
+def test_where_nothing_is_left_the_verdict_stays(suspects: list[int]) -> None:
+    finished = look_anew(cleansed(network(on=ALL), network(), suspects))
+    assert finished.verdict().word == "cleansed"
+    assert [len(each.found) for each in finished.anew] == [CLASSES, CLASSES]
+
+
+def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share of green on the whole image, which no small square of any colour changes enough."""
+
+    class Tinted(Backdoored):
+        def forward(self, shown: Tensor) -> Tensor:
+            tint = shown[:, 1].mean((1, 2)) - shown[:, 0].mean((1, 2))
+            return super().forward(shown) + 900.0 * F.relu(tint - 0.02)[:, None] * F.one_hot(
+                torch.tensor(2), CLASSES
+            )
+
+    monkeypatch.setattr(auto, "ANEW_STEPS", 60)
+    monkeypatch.setattr(patches, "SIDES", (2, 3))
+    student = network()
+    student.network = Tinted(WHITE, 2, ())
+    finished = look_anew(cleansed(network(on=ALL), student, [2]))
+    assert finished.anew[0].left == []
+    assert [each.target for each in finished.anew[1].left] == [2]
+    assert "a patch found on the cleansed network" in finished.verdict().why
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    first, again = (
+        look_anew(cleansed(network(on=ALL), network(on=(0,)), [2])).did()["found_anew"] for _ in range(2)
+    )
+    assert first == again
+    assert [each["way"] for each in first] == ["tried outright", "searched by gradient"]
+    best = {each["target_class"]: each for each in first[0]["found"]}
+    assert (best[2]["suspected"], best[2]["stands_out"]) == (True, True)
+    assert (best[0]["suspected"], best[0]["stands_out"]) == (False, False)
+    assert 50 < best[2]["after"]["of"] < COUNT // 4
+
+
+def found(*percents: int, of: int = 100) -> dict[int, Proportion]:
+    return {target: Proportion(hits=hits, of=of) for target, hits in enumerate(percents)}
+
+
+@pytest.mark.parametrize(
+    ("led", "of", "suspects", "clear"),
+    [
+        ((27, 3, 2, 4, 1), 100, [0], [0]),
+        ((27, 14, 20, 25, 16), 100, [0], []),  # such a network is led to any class
+        ((3, 27, 3, 2, 4), 100, [0], []),  # the worst of many by nature
+        ((3, 90, 3, 2, 4), 100, [0], [1]),  # no clean network is led so
+        ((3, 90, 3, 2, 4), 100, [], [1]),
+        ((3, 0, 0, 0, 0), 10, [0], []),  # few images prove nothing
+        ((3, 3), 100, [0], []),
+        ((27,), 100, [0], []),  # nor does a class without others
+    ],
+)
+def test_a_class_stands_out_by_intervals(
+    led: tuple[int, ...], of: int, suspects: list[int], clear: list[int]
+) -> None:
+    assert standing_out(found(*led, of=of), suspects) == clear
+
+
+def test_patches_are_of_all_kinds_and_sizes_and_leave_the_rest_of_an_image() -> None:
+    drawn = patches.draw((3, 32, 32), seed=1)
+    assert {each.kind for each in drawn} == {"square", "grid", "mosaic"}
+    assert {tuple(each.pixels.shape) for each in drawn} == {(3, side, side) for side in range(2, 9)}
+    image = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)
+    for each in drawn[:50]:
+        changed = each(image)
+        side = each.pixels.shape[-1]
+        assert torch.equal(
+            changed[0, :, each.top : each.top + side, each.left : each.left + side], each.pixels
+        )
+        assert int((changed != image).any(1).sum()) <= side * side
+    assert int(image.min()) == int(image.max()) == 77
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 2, 9), (4, 64, 48), (1, 1, 1)])
+def test_patches_fit_into_images_of_any_size(shape: tuple[int, int, int]) -> None:
+    image = torch.zeros(2, *shape, dtype=torch.uint8)
+    drawn = patches.draw(shape, seed=0)
+    assert all(each(image).shape == image.shape for each in drawn)
+    same = zip(drawn, patches.draw(shape, seed=0), strict=True)
+    assert all(torch.equal(one.pixels, other.pixels) for one, other in same)
+
+
+def test_as_many_classes_are_judged_as_asked_for() -> None:
+    used, held_out = hold_out(images(), 0.25, most=1000, generator=torch.Generator().manual_seed(0))
+    pair = residues.Pair(network(on=ALL), network(on=ALL), used.images[:96], held_out.images, CPU)
+    tried = pair.promising(patches.draw((3, SIDE, SIDE), seed=0))
+    judged = residues.contest(pair, "tried outright", tried, [], most=2)
+    assert len(judged.found) == 2
+    assert judged.found[0].target == 2
