@@ -5,6 +5,9 @@ The library raises them; only ``bcu_cli.cli`` prints them and chooses the exit c
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class BcuError(Exception):
     """Something that could not be done, in one line, with one line of advice.
@@ -90,3 +93,18 @@ def faulty_installation(error: BaseException) -> InstallationError | None:
             f"the package {error.name} is not installed", "pip install bcu-cli installs all it needs"
         )
     return None
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    """One line that says what is wrong, and one that says what to do."""
+    if isinstance(error, BcuError):
+        return error.message, error.hint
+    if installation := faulty_installation(error):
+        return installation.message, installation.hint
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+        return f"the output could not be written: {os.strerror(error.errno)}", "make room, or write elsewhere"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory", "use fewer images (--max-images) or a smaller --input-size"
+    reason = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+    return f"this should not happen: {what}", "run it again with --debug and report what it prints"

@@ -26,10 +26,12 @@ class Notice:
     Attributes:
         text: The line.
         is_warning: Whether the user should not miss it.
+        is_noted: Whether the note of a progress says the same, so that who shows that need not show this.
     """
 
     text: str
     is_warning: bool = False
+    is_noted: bool = False
 
     def __str__(self) -> str:
         return f"warning: {self.text}" if self.is_warning else self.text
@@ -86,9 +88,14 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-def say(text: str) -> None:
-    """Report one line for people."""
-    _listener.get()(Notice(text=text))
+def say(text: str, *, noted: bool = False) -> None:
+    """Report one line for people.
+
+    Args:
+        text: The line.
+        noted: Whether the note of a progress says the same.
+    """
+    _listener.get()(Notice(text=text, is_noted=noted))
 
 
 def warn(text: str) -> None:

@@ -27,13 +27,13 @@ from bcu_cli.cli.options import (
     Seed,
     Std,
     model_options,
-    settings_of,
     size_in_bytes,
 )
 from bcu_cli.errors import UsageError
 from bcu_cli.report import files_read as files
 from bcu_cli.runs import resuming
 from bcu_cli.workflows import loading
+from bcu_cli.workflows.settings import settings_of
 
 if TYPE_CHECKING:
     from bcu_cli.defenses.base import Defense
@@ -236,7 +236,7 @@ def cleanse(
         "flip": flip,
         "quick": quick,
     }
-    settings = settings_of(method, setting, kind="method", owners=defenses.names(), like="clp.u=3")
+    settings = settings_of(method, setting or (), kind="method", owners=defenses.names(), like="clp.u=3")
     options = options_of(kind, seed, said, settings)
     _refuse(kind, images=images, max_images=max_images, pseudo_labels=pseudo_labels, force=force)
     if format not in FORMATS:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bcu_cli import events
+from bcu_cli.report import SCHEMA_VERSION
 from bcu_cli.report.text import percent as percent
 from bcu_cli.report.text import printable
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-SCHEMA_VERSION = 1
 _WIDTH = 120
 """Columns of tables that go into a file or a pipe."""
 
@@ -131,7 +131,7 @@ class Screen:
             self._show(event)
         elif event.is_warning:
             warn(event.text)
-        else:
+        elif not (event.is_noted and sys.stderr.isatty()):
             say(event.text)
 
     def _show(self, event: events.Progress) -> None:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from bcu_cli import __version__, events
 from bcu_cli.checkpoints.unfinished import NAMES, remove_unfinished
-from bcu_cli.cli import output
 from bcu_cli.errors import BcuError, CheckpointError, UsageError
 from bcu_cli.evaluation.gates import Gate, judge
 from bcu_cli.evaluation.trigger_choice import trigger_beside
-from bcu_cli.report import json_file
+from bcu_cli.report import SCHEMA_VERSION, json_file
 from bcu_cli.runs.locked import ANOTHER_FOLDER, locked
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """That of its files, without what they end in."""
+        """The name of its files, without what they end in."""
         target = "" if self.target_class is None else f"-t{self.target_class}"
         return f"{self.attack}{target}-s{self.seed}"
 
@@ -52,18 +51,20 @@ class Zoo:
     Entering it makes the folder, waits for a run that is just ending, and refuses what is in the way.
 
     Args:
-        folder: Where.
+        folder: The folder.
         data: What the models are trained on, as given.
         options: What else decides them, by name, as plain values.
-        jobs: Models at a time.
-        threads: Of each.
+        jobs: Models at a time; None where Ray decides that.
+        threads: Threads of each training.
 
     Raises:
         UsageError: Another run is at work, the folder holds something else, or was made otherwise.
         OutputError: The folder cannot be used.
     """
 
-    def __init__(self, folder: Path, *, data: str, options: dict[str, Any], jobs: int, threads: int) -> None:
+    def __init__(
+        self, folder: Path, *, data: str, options: dict[str, Any], jobs: int | None, threads: int
+    ) -> None:
         self.folder = folder
         self.lock = -1
         minor = ".".join(__version__.split(".")[:2])
@@ -92,7 +93,7 @@ class Zoo:
         return self.folder / f"{entry.name}.safetensors"
 
     def missing(self, entries: Iterable[Entry], *, on_each: Callable[[], None]) -> list[Entry]:
-        """Those that are not there, or not intact, which is said; ``on_each`` is called for each."""
+        """The entries that are not there, or not intact, which is said; ``on_each`` is called for each."""
         left = []
         for entry in entries:
             on_each()
@@ -142,7 +143,7 @@ class Zoo:
 
     def write_index(self) -> None:
         """Write the index, in place of the last one."""
-        json_file.write(self._index, {"schema_version": output.SCHEMA_VERSION, **self.index()})
+        json_file.write(self._index, {"schema_version": SCHEMA_VERSION, **self.index()})
 
     @property
     def _index(self) -> Path:
@@ -225,7 +226,7 @@ class Zoo:
 
 
 def _row(entry: Entry, report: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the index says of an entry; of one that is not trained, None for what its report would say."""
+    """What the index says of an entry; without a report, None for what that would say."""
     backdoored = report if entry.attack != CLEAN else None
     return {
         "name": entry.name,
