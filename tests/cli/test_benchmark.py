@@ -320,6 +320,7 @@ def test_what_makes_no_sense_is_refused(keeper: Keeper, words: list[str], said: 
     ("change", "said"),
     [
         (("epochs = 3", "epoch = 3"), "no option --epoch"),
+        (("epochs = 3", 'epochs = "many"'), "--epochs cannot be many"),
         (('"resnet8"', '"resnet9"'), "resnet9"),
         (("defense-images = 3", "defense-images = 8"), "holds 8 pictures, not more than 8"),
     ],
