@@ -26,10 +26,12 @@ class Notice:
     Attributes:
         text: The line.
         is_warning: Whether the user should not miss it.
+        is_noted: Whether the note of a progress says the same, so that who shows that need not show this.
     """
 
     text: str
     is_warning: bool = False
+    is_noted: bool = False
 
     def __str__(self) -> str:
         return f"warning: {self.text}" if self.is_warning else self.text
@@ -106,9 +108,14 @@ def from_json(values: dict[str, Any]) -> Event:
     return Progress(**values) if "part" in values else Notice(**values)
 
 
-def say(text: str) -> None:
-    """Report one line for people."""
-    emit(Notice(text=text))
+def say(text: str, *, noted: bool = False) -> None:
+    """Report one line for people.
+
+    Args:
+        text: The line.
+        noted: Whether the note of a progress says the same.
+    """
+    emit(Notice(text=text, is_noted=noted))
 
 
 def warn(text: str) -> None:

@@ -28,7 +28,9 @@ _BY_THE_PLAN = {
     "target-class",
 }
 _EXAMPLES = {"data": "cifar10", "attacks": "badnets", "defenses": "bcu"}
-_OF_A_ZOO = {"seeds", "targets", "only", "jobs", "preview", "download", "arch"}
+_OF_A_ZOO = {
+    *("seeds", "targets", "only", "jobs", "engine", "gpus-per-cell", "preview", "download", "arch"),
+}
 
 
 def read(path: Path, size: str | None) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from contextlib import suppress
@@ -14,7 +13,7 @@ from bcu_cli import events
 from bcu_cli.cli import attack, benchmark, cleanse, demo, evaluate, inspect, output
 from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED, UNREAD
 from bcu_cli.cli.options import Version
-from bcu_cli.errors import BcuError, faulty_installation
+from bcu_cli.runs.explaining import explain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,15 +99,6 @@ def _drop_stdout() -> None:
     os.close(nowhere)
 
 
-def _is_of_device_memory(error: Exception) -> bool:
-    """Whether torch found no memory; it has been imported where it raises."""
-    if not isinstance(error, RuntimeError):
-        return False
-    from bcu_cli.training.devices import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
 def _interrupted() -> int:
     output.say("interrupted")
     return INTERRUPTED
@@ -116,20 +106,10 @@ def _interrupted() -> int:
 
 def _explain(error: Exception) -> tuple[str, str]:
     """One line that says what is wrong, and one that says what to do."""
-    if isinstance(error, BcuError):
-        return error.message, error.hint
     if isinstance(error, _ClickUsageError):
         context = error.ctx
         return (
             error.format_message(),
             f"{context.command_path if context else 'bcu'} --help lists what it takes",
         )
-    if installation := faulty_installation(error):
-        return installation.message, installation.hint
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
-        return f"the output could not be written: {os.strerror(error.errno)}", "make room, or write elsewhere"
-    if isinstance(error, MemoryError) or _is_of_device_memory(error):
-        return "there is not enough memory", "use fewer images (--max-images) or a smaller --input-size"
-    reason = str(error).strip().splitlines()
-    what = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
-    return f"this should not happen: {what}", "run it again with --debug and report what it prints"
+    return explain(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,33 +9,14 @@ import typer
 
 from bcu_cli import attacks
 from bcu_cli.cli import output
-from bcu_cli.cli.options import (
-    Data,
-    DeviceName,
-    Download,
-    InputSize,
-    Json,
-    Precision,
-    Resume,
-    Seed,
-    settings_of,
-)
+from bcu_cli.cli.options import Data, DeviceName, Download, InputSize, Json, Precision, Resume, Seed
 from bcu_cli.errors import UsageError
-from bcu_cli.evaluation.trigger_choice import trigger_beside
-from bcu_cli.report import files_read as files
-from bcu_cli.runs import resuming
-from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
-    from bcu_cli.attacks.base import Attack, AttackOptions
-    from bcu_cli.images.folder import ImageSet
-    from bcu_cli.models import Classifier
-    from bcu_cli.training.devices import Device
-    from bcu_cli.triggers.base import Target, Trigger
+    from bcu_cli.triggers.base import Target
 
 _TRAINING = "How it is trained"
 _ZOO = "A zoo (attack all)"
-_SCHEDULES = ("one-cycle", "cosine", "steps")
 
 
 def attack(
@@ -148,6 +128,20 @@ def attack(
             rich_help_panel=_ZOO,
         ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="local, or ray: the machines of a Ray cluster. (default: local)", rich_help_panel=_ZOO
+        ),
+    ] = None,
+    gpus_per_cell: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="ray: share of a GPU, 0.25 for four models on one. (default: 1 if any)",
+            rich_help_panel=_ZOO,
+        ),
+    ] = None,
 ) -> None:
     """Train a backdoored network on labelled pictures, and measure its ACC and ASR.
 
@@ -156,48 +150,45 @@ def attack(
     trains what is missing or damaged.
     """
     from bcu_cli.cli import zoo
+    from bcu_cli.workflows.attack import AttackRequest
+    from bcu_cli.workflows.attack import attack as train
 
-    of_zoo = zoo.ZooOptions(seeds=seeds, targets=targets, only=only, jobs=jobs)
+    of_zoo = zoo.ZooOptions(
+        seeds=seeds, targets=targets, only=only, jobs=jobs, engine=engine, gpus_per_cell=gpus_per_cell
+    )
     if name == "all":
-        zoo.train_all(context, of_zoo, data=data, out=out)
-    of_zoo.refuse()
-
-    from bcu_cli.attacks.base import AttackOptions, find
-    from bcu_cli.training import devices
-
-    kind = find(name)
-    if surrogate and not kind.needs_surrogate:
-        raise UsageError(f"{name} needs no surrogate", "--surrogate is for lc")
-    if kind.trigger_name is None and (preview or setting or poison_rate is not None):
-        raise UsageError("a clean network has no trigger", "leave --preview, --setting and --poison-rate out")
-    if preview and (preview.suffix != ".png" or preview.resolve() == out.resolve()):
-        raise UsageError(f"--preview {preview} is no .png of its own", "name another file, ending in .png")
-    views = kind.augmentation
-    training = replace(
-        AttackOptions().training,
+        zoo.refuse_given(context)
+    else:
+        of_zoo.refuse()
+    request = AttackRequest(
+        attack=name,
+        data=data,
+        out=out,
+        arch=arch,
+        target_class=_target(target_class),
+        poison_rate=poison_rate,
+        settings=tuple(setting or ()),
+        surrogate=surrogate,
+        preview=preview,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        schedule=_schedule(schedule),
+        schedule=schedule,
         ema=ema,
-        augmentation=replace(
-            views,
-            flip=flip,
-            cutout=cutout,
-            crop_padding=views.crop_padding if crop_padding is None else crop_padding,
-            rotation=views.rotation if rotation is None else rotation,
-        ),
-    )
-    options = AttackOptions(
-        target_class=_target(target_class),
-        poison_rate=kind.poison_rate if poison_rate is None else poison_rate,
-        training=training,
+        flip=flip,
+        crop_padding=crop_padding,
+        rotation=rotation,
+        cutout=cutout,
+        input_size=input_size,
         seed=seed,
+        device=device,
+        precision=precision,
+        resume=resume,
+        download=download,
     )
-    where = Where(data=data, download=download, arch=arch, out=out, surrogate=surrogate, preview=preview)
-    run = Attacking(kind, options, where, devices.choose(device, precision))
-    settings = settings_of(name, setting, kind="attack", owners=attacks.names(), like="sig.delta=60")
-    report = run.run(input_size, settings, resume=resume)
+    if name == "all":
+        zoo.train_all(of_zoo.request(request), as_json=as_json)
+    report = train(request).document
     if as_json:
         output.document(report)
     else:
@@ -210,186 +201,6 @@ def _target(text: str) -> Target:
     if not text.isdecimal():
         raise UsageError(f"--target-class {text} is neither a class index nor next", "--target-class 0")
     return int(text)
-
-
-def _schedule(text: str) -> Any:
-    if text not in _SCHEDULES:
-        raise UsageError(f"there is no schedule {text}", f"--schedule takes {', '.join(_SCHEDULES)}")
-    return text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """What is read and written."""
-
-    data: str
-    download: bool
-    arch: str
-    out: Path
-    surrogate: Path | None
-    preview: Path | None
-
-    @property
-    def trigger(self) -> Path:
-        """The file of the trigger, beside the model's."""
-        return trigger_beside(self.out)
-
-    @property
-    def inputs(self) -> list[Path]:
-        """What may be read: pictures, a surrogate, and the file of an architecture."""
-        return [*files.places_of_data(self.data), *self.own_files]
-
-    @property
-    def own_files(self) -> list[Path]:
-        """What may be read besides pictures: a surrogate, and the file of an architecture."""
-        own = [Path(self.arch.rpartition(":")[0])] if ":" in self.arch else []
-        surrogate = files.files_of_model(self.surrogate) if self.surrogate else []
-        return [*surrogate, *own]
-
-
-class Attacking:
-    """One attack from the pictures to the report."""
-
-    def __init__(self, kind: type[Attack], options: AttackOptions, where: Where, device: Device) -> None:
-        from bcu_cli.report import document
-
-        self.kind = kind
-        self.options = options
-        self.where = where
-        self.device = device
-        self.clock = document.Clock()
-
-    def run(self, input_size: int | None, settings: dict[str, float], *, resume: bool) -> dict[str, Any]:
-        """Train, measure, write, and report."""
-        from bcu_cli.models.fresh import usual_size
-
-        shape = usual_size(self.where.arch, input_size)
-        trigger = self._trigger(shape, settings)
-        self._check_outputs()
-        with resuming.writing(self.where.out, inputs=self.where.inputs):
-            return self._run(shape, trigger, resume=resume)
-
-    def _run(self, shape: tuple[int, int, int], trigger: Trigger | None, *, resume: bool) -> dict[str, Any]:
-        from bcu_cli.checkpoints import sha256_of
-        from bcu_cli.checkpoints.resume import StateFile
-        from bcu_cli.models.fresh import fresh
-        from bcu_cli.report import document
-        from bcu_cli.report.files_read import files_read, of_data
-
-        where, options = self.where, self.options
-        train_set, test_set = loading.load_to_train(
-            where.data, shape, seed=options.seed, download=where.download
-        )
-        model = fresh(where.arch, len(train_set.classes), train_set.images, seed=options.seed)
-        surrogate = self._surrogate(model)
-        attacking = self.kind(model, train_set, trigger, options, device=self.device, surrogate=surrogate)
-        self.clock.lap("reading images")
-
-        images = document.images(train_set, poisoned=attacking.poisoned, measured_on=len(test_set))
-        described = {"name": trigger.name, "settings": trigger.settings()} if trigger else None
-        in_force = {"attack": self.kind.name, "arch": where.arch, **document.options(options)}
-        surrogate_file = where.surrogate and {
-            "path": str(where.surrogate),
-            "sha256": sha256_of(where.surrogate),
-        }
-        decides = (
-            in_force,
-            images,
-            described,
-            surrogate_file,
-            self.device.precision,
-        )
-        keeper = StateFile(where.out, document.fingerprint("attack", *decides))
-        stages = resuming.train(attacking.stages(), keeper, resume=resume)
-        self.clock.lap("training")
-        measures = self._measure(model, test_set, trigger)
-        self.clock.lap("evaluation")
-        outputs = self._write(model, train_set, trigger, test_set)
-        resuming.once_written("removing the state of the run", keeper.remove, None)
-        self.clock.lap("writing")
-        speed = resuming.speed_of(stages, self.device)
-        self.clock.lap("measuring speed")
-        return {
-            "command": "attack",
-            **document.environment(self.device),
-            "options": in_force,
-            "trigger": described,
-            "surrogate": surrogate_file,
-            "images": images,
-            "files_read": files_read([*of_data(where.data), *where.own_files]),
-            "classes": list(train_set.classes),
-            **measures,
-            "outputs": outputs,
-            "training": speed,
-            "seconds": self.clock.seconds(),
-            "peak_memory": document.peak_memory(self.device),
-        }
-
-    def _trigger(self, shape: tuple[int, int, int], settings: dict[str, float]) -> Trigger | None:
-        from bcu_cli.triggers import base
-
-        if self.kind.trigger_name is None:
-            return None
-        return base.make(self.kind.trigger_name, shape, seed=self.options.seed, settings=settings)
-
-    def _check_outputs(self) -> None:
-        from bcu_cli.checkpoints import check_writable
-
-        for path in (self.where.trigger, self.where.preview):
-            if path:
-                check_writable(path, inputs=self.where.inputs)
-
-    def _surrogate(self, model: Classifier) -> Classifier | None:
-        """The user's own, brought to the model's images."""
-        path = self.where.surrogate
-        if path is None:
-            return None
-        said = loading.ModelOptions()
-        found = loading.load_model(
-            path, said, pictures=self.where.data, download=self.where.download
-        ).classifier
-        if (found.num_classes, found.preprocessing.input_size) != (
-            model.num_classes,
-            model.preprocessing.input_size,
-        ):
-            raise UsageError(
-                f"the surrogate {path} is not made for these classes and this size of images",
-                f"it needs {model.num_classes} classes and images of {model.preprocessing.input_size}",
-            )
-        return found
-
-    def _measure(self, model: Classifier, test_set: ImageSet, trigger: Trigger | None) -> dict[str, Any]:
-        from bcu_cli.evaluation.measures import accuracy, attack_success
-
-        measures = {"acc": accuracy(model, test_set, self.device).as_json()}
-        if trigger:
-            success = attack_success(model, test_set, trigger, self.options.target_class, self.device)
-            measures |= {"asr": success.asr.as_json(), "ra": success.ra.as_json()}
-        return measures
-
-    def _write(
-        self, model: Classifier, train_set: ImageSet, trigger: Trigger | None, test_set: ImageSet
-    ) -> dict[str, Any]:
-        """Write the model and, where there is one, its trigger and the pictures of it."""
-        from bcu_cli.checkpoints import Format, write
-        from bcu_cli.models import Architecture, metadata_for
-        from bcu_cli.report import document, pictures
-        from bcu_cli.triggers.base import Implanted, save
-
-        where, shape = self.where, model.preprocessing.input_size
-        architecture = Architecture(name=where.arch, source="--arch", num_classes=model.num_classes)
-        metadata = metadata_for(architecture, model.preprocessing, train_set.classes)
-        weights = {key: value.cpu() for key, value in model.network.state_dict().items()}
-        sha256 = write(where.out, weights, format=Format.SAFETENSORS, metadata=metadata)
-        outputs = {"model": document.written(where.out, sha256)}
-        if trigger:
-            target, classes = self.options.target_class, model.num_classes
-            implanted = Implanted(trigger=trigger, target_class=target, num_classes=classes)
-            outputs["trigger"] = document.written(where.trigger, save(implanted, where.trigger, shape))
-            if where.preview:
-                sha256 = pictures.write_sheet(trigger, test_set.images, where.preview)
-                outputs["preview"] = document.written(where.preview, sha256)
-        return outputs
 
 
 def _show(report: dict[str, Any]) -> None:

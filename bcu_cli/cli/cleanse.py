@@ -25,10 +25,10 @@ from bcu_cli.cli.options import (
     Std,
     WeightsKey,
     model_options,
-    settings_of,
     size_in_bytes,
 )
 from bcu_cli.errors import UsageError
+from bcu_cli.workflows.settings import settings_of
 
 _METHOD = "The method; the defaults are its paper's"
 _BCU = "Of method bcu alone"
@@ -224,7 +224,7 @@ def cleanse(
         "flip": flip,
         "quick": quick,
     }
-    settings = settings_of(method, setting, kind="method", owners=defenses.names(), like="clp.u=3")
+    settings = settings_of(method, setting or (), kind="method", owners=defenses.names(), like="clp.u=3")
     options = options_of(kind, seed, said, settings)
     request = workflow.CleanseRequest(
         model=model,

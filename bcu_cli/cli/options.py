@@ -11,8 +11,6 @@ import typer
 from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from bcu_cli.workflows.loading import ModelOptions
 
 _MODEL = "How the model is read"
@@ -148,33 +146,3 @@ def size_in_bytes(text: str, option: str) -> int:
         raise UsageError(f"{option} {text} is no size", f"like {option} 4GB, 500MB, 2GiB or 0")
     number, prefix, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
-
-
-def settings_of(
-    owner: str, texts: list[str] | None, *, kind: str, owners: Collection[str], like: str
-) -> dict[str, float]:
-    """``NAME=NUMBER`` or ``OWNER.NAME=NUMBER`` of ``--setting``, as a dictionary, without other owners'.
-
-    Args:
-        owner: Whose settings.
-        texts: What was given.
-        kind: What an owner is.
-        owners: Everybody who has settings.
-        like: An example.
-
-    Raises:
-        UsageError: One of them is no such thing.
-    """
-    values = {}
-    for text in texts or []:
-        name, _, value = text.partition("=")
-        whose, _, name = name.rpartition(".")
-        if whose and whose not in owners:
-            raise UsageError(f"--setting {text}: no {kind} is called {whose}", f"like --setting {like}")
-        try:
-            if whose in {"", owner}:
-                values[name] = float(value)
-        except ValueError as error:
-            example = like.rpartition(".")[2]
-            raise UsageError(f"--setting {text} is not NAME=NUMBER", f"like --setting {example}") from error
-    return values

@@ -112,7 +112,7 @@ class Screen:
             self._show(event)
         elif event.is_warning:
             warn(event.text)
-        else:
+        elif not (event.is_noted and sys.stderr.isatty()):
             say(event.text)
 
     def _show(self, event: events.Progress) -> None:

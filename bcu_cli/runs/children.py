@@ -1,10 +1,9 @@
-"""Commands that run beside each other in processes of their own: so many at a time, and stopped together."""
+"""Commands that run beside each other in processes of their own, so many at a time, and stop together."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from bcu_cli.errors import BcuError, UsageError
+from bcu_cli.errors import BcuError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,8 +35,6 @@ class Engine(Protocol):
 
 
 _SECONDS_BETWEEN_LOOKS = 0.1
-_BYTES_OF_A_CHILD = 2 * 2**30
-"""A generous guess: torch, CIFAR-10 and a ResNet-18 take 1.5 GB."""
 _TIED = """
 import ctypes, os, signal, sys
 getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(1, signal.SIGTERM)
@@ -66,7 +63,11 @@ class _Child:
     """A process in a session of its own: what is typed at the terminal reaches it through its parent only."""
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], keep_open: Sequence[int]
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        keep_open: Sequence[int] = (),
+        folder: str | None = None,
     ) -> None:
         self._started = time.perf_counter()
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - end closes them
@@ -76,6 +77,7 @@ class _Child:
             stdout=self._out,
             stderr=self._err,
             env={**os.environ, **environment},
+            cwd=folder,
             pass_fds=keep_open,
             start_new_session=True,
         )
@@ -106,40 +108,9 @@ class _Child:
         return Ended(code=code, out=texts[0], err=texts[1], seconds=seconds)
 
 
-def at_a_time(jobs: str | None, entries: int, *, on_gpu: bool) -> tuple[int, int]:
-    """How many models are trained at a time, and with how many threads each.
-
-    ``auto`` is one a core on the CPU, where two processes of one thread train 1.35 times as many images a
-    second as one of two (examples/benchmarks/many_at_once.py), and one on a GPU, where more have not been
-    measured. It depends on how many entries are asked for and never on how many are left: the number of
-    threads can change the last bits.
-
-    Raises:
-        UsageError: No such number.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if jobs in {None, "auto"}:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        count = 1 if on_gpu else max(1, min(cores, entries, memory // _BYTES_OF_A_CHILD))
-    elif jobs and re.fullmatch(r"[1-9]\d{0,3}", jobs, re.ASCII):
-        count = int(jobs)
-    else:
-        raise UsageError(f"--jobs {jobs} is no number of models at a time", "--jobs 2, or auto")
-    return count, max(1, cores // count)
-
-
 def with_threads(count: int) -> dict[str, str]:
     """The variables that tell a process with how many threads to compute."""
     return {name: str(count) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-
-
-def on_gpu(device: str) -> bool:
-    """Whether what is asked for by ``--device`` is another processor than the CPU."""
-    import torch
-
-    if device == "auto":  # asked like this, CUDA takes no memory
-        return torch.cuda.is_available() or torch.backends.mps.is_available()
-    return device != "cpu"
 
 
 def failure(ended: Ended, hint: str) -> BcuError:
@@ -154,9 +125,9 @@ def failure(ended: Ended, hint: str) -> BcuError:
         return BcuError(f"it ended with exit code {ended.code}: {last}", hint)
 
 
-def run_one(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
-    """Run a command; where this process is interrupted meanwhile, it is asked to stop and waited for."""
-    child = _Child(command, environment, ())
+def run_one(command: Sequence[str], environment: Mapping[str, str], folder: str) -> Ended:
+    """Run a command in a folder; where this process is interrupted meanwhile, it is asked to stop."""
+    child = _Child(command, environment, folder=folder)
     try:
         try:
             child.wait()

@@ -1,10 +1,11 @@
-"""The commands of a benchmark as tasks of Ray, on the machines of a cluster that share a file system."""
+"""Commands as tasks of Ray, on the machines of a cluster that share a file system."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import InstallationError, UsageError
@@ -26,6 +27,9 @@ def cluster(gpus: float | None) -> Iterator[Engine]:
     Args:
         gpus: The share of a GPU that each command takes, 0.25 for four beside each other; None is a whole one
             where the cluster has GPUs, and none where it has not.
+
+    Yields:
+        What runs commands there.
 
     Raises:
         InstallationError: Ray is not installed.
@@ -57,8 +61,12 @@ def _run_all(
     on_end: Callable[[str, children.Ended], Iterable[children.Command]],
 ) -> None:
     """As ``children.run_all``; Ray decides how many run at a time."""
-    threads = children.with_threads(1)
-    running = {task.remote(list(command), threads): name for name, command in commands}
+    threads, folder = children.with_threads(1), str(Path.cwd())  # Ray starts its workers elsewhere
+
+    def start(some: Iterable[children.Command]) -> dict[Any, str]:
+        return {task.remote(list(command), threads, folder): name for name, command in some}
+
+    running = start(commands)
     asked = False
     while running:
         if stop.requested and not asked:
@@ -69,7 +77,7 @@ def _run_all(
         for reference in ready:
             more = on_end(running.pop(reference), _ended(ray, reference))
             if not stop.requested:
-                running |= {task.remote(list(command), threads): name for name, command in more}
+                running |= start(more)
 
 
 def _ended(ray: Any, reference: Any) -> children.Ended:

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-from bcu_cli.attacks.base import AttackOptions
 from bcu_cli.attacks.poisoning import Poisoning
-from bcu_cli.cli import output
-from bcu_cli.cli.attack import Attacking, Where
 from bcu_cli.report import json_file
-from bcu_cli.training import devices
+from bcu_cli.report.schema import with_version
+from bcu_cli.workflows.attack import AttackRequest
+from bcu_cli.workflows.attack import attack as train_network
 
 TRIGGERS = (
     "lowfreq",
@@ -40,13 +38,21 @@ EPOCHS, BATCH_SIZE, INPUT_SIZE, SEED = 8, 64, 32, 0
 def train(trigger: str, data: str, arch: str, target: int, rate: float, out: Path) -> None:
     """Write one network, its trigger, the trigger's preview and the report beside each other."""
     attack = type(trigger, (Poisoning,), {"name": trigger, "trigger_name": trigger})
-    training = replace(AttackOptions().training, epochs=EPOCHS, batch_size=BATCH_SIZE)
-    options = AttackOptions(target_class=target, poison_rate=rate, training=training, seed=SEED)
-    preview = out.with_name(f"{out.stem}.preview.png")
-    where = Where(data=data, download=False, arch=arch, out=out, surrogate=None, preview=preview)
-    attacking = Attacking(attack, options, where, devices.choose("auto", "auto"))
-    report = attacking.run(INPUT_SIZE, {}, resume=False)
-    json_file.write(out.with_suffix(".json"), {"schema_version": output.SCHEMA_VERSION, **report})
+    request = AttackRequest(
+        attack=attack,
+        data=data,
+        arch=arch,
+        out=out,
+        preview=out.with_name(f"{out.stem}.preview.png"),
+        target_class=target,
+        poison_rate=rate,
+        epochs=EPOCHS,
+        batch_size=BATCH_SIZE,
+        input_size=INPUT_SIZE,
+        seed=SEED,
+    )
+    report = train_network(request).document
+    json_file.write(out.with_suffix(".json"), with_version(report))
     sys.stdout.write(f"{out.stem}: ACC {report['acc']['value']:.2%}, ASR {report['asr']['value']:.2%}\n")
 
 

@@ -1,4 +1,4 @@
-"""Stands in for ``bcu attack``: writes a model, a trigger and a report, as the folder of images says.
+"""Stands in for the job of an attack: writes a model, a trigger and a report, as the folder of images says.
 
 In that folder ``behaviour.json`` may name entries that are to ``fail``, ``die`` or be ``slow``, and say their
 ``acc``, ``asr`` and ``images``; every start and end is added to ``log``.
@@ -14,9 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-attack, words = sys.argv[1], sys.argv[2:]
-options = dict(word.partition("=")[::2] for word in words)
-data, out = Path(options["--data"]), Path(options["--out"])
+request = json.loads(sys.argv[1])
+attack, data, out = request["attack"], Path(request["data"]), Path(request["out"]["path"])
 name = out.name.removesuffix(".safetensors")
 told = json.loads((data / "behaviour.json").read_text()) if (data / "behaviour.json").exists() else {}
 state = out.with_name(out.name + ".resume")
@@ -24,7 +23,7 @@ state = out.with_name(out.name + ".resume")
 
 def log(what: str) -> None:
     with (data / "log").open("a") as file:
-        file.write(json.dumps({"what": what, "name": name, "pid": os.getpid(), "words": sys.argv[1:],
+        file.write(json.dumps({"what": what, "name": name, "pid": os.getpid(), "request": request,
                                "threads": os.environ["OMP_NUM_THREADS"]}) + "\n")  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Stands in for ``bcu attack``, ``cleanse`` and ``evaluate``: writes files and reports as a folder says.
+"""Stands in for ``bcu cleanse`` and the jobs of attack and evaluate: writes what a folder tells it to.
 
 Beside this file's options the environment names a folder, ``FAKE_BCU``: there ``behaviour.json`` may say what
 is to ``fail`` (parts of command lines), how many ``seconds`` each takes, and the measures ``before`` and
@@ -15,17 +15,29 @@ import sys
 import time
 from pathlib import Path
 
-command, words = sys.argv[1], sys.argv[2:]
+if sys.argv[1].startswith("{"):
+    job = json.loads(sys.argv[1])
+    command = job["kind"].removesuffix("Request").lower()
+    words = [command, job.get("attack", ""), sys.argv[1]]
+else:
+    job, (command, *words) = {}, sys.argv[1:]
 plain = [word for word in words if not word.startswith("--")]
 options = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--"))
 home = Path(os.environ["FAKE_BCU"])
 told = json.loads((home / "behaviour.json").read_text()) if (home / "behaviour.json").exists() else {}
-whole = " ".join(sys.argv[1:])
+whole = " ".join([command, *words] if not job else words)
 
 
 def log(what: str) -> None:
     with (home / "log").open("a") as file:
-        line = {"what": what, "command": command, "plain": plain, "options": options, "words": words}
+        line = {
+            "what": what,
+            "command": command,
+            "plain": plain,
+            "options": options,
+            "words": words,
+            "job": job,
+        }
         file.write(json.dumps(line) + "\n")
 
 
@@ -54,14 +66,15 @@ if any(part in whole for part in told.get("fail", [])):
     sys.exit(2)
 report = {"versions": {"bcu": "0", "torch": "0"}, "device": {"name": "fake", "precision": "fp32"}}
 if command == "attack":
-    out = Path(options["out"])
+    out = Path(job["out"]["path"])
     trigger = out.with_name(out.name.removesuffix(".safetensors") + ".trigger.safetensors")
     report["outputs"] = {"model": write(out, whole), "trigger": write(trigger, "trigger " + whole)}
 elif command == "cleanse":
     assert Path(plain[0]).exists()
     report |= {"images": {"used": int(options["max-images"])}, "output": write(Path(options["out"]), whole)}
 else:
-    assert all(Path(file).exists() for file in [*plain, options["trigger"]])
+    models = [model["path"] for model in job["models"]]
+    assert all(Path(file).exists() for file in [*models, job["triggers"]["name"]])
     report["models"] = [measured("before", 0.9, 1.0), measured("after", 0.8, 0.25)]
 log("end")
 judged = command == "cleanse" and any(part in whole for part in told.get("judged", []))

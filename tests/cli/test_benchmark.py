@@ -17,8 +17,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bcu_cli.cli import benchmark_run
+from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice
 from bcu_cli.images import signs
+from bcu_cli.workflows import benchmark_steps, jobs
+from bcu_cli.workflows.attack import AttackRequest
+from bcu_cli.workflows.evaluate import EvaluateRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,12 +31,12 @@ if TYPE_CHECKING:
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_bcu.py")))
 DRIVER = f"""
 import sys
-from bcu_cli.cli import benchmark, benchmark_run
-from bcu_cli.runs import children
 from bcu_cli.cli.app import run
-benchmark_run.COMMAND = {FAKE!r}
+from bcu_cli.runs import engine
+from bcu_cli.workflows import benchmark, benchmark_steps, jobs
+benchmark_steps.COMMAND = jobs.PROGRAM = {FAKE!r}
 benchmark._check_options = lambda cells: None  # these two import torch, which takes seconds
-children.on_gpu = lambda device: False
+engine.on_gpu = lambda device: False
 sys.exit(run(sys.argv[1:]))
 """
 """The command line with the fake, as a process of its own."""
@@ -108,7 +111,8 @@ class Keeper:
 
 @pytest.fixture
 def keeper(bcu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keeper:
-    monkeypatch.setattr(benchmark_run, "COMMAND", FAKE)
+    monkeypatch.setattr(benchmark_steps, "COMMAND", FAKE)
+    monkeypatch.setattr(jobs, "PROGRAM", FAKE)
     monkeypatch.setenv("FAKE_BCU", str(tmp_path))
     return Keeper(bcu, tmp_path)
 
@@ -132,27 +136,32 @@ def test_every_cell_is_measured_and_networks_are_shared(keeper: Keeper) -> None:
 def test_what_the_commands_are_given(keeper: Keeper) -> None:
     assert keeper("--only", "attack=badnets", "--only", "seed=1").code == 0
     commands = {line["command"]: line for line in keeper.log() if "-ft-" not in str(line)}
-    attack, cleanse, evaluate = (commands[name] for name in ("attack", "cleanse", "evaluate"))
-    assert attack["plain"] == ["badnets"]
-    data, network = Path(attack["options"].pop("data")), attack["options"].pop("out")
-    assert attack["options"] == {
-        "epochs": "3",
-        "setting": "x=1",
-        "flip": "",
-        "arch": "resnet8",
-        "target-class": "0",
-        "seed": "1",
-        "resume": "",
-        "json": "",
-    }
-    assert [word for word in attack["words"] if "setting" in word] == ["--setting=cell=2", "--setting=x=1"]
-    assert cleanse["plain"] == [network]
+    attack, evaluate = (jobs.from_plain(commands[name]["job"]) for name in ("attack", "evaluate"))
+    cleanse = commands["cleanse"]
+    data, network = Path(attack.data), attack.out
+    assert attack == AttackRequest(
+        attack="badnets",
+        data=str(data),
+        out=network,
+        epochs=3,
+        settings=("cell=2", "x=1"),
+        flip=True,
+        arch="resnet8",
+        target_class=0,
+        seed=1,
+        resume=True,
+    )
+    assert cleanse["plain"] == [str(network)]
     images, cleansed = Path(cleanse["options"].pop("images")), cleanse["options"].pop("out")
     assert cleanse["options"].pop("method") == "bcu"  # it is not what bcu cleanse does by itself
     assert cleanse["options"] == {"strength": "3", "max-images": "2", "seed": "1", "resume": "", "json": ""}
-    assert evaluate["plain"] == [network, cleansed]
-    trigger = network.removesuffix(".safetensors") + ".trigger.safetensors"
-    assert evaluate["options"] == {"data": str(data), "trigger": trigger, "json": ""}
+    trigger = str(network).removesuffix(".safetensors") + ".trigger.safetensors"
+    none = Own(picture=None, mask=None, mode="replace", alpha=None)
+    assert evaluate == EvaluateRequest(
+        models=(network, Path(cleansed)),
+        data=str(data),
+        triggers=TriggerChoice(name=trigger, target_class=None, target_said=False, own=none),
+    )
     defense, test = ({p.resolve() for p in folder.glob("*/*")} for folder in (images, data / "test"))
     whole = {p.resolve() for p in (keeper.root / "data/cifar10/test").glob("*/*")}
     assert (len(defense), len(test), defense | test) == (3, 5, whole)
@@ -311,6 +320,7 @@ def test_what_makes_no_sense_is_refused(keeper: Keeper, words: list[str], said: 
     ("change", "said"),
     [
         (("epochs = 3", "epoch = 3"), "no option --epoch"),
+        (("epochs = 3", 'epochs = "many"'), "--epochs cannot be many"),
         (('"resnet8"', '"resnet9"'), "resnet9"),
         (("defense-images = 3", "defense-images = 8"), "holds 8 pictures, not more than 8"),
     ],
@@ -410,7 +420,9 @@ def test_killed_ten_times_it_loses_no_cell_and_repeats_none(keeper: Keeper) -> N
         again = [line for line in starts[length:] if any(f"/{name}-" in word for word in line["words"])]
         assert not again, (name, again)
     for name, length in trained_at.items():
-        assert not [s for s in starts[length:] if s["command"] == "attack" and name in s["options"]["out"]]
+        assert not [
+            s for s in starts[length:] if s["command"] == "attack" and name in s["job"]["out"]["path"]
+        ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,10 +19,12 @@ import pytest
 from helpers import Telling, descendants_of
 
 from bcu_cli import attacks
-from bcu_cli.cli import zoo, zoo_folder
+from bcu_cli.cli import zoo
 from bcu_cli.errors import UsageError
 from bcu_cli.images import signs
-from bcu_cli.runs import children, locked, resuming
+from bcu_cli.runs import children, engine, locked, resuming
+from bcu_cli.workflows import jobs, zoo_folder
+from bcu_cli.workflows.attack import AttackRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +34,9 @@ if TYPE_CHECKING:
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_attack.py")))
 DRIVER = f"""
 import sys
-from bcu_cli.cli import zoo
 from bcu_cli.cli.app import run
-zoo.COMMAND = {FAKE!r}
+from bcu_cli.workflows import jobs
+jobs.PROGRAM = {FAKE!r}
 sys.exit(run(sys.argv[1:]))
 """
 """The command line with the fake, as a process of its own."""
@@ -95,7 +98,7 @@ class Keeper:
 
 @pytest.fixture
 def keeper(bcu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keeper:
-    monkeypatch.setattr(zoo, "COMMAND", FAKE)
+    monkeypatch.setattr(jobs, "PROGRAM", FAKE)
     return Keeper(bcu, tmp_path)
 
 
@@ -104,7 +107,7 @@ def keeper(bcu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keeper:
     [("0", [0]), ("0-4", [0, 1, 2, 3, 4]), ("7,0,3", [0, 3, 7]), ("2-3, 3-4", [2, 3, 4]), ("5-5", [5])],
 )
 def test_lists_of_numbers(text: str, numbers: list[int]) -> None:
-    assert zoo.whole_numbers(text, "--seeds") == numbers
+    assert zoo.whole_numbers(text, "--seeds") == tuple(numbers)
 
 
 @pytest.mark.parametrize("text", ["", "4-0", "-1", "a", "1-", "1,,2", "0.5", "0-99999999", "²"])
@@ -129,25 +132,29 @@ def test_texts_that_are_no_numbers(text: str) -> None:
 def test_models_at_a_time_on_four_cores(
     monkeypatch: pytest.MonkeyPatch, jobs: str | None, entries: int, on_gpu: bool, expected: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(children.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(children.os, "sysconf", {"SC_PHYS_PAGES": 2**24, "SC_PAGE_SIZE": 2**12}.get)
-    assert children.at_a_time(jobs, entries, on_gpu=on_gpu) == expected
+    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(engine.os, "sysconf", {"SC_PHYS_PAGES": 2**24, "SC_PAGE_SIZE": 2**12}.get)
+    assert engine.at_a_time(jobs, entries, on_gpu=on_gpu) == expected
 
 
 def test_fewer_at_a_time_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    monkeypatch.setattr(children.os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)  # 4 GiB
-    assert children.at_a_time("auto", 61, on_gpu=False) == (2, 8)
+    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(engine.os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)  # 4 GiB
+    assert engine.at_a_time("auto", 61, on_gpu=False) == (2, 8)
 
 
 def test_every_combination_and_a_clean_model_of_each_seed() -> None:
-    entries = zoo.ZooOptions(seeds="0-4", targets="0-9").entries()
+    def entries_of(**options: str) -> list[zoo_folder.Entry]:
+        each = AttackRequest(attack="all", data="data", out=Path("zoo"))
+        return zoo.ZooOptions(**options).request(each).entries()
+
+    entries = entries_of(seeds="0-4", targets="0-9")
     assert len(entries) == 5 * (len([name for name in attacks.names() if name != "none"]) * 10 + 1)
-    assert [entry.name for entry in zoo.ZooOptions(only="sig,badnets", seeds="0,2").entries()] == [
+    assert [entry.name for entry in entries_of(only="sig,badnets", seeds="0,2")] == [
         *("none-s0", "badnets-t0-s0", "sig-t0-s0"),
         *("none-s2", "badnets-t0-s2", "sig-t0-s2"),
     ]
-    assert [entry.name for entry in zoo.ZooOptions(only="none").entries()] == ["none-s0"]
+    assert [entry.name for entry in entries_of(only="none")] == ["none-s0"]
 
 
 def test_a_zoo_is_trained_and_indexed(keeper: Keeper) -> None:
@@ -176,21 +183,21 @@ def test_options_are_handed_on_as_they_were_given(keeper: Keeper) -> None:
     words = ["--only", "badnets", "--seeds", 3, "--targets", 2]
     given = ["--setting", "cell=2", "--poison-rate", 0.3, "--flip", "--learning-rate", 0.05]
     assert keeper(*words, *given, "--jobs", 2).code == 0
-    ran = {line["name"]: line["words"] for line in keeper.log("start")}
-    common = [
-        f"--data={keeper.data}",
-        "--resume",
-        "--json",
-        "--arch=resnet20",
-        "--flip",
-        "--learning-rate=0.05",
-    ]
-    assert sorted(ran["none-s3"]) == sorted(
-        ["none", "--seed=3", f"--out={keeper.folder / 'none-s3.safetensors'}", *common]
+    ran = {line["name"]: jobs.from_plain(line["request"]) for line in keeper.log("start")}
+    clean = AttackRequest(
+        attack="none",
+        data=str(keeper.data),
+        out=keeper.folder / "none-s3.safetensors",
+        arch="resnet20",
+        seed=3,
+        flip=True,
+        learning_rate=0.05,
+        resume=True,
     )
-    out = f"--out={keeper.folder / 'badnets-t2-s3.safetensors'}"
-    special = ["--target-class=2", "--setting=cell=2", "--poison-rate=0.3"]
-    assert sorted(ran["badnets-t2-s3"]) == sorted(["badnets", "--seed=3", out, *special, *common])
+    assert ran["none-s3"] == clean
+    special = {"target_class": 2, "settings": ("cell=2",), "poison_rate": 0.3}
+    out = keeper.folder / "badnets-t2-s3.safetensors"
+    assert ran["badnets-t2-s3"] == replace(clean, attack="badnets", out=out, **special)
 
 
 def test_what_is_there_is_not_trained_again(keeper: Keeper) -> None:
@@ -363,7 +370,7 @@ def test_images_that_changed_meanwhile_fail_the_gate(keeper: Keeper) -> None:
 def test_so_many_run_at_a_time_with_their_share_of_threads(
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(children.os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
     keeper.tell(seconds=1.5)  # long enough for three to start
     assert keeper(*TWO, "--targets", "0-1", "--jobs", 3).code == 0
     lines = [json.loads(line) for line in (keeper.data / "log").read_text().splitlines()]
@@ -489,6 +496,9 @@ def test_an_error_ends_what_runs(tmp_path: Path) -> None:
         ["--setting", "cell=2"],
         ["--arch", "resnet21"],
         ["--data", "/nowhere"],
+        ["--engine", "slurm"],
+        ["--gpus-per-cell", "0.5"],
+        ["--jobs", "2", "--engine", "ray"],
     ],
 )
 def test_options_that_make_no_sense(keeper: Keeper, words: list[str]) -> None:
@@ -501,7 +511,15 @@ def test_options_that_make_no_sense(keeper: Keeper, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--seeds", "0-4"], ["--targets", "0"], ["--only", "sig"], ["--jobs", "2"]]
+    "words",
+    [
+        ["--seeds", "0-4"],
+        ["--targets", "0"],
+        ["--only", "sig"],
+        ["--jobs", "2"],
+        ["--engine", "ray"],
+        ["--gpus-per-cell", "1"],
+    ],
 )
 def test_a_single_attack_takes_no_option_of_a_zoo(
     bcu, labelled: Path, tmp_path: Path, words: list[str]
@@ -510,6 +528,19 @@ def test_a_single_attack_takes_no_option_of_a_zoo(
     assert ran.code == 2
     assert f"{words[0]} is for a zoo" in ran.error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_zoo_on_a_local_ray(keeper: Keeper) -> None:
+    pytest.importorskip("ray")
+    keeper.tell(fail=["sig-t0-s0"])
+    command = [sys.executable, "-c", DRIVER, *keeper.words(*TWO), "--engine", "ray", "--gpus-per-cell", "0"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 2, ran.stderr
+    assert keeper.trained() == sorted(NAMES)
+    assert (keeper.index["jobs"], keeper.index["threads"]) == (None, 1)
+    assert keeper.entries["badnets-t0-s0"]["gate"] == {"passed": True, "reasons": []}
+    assert keeper.entries["sig-t0-s0"]["error"]["message"] == "there is no class 9"
 
 
 def _is_training(telling: Telling, pid: int, out: str) -> bool:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from bcu_cli.workflows.cleanse import _format
 from torch import Tensor, nn
 
 from bcu_cli.checkpoints import Format, read
 from bcu_cli.errors import AnswersError, ArchitectureError, UsageError
 from bcu_cli.models import build, load
 from bcu_cli.models.export import write_like
+from bcu_cli.workflows.cleanse import _format
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -36,7 +36,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """That of its files, without what they end in."""
+        """The name of its files, without what they end in."""
         target = "" if self.target_class is None else f"-t{self.target_class}"
         return f"{self.attack}{target}-s{self.seed}"
 
@@ -52,18 +52,20 @@ class Zoo:
     Entering it makes the folder, waits for a run that is just ending, and refuses what is in the way.
 
     Args:
-        folder: Where.
+        folder: The folder.
         data: What the models are trained on, as given.
         options: What else decides them, by name, as plain values.
-        jobs: Models at a time.
-        threads: Of each.
+        jobs: Models at a time; None where Ray decides that.
+        threads: Threads of each training.
 
     Raises:
         UsageError: Another run is at work, the folder holds something else, or was made otherwise.
         OutputError: The folder cannot be used.
     """
 
-    def __init__(self, folder: Path, *, data: str, options: dict[str, Any], jobs: int, threads: int) -> None:
+    def __init__(
+        self, folder: Path, *, data: str, options: dict[str, Any], jobs: int | None, threads: int
+    ) -> None:
         self.folder = folder
         self.lock = -1
         minor = ".".join(__version__.split(".")[:2])
@@ -92,7 +94,7 @@ class Zoo:
         return self.folder / f"{entry.name}.safetensors"
 
     def missing(self, entries: Iterable[Entry], *, on_each: Callable[[], None]) -> list[Entry]:
-        """Those that are not there, or not intact, which is said; ``on_each`` is called for each."""
+        """The entries that are not there, or not intact, which is said; ``on_each`` is called for each."""
         left = []
         for entry in entries:
             on_each()
@@ -225,7 +227,7 @@ class Zoo:
 
 
 def _row(entry: Entry, report: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the index says of an entry; of one that is not trained, None for what its report would say."""
+    """What the index says of an entry; without a report, None for what that would say."""
     backdoored = report if entry.attack != CLEAN else None
     return {
         "name": entry.name,

@@ -1,73 +1,43 @@
-"""The commands behind the cells of a benchmark, in their order: attack, cleanse, evaluate."""
+"""The steps behind the cells of a benchmark, in their order: attack, cleanse, evaluate."""
 
 from __future__ import annotations
 
 import json
 import sys
-from functools import partial
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import events
 from bcu_cli.benchmark import results as files
-from bcu_cli.checkpoints.unfinished import NAMES, remove_unfinished
-from bcu_cli.cli import benchmark_output
-from bcu_cli.errors import BcuError
-from bcu_cli.evaluation.trigger_choice import trigger_beside
-from bcu_cli.runs import children, resuming
+from bcu_cli.errors import BcuError, UsageError
+from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice, trigger_beside
+from bcu_cli.runs import children
+from bcu_cli.runs.engine import Warnings
+from bcu_cli.workflows import jobs
+from bcu_cli.workflows.attack import AttackRequest
+from bcu_cli.workflows.evaluate import EvaluateRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from bcu_cli.benchmark.cell import Backdoored, Cell, Plan
     from bcu_cli.benchmark.pictures import Pictures
     from bcu_cli.benchmark.results import Results
-    from bcu_cli.runs.children import Engine
     from bcu_cli.runs.resuming import Stop
 
 COMMAND = (sys.executable, "-m", "bcu_cli")
-"""What runs a step; its name and options follow."""
+"""The words that run the step that is no workflow yet; its name and options follow."""
 _ATTACK, _CLEANSE, _EVALUATE = "attack", "cleanse", "evaluate"
-
-
-def local(jobs: int, threads: int, lock: int) -> Engine:
-    """The engine that runs commands here, so many at a time, which keep the lock."""
-    environment = children.with_threads(threads)
-    return partial(children.run_all, jobs=jobs, environment=environment, keep_open=[lock])
-
-
-def do(plan: Plan, cells: Sequence[Cell], results: Results, pictures: Pictures, engine: Engine) -> None:
-    """Do the cells of a plan that are missing.
-
-    Raises:
-        BcuError: The pictures or the folder cannot be used.
-        KeyboardInterrupt: The run was stopped.
-    """
-    left = results.left(plan, cells)
-    pictures.prepare(left)
-    for folder in {leftover.parent for leftover in results.folder.rglob(NAMES)}:
-        remove_unfinished(folder)
-    copied = results.adopt(plan, cells)
-    also = f", {copied} of them from another plan" if copied else ""
-    events.say(f"{len(cells) - len(left)} of {len(cells)} cells are there{also}")
-    done = 0
-    with resuming.stoppable() as stop, events.progress(f"measuring {plan.folder}") as bar:
-        bar.advance(0, len(left))
-
-        def on_cell(cell: Cell) -> None:
-            nonlocal done
-            done += 1
-            made = results.cell(plan, cell)
-            line = f"{cell.name}: {benchmark_output.line(made)}"
-            bar.advance(1, len(left), line)
-            if made["error"] or not sys.stderr.isatty():
-                events.say(f"{done} of {len(left)}: {line}")
-
-        run = Run(plan, left, results, pictures, on_cell)
-        engine(run.first(), stop=stop, on_end=lambda name, ended: run.after(name, ended, stop))
-    if done < len(left):
-        events.say(f"{len(left) - done} of {len(cells)} cells are left; the same command again goes on")
-        raise KeyboardInterrupt
+_SETTING = "setting"
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (int, float, bool, str, Path)}
+_OF_THE_PLAN = {"attack", "data", "out", "arch", "target_class", "seed", "resume", "preview", "download"}
+_OPTIONS = {
+    one.name.replace("_", "-"): _KINDS[str(one.type).partition(" ")[0]]
+    for one in fields(AttackRequest)
+    if one.name not in {*_OF_THE_PLAN, "settings"}
+} | {_SETTING: str}
+"""What a plan may say of an attack, with the type of its value: an option has the name of its field."""
 
 
 class Run:
@@ -97,7 +67,7 @@ class Run:
         for cell in left:
             self._of_network.setdefault(cell.model.name, []).append(cell)
         self._reports: dict[tuple[str, str], dict[str, Any]] = {}
-        self._warned: set[str] = set()
+        self._warnings = Warnings()
 
     def first(self) -> Iterator[children.Command]:
         """What can begin at once."""
@@ -117,7 +87,7 @@ class Run:
             return []
         step, _, rest = name.partition(" ")
         affected = self._of_network[rest] if step == _ATTACK else [self._cells[rest]]
-        self._warn(rest, ended.err)
+        self._warnings.pass_on(rest, ended.err)
         try:
             if ended.code and not (step == _CLEANSE and _judged(ended)):
                 raise children.failure(ended, f"run bcu {step} alone with --debug")
@@ -175,25 +145,14 @@ class Run:
                 events.say(f"{path.name} is made again: {error.message}")
             return None
 
-    def _warn(self, name: str, text: str) -> None:
-        for line in text.splitlines():
-            if line.startswith("warning: ") and line not in self._warned:
-                self._warned.add(line)
-                events.warn(f"{name}: {line.removeprefix('warning: ')}")
-
     def _attack(self, model: Backdoored) -> list[str]:
-        out = self._results.network(model)
-        own = [f"--data={self._pictures.labelled(model.data)}", f"--arch={model.arch}"]
-        own += [
-            f"--target-class={model.target}",
-            f"--seed={model.seed}",
-            f"--out={out}",
-            "--resume",
-            "--json",
-        ]
-        return [*COMMAND, _ATTACK, model.attack, *_words(model.options), *own]
+        request = attack_request(
+            model, data=self._pictures.labelled(model.data), out=self._results.network(model)
+        )
+        return jobs.command(request)
 
     def _cleanse(self, cell: Cell) -> list[str]:
+        """The words of a step that is no workflow yet, and runs as a command line."""
         model = self._results.network(cell.model)
         own = [f"--images={self._pictures.of(cell)}", f"--max-images={cell.max_images}"]
         own += [f"--seed={cell.model.seed}", f"--out={self._results.cleansed(cell)}", "--resume", "--json"]
@@ -201,9 +160,58 @@ class Run:
 
     def _evaluate(self, cell: Cell) -> list[str]:
         model = self._results.network(cell.model)
-        data = self._pictures.labelled(cell.model.data)
-        own = [f"--data={data}", f"--trigger={trigger_beside(model)}", "--json"]
-        return [*COMMAND, _EVALUATE, str(model), str(self._results.cleansed(cell)), *own]
+        none = Own(picture=None, mask=None, mode="replace", alpha=None)
+        trigger = TriggerChoice(
+            name=str(trigger_beside(model)), target_class=None, target_said=False, own=none
+        )
+        request = EvaluateRequest(
+            models=(model, self._results.cleansed(cell)),
+            data=str(self._pictures.labelled(cell.model.data)),
+            triggers=trigger,
+        )
+        return jobs.command(request)
+
+
+def attack_request(model: Backdoored, *, data: Path, out: Path) -> AttackRequest:
+    """The training of a network, as the plan's options say.
+
+    Args:
+        model: The network.
+        data: The folder of the labelled images.
+        out: The file to write.
+
+    Raises:
+        UsageError: There is no such option, or a value makes no sense.
+    """
+    return AttackRequest(
+        attack=model.attack,
+        data=str(data),
+        out=out,
+        arch=model.arch,
+        target_class=model.target,  # type: ignore[arg-type]  # a plan holds numbers and next alone
+        seed=model.seed,
+        resume=True,
+        **dict(_value(model, option, value) for option, value in model.options.items()),
+    )
+
+
+def _value(model: Backdoored, option: str, value: Any) -> tuple[str, Any]:
+    """The field of a request that an option of a plan names, and its value there."""
+    where = f"attacks.{model.label}"
+    if option not in _OPTIONS:
+        hint = "bcu attack --help lists what it takes"
+        raise UsageError(f"{where}: bcu attack has no option --{option}", hint)
+    if option == _SETTING:
+        return "settings", tuple(str(one) for one in (value if isinstance(value, list) else [value]))
+    kind = _OPTIONS[option]
+    try:
+        if isinstance(value, list) or isinstance(value, bool) != (kind is bool):
+            raise ValueError
+        return option.replace("-", "_"), value if kind is bool else kind(str(value))
+    except ValueError as error:
+        raise UsageError(
+            f"{where}: --{option} cannot be {value}", "bcu attack --help lists what it takes"
+        ) from error
 
 
 def _judged(ended: children.Ended) -> bool:

@@ -1,0 +1,317 @@
+"""Train a backdoored network on labelled images, and measure its clean accuracy and the attack's success."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcu_cli import attacks
+from bcu_cli.errors import UsageError
+from bcu_cli.evaluation.trigger_choice import trigger_beside
+from bcu_cli.report import files_read as files
+from bcu_cli.runs import resuming
+from bcu_cli.workflows import loading
+from bcu_cli.workflows.settings import settings_of
+
+if TYPE_CHECKING:
+    from bcu_cli.attacks.base import Attack, AttackOptions
+    from bcu_cli.images.folder import ImageSet
+    from bcu_cli.models import Classifier
+    from bcu_cli.training.devices import Device
+    from bcu_cli.triggers.base import Target, Trigger
+
+_SCHEDULES = ("one-cycle", "cosine", "steps")
+_LEAST = {"epochs": 1, "batch_size": 2, "learning_rate": 0, "crop_padding": 0, "cutout": 0, "seed": 0}
+"""The smallest values that make sense, by field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRequest:
+    """Which network to train, and how.
+
+    Attributes:
+        attack: The name of an attack, ``none`` for a clean network, or the class of an attack of your own.
+        data: What ``--data`` names: labelled images.
+        out: The safetensors file to write; the trigger is written beside it.
+        arch: The architecture's name, or ``FILE.py:FUNCTION``.
+        target_class: Index of the class that triggers lead to; ``next``: each class to the one after it.
+        poison_rate: Share of the training images that are triggered; None is the attack's own.
+        settings: Settings of the trigger, like ``cell=2``; ``sig.delta=60`` is for that attack alone.
+        surrogate: A model to craft perturbations with, for attacks that need one; None trains one.
+        preview: A PNG to write, of images with and without the trigger; None for none.
+        epochs: Passes over the training images.
+        batch_size: Images in a step, at most.
+        learning_rate: The highest learning rate.
+        schedule: How the learning rate changes: ``one-cycle``, ``cosine`` or ``steps``.
+        ema: Decay of a moving average of the weights that replaces them; None for no average.
+        flip: Whether mirror images are trained on too.
+        crop_padding: Pixels of the random crop; None is the attack's own number.
+        rotation: Most degrees that half of the images are turned; None is the attack's own number.
+        cutout: Side in pixels of a square that is blanked.
+        input_size: Height and width of the images in pixels; None is the architecture's usual size.
+        seed: Seed of the run.
+        device: The device, as ``--device`` takes it.
+        precision: The precision, as ``--precision`` takes it.
+        resume: Whether to go on from where an interrupted run stopped.
+        download: Whether a published data set that is missing is fetched.
+    """
+
+    attack: str | type[Attack]
+    data: str
+    out: Path
+    arch: str = "resnet18_cifar"
+    target_class: Target = 0
+    poison_rate: float | None = None
+    settings: tuple[str, ...] = ()
+    surrogate: Path | None = None
+    preview: Path | None = None
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    schedule: str = "one-cycle"
+    ema: float | None = None
+    flip: bool = False
+    crop_padding: int | None = None
+    rotation: float | None = None
+    cutout: int = 0
+    input_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    resume: bool = False
+    download: bool = False
+
+    @property
+    def trigger(self) -> Path:
+        """The file of the trigger, beside the model's."""
+        return trigger_beside(self.out)
+
+    @property
+    def own_files(self) -> list[Path]:
+        """What may be read besides images: a surrogate, and the file of an architecture."""
+        own = [Path(self.arch.rpartition(":")[0])] if ":" in self.arch else []
+        surrogate = files.files_of_model(self.surrogate) if self.surrogate else []
+        return [*surrogate, *own]
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What may be read: images, a surrogate, and the file of an architecture."""
+        return [*files.places_of_data(self.data), *self.own_files]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResult:
+    """What was trained.
+
+    Attributes:
+        document: The JSON document of the attack, without its schema's version.
+    """
+
+    document: dict[str, Any]
+
+
+def attack(request: AttackRequest) -> AttackResult:
+    """Train a network, measure it, write it with its trigger, and report.
+
+    Raises:
+        BcuError: The request makes no sense, or a file cannot be read or written.
+        KeyboardInterrupt: The run was stopped, and its state kept.
+    """
+    from bcu_cli.attacks.base import find
+    from bcu_cli.training import devices
+
+    kind = find(request.attack) if isinstance(request.attack, str) else request.attack
+    _refuse_contradictions(request, kind)
+    options = _options(request, kind)
+    run = _Attacking(request, kind, options, devices.choose(request.device, request.precision))
+    return AttackResult(document=run.run())
+
+
+def _refuse_contradictions(request: AttackRequest, kind: type[Attack]) -> None:
+    if request.surrogate and not kind.needs_surrogate:
+        raise UsageError(f"{kind.name} needs no surrogate", "--surrogate is for lc")
+    of_trigger = request.preview or request.settings or request.poison_rate is not None
+    if kind.trigger_name is None and of_trigger:
+        raise UsageError("a clean network has no trigger", "leave --preview, --setting and --poison-rate out")
+    preview = request.preview
+    if preview and (preview.suffix != ".png" or preview.resolve() == request.out.resolve()):
+        raise UsageError(f"--preview {preview} is no .png of its own", "name another file, ending in .png")
+    for name, least in _LEAST.items():
+        value = getattr(request, name)
+        if value is not None and not value >= least:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} {value} is less than {least}", f"like {option} {least}, or more")
+
+
+def _options(request: AttackRequest, kind: type[Attack]) -> AttackOptions:
+    """The options of the training; what the request leaves open is the attack's own."""
+    from bcu_cli.attacks.base import AttackOptions
+
+    views, padding, rotation = kind.augmentation, request.crop_padding, request.rotation
+    training = replace(
+        AttackOptions().training,
+        epochs=request.epochs,
+        batch_size=request.batch_size,
+        learning_rate=request.learning_rate,
+        schedule=_schedule(request.schedule),
+        ema=request.ema,
+        augmentation=replace(
+            views,
+            flip=request.flip,
+            cutout=request.cutout,
+            crop_padding=views.crop_padding if padding is None else padding,
+            rotation=views.rotation if rotation is None else rotation,
+        ),
+    )
+    return AttackOptions(
+        target_class=request.target_class,
+        poison_rate=kind.poison_rate if request.poison_rate is None else request.poison_rate,
+        training=training,
+        seed=request.seed,
+    )
+
+
+def _schedule(name: str) -> Any:
+    if name not in _SCHEDULES:
+        raise UsageError(f"there is no schedule {name}", f"--schedule takes {', '.join(_SCHEDULES)}")
+    return name
+
+
+class _Attacking:
+    """One attack from the images to the report."""
+
+    def __init__(
+        self, request: AttackRequest, kind: type[Attack], options: AttackOptions, device: Device
+    ) -> None:
+        from bcu_cli.report import document
+
+        self.request = request
+        self.kind = kind
+        self.options = options
+        self.device = device
+        self.clock = document.Clock()
+
+    def run(self) -> dict[str, Any]:
+        """Train, measure, write, and report."""
+        from bcu_cli.checkpoints import check_writable
+        from bcu_cli.models.fresh import usual_size
+
+        request = self.request
+        settings = settings_of(
+            self.kind.name, request.settings, kind="attack", owners=attacks.names(), like="sig.delta=60"
+        )
+        shape = usual_size(request.arch, request.input_size)
+        trigger = self._trigger(shape, settings)
+        for path in (request.trigger, request.preview):
+            if path:
+                check_writable(path, inputs=request.inputs)
+        with resuming.writing(request.out, inputs=request.inputs):
+            return self._run(shape, trigger)
+
+    def _run(self, shape: tuple[int, int, int], trigger: Trigger | None) -> dict[str, Any]:
+        from bcu_cli.checkpoints import sha256_of
+        from bcu_cli.checkpoints.resume import StateFile
+        from bcu_cli.models.fresh import fresh
+        from bcu_cli.report import document
+
+        request, options = self.request, self.options
+        train_set, test_set = loading.load_to_train(
+            request.data, shape, seed=options.seed, download=request.download
+        )
+        model = fresh(request.arch, len(train_set.classes), train_set.images, seed=options.seed)
+        surrogate = self._surrogate(model)
+        attacking = self.kind(model, train_set, trigger, options, device=self.device, surrogate=surrogate)
+        self.clock.lap("reading images")
+
+        images = document.images(train_set, poisoned=attacking.poisoned, measured_on=len(test_set))
+        described = {"name": trigger.name, "settings": trigger.settings()} if trigger else None
+        in_force = {"attack": self.kind.name, "arch": request.arch, **document.options(options)}
+        surrogate_file = request.surrogate and {
+            "path": str(request.surrogate),
+            "sha256": sha256_of(request.surrogate),
+        }
+        decides = (in_force, images, described, surrogate_file, self.device.precision)
+        keeper = StateFile(request.out, document.fingerprint("attack", *decides))
+        stages = resuming.train(attacking.stages(), keeper, resume=request.resume)
+        self.clock.lap("training")
+        measures = self._measure(model, test_set, trigger)
+        self.clock.lap("evaluation")
+        outputs = self._write(model, train_set, trigger, test_set)
+        resuming.once_written("removing the state of the run", keeper.remove, None)
+        self.clock.lap("writing")
+        speed = resuming.speed_of(stages, self.device)
+        self.clock.lap("measuring speed")
+        return {
+            "command": "attack",
+            **document.environment(self.device),
+            "options": in_force,
+            "trigger": described,
+            "surrogate": surrogate_file,
+            "images": images,
+            "files_read": files.files_read([*files.of_data(request.data), *request.own_files]),
+            "classes": list(train_set.classes),
+            **measures,
+            "outputs": outputs,
+            "training": speed,
+            "seconds": self.clock.seconds(),
+            "peak_memory": document.peak_memory(self.device),
+        }
+
+    def _trigger(self, shape: tuple[int, int, int], settings: dict[str, float]) -> Trigger | None:
+        from bcu_cli.triggers import base
+
+        if self.kind.trigger_name is None:
+            return None
+        return base.make(self.kind.trigger_name, shape, seed=self.options.seed, settings=settings)
+
+    def _surrogate(self, model: Classifier) -> Classifier | None:
+        """The user's own surrogate, brought to the model's images."""
+        path, request = self.request.surrogate, self.request
+        if path is None:
+            return None
+        found = loading.load_model(
+            path, loading.ModelOptions(), pictures=request.data, download=request.download
+        ).classifier
+        if (found.num_classes, found.preprocessing.input_size) != (
+            model.num_classes,
+            model.preprocessing.input_size,
+        ):
+            raise UsageError(
+                f"the surrogate {path} is not made for these classes and this size of images",
+                f"it needs {model.num_classes} classes and images of {model.preprocessing.input_size}",
+            )
+        return found
+
+    def _measure(self, model: Classifier, test_set: ImageSet, trigger: Trigger | None) -> dict[str, Any]:
+        from bcu_cli.evaluation.measures import accuracy, attack_success
+
+        measures = {"acc": accuracy(model, test_set, self.device).as_json()}
+        if trigger:
+            success = attack_success(model, test_set, trigger, self.options.target_class, self.device)
+            measures |= {"asr": success.asr.as_json(), "ra": success.ra.as_json()}
+        return measures
+
+    def _write(
+        self, model: Classifier, train_set: ImageSet, trigger: Trigger | None, test_set: ImageSet
+    ) -> dict[str, Any]:
+        """Write the model and, where there is one, its trigger and the preview of it."""
+        from bcu_cli.checkpoints import Format, write
+        from bcu_cli.models import Architecture, metadata_for
+        from bcu_cli.report import document, pictures
+        from bcu_cli.triggers.base import Implanted, save
+
+        request, shape = self.request, model.preprocessing.input_size
+        architecture = Architecture(name=request.arch, source="--arch", num_classes=model.num_classes)
+        metadata = metadata_for(architecture, model.preprocessing, train_set.classes)
+        weights = {key: value.cpu() for key, value in model.network.state_dict().items()}
+        sha256 = write(request.out, weights, format=Format.SAFETENSORS, metadata=metadata)
+        outputs = {"model": document.written(request.out, sha256)}
+        if trigger:
+            target, classes = self.options.target_class, model.num_classes
+            implanted = Implanted(trigger=trigger, target_class=target, num_classes=classes)
+            outputs["trigger"] = document.written(request.trigger, save(implanted, request.trigger, shape))
+            if request.preview:
+                sha256 = pictures.write_sheet(trigger, test_set.images, request.preview)
+                outputs["preview"] = document.written(request.preview, sha256)
+        return outputs
