@@ -1,10 +1,10 @@
-"""How the thresholds of `bcu cleanse`'s warnings about pictures came about.
+"""How the thresholds of `bcu cleanse`'s warnings about images came about.
 
     python examples/suitability.py MODEL FOLDER… [--pictures 1000] [--test LABELLED] [--classes 4]
 
-prints a line for each folder ("noise" is uniform noise): what the network answers to pictures of it, and,
+prints a line for each folder ("noise" is uniform noise): what the network answers to images of it, and,
 with a labelled test set, its accuracy before and after a cleansing with them: the paper's method at three
-times its ratios, learning rate 0.05, 400 steps of at most 64 images. ``--classes`` takes pictures of so many
+times its ratios, learning rate 0.05, 400 steps of at most 64 images. ``--classes`` takes images of so many
 classes alone, by the network's own answers.
 """
 
@@ -33,7 +33,7 @@ DEVICE = devices.choose("cpu")
 
 
 def load(folder: str, loaded: Loaded, count: int, classes: int | None) -> ImageSet:
-    """Pictures drawn from a folder: so many, if there are as many, of the first ``classes`` classes."""
+    """Images drawn from a folder: so many, if there are as many, of the first ``classes`` classes."""
     preprocessing = loaded.classifier.preprocessing
     generator = torch.Generator().manual_seed(0)
     if folder == "noise":
@@ -49,7 +49,7 @@ def load(folder: str, loaded: Loaded, count: int, classes: int | None) -> ImageS
 
 
 def cleansed_accuracy(loaded: Loaded, data: ImageSet, test: ImageSet) -> float:
-    """ACC of the student of these pictures."""
+    """ACC of the student of these images."""
     used, held_out = hold_out(data, 0.1, most=1000, generator=torch.Generator().manual_seed(0))
     epochs = ceil(STEPS / ceil(len(used) / BATCH))
     options = BcuOptions(strength=3.0, learning_rate=0.05, batch_size=BATCH, epochs=epochs)
@@ -63,9 +63,9 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of pictures, or the word noise")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of images, or the word noise")
     parser.add_argument("--pictures", type=int, nargs="+", default=[1000], help="so many of each folder")
-    parser.add_argument("--test", type=Path, help="a folder with one subfolder of pictures a class")
+    parser.add_argument("--test", type=Path, help="a folder with one subfolder of images a class")
     parser.add_argument("--classes", type=int, help="of so many classes alone")
     given = parser.parse_args()
     options = loading.ModelOptions(arch=None, input_size=None, mean=None, std=None)
@@ -79,7 +79,7 @@ def main() -> None:
             suits = suitability(loaded.classifier, data.images, DEVICE)
             after = f", ACC after {cleansed_accuracy(loaded, data, test):.2%}" if test else ""
             print(
-                f"{folder}: {suits.images} pictures, {suits.answered} of {len(suits.counts)} classes, "
+                f"{folder}: {suits.images} images, {suits.answered} of {len(suits.counts)} classes, "
                 f"effective {suits.effective_classes:.2f}, rarest {min(suits.counts)}, "
                 f"median confidence {suits.median_confidence:.2f}{after}",
                 flush=True,

@@ -1,4 +1,4 @@
-"""Fixtures that several kinds of tests share: small pictures, a backdoored network, the command line."""
+"""Fixtures that several kinds of tests share: small images, a backdoored network, the command line."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine lacks the pictures or the device for."""
+    """Skip what this machine lacks the images or the device for."""
     for item in items:
         if item.get_closest_marker("real_data") and not DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no image sets in {DATA}"))

@@ -57,7 +57,7 @@ def cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, per_batch: int = 20) ->
 
 
 def gtsrb(root: Path, per_class: int = 2) -> None:
-    """Pictures of 20x24 pixels, as grey as their class is high: ``per_class`` to train on and one to test."""
+    """Images of 20x24 pixels, as grey as their class is high: ``per_class`` to train on and one to test."""
     training = root / "gtsrb" / "GTSRB" / "Training"
     test = root / "gtsrb" / "GTSRB" / "Final_Test" / "Images"
     test.mkdir(parents=True)

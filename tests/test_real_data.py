@@ -1,4 +1,4 @@
-"""On real traffic signs: a backdoor implanted, and removed with unlabeled pictures. Small, to fit into CI."""
+"""On real traffic signs: a backdoor implanted, and removed with unlabeled images. Small, to fit into CI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five classes of GTSRB: 300 pictures each to train on, 120 to measure on, 900 others without labels."""
+    """Five classes of GTSRB: 300 images each to train on, 120 to measure on, 900 others without labels."""
     whole = tmp_path_factory.mktemp("unpacked")
     subprocess.run([sys.executable, DATA / "unpack", whole, "gtsrb"], check=True, stdout=subprocess.DEVNULL)
     root = tmp_path_factory.mktemp("gtsrb")

@@ -21,12 +21,12 @@ JUDGING = ("auto",)
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Labelled pictures to train and to measure on, and the defense set.
+    """Labelled images to train and to measure on, and the defense set.
 
     Args:
         name: In the plan.
         folder: Below the root of all data; it holds ``train`` and ``test``, each with a folder a class.
-        defense_images: Pictures that are taken out of ``defense_from`` and given to the defenses.
+        defense_images: Images that are taken out of ``defense_from`` and given to the defenses.
         defense_from: ``test``, as in the paper, or ``train``.
         train_images: At most so many of the others are trained on, of each class its share.
         test_images: The same to measure on.
@@ -42,12 +42,12 @@ class DataSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Pictures for a defense.
+    """Images for a defense.
 
     Args:
         name: In the plan.
         folder: Below the root of all data; empty for the defense set of the cell's data set.
-        classes: Draw pictures of so many classes alone: a class is the subfolder, or what stands before the
+        classes: Draw images of so many classes alone: a class is the subfolder, or what stands before the
             first ``_`` of the file name.
         per_class: Draw so many of each.
     """

@@ -1,4 +1,4 @@
-"""The pictures of a plan as folders of links: what to train on, what to measure on, what a defense is given.
+"""The images of a plan as folders of links: what to train on, what to measure on, what a defense is given.
 
 The paper (section 4.1) divides the test set of CIFAR-10 and GTSRB into 5,000 defense images and the rest.
 """
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     Links = Iterator[tuple[Path, Path]]
 _SEED = 0
-"""Which pictures are drawn is the same for all seeds of a plan."""
+"""Which images are drawn is the same for all seeds of a plan."""
 _LABELLED, _DEFENSE = "labelled", "defense"
 
 
 class Pictures:
-    """Where the pictures of a plan's cells are.
+    """Where the images of a plan's cells are.
 
     Args:
         root: What the folders of a plan are below.
@@ -59,11 +59,11 @@ class Pictures:
         """Make the links that are missing, or lead nowhere.
 
         Raises:
-            ImagesError: Pictures that a cell needs are not there, or too few.
+            ImagesError: Images that a cell needs are not there, or too few.
         """
         cells = list(cells)
         if missing := self.missing(cells):
-            hint = "unpack the pictures there, or say with --data-root where they are"
+            hint = "unpack the images there, or say with --data-root where they are"
             raise ImagesError(f"there is no folder {missing[0]}", hint)
         for data in {cell.model.data.name: cell.model.data for cell in cells}.values():
             self._make(self._drawn(data), self._root / data.folder, partial(_divide, data))
@@ -97,19 +97,19 @@ def _leads_into(folder: Path, source: Path) -> bool:
 
 
 def _divide(data: DataSet, source: Path) -> Links:
-    """Links to the pictures to train on, to measure on, and for the defense, by where they are to be."""
+    """Links to the images to train on, to measure on, and for the defense, by where they are to be."""
     parts = {}
     for part, limit in (("train", data.train_images), ("test", data.test_images)):
         files = sorted(file for file in list_files(source / part)[0] if file.parent.parent == source / part)
         if part == data.defense_from:
             if len(files) <= data.defense_images:
-                what = f"{source / part} holds {len(files)} pictures, not more than {data.defense_images}"
+                what = f"{source / part} holds {len(files)} images, not more than {data.defense_images}"
                 raise ImagesError(what, f"lower defense-images of {data.name} in the plan")
             random.Random(_SEED).shuffle(files)  # noqa: S311 - no secret
             parts["defense"], files = files[: data.defense_images], files[data.defense_images :]
         if not files:
-            hint = "it must hold train and test, each with one subfolder of pictures a class"
-            raise ImagesError(f"{source / part} holds no pictures in subfolders", hint)
+            hint = "it must hold train and test, each with one subfolder of images a class"
+            raise ImagesError(f"{source / part} holds no images in subfolders", hint)
         parts[part] = files if limit is None else _each_its_share(files, limit)
     places = {"train": Path(_LABELLED, "train"), "test": Path(_LABELLED, "test"), "defense": Path(_DEFENSE)}
     for part, files in parts.items():
@@ -131,14 +131,14 @@ def _each_its_share(files: Sequence[Path], count: int) -> list[Path]:
 
 
 def _draw_classes(images: Images, source: Path) -> Links:
-    """Links to ``per_class`` pictures of each of ``classes`` classes, drawn at random."""
+    """Links to ``per_class`` images of each of ``classes`` classes, drawn at random."""
     by_class = defaultdict(list)
     for file in sorted(list_files(source)[0]):
         inner = file.relative_to(source).parts
         by_class[inner[0] if len(inner) > 1 else file.name.partition("_")[0]].append(file)
     enough = [name for name, files in sorted(by_class.items()) if len(files) >= (images.per_class or 0)]
     if len(enough) < (images.classes or 0):
-        what = f"{source} has {len(enough)} classes of {images.per_class} pictures or more"
+        what = f"{source} has {len(enough)} classes of {images.per_class} images or more"
         raise ImagesError(f"{what}, not {images.classes}", f"lower classes or per-class of {images.name}")
     chance = random.Random(_SEED)  # noqa: S311 - no secret
     for name in chance.sample(enough, images.classes or 0):

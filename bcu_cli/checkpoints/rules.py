@@ -177,7 +177,7 @@ _ALL = (
         "not-a-model",
         "unread",
         "The file is no model",
-        "It is a picture, a text, a download that failed or the like. Give bcu the model file itself.",
+        "It is an image, a text, a download that failed or the like. Give bcu the model file itself.",
     ),
     Rule(
         "unsupported-format",
@@ -302,7 +302,7 @@ _ALL = (
         "scan-undecided",
         "unread",
         "Whether the network behaves as if it had a backdoor was not decided",
-        "Its scores lie between those of clean and of backdoored networks. Scan it with pictures, with more "
+        "Its scores lie between those of clean and of backdoored networks. Scan it with images, with more "
         "of them, or with another seed.",
     ),
     Rule(

@@ -57,7 +57,7 @@ _FOREIGN = [  # formats of models and archives: (pattern at the very start of th
     (rb"\x7fELF|MZ", "a program", _NO_MODEL),
 ]
 _NO_MODELS = [  # what lies beside models: as above
-    (_PNG + rb"|\xff\xd8\xff|GIF8|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*", "a picture", _NO_MODEL),
+    (_PNG + rb"|\xff\xd8\xff|GIF8|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*", "an image", _NO_MODEL),
     (rb"%PDF", "a PDF document", _NO_MODEL),
     (
         rb"version https://git-lfs",

@@ -65,7 +65,7 @@ def attack(
     ] = None,
     preview: Annotated[
         Path | None,
-        typer.Option(help="A PNG to write: pictures clean, triggered, and their difference times 10."),
+        typer.Option(help="A PNG to write: images clean, triggered, and their difference times 10."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 30,
     batch_size: Annotated[int, typer.Option(min=2, rich_help_panel=_TRAINING)] = 128,
@@ -99,7 +99,7 @@ def attack(
     rotation: Annotated[
         float | None,
         typer.Option(
-            help="Most degrees that half of the pictures are turned. (default: 0; wanet: 10)",
+            help="Most degrees that half of the images are turned. (default: 0; wanet: 10)",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -143,9 +143,9 @@ def attack(
         ),
     ] = None,
 ) -> None:
-    """Train a backdoored network on labelled pictures, and measure its ACC and ASR.
+    """Train a backdoored network on labelled images, and measure its ACC and ASR.
 
-    They are measured on the test folder, or on a tenth of the pictures that is held out. A zoo (all) is every
+    They are measured on the test folder, or on a tenth of the images that is held out. A zoo (all) is every
     attack on every target class with every seed, beside a clean model of each seed; the same command again
     trains what is missing or damaged.
     """

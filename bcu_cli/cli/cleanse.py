@@ -44,7 +44,7 @@ def cleanse(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of pictures, any depth, any sizes, any number; WebDataset shards (.tar) in it, or "
+            help="A folder of images, any depth, any sizes, any number; WebDataset shards (.tar) in it, or "
             "one itself, are read as they are. Methods that need labels take them from its subfolders. All "
             "methods but clp need it."
         ),
@@ -66,12 +66,12 @@ def cleanse(
         ),
     ] = "same",
     max_images: Annotated[
-        int | None, typer.Option(min=1, help="Draw this many of the pictures at random.")
+        int | None, typer.Option(min=1, help="Draw this many of the images at random.")
     ] = None,
     cache: Annotated[
         str,
         typer.Option(
-            help="Memory for decoded pictures, like 500MB: where all of them take more, what fits is kept "
+            help="Memory for decoded images, like 500MB: where all of them take more, what fits is kept "
             "and the rest decoded each time it is used; methods that learn from labels refuse more."
         ),
     ] = "4GB",
@@ -197,7 +197,7 @@ def cleanse(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove a backdoor: re-initialise part of each layer, and distil on unlabeled pictures.
+    """Remove a backdoor: re-initialise part of each layer, and distil on unlabeled images.
 
     The result has the same tensor names, shapes and types as the original, and takes its place.
     The default finds its strength by itself and judges the result: where it is not cleansed (exit code 1), or

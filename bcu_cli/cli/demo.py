@@ -1,4 +1,4 @@
-"""``bcu demo``: the whole story on built-in pictures, offline, on a CPU, in under three minutes."""
+"""``bcu demo``: the whole story on built-in images, offline, on a CPU, in under three minutes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bcu_cli.runs import children
 
 TRAIN_PER_CLASS, TEST_PER_CLASS, UNLABELED_PER_CLASS = 300, 100, 100
 CLEANSING = ("--quick",)
-"""What is said beside model and pictures; the default takes more than the three minutes, for its canaries."""
+"""What is said beside model and images; the default takes more than the three minutes, for its canaries."""
 
 
 class DemoError(BcuError):
@@ -26,11 +26,11 @@ class DemoError(BcuError):
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="A new folder for pictures and models.")] = Path(
+    folder: Annotated[Path, typer.Option("--dir", help="A new folder for images and models.")] = Path(
         "bcu-demo"
     ),
 ) -> None:
-    """Make pictures, train a backdoored network on them, then inspect, cleanse and evaluate it.
+    """Make images, train a backdoored network on them, then inspect, cleanse and evaluate it.
 
     Every command is printed before it runs, as you would type it.
     """
@@ -45,7 +45,7 @@ def demo(
     bad, clean = folder / "bad.safetensors", folder / "clean.safetensors"
     trigger = folder / "bad.trigger.safetensors"
 
-    output.say(f"Drawing pictures of {len(signs.CLASSES)} road signs into {folder}")
+    output.say(f"Drawing images of {len(signs.CLASSES)} road signs into {folder}")
     signs.write_folder(labelled / "train", TRAIN_PER_CLASS, seed=1)
     signs.write_folder(labelled / "test", TEST_PER_CLASS, seed=2)
     signs.write_folder(unlabeled, UNLABELED_PER_CLASS, seed=3, labelled=False)
@@ -58,7 +58,7 @@ def demo(
     _run("attack", "badnets", "--data", labelled, *training, *sticker, "--out", bad)
     output.say("You have downloaded it. What is it?", apart=True)
     _run("inspect", bad)
-    output.say("Remove what may be hidden in it, with pictures that nobody has labelled:", apart=True)
+    output.say("Remove what may be hidden in it, with images that nobody has labelled:", apart=True)
     _run("cleanse", bad, "--images", unlabeled, *CLEANSING, "--out", clean)
     output.say(
         "What did that do? The attacker knows the trigger, so in a demo it can be measured:", apart=True

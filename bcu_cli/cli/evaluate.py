@@ -1,4 +1,4 @@
-"""``bcu evaluate``: what models answer to labelled pictures, clean and triggered, and if that will do."""
+"""``bcu evaluate``: what models answer to labelled images, clean and triggered, and if that will do."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def evaluate(
     ] = None,
     preview: Annotated[
         Path | None,
-        typer.Option(help="Write a PNG of some pictures with and without the trigger.", rich_help_panel=_OUT),
+        typer.Option(help="Write a PNG of some images with and without the trigger.", rich_help_panel=_OUT),
     ] = None,
     tsne: Annotated[
         Path | None,
@@ -73,7 +73,7 @@ def evaluate(
         ),
     ] = None,
     trigger_image: Annotated[
-        Path | None, typer.Option(help="A picture that is laid over each image.", rich_help_panel=_OWN)
+        Path | None, typer.Option(help="An image that is laid over each image.", rich_help_panel=_OWN)
     ] = None,
     trigger_mask: Annotated[
         Path | None, typer.Option(help="Where it acts: white yes, black no.", rich_help_panel=_OWN)
@@ -96,7 +96,7 @@ def evaluate(
     device: DeviceName = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure models on labelled pictures: clean accuracy (ACC), and with a trigger ASR and RA.
+    """Measure models on labelled images: clean accuracy (ACC), and with a trigger ASR and RA.
 
     ASR, the attack success rate, and RA, the robust accuracy, leave out the images of the target class.
     """

@@ -64,15 +64,14 @@ Scan = Annotated[
 Images = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of unlabeled pictures like those that the network is for: six detectors in place of "
-        "two.",
+        help="Folder of unlabeled images like those that the network is for: six detectors in place of two.",
         rich_help_panel=_SCAN,
     ),
 ]
 Evidence = Annotated[
     Path | None,
     typer.Option(
-        help="Folder to write the detectors' pictures to: the triggers that they found.",
+        help="Folder to write the detectors' images to: the triggers that they found.",
         rich_help_panel=_SCAN,
     ),
 ]
@@ -178,7 +177,7 @@ def _show(inspected: dict[str, Any]) -> None:
         if "scan" in file:
             scan_output.show(file["scan"])
     if inspected["passed_over"]:
-        output.say(f"{len(inspected['passed_over'])} pictures, texts and empty files were passed over")
+        output.say(f"{len(inspected['passed_over'])} images, texts and empty files were passed over")
 
 
 def _row(file: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -66,7 +66,7 @@ WeightsKey = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="Labelled pictures: a folder with one subfolder a class, one with train and test folders of "
+        help="Labelled images: a folder with one subfolder a class, one with train and test folders of "
         "such, a zip file of either, or cifar10:PATH, gtsrb:PATH, imagenet:PATH.",
         metavar="FOLDER|ZIP|NAME:PATH",
     ),

@@ -24,7 +24,7 @@ _INSTEAD = {
     "target_class": "--targets 0-9 says which classes",
     "seed": "--seeds 0-4 says which seeds",
     "resume": "it always goes on with what is there",
-    "preview": "run one attack alone for its pictures",
+    "preview": "run one attack alone for its images",
 }
 
 

@@ -82,7 +82,7 @@ HARMLESS = 0.4
 KEPT = 0.7
 """Least agreement with the original on the half of the images held out that it is surer of.
 
-Of pictures unlike those that it was made for, a good copy gives many another answer (``docs/auto.md``).
+Of images unlike those that it was made for, a good copy gives many another answer (``docs/auto.md``).
 """
 ASTRAY = 2.0
 """What an image counts, changed or not, that the student answers otherwise than the teacher did.

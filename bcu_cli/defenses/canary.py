@@ -30,7 +30,7 @@ NAMES = ("patch", "blend", "wave", "warp")
 PATCH_SIDES = 6
 """The patch has a sixth of the image's shorter side."""
 ALPHA = 0.2
-"""Of the picture, or of the wave, that is blended in."""
+"""Of the image, or of the wave, that is blended in."""
 CYCLES = (3, 9)
 """Of the wave, from side to side: fewest, and the first that is too many."""
 STRENGTH = 3.0
@@ -38,7 +38,7 @@ STRENGTH = 3.0
 
 
 def draw(shape: tuple[int, int, int], seed: int) -> tuple[Trigger, ...]:
-    """A patch of random colours, a smooth picture and a wave blended in, a warp; for images ``(C, H, W)``."""
+    """A patch of random colours, a smooth image and a wave blended in, a warp; for images ``(C, H, W)``."""
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = shape
     side = max(2, min(height, width) // PATCH_SIDES)

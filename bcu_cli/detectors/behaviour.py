@@ -36,7 +36,7 @@ class Looked:
     seconds: float
 
     def document(self) -> dict[str, Any]:
-        """All of it but the pictures as plain values."""
+        """All of it but the images as plain values."""
         scores = self.scores
         return {
             "detector": scores.detector,
@@ -83,7 +83,7 @@ def _refuse_sizes(subject: Subject) -> None:
     size = subject.model.preprocessing.input_size
     if classes * _IMAGES_A_CLASS * math.prod(size) > _MOST_VALUES:
         raise ScanError(
-            f"{classes} classes of {size[1]}x{size[2]} pictures are too many to be looked at together",
+            f"{classes} classes of {size[1]}x{size[2]} images are too many to be looked at together",
             "detectors of larger networks are not built yet",
         )
 
@@ -113,7 +113,7 @@ def _refuse_answers(subject: Subject) -> None:
     share, most = torch.bincount(answers.argmax(1), minlength=model.num_classes).max(0)
     if subject.images is not None and int(share) > _LARGEST_SHARE * len(answers):
         raise ScanError(
-            f"the network takes {int(share)} of {len(answers)} pictures for class {int(most)}",
+            f"the network takes {int(share)} of {len(answers)} images for class {int(most)}",
             "give --images of all its classes, like those that it was made for",
         )
 

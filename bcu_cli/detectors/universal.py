@@ -51,7 +51,7 @@ class UniversalChange(Detector):
 
     @abstractmethod
     def drawn(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:
-        """The most suspicious class's change ``[1, *shape]``, and an image ``[1, C, H, W]``, as pictures."""
+        """The most suspicious class's change ``[1, *shape]``, and an image ``[1, C, H, W]``, as images."""
 
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""

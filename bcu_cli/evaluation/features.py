@@ -52,7 +52,7 @@ def of_sample(
 
     Args:
         model: Put into eval mode, and moved to the device.
-        data: Labelled; of the same pictures the same ones are taken, whatever the model.
+        data: Labelled; of the same images the same ones are taken, whatever the model.
         trigger: None where clean images are all that is wanted.
         device: Where.
         what: How errors call the model.

@@ -1,4 +1,4 @@
-"""Whether pictures suit a network that is to be cleansed with them, by its own answers to them."""
+"""Whether images suit a network that is to be cleansed with them, by its own answers to them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
 
 ENOUGH = 900
-"""Pictures to learn from, below which more would keep more accuracy: 1,000 less the tenth held out."""
+"""Images to learn from, below which more would keep more accuracy: 1,000 less the tenth held out."""
 EVEN, COVERED = 0.7, 0.95
 """Over what share of the classes the answers must be spread, and what share must be answered at all."""
 SURE = 0.88
-"""The median confidence below which pictures are not what a network was made for, unless it is a poor one.
+"""The median confidence below which images are not what a network was made for, unless it is a poor one.
 
-All from ``examples/results.md``, section "Pictures that suit".
+All from ``examples/results.md``, section "Images that suit".
 """
 _NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suitability:
-    """What a network answers to pictures, as far as it tells how well they cover what it knows.
+    """What a network answers to images, as far as it tells how well they cover what it knows.
 
     Args:
-        counts: How many pictures it takes for each class; one or more in all.
+        counts: How many images it takes for each class; one or more in all.
         classes: The names of the classes.
-        median_confidence: Of the highest probabilities that it gives each picture, in (0, 1].
+        median_confidence: Of the highest probabilities that it gives each image, in (0, 1].
     """
 
     counts: tuple[int, ...]
@@ -45,19 +45,19 @@ class Suitability:
 
     @property
     def images(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return sum(self.counts)
 
     @property
     def answered(self) -> int:
-        """How many classes some picture is taken for."""
+        """How many classes some image is taken for."""
         return sum(count > 0 for count in self.counts)
 
     @property
     def effective_classes(self) -> float:
         """Over how many classes the answers are spread: the exponential of the entropy of their shares.
 
-        In [1, classes]: that many classes with equally many pictures have the same entropy.
+        In [1, classes]: that many classes with equally many images have the same entropy.
         """
         shares = [count / self.images for count in self.counts if count]
         return exp(-sum(share * log(share) for share in shares))
@@ -82,7 +82,7 @@ class Suitability:
         if self.images >= ENOUGH:
             return None
         more = _round_up(ENOUGH - self.images)
-        return f"{self.images} pictures to learn from are few: about {more} more would keep more accuracy"
+        return f"{self.images} images to learn from are few: about {more} more would keep more accuracy"
 
     def _uneven(self) -> str | None:
         number = len(self.counts)
@@ -93,23 +93,23 @@ class Suitability:
         rare = [k for k in self._rarest_first() if self.counts[k] < fair]
         named = ", ".join(self.classes[k] for k in rare[:_NAMED])
         named += f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else ""
-        return f"{self._said()}: add pictures of {named} (about {ceil(ENOUGH / number)} of each)"
+        return f"{self._said()}: add images of {named} (about {ceil(ENOUGH / number)} of each)"
 
     def _said(self) -> str:
         """How uneven the answers are."""
         if self.answered < len(self.counts):
             of = len(self.counts)
-            return f"the model answers only {self.answered} of {of} classes for these pictures"
+            return f"the model answers only {self.answered} of {of} classes for these images"
         most = max(self.counts)
         name = self.classes[self.counts.index(most)]
-        return f"the model takes {most / self.images:.0%} of these pictures for {name}"
+        return f"the model takes {most / self.images:.0%} of these images for {name}"
 
     def _unsure(self) -> str | None:
         if self.median_confidence >= SURE:
             return None
         confidence = f"median confidence {self.median_confidence:.2f}"
         return (
-            f"the model is unsure of these pictures ({confidence}): unless it is unsure of all, "
+            f"the model is unsure of these images ({confidence}): unless it is unsure of all, "
             f"about {ENOUGH} nearer to what it was made for would keep more accuracy"
         )
 
@@ -120,7 +120,7 @@ class Suitability:
 def suitability(
     model: Classifier, images: Tensor, device: Device, *, classes: tuple[str, ...] = ()
 ) -> Suitability:
-    """Show a network the pictures, in fp32 and eval mode.
+    """Show a network the images, in fp32 and eval mode.
 
     Args:
         model: Maps images in [0, 1] to logits, or probabilities; put into eval mode, and moved to the device.
@@ -155,7 +155,7 @@ def confidence_and_answer(logits: Tensor) -> Tensor:
 
 
 def _expected_classes(number: int, images: int) -> float:
-    """How many of ``number`` equally frequent classes are among ``images`` pictures drawn at random."""
+    """How many of ``number`` equally frequent classes are among ``images`` images drawn at random."""
     return number * (1 - (1 - 1 / number) ** images)
 
 

@@ -18,7 +18,7 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
-    """A trigger of the user's own, from pictures."""
+    """A trigger of the user's own, from images."""
 
     picture: Path | None
     mask: Path | None
@@ -51,7 +51,7 @@ class TriggerChoice:
         name: A trigger, ``all``, or a file.
         target_class: None tries every class.
         target_said: Whether the user says so; otherwise a trigger file may.
-        own: Pictures instead of a name.
+        own: Images instead of a name.
     """
 
     name: str | None

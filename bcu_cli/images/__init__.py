@@ -1,1 +1,1 @@
-"""Folders of pictures into batches: decoding, the set in memory, augmentation, the built-in road signs."""
+"""Folders of images into batches: decoding, the set in memory, augmentation, the built-in road signs."""

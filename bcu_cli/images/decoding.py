@@ -1,4 +1,4 @@
-"""One picture, a file or an array -> one uint8 array of the size that a network takes.
+"""One image, a file or an array -> one uint8 array of the size that a network takes.
 
 Imports Pillow and NumPy only, never torch: the processes that decode a folder start with this module.
 """
@@ -41,7 +41,7 @@ _LONGEST_REASON = 300
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """A picture in an archive that is not compressed.
+    """An image in an archive that is not compressed.
 
     Args:
         path: The archive.
@@ -74,13 +74,13 @@ Picture: TypeAlias = "Path | Member | NDArray[np.uint8]"
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How any picture becomes a network's input: resized, then the centre cut out.
+    """How any image becomes a network's input: resized, then the centre cut out.
 
     Args:
         channels: 3 for RGB, 1 for grey.
         height: Rows of the result.
         width: Columns of the result.
-        crop_pct: Share of the resized picture that is kept, in (0, 1].
+        crop_pct: Share of the resized image that is kept, in (0, 1].
         crop_mode: ``center`` resizes the shorter side and keeps the shape of the image; ``squash`` resizes
             each side to its share of the result.
         interpolation: The name of one of Pillow's resampling filters, such as ``bilinear``.
@@ -106,14 +106,14 @@ class Geometry:
 
     @property
     def bytes(self) -> int:
-        """Of one picture, decoded."""
+        """Of one image, decoded."""
         return self.channels * self.height * self.width
 
 
 def decode(
     picture: Picture, geometry: Geometry, *, on_note: Callable[[str], None] = lambda _: None
 ) -> NDArray[np.uint8]:
-    """Read one picture as a network wants it.
+    """Read one image as a network wants it.
 
     The orientation in EXIF is honoured, of an animation the first frame counts, grey of more than 8 bits is
     scaled by its values, and what is transparent is laid on white, as a viewer would show it.
@@ -163,7 +163,7 @@ def _decode_file(
 
 def _refuse_size(size: int) -> None:
     if size > MOST_BYTES:
-        raise UnreadableError(f"{size:,} bytes are no picture")
+        raise UnreadableError(f"{size:,} bytes are no image")
 
 
 def _refuse_shape(opened: Image.Image) -> None:

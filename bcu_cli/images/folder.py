@@ -1,4 +1,4 @@
-"""Pictures, of a folder or listed otherwise -> an ``ImageSet`` in memory: the one loader of all commands."""
+"""Images, of a folder or listed otherwise -> an ``ImageSet`` in memory: the one loader of all commands."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _ROWS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Decoded pictures, on the CPU.
+    """Decoded images, on the CPU.
 
     Args:
         images: uint8 ``[N, C, H, W]``.
         labels: int64 ``[N]``, or None for a folder whose subfolders mean nothing.
         classes: Class names in label order; empty where there are no labels.
-        skipped: Files that were no readable picture, with the reason.
+        skipped: Files that were no readable image, with the reason.
         found: Number of files that the folder holds, before any drawing.
         root: The folder.
         hidden: Files and folders that were passed over for their names.
@@ -55,13 +55,13 @@ class ImageSet:
         return self.images.shape[0]
 
     def subset(self, index: Tensor) -> ImageSet:
-        """The pictures (and labels) at ``index``, int64 ``[M]``."""
+        """The images (and labels) at ``index``, int64 ``[M]``."""
         labels = None if self.labels is None else self.labels[index]
         return replace(self, images=self.images[index], labels=labels)
 
 
 def find_unlabeled(root: Path, *, at_most: int | None = None, generator: torch.Generator) -> Listing:
-    """Every file below a folder, and every picture of the tar archives there; nothing is opened yet.
+    """Every file below a folder, and every image of the tar archives there; nothing is opened yet.
 
     Args:
         root: A folder of any depth, whose subfolders mean nothing, or a tar archive.
@@ -80,10 +80,10 @@ def find_unlabeled(root: Path, *, at_most: int | None = None, generator: torch.G
 def load(
     listing: Listing, geometry: Geometry, *, on_progress: Callable[[int, int], None] | None = None
 ) -> ImageSet:
-    """Decode pictures that were found.
+    """Decode images that were found.
 
     Args:
-        listing: The pictures.
+        listing: The images.
         geometry: What each becomes.
         on_progress: Called with (files decoded since the last call, files in all).
     """
@@ -108,10 +108,10 @@ def load_unlabeled(
     generator: torch.Generator,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
-    """Find pictures as ``find_unlabeled`` does, and decode them.
+    """Find images as ``find_unlabeled`` does, and decode them.
 
     Raises:
-        ImagesError: No folder, or fewer than ``FEWEST_IMAGES`` readable pictures.
+        ImagesError: No folder, or fewer than ``FEWEST_IMAGES`` readable images.
     """
     listing = find_unlabeled(root, at_most=at_most, generator=generator)
     data = load(listing, geometry, on_progress=on_progress)
@@ -120,7 +120,7 @@ def load_unlabeled(
 
 
 def require_enough(readable: int, data: ImageSet) -> None:
-    """Refuse a set whose folder holds too few pictures that can be read.
+    """Refuse a set whose folder holds too few images that can be read.
 
     Raises:
         ImagesError: They are fewer than ``FEWEST_IMAGES``.
@@ -128,18 +128,18 @@ def require_enough(readable: int, data: ImageSet) -> None:
     if readable >= FEWEST_IMAGES:
         return
     count = len(data.skipped)
-    strangers = f" ({count} files are no pictures, first {data.skipped[0][0].name})" if count else ""
+    strangers = f" ({count} files are no images, first {data.skipped[0][0].name})" if count else ""
     raise ImagesError(
-        f"{data.root} holds {readable} readable pictures; at least {FEWEST_IMAGES} are needed{strangers}",
+        f"{data.root} holds {readable} readable images; at least {FEWEST_IMAGES} are needed{strangers}",
         f"photos like what the model was made for will do, best 1,000 or more; {FORMATS_HINT}",
     )
 
 
 def sample(listing: Listing, geometry: Geometry, count: int = 256) -> Tensor:
-    """At most ``count`` pictures spread evenly over those found: float32 ``[N, C, H, W]`` in [0, 1].
+    """At most ``count`` images spread evenly over those found: float32 ``[N, C, H, W]`` in [0, 1].
 
     Raises:
-        ImagesError: No readable picture in what was tried.
+        ImagesError: No readable image in what was tried.
     """
     return _sample(listing.root, listing, geometry, count)
 
@@ -149,18 +149,18 @@ def _sample(root: Path, pictures: Sequence[Picture], geometry: Geometry, count: 
     images, _, skipped = _decode(some, geometry, None, {})
     if len(images) == 0:
         why = f": none of the {len(some)} tried, for the first {skipped[0][1]}" if skipped else ""
-        raise ImagesError(f"{root} holds no readable pictures{why}", FORMATS_HINT)
+        raise ImagesError(f"{root} holds no readable images{why}", FORMATS_HINT)
     return images.float() / 255.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Labelled pictures that were found, and not decoded yet.
+    """Labelled images that were found, and not decoded yet.
 
     Args:
         root: Where they are, in the user's words.
         pictures: Files, or pixels that need no decoding.
-        labels: The name of each picture's class.
+        labels: The name of each image's class.
         classes: The names of all classes, in label order where the model does not say another.
         unpacked: The folder that stands for ``root``, where that is in a zip file.
         faults: Links that lead nowhere, with the reason.
@@ -183,18 +183,18 @@ class Part:
         every_class: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> ImageSet:
-        """Decode the pictures.
+        """Decode the images.
 
         Args:
-            geometry: What each picture becomes.
+            geometry: What each image becomes.
             classes: Names of the classes in label order, where the model says them; there need not be
-                pictures of all of them.
-            every_class: Whether it is an error that there is one class alone, or one without a picture, as
+                images of all of them.
+            every_class: Whether it is an error that there is one class alone, or one without an image, as
                 it is for training.
-            on_progress: Called with (pictures decoded since the last call, pictures in all).
+            on_progress: Called with (images decoded since the last call, images in all).
 
         Raises:
-            ImagesError: No pictures (of any class, or of one), or a class that the model does not have.
+            ImagesError: No images (of any class, or of one), or a class that the model does not have.
         """
         if classes and (strangers := sorted(set(self.classes) - set(classes))):
             raise ImagesError(
@@ -205,7 +205,7 @@ class Part:
         if every_class and len(order) == 1:
             raise ImagesError(
                 f"{self.root} has one class alone, {order[0]}: there is nothing to take it for",
-                "put the pictures of two classes or more into subfolders of their names",
+                "put the images of two classes or more into subfolders of their names",
             )
         label_of = {name: label for label, name in enumerate(order)}
         notes: dict[str, int] = {}
@@ -215,7 +215,7 @@ class Part:
         if len(images) == 0 or (every_class and 0 in counts):
             empty = order[counts.index(0)]
             raise ImagesError(
-                f"class {empty} in {self.root} has no readable picture", "add some, or remove the subfolder"
+                f"class {empty} in {self.root} has no readable image", "add some, or remove the subfolder"
             )
         return ImageSet(
             images=images,
@@ -229,14 +229,14 @@ class Part:
         )
 
     def drawn(self, at_most: int, generator: torch.Generator) -> Part:
-        """At most so many of the pictures, drawn at random; the classes stay."""
+        """At most so many of the images, drawn at random; the classes stay."""
         order = torch.randperm(len(self.pictures), generator=generator)[:at_most].sort().values.tolist()
         return replace(
             self, pictures=[self.pictures[i] for i in order], labels=[self.labels[i] for i in order]
         )
 
     def sample(self, geometry: Geometry, count: int = 256) -> Tensor:
-        """Some pictures spread evenly over the classes, as the function ``sample`` has them of a folder."""
+        """Some images spread evenly over the classes, as the function ``sample`` has them of a folder."""
         return _sample(self.root, self.pictures, geometry, count)
 
     def _named(self, picture: Picture) -> Path:
@@ -247,7 +247,7 @@ class Part:
 
 
 def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
-    """Pictures whose label is the name of their subfolder directly below a folder.
+    """Images whose label is the name of their subfolder directly below a folder.
 
     The subfolders in alphabetical order are the classes, as in torchvision's ``ImageFolder``.
 
@@ -264,7 +264,7 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
     if not names:
         raise ImagesError(
             f"{root or folder} has no class subfolders",
-            "put the pictures of each class into a subfolder of its name",
+            "put the images of each class into a subfolder of its name",
         )
     files = [file for file in files if file.parent != folder]
     return Part(
@@ -306,7 +306,7 @@ def hold_out(
 def divide(
     listing: Listing, share: float, *, most: int, generator: torch.Generator
 ) -> tuple[Listing, Listing]:
-    """Divide pictures that were found as ``hold_out`` divides them decoded."""
+    """Divide images that were found as ``hold_out`` divides them decoded."""
     kept, apart = _divided(len(listing), share, most, generator)
     return listing.picked(kept.numpy()), listing.picked(apart.numpy())
 

@@ -1,4 +1,4 @@
-"""What pictures a folder or a tar archive holds, by their names alone: a million of them in tens of MB."""
+"""What images a folder or a tar archive holds, by their names alone: a million of them in tens of MB."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TAR = ".tar"
 """How the name of a tar archive in a folder ends."""
 
 _NO_MEMBER = -1
-"""The offset of a picture that is a file of its own."""
+"""The offset of an image that is a file of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listing(Sequence["Path | Member"]):
-    """Pictures that were found, and not opened yet.
+    """Images that were found, and not opened yet.
 
     Args:
         root: The folder, or the archive.
@@ -95,7 +95,7 @@ class Listing(Sequence["Path | Member"]):
 
 
 def named(picture: Path | Member) -> Path:
-    """A picture as the user would name it."""
+    """An image as the user would name it."""
     return picture.path / picture.name if isinstance(picture, Member) else picture
 
 
@@ -110,7 +110,7 @@ class _Table:
         self.hidden = Hidden()
 
     def add(self, name: str, offset: int = _NO_MEMBER, size: int = 0) -> None:
-        """A picture in the place that was named last."""
+        """An image in the place that was named last."""
         self.names += os.fsencode(name)
         self.place.append(len(self.places) - 1)
         self.ends.append(len(self.names))
@@ -118,7 +118,7 @@ class _Table:
         self.sizes.append(size)
 
     def add_tar(self, path: Path) -> None:
-        """The pictures of an archive, as far as it can be read."""
+        """The images of an archive, as far as it can be read."""
         self.places.append(str(path))
         try:
             for name, offset, size in members(path, self.hidden):
@@ -147,7 +147,7 @@ class _Table:
 
 
 def list_pictures(root: Path) -> Listing:
-    """Every file below a folder, and the pictures of every ``.tar`` there; or those of one archive.
+    """Every file below a folder, and the images of every ``.tar`` there; or those of one archive.
 
     What is hidden is passed over, in archives too. Nothing but names is read, and the headers of archives.
 
@@ -159,8 +159,8 @@ def list_pictures(root: Path) -> Listing:
         table.add_tar(root)
         if table.faults and not table.ends:
             raise ImagesError(
-                f"{root} is a file, and no tar archive with pictures: {table.faults[0][1]}",
-                "name a folder that holds pictures, or a .tar that is not compressed",
+                f"{root} is a file, and no tar archive with images: {table.faults[0][1]}",
+                "name a folder that holds images, or a .tar that is not compressed",
             )
         return table.listing(root)
     last = None
@@ -198,7 +198,7 @@ def _files(root: Path, faults: list[tuple[Path, str]], hidden: Hidden) -> Iterat
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise ImagesError(f"{root} {what}", "name a folder that holds pictures")
+        raise ImagesError(f"{root} {what}", "name a folder that holds images")
     seen = set[tuple[int, int]]()
     open_folders = [_inside(str(root), seen, faults, hidden)]
     while open_folders:  # and no function that calls itself: folders may be deeper than Python goes

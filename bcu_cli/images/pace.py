@@ -11,13 +11,13 @@ WAITED_SHARE, WAITED_SECONDS = 0.05, 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How fast pictures were needed, and how fast they were decoded.
+    """How fast images were needed, and how fast they were decoded.
 
     Args:
         images: That were trained on, each view counted.
         training_seconds: That took, waiting included.
-        waited_seconds: That training waited for pictures while the device had nothing else to do.
-        decoded: How many pictures were decoded, for whatever.
+        waited_seconds: That training waited for images while the device had nothing else to do.
+        decoded: How many images were decoded, for whatever.
         decoding_seconds: That took, summed over the processes.
         processes: That decoded.
     """
@@ -36,7 +36,7 @@ class Pace:
 
     @property
     def decoded_per_second(self) -> float:
-        """Pictures a second that the processes decode while they do."""
+        """Images a second that the processes decode while they do."""
         return self.processes * self.decoded / max(self.decoding_seconds, 1e-9)
 
     @property
@@ -50,7 +50,7 @@ class Pace:
             return None
         return (
             f"decoding does not keep up: training waited {self.waited_seconds:.0f} of its "
-            f"{self.training_seconds:.0f} s for pictures (it takes {self.needed_per_second:,.0f} a second, "
+            f"{self.training_seconds:.0f} s for images (it takes {self.needed_per_second:,.0f} a second, "
             f"{self.processes} processes decode {self.decoded_per_second:,.0f}); more cores, a larger "
             "--cache, smaller files or --max-images would help"
         )

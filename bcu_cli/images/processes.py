@@ -53,12 +53,12 @@ worker.serve()
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What became of some pictures.
+    """What became of some images.
 
     Args:
-        images: uint8 ``[N, C, H, W]``; of those that are no picture anything.
-        faults: Position -> why it is no picture that can be read.
-        notes: How values of more than 8 bits were scaled -> the position of the first such picture.
+        images: uint8 ``[N, C, H, W]``; of those that are no image anything.
+        faults: Position -> why it is no image that can be read.
+        notes: How values of more than 8 bits were scaled -> the position of the first such image.
         seconds: That decoding took.
     """
 
@@ -113,7 +113,7 @@ class _Worker:
             ) from error
 
     def decode(self, pictures: Sequence[Picture], geometry: Geometry) -> Decoded:
-        """Decode some pictures.
+        """Decode some images.
 
         Raises:
             _DeathError: The process died on the way.
@@ -181,7 +181,7 @@ class Decoders:
     """Processes that decode; they are started as they are needed, and anew where an image broke one.
 
     Args:
-        geometry: What each picture becomes.
+        geometry: What each image becomes.
         processes: At most so many.
     """
 
@@ -275,17 +275,17 @@ def decode_many(
     on_progress: Callable[[int], None] | None = None,
     notes: dict[str, int] | None = None,
 ) -> tuple[NDArray[np.uint8], list[int], list[tuple[int, str]]]:
-    """Decode pictures in several processes, in their order.
+    """Decode images in several processes, in their order.
 
     Args:
         pictures: Files or arrays.
         geometry: What each becomes.
-        on_progress: Called with the number of pictures decoded since the last call.
-        notes: Takes how values of more than 8 bits were scaled, with the index of the first such picture.
+        on_progress: Called with the number of images decoded since the last call.
+        notes: Takes how values of more than 8 bits were scaled, with the index of the first such image.
 
     Returns:
-        The pictures, uint8 ``[N, C, H, W]``; the index into ``pictures`` of each; and the indices of those
-        that are no readable picture, with the reason.
+        The images, uint8 ``[N, C, H, W]``; the index into ``pictures`` of each; and the indices of those
+        that are no readable image, with the reason.
 
     Raises:
         ImagesError: ``MOST_DEATHS`` decoding processes died.
@@ -308,7 +308,7 @@ def decode_many(
 
 
 def _in_order(pictures: Sequence[Picture], geometry: Geometry) -> Iterator[Decoded]:
-    """Parts of the pictures, decoded; a few of them ahead of what was taken."""
+    """Parts of the images, decoded; a few of them ahead of what was taken."""
     starts = range(0, len(pictures), FILES_PER_TASK)
     processes = min(cores(), len(starts)) if len(pictures) >= FILES_WORTH_PROCESSES else 1
     decoders = Decoders(geometry, max(1, processes))

@@ -66,7 +66,7 @@ def cifar10(root: Path, *, train: bool, download: bool) -> Part:
 
 
 def gtsrb(root: Path, *, train: bool, download: bool) -> Part:
-    """GTSRB from ``root/gtsrb``: ``.ppm`` pictures in ``GTSRB/Training``, those of ``GT-final_test.csv``.
+    """GTSRB from ``root/gtsrb``: ``.ppm`` images in ``GTSRB/Training``, those of ``GT-final_test.csv``.
 
     Args:
         root: The folder that holds (or, for a download, will hold) ``gtsrb``.
@@ -87,7 +87,7 @@ def gtsrb(root: Path, *, train: bool, download: bool) -> Part:
     if strangers := sorted(set(labels) - set(GTSRB_CLASSES)):
         raise ImagesError(
             f"{folder} is not GTSRB as it was published: it has a class {strangers[0]}",
-            "its classes are 00000 to 00042; for other pictures name a folder with one subfolder a class",
+            "its classes are 00000 to 00042; for other images name a folder with one subfolder a class",
         )
     return Part(
         root=Path(f"gtsrb:{root}"),

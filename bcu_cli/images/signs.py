@@ -1,4 +1,4 @@
-"""The built-in pictures: road signs drawn from nothing, for the demo and the tests. Needs no torch.
+"""The built-in images: road signs drawn from nothing, for the demo and the tests. Needs no torch.
 
 Eight classes of signs in front of random backgrounds, turned, shifted, scaled, lit and blurred at random.
 """
@@ -91,7 +91,7 @@ CLASSES: dict[str, Callable[[ImageDraw.ImageDraw], None]] = {
 
 
 def draw(name: str, chance: random.Random) -> Image.Image:
-    """One picture of the class ``name``: RGB, ``SIDE`` x ``SIDE``."""
+    """One image of the class ``name``: RGB, ``SIDE`` x ``SIDE``."""
     picture = _background(chance)
     sign = Image.new("RGBA", (_DRAWN, _DRAWN))
     CLASSES[name](ImageDraw.Draw(sign))
@@ -125,10 +125,10 @@ def write_folder(root: Path, per_class: int, *, seed: int, labelled: bool = True
     Args:
         root: Made if it is not there.
         per_class: How many.
-        seed: Decides the pictures.
+        seed: Decides the images.
         labelled: Whether each class has a subfolder of its name; else the files are numbered at random.
     """
-    chance = random.Random(seed)  # noqa: S311 - pictures are no secret
+    chance = random.Random(seed)  # noqa: S311 - images are no secret
     names = [name for name in CLASSES for _ in range(per_class)]
     chance.shuffle(names)
     for number, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""What ``--data`` names -> labelled pictures: a folder, a zip file, or a data set in its published layout."""
+"""What ``--data`` names -> labelled images: a folder, a zip file, or a data set in its published layout."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _HINT = f"name a folder, a zip file, or {', '.join(f'{name}:PATH' for name in NA
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Labelled pictures. Nothing is listed, fetched or unpickled before a part is asked for.
+    """Labelled images. Nothing is listed, fetched or unpickled before a part is asked for.
 
     Args:
         divided: Whether there is a training part and a test part; else each is the whole.
-        train: Finds the pictures to train on.
+        train: Finds the images to train on.
         test: Finds those to measure on.
     """
 

@@ -1,6 +1,6 @@
-"""Pictures that are too many, or too large, to be kept decoded: what fits is kept, the rest is decoded anew.
+"""Images that are too many, or too large, to be kept decoded: what fits is kept, the rest is decoded anew.
 
-Which pictures are kept, how many processes decode and how fast they are changes nothing of what comes out.
+Which images are kept, how many processes decode and how fast they are changes nothing of what comes out.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ AHEAD_BYTES, FEWEST_AHEAD, MOST_AHEAD = 2**27, 2, 16
 """Batches that are decoded ahead of their use: as many as fit into these bytes, within these numbers."""
 FEWEST_PER_TASK = 8
 MOST_ATTEMPTS = 1000
-"""Pictures that are tried in place of one that cannot be read."""
+"""Images that are tried in place of one that cannot be read."""
 _NOT_KEPT = -1
 
 Images: TypeAlias = "Tensor | Stream"
-"""Pictures in a row, uint8 ``[N, C, H, W]``: ``len``, ``shape``, and those at a slice or an index."""
+"""Images in a row, uint8 ``[N, C, H, W]``: ``len``, ``shape``, and those at a slice or an index."""
 
 
 class Stream:
-    """Pictures as one tensor of them would be, uint8 ``[N, C, H, W]``, without holding it.
+    """Images as one tensor of them would be, uint8 ``[N, C, H, W]``, without holding it.
 
     In the place of one that cannot be read stands another, drawn by its position alone.
 
     Args:
-        listing: The pictures.
+        listing: The images.
         geometry: What each becomes.
-        cache: Bytes of decoded pictures that are kept: those that come first. The batches ahead, of
+        cache: Bytes of decoded images that are kept: those that come first. The batches ahead, of
             ``AHEAD_BYTES`` or ``FEWEST_AHEAD`` batches, are on top, and as much again while it comes in.
         processes: How many decode; None is as many as there are cores.
 
     Attributes:
-        decoded: How many pictures were decoded.
+        decoded: How many images were decoded.
         decoding_seconds: That took, over all processes.
-        waited_seconds: That training waited for pictures while the device had nothing else to do.
+        waited_seconds: That training waited for images while the device had nothing else to do.
     """
 
     def __init__(
@@ -85,17 +85,17 @@ class Stream:
         return self.shape[0]
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        """The pictures at a slice, or at an index, int64 ``[M]``: uint8 ``[M, C, H, W]``, on the CPU."""
+        """The images at a slice, or at an index, int64 ``[M]``: uint8 ``[M, C, H, W]``, on the CPU."""
         return self.take(torch.arange(len(self))[index])
 
     @property
     def kept(self) -> int:
-        """How many pictures are kept decoded so far."""
+        """How many images are kept decoded so far."""
         return self._number_kept
 
     @property
     def skipped(self) -> tuple[tuple[Path, str], ...]:
-        """Files that turned out to be no readable picture so far, with the reason."""
+        """Files that turned out to be no readable image so far, with the reason."""
         return tuple((named(self._listing[i]), self._faults[i]) for i in sorted(self._faults))
 
     @property
@@ -126,10 +126,10 @@ class Stream:
         self._look_ahead()
 
     def take(self, index: Tensor) -> Tensor:
-        """The pictures at an index, int64 ``[M]`` on the CPU: uint8 ``[M, C, H, W]``, on the CPU.
+        """The images at an index, int64 ``[M]`` on the CPU: uint8 ``[M, C, H, W]``, on the CPU.
 
         Raises:
-            ImagesError: Too many decoding processes died, or hardly any file is a picture.
+            ImagesError: Too many decoding processes died, or hardly any file is an image.
         """
         followed = bool(self._ahead) and torch.equal(self._ahead[0].index, index)
         batch = self._ahead.popleft() if followed else self._begin(index)
@@ -169,7 +169,7 @@ class Stream:
         return min(max(AHEAD_BYTES // max(1, self._ahead[0].images.nbytes), FEWEST_AHEAD), MOST_AHEAD)
 
     def _begin(self, index: Tensor) -> _Batch:
-        """Have the pictures at an index decoded, but those that are kept."""
+        """Have the images at an index decoded, but those that are kept."""
         pinned = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # copied while others compute
         images = torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
         batch = _Batch(index=index, images=images, waiting={})
@@ -195,7 +195,7 @@ class Stream:
             batch.waiting[future] = (rows[part], sources[part])
 
     def _gather(self, batch: _Batch, *, wait: bool) -> None:
-        """Take in what was decoded; have others decoded for what is no picture."""
+        """Take in what was decoded; have others decoded for what is no image."""
         while ready := [future for future in batch.waiting if wait or future.done()]:
             for future in ready:
                 decoded = future.result()
@@ -214,7 +214,7 @@ class Stream:
                     self._request(batch, rows[bad])
 
     def _keep(self, sources: Any, images: Tensor) -> None:
-        """Keep pictures that are not kept yet, while there is room."""
+        """Keep images that are not kept yet, while there is room."""
         new = np.flatnonzero(self._kept_at[sources] == _NOT_KEPT)
         new = new[np.unique(sources[new], return_index=True)[1]][: len(self._kept) - self._number_kept]
         places = np.arange(self._number_kept, self._number_kept + len(new))
@@ -223,24 +223,24 @@ class Stream:
         self._number_kept += len(new)
 
     def _source(self, position: int) -> int:
-        """Which picture stands at a position: its own, or the first readable one of a series of others."""
+        """Which image stands at a position: its own, or the first readable one of a series of others."""
         if position not in self._faults:
             return position
-        others = random.Random(position)  # noqa: S311 - pictures are no secret
+        others = random.Random(position)  # noqa: S311 - images are no secret
         for _ in range(MOST_ATTEMPTS):
             if (other := others.randrange(len(self))) not in self._faults:
                 return other
-        raise ImagesError(f"hardly any file in {self._listing.root} is a readable picture", FORMATS_HINT)
+        raise ImagesError(f"hardly any file in {self._listing.root} is a readable image", FORMATS_HINT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """Pictures on their way.
+    """Images on their way.
 
     Args:
         index: Which, int64 ``[M]``.
         images: Where they go to, uint8 ``[M, C, H, W]``.
-        waiting: What is being decoded, and for each the rows and the pictures.
+        waiting: What is being decoded, and for each the rows and the images.
     """
 
     index: Tensor
@@ -250,13 +250,13 @@ class _Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedSet:
-    """Pictures without labels that are not all kept decoded; the counterpart of ``ImageSet``.
+    """Images without labels that are not all kept decoded; the counterpart of ``ImageSet``.
 
     Args:
-        images: The pictures.
+        images: The images.
         root: The folder, or the tar archive.
         found: Number of files that it holds, before any drawing.
-        sha256: Over their names, and over the decoded pictures that were held out of them.
+        sha256: Over their names, and over the decoded images that were held out of them.
         faults: Archives that could not be read, or not to their end, with the reason.
         hidden: Files and folders that were passed over for their names.
         held_out_scaled: How values of more than 8 bits were scaled in the images held out.
@@ -272,14 +272,14 @@ class StreamedSet:
     labels: None = None
     classes: tuple[str, ...] = ()
 
-    SHA256_IS_OF: ClassVar[str] = "the pictures' names, and the decoded pictures held out"
+    SHA256_IS_OF: ClassVar[str] = "the images' names, and the decoded images held out"
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def skipped(self) -> tuple[tuple[Path, str], ...]:
-        """What turned out to be no readable picture so far, with the reason."""
+        """What turned out to be no readable image so far, with the reason."""
         return self.faults + self.images.skipped
 
     @property
@@ -295,24 +295,24 @@ class StreamedSet:
 
 
 def spread(images: Stream, number: int = 1000) -> Tensor:
-    """Some pictures from all over: at least ``number`` if there are as many, and less than twice that."""
+    """Some images from all over: at least ``number`` if there are as many, and less than twice that."""
     return images[:: max(1, len(images) // number)]
 
 
 def open_stream(
     listing: Listing, held_out: ImageSet, geometry: Geometry, *, cache: int, of: int
 ) -> StreamedSet:
-    """Pictures to be decoded as they are used.
+    """Images to be decoded as they are used.
 
     Args:
-        listing: The pictures.
+        listing: The images.
         held_out: Others of the same folder, already decoded.
         geometry: What each becomes.
-        cache: Bytes of decoded pictures that are kept, besides those held out.
-        of: How many were to be held out; of some it may have turned out that they are no pictures.
+        cache: Bytes of decoded images that are kept, besides those held out.
+        of: How many were to be held out; of some it may have turned out that they are no images.
 
     Raises:
-        ImagesError: Going by those held out, fewer than ``FEWEST_IMAGES`` pictures are readable.
+        ImagesError: Going by those held out, fewer than ``FEWEST_IMAGES`` images are readable.
     """
     require_enough((len(listing) + of) * len(held_out) // max(1, of), held_out)
     digest = hashlib.sha256(listing.sha256().encode())

@@ -1,4 +1,4 @@
-"""The pictures in a tar archive, such as a WebDataset shard, found by its headers; nothing is unpacked."""
+"""The images in a tar archive, such as a WebDataset shard, found by its headers; nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
-"""Of members that are pictures; a shard holds labels and texts beside them."""
+"""Of members that are images; a shard holds labels and texts beside them."""
 
 MOST_EXTENDED = 2**20
 """Bytes of a header that extends another, such as one with a long name."""
@@ -33,13 +33,13 @@ class DamagedTarError(Exception):
 
 
 def members(path: Path, hidden: Hidden | None = None) -> Iterator[tuple[str, int, int]]:
-    """The pictures of an archive that is not compressed: name, offset and size in bytes of each.
+    """The images of an archive that is not compressed: name, offset and size in bytes of each.
 
     The names are for people; nothing is ever written under them. Every size is held against the file's own.
 
     Args:
         path: In the format of POSIX (ustar, pax), GNU tar or Unix V7.
-        hidden: Counts the folders and pictures that are passed over for their names.
+        hidden: Counts the folders and images that are passed over for their names.
 
     Raises:
         DamagedTarError: No such archive, or one that is cut short or damaged; what was found before is good.

@@ -1,4 +1,4 @@
-"""A zip file of pictures, unpacked with every check that a stranger's archive needs."""
+"""A zip file of images, unpacked with every check that a stranger's archive needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_RATIO = 100
-"""Pictures hardly shrink in a zip; even flat bitmaps rarely shrink more."""
+"""Images hardly shrink in a zip; even flat bitmaps rarely shrink more."""
 
 HARMLESS_BYTES = 64 * 2**20
 """Below this, an archive may shrink as much as it likes."""

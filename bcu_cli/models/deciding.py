@@ -133,7 +133,7 @@ def decide(
     Args:
         question: What is known.
         network: With its weights, without normalisation.
-        images: Gives pictures for :mod:`~bcu_cli.models.fingerprint`; None if there are none.
+        images: Gives images for :mod:`~bcu_cli.models.fingerprint`; None if there are none.
 
     Raises:
         ArchitectureError: Something cannot be told and must be given as an option.

@@ -1,6 +1,6 @@
 """Which inputs a network was trained on, read from its BatchNorm layers.
 
-A BatchNorm layer keeps the mean and variance of its input over the training pictures. Natural pictures that
+A BatchNorm layer keeps the mean and variance of its input over the training images. Natural images that
 are normalised as those were reproduce these statistics; normalised otherwise they do not.
 """
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Thresholds from 14 small networks (ResNet-20, WRN-16-1; CIFAR-10, GTSRB; five normalisations), trained
-# briefly, each shown pictures of CIFAR-10, GTSRB and Tiny-ImageNet (42 cases). Where a wrong normalisation
+# briefly, each shown images of CIFAR-10, GTSRB and Tiny-ImageNet (42 cases). Where a wrong normalisation
 # came first, it was by a factor of 2.14 at most, and always one of right contrast and wrong brightness.
 #: A runner-up of another contrast must be at least this many times as far away as the best one.
 CLEAR_RATIO = 2.0
-#: The same for one of like contrast: pictures of another brightness than the training's look alike.
+#: The same for one of like contrast: images of another brightness than the training's look alike.
 CLEAR_RATIO_OF_LIKE_CONTRAST = 2.75
-#: Between architectures, which see the same pictures. ResNet-18 with and without anti-aliasing (two networks,
-#: three sets of pictures) came out right six times of six, by factors of 1.03 to 1.6.
+#: Between architectures, which see the same images. ResNet-18 with and without anti-aliasing (two networks,
+#: three sets of images) came out right six times of six, by factors of 1.03 to 1.6.
 CLEAR_RATIO_OF_ARCHITECTURES = 1.3
 #: A best distance above this is no agreement (it means that typical channels are several sigmas off).
 LARGEST_DISTANCE = 1.5
@@ -137,11 +137,11 @@ class Verdict:
 
 
 def compare(network: nn.Module, images: Tensor, normalisations: Sequence[Normalisation]) -> Verdict | None:
-    """Find the normalisation under which pictures reproduce the network's BatchNorm statistics.
+    """Find the normalisation under which images reproduce the network's BatchNorm statistics.
 
     Args:
         network: The network without normalisation.
-        images: Natural pictures ``float [N, C, H, W]`` in [0, 1].
+        images: Natural images ``float [N, C, H, W]`` in [0, 1].
         normalisations: The candidates; those that are nearly equal to the best one do not count against it.
 
     Returns:
@@ -170,6 +170,6 @@ def is_clear(smallest: float, runner_up: float, ratio: float = CLEAR_RATIO) -> b
 
 
 def sample(images: Tensor) -> Tensor:
-    """At most 256 of the pictures, fewer of large ones: at least 64."""
+    """At most 256 of the images, fewer of large ones: at least 64."""
     pixels = images.shape[-1] * images.shape[-2]
     return images[: max(64, min(256, 256 * 64 * 64 // pixels))].float()

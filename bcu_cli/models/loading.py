@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
     from bcu_cli.models.index import Candidate
 
-#: Pictures for a preprocessing's size and cropping: ``float [N, C, H, W]`` in [0, 1], not normalised.
+#: Images for a preprocessing's size and cropping: ``float [N, C, H, W]`` in [0, 1], not normalised.
 ImageSource = Callable[[Preprocessing], Tensor]
 
 
@@ -66,7 +66,7 @@ def load(
         input_size: ``--input-size``: height and width of the input.
         mean: ``--mean``: one value, or one per channel.
         std: ``--std``: one value, or one per channel.
-        images: Gives natural pictures, about 256 of them, where only BatchNorm statistics can decide.
+        images: Gives natural images, about 256 of them, where only BatchNorm statistics can decide.
 
     Raises:
         ArchitectureError: The weights are broken, are no image classifier's, fit no (or not the given)
@@ -229,7 +229,7 @@ class _Loader:
         return self.images is not None and any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
     def _best(self, found: Found, choices: list[tuple[Architecture, nn.Module, deciding.Decision]]) -> int:
-        """The choice whose BatchNorm statistics the pictures reproduce clearly better than the others'."""
+        """The choice whose BatchNorm statistics the images reproduce clearly better than the others'."""
         if len(choices) == 1:
             return 0
         assert self.images is not None  # else _choices has refused  # noqa: S101

@@ -1,4 +1,4 @@
-"""How pictures become a network's input: size, cropping and normalisation. Needs no torch."""
+"""How images become a network's input: size, cropping and normalisation. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RGB, BGR = "RGB", "BGR"
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What is done to a picture before the network sees it.
+    """What is done to an image before the network sees it.
 
     Args:
         input_size: Channels, height and width of the network's input.
@@ -27,7 +27,7 @@ class Preprocessing:
         crop_pct: Share kept by the centre crop: the shorter side is resized to ``round(H / crop_pct)``.
         crop_mode: One of :data:`CROP_MODES`. With ``squash`` each side is resized to its own
             ``round(side / crop_pct)`` before the centre is cut out.
-        interpolation: How pictures are resized: one of :data:`INTERPOLATIONS`.
+        interpolation: How images are resized: one of :data:`INTERPOLATIONS`.
         channel_order: ``RGB``, or ``BGR`` where the network takes blue first. ``mean`` and ``std`` are in
             this order.
         source: What decided mean and std, for people ("option", "metadata", "BatchNorm statistics", …).
@@ -120,12 +120,12 @@ class Normalisation:
 
 
 #: The normalisations in wide use, for three channels. The two CIFAR-10 deviations are the one over all
-#: pixels and the one averaged over pictures; both are passed around.
+#: pixels and the one averaged over images; both are passed around.
 NORMALISATIONS = (
     Normalisation(name="none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     Normalisation(name="ImageNet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     Normalisation(name="CIFAR-10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
-    Normalisation(name="CIFAR-10 (per picture)", mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+    Normalisation(name="CIFAR-10 (per image)", mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
     Normalisation(name="CIFAR-100", mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762)),
     Normalisation(name="GTSRB", mean=(0.3403, 0.3121, 0.3214), std=(0.2724, 0.2608, 0.2669)),
     Normalisation(name="0.5/0.5", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),

@@ -1,1 +1,1 @@
-"""The JSON documents that the commands print, an evaluation as a page, and pictures of triggers."""
+"""The JSON documents that the commands print, an evaluation as a page, and images of triggers."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 MOST_NAMED = 1000
-"""Files of a streamed set that are named as no pictures; there may be a million."""
+"""Files of a streamed set that are named as no images; there may be a million."""
 
 
 class Clock:
@@ -103,7 +103,7 @@ def model(loaded: Loaded) -> dict[str, Any]:
 
 
 def images(data: ImageSet | StreamedSet, **more: Any) -> dict[str, Any]:
-    """A folder of pictures: how many were used and which were skipped."""
+    """A folder of images: how many were used and which were skipped."""
     return {
         "path": str(data.root),
         "found": data.found,
@@ -117,10 +117,10 @@ def images(data: ImageSet | StreamedSet, **more: Any) -> dict[str, Any]:
 
 
 def streaming(data: ImageSet | StreamedSet, training: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What became of pictures by the end of a run: how many were kept decoded, and what the others cost.
+    """What became of images by the end of a run: how many were kept decoded, and what the others cost.
 
     Args:
-        data: The pictures.
+        data: The images.
         training: The stages, as ``training`` has them.
     """
     if not isinstance(data, StreamedSet):
@@ -152,7 +152,7 @@ def written(path: Path, sha256: str) -> dict[str, Any]:
 
 
 def fingerprint_of(data: ImageSet | StreamedSet) -> str:
-    """SHA-256 over the decoded pictures, in their order, and their labels; of a streamed set its own."""
+    """SHA-256 over the decoded images, in their order, and their labels; of a streamed set its own."""
     if isinstance(data, StreamedSet):
         return data.sha256
     digest = hashlib.sha256(data.images.contiguous().numpy().data)

@@ -1,4 +1,4 @@
-"""An evaluation as a page: one HTML file that needs nothing else, or one picture (``report/plot.py``)."""
+"""An evaluation as a page: one HTML file that needs nothing else, or one image (``report/plot.py``)."""
 
 from __future__ import annotations
 

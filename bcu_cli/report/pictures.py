@@ -1,4 +1,4 @@
-"""What a trigger does to pictures, as a picture: each image clean, triggered, and their difference."""
+"""What a trigger does to images, as an image: each image clean, triggered, and their difference."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def write_sheet(trigger: Trigger, images: Tensor, path: Path) -> str:
 
 
 def write_picture(pixels: Tensor, path: Path) -> str:
-    """Write one picture, float ``[C, H, W]`` in [0, 1] with C 1 or 3, as PNG; returns the file's SHA-256.
+    """Write one image, float ``[C, H, W]`` in [0, 1] with C 1 or 3, as PNG; returns the file's SHA-256.
 
-    A picture smaller than ``SMALLEST_SIDE`` is enlarged by a whole number, each pixel to a square.
+    An image smaller than ``SMALLEST_SIDE`` is enlarged by a whole number, each pixel to a square.
 
     Raises:
         OutputError: It cannot be written.
@@ -90,6 +90,6 @@ def _scale(height: int, width: int) -> int:
 
 
 def _picture(pixels: Tensor) -> Image.Image:
-    """uint8 ``[C, H, W]`` as a picture; one channel is grey."""
+    """uint8 ``[C, H, W]`` as an image; one channel is grey."""
     rgb = pixels.cpu().expand(3, -1, -1).permute(1, 2, 0).contiguous()
     return Image.fromarray(rgb.numpy())

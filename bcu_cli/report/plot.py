@@ -1,4 +1,4 @@
-"""A page's drawings as one picture, through matplotlib, which is an optional extra."""
+"""A page's drawings as one image, through matplotlib, which is an optional extra."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A new trigger is a new module here, named like the trigger, that defines one subclass of
 ``bcu_cli.triggers.base.Trigger``; the commands' choices, their help and the contract tests find it.
-(``custom`` is the user's own picture: it has no name, only options.) This module imports no torch, so that
+(``custom`` is the user's own image: it has no name, only options.) This module imports no torch, so that
 the choices can be listed instantly.
 """
 

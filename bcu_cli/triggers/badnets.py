@@ -19,7 +19,7 @@ class BadNets(Trigger):
     """A 3x3 checkerboard of black and white cells that replaces the lower right corner.
 
     A cell is one pixel on images of up to 47 pixels and grows with the image, to keep the share of the
-    picture that the paper's 3 of 32 pixels take.
+    image that the paper's 3 of 32 pixels take.
 
     Args:
         cell: Side of a cell in pixels.

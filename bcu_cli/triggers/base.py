@@ -86,12 +86,12 @@ class Trigger(ABC):
         check_tensors(cls.name, cls.floats, tensors, shape)
 
     def apply_to_bytes(self, images: Tensor) -> Tensor:
-        """Trigger uint8 images ``[N, C, H, W]``, rounded to 8 bits as a saved picture would be."""
+        """Trigger uint8 images ``[N, C, H, W]``, rounded to 8 bits as a saved image would be."""
         return to_bytes(self.apply(images.float() / 255.0))
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Float images in [0, 1], rounded to uint8 as a saved picture would be."""
+    """Float images in [0, 1], rounded to uint8 as a saved image would be."""
     return (images * 255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 

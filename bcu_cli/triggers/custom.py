@@ -1,4 +1,4 @@
-"""The user's own trigger: a picture that replaces, is added to or is blended into the image."""
+"""The user's own trigger: an image that replaces, is added to or is blended into the image."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ALPHA = 0.2
 
 
 class Custom(Trigger):
-    """A picture laid over the image where the mask is white.
+    """An image laid over the image where the mask is white.
 
     Args:
         picture: float ``[C, H, W]`` in [0, 1].
         mask: float ``[1, H, W]`` in [0, 1]: where the trigger acts, and how much.
-        mode: ``replace`` (the picture stands in place of the image), ``add`` (image + alpha · picture,
-            clipped) or ``blend`` ((1 - alpha) · image + alpha · picture).
+        mode: ``replace`` (the image stands in place of the image), ``add`` (image + alpha · image,
+            clipped) or ``blend`` ((1 - alpha) · image + alpha · image).
         alpha: Strength of ``add`` and ``blend``, in [0, 1].
     """
 
@@ -48,8 +48,8 @@ class Custom(Trigger):
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - refused
-        """Refused: there is no usual picture."""
-        raise TriggerError("a trigger of your own needs a picture", "give it with --trigger-image")
+        """Refused: there is no usual image."""
+        raise TriggerError("a trigger of your own needs an image", "give it with --trigger-image")
 
     @classmethod
     def from_files(
@@ -61,10 +61,10 @@ class Custom(Trigger):
         mode: str = "replace",
         alpha: float = ALPHA,
     ) -> Self:
-        """Read picture and mask, resized to images of ``shape`` (C, H, W); no mask means everywhere.
+        """Read image and mask, resized to images of ``shape`` (C, H, W); no mask means everywhere.
 
         Raises:
-            TriggerError: One of them is no readable picture.
+            TriggerError: One of them is no readable image.
         """
         channels, height, width = shape
         everywhere = torch.ones(1, height, width)
@@ -76,7 +76,7 @@ class Custom(Trigger):
         )
 
     def apply(self, images: Tensor) -> Tensor:
-        """Lay the picture over float images ``[N, C, H, W]`` in [0, 1]."""
+        """Lay the image over float images ``[N, C, H, W]`` in [0, 1]."""
         picture, mask = self.picture.to(images), self.mask.to(images)
         if self.mode == "replace":
             changed = picture.expand_as(images)
@@ -91,12 +91,12 @@ class Custom(Trigger):
         return {"mode": self.mode, "alpha": self.alpha}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Picture and mask."""
+        """Image and mask."""
         return {"picture": self.picture, "mask": self.mask}
 
 
 def _read(path: Path, geometry: Geometry) -> Tensor:
     images, _, skipped = decode_many([path], geometry)
     if skipped:
-        raise TriggerError(f"{path} is no readable picture: {skipped[0][1]}", "give a PNG or JPEG file")
+        raise TriggerError(f"{path} is no readable image: {skipped[0][1]}", "give a PNG or JPEG file")
     return torch.from_numpy(images[0]).float() / 255.0

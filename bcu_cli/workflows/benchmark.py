@@ -166,7 +166,7 @@ def look_ahead(request: BenchmarkRequest) -> Outlook:
     # However many run at a time, a cell waits for its network.
     whole = max(sum(known) / jobs, max(known, default=0.0)) if not unknown else None
     for folder in work.pictures.missing(work.cells):
-        events.warn(f"there is no folder {folder}: say with --data-root where the pictures are")
+        events.warn(f"there is no folder {folder}: say with --data-root where the images are")
     return Outlook(
         plan=work.plan,
         cells=work.cells,

@@ -49,7 +49,7 @@ class Run:
         plan: The plan.
         left: Its cells that are to be done.
         results: Where they are written.
-        pictures: Where their pictures are.
+        pictures: Where their images are.
         on_cell: Called with each cell that is written, also as failed.
     """
 

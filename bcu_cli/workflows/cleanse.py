@@ -257,7 +257,7 @@ class _Cleansing:
         return replace(self.loaded, classifier=student.cpu().eval())
 
     def _about(self, used: ImageSet | StreamedSet | None, held_out: ImageSet | None) -> dict[str, Any] | None:
-        """What the report says of the pictures; None where the method needs none."""
+        """What the report says of the images; None where the method needs none."""
         from bcu_cli.report import document
 
         if used is None:
@@ -270,7 +270,7 @@ class _Cleansing:
         )
 
     def _keeper(self, in_force: dict[str, Any], images: dict[str, Any] | None) -> StateFile:
-        """The file that an interrupted run goes on from, of these options, pictures and model alone."""
+        """The file that an interrupted run goes on from, of these options, images and model alone."""
         from bcu_cli.checkpoints.resume import StateFile
         from bcu_cli.report import document
         from bcu_cli.training import ranks
@@ -301,7 +301,7 @@ class _Cleansing:
         return "the model's own answers" if self.request.pseudo_labels else "class subfolders"
 
     def _suitability(self, used: ImageSet | StreamedSet) -> dict[str, Any]:
-        """How the pictures suit the model, by some of them if they are streamed; warns of what is wanting."""
+        """How the images suit the model, by some of them if they are streamed; warns of what is wanting."""
         from bcu_cli.evaluation.suitability import suitability
         from bcu_cli.images.folder import ImageSet
         from bcu_cli.images.stream import spread
@@ -344,7 +344,7 @@ class _Cleansing:
 
 
 class _Watch:
-    """How far the student agrees with the original on the pictures held out, as its training goes on."""
+    """How far the student agrees with the original on the images held out, as its training goes on."""
 
     def __init__(self, defense: Defense[Any], held_out: ImageSet | None, device: Device) -> None:
         from bcu_cli.training.inference import predict
@@ -422,7 +422,7 @@ def check(request: CleanseRequest) -> None:
 
     kind = find(request.method)
     if kind.needs_images and request.images is None:
-        raise UsageError(f"--method {kind.name} needs pictures", "name a folder of them with --images")
+        raise UsageError(f"--method {kind.name} needs images", "name a folder of them with --images")
     most = request.max_images
     if request.images is not None and most is not None and most < FEWEST_IMAGES:
         raise UsageError(f"--max-images {most} are too few to learn from", f"give it {FEWEST_IMAGES} or more")

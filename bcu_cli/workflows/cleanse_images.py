@@ -1,4 +1,4 @@
-"""The pictures of a cleansing: in memory where they fit there, else streamed."""
+"""The images of a cleansing: in memory where they fit there, else streamed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 1000
 _AT_ONCE = 50_000
-"""Pictures that are all decoded before the training begins; more, which would take minutes, as it goes on."""
+"""Images that are all decoded before the training begins; more, which would take minutes, as it goes on."""
 
 
 def load(
     request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], seed: int, device: Device
 ) -> tuple[ImageSet | StreamedSet | None, ImageSet | None]:
-    """The pictures to cleanse with, and those held out to compare the two models on.
+    """The images to cleanse with, and those held out to compare the two models on.
 
     Raises:
         ImagesError: There are none, too few, without the labels that the method needs, or so many that they
@@ -78,7 +78,7 @@ def _stream(
 
     total = len(listing) * geometry.bytes
     events.say(
-        f"{len(listing):,} pictures take {size(total)} decoded: they are decoded as they are used, "
+        f"{len(listing):,} images take {size(total)} decoded: they are decoded as they are used, "
         + ("and kept" if total <= cache else f"and {size(cache)} of them kept")
     )
     rest, apart = divide(listing, _HELD_OUT, most=_MOST_HELD_OUT, generator=generator)
@@ -104,7 +104,7 @@ def _load_labelled(
     if not subfolders(folder):
         raise ImagesError(
             f"--method {kind.name} learns from labels, and {folder} has no class subfolders",
-            "put the pictures of each class into a subfolder of its name, or let the model answer for "
+            "put the images of each class into a subfolder of its name, or let the model answer for "
             "them: --pseudo-labels",
         )
     part = list_labelled(folder)
@@ -113,14 +113,14 @@ def _load_labelled(
     data = loading.load_labels_of(part, loaded)
     if len(data) < FEWEST_IMAGES:
         raise ImagesError(
-            f"{folder} holds {len(data)} readable pictures; at least {FEWEST_IMAGES} are needed",
+            f"{folder} holds {len(data)} readable images; at least {FEWEST_IMAGES} are needed",
             "add some to each class",
         )
     return data
 
 
 def _require_room(number: int, geometry: Geometry, request: CleanseRequest, kind: type[Defense[Any]]) -> None:
-    """Refuse so many pictures if they are not all kept decoded, for a method that needs them all.
+    """Refuse so many images if they are not all kept decoded, for a method that needs them all.
 
     Raises:
         ImagesError: They are not.
@@ -132,14 +132,14 @@ def _require_room(number: int, geometry: Geometry, request: CleanseRequest, kind
     fit = request.cache // geometry.bytes
     fewer = f"--max-images {fit} draws as many as fit; or " if fit >= FEWEST_IMAGES else ""
     raise ImagesError(
-        f"--method {kind.name} learns from labels and needs all pictures in memory: {number:,} take "
+        f"--method {kind.name} learns from labels and needs all images in memory: {number:,} take "
         f"{size(number * geometry.bytes)} decoded, and --cache is {size(request.cache)}",
         f"{fewer}give it a larger --cache",
     )
 
 
 def warn_of(used: ImageSet | StreamedSet, report: Mapping[str, Any]) -> None:
-    """Say what streaming has shown: files that are no pictures, and decoding that does not keep up."""
+    """Say what streaming has shown: files that are no images, and decoding that does not keep up."""
     from bcu_cli.images.folder import ImageSet
 
     if isinstance(used, ImageSet):
@@ -148,7 +148,7 @@ def warn_of(used: ImageSet | StreamedSet, report: Mapping[str, Any]) -> None:
     if skipped := used.images.skipped:
         path, reason = skipped[0]
         events.warn(
-            f"{len(skipped)} more files in {used.root} are no readable pictures, first {path}: {reason}; "
+            f"{len(skipped)} more files in {used.root} are no readable images, first {path}: {reason}; "
             "others took their places"
         )
     if warning := report["stream"]["warning"]:

@@ -174,7 +174,7 @@ def _refuse_contradictions(wanted: TriggerChoice) -> None:
     own = wanted.own
     if (own.mask or own.mode != "replace" or own.alpha is not None) and not own.picture:
         raise UsageError(
-            "--trigger-mask, --trigger-mode and --alpha need --trigger-image", "give the picture too"
+            "--trigger-mask, --trigger-mode and --alpha need --trigger-image", "give the image too"
         )
     if wanted.target_said and not wanted:
         raise UsageError("--target-class is the target of a trigger", "give --trigger or --trigger-image too")

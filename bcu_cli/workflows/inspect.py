@@ -149,7 +149,7 @@ def _inspect_one(reader: Reader, path: Path, arch: str | None) -> dict[str, Any]
 
 
 def _is_no_model(document: dict[str, Any]) -> bool:
-    """Whether a file is of a kind that lies beside models: a picture, a text, nothing at all."""
+    """Whether a file is of a kind that lies beside models: an image, a text, nothing at all."""
     return bool(document["problem"]) and document["problem"]["rule"] == "not-a-model"
 
 

@@ -140,7 +140,7 @@ def find_files(paths: Sequence[Path]) -> Found:
 
 
 def no_model_in(folder: Path) -> Problem:
-    """The problem of a folder in which there is nothing but pictures, texts and empty files."""
+    """The problem of a folder in which there is nothing but images, texts and empty files."""
     hint = "name a folder with model files (.safetensors, .pt, .pth) in it"
     return Problem(rule="no-model-found", message=f"{folder} holds no model file", hint=hint)
 

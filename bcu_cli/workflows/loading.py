@@ -106,7 +106,7 @@ def _read(path: Path, weights_key: str | None) -> Checkpoint:
 def _sampler(
     pictures: Path | str | GivenImages | None, *, download: bool
 ) -> Iterator[Callable[[Geometry], Tensor] | None]:
-    """What takes some pictures in a wanted shape; a zip file is unpacked once, and only if it is called."""
+    """What takes some images in a wanted shape; a zip file is unpacked once, and only if it is called."""
     if pictures is None:
         yield None
         return
@@ -136,7 +136,7 @@ def _sampler(
 
 
 def geometry(shape: tuple[int, int, int]) -> Geometry:
-    """The shape (C, H, W) that pictures are brought to, nothing cut off but what does not fit."""
+    """The shape (C, H, W) that images are brought to, nothing cut off but what does not fit."""
     from bcu_cli.images.decoding import Geometry
 
     channels, height, width = shape
@@ -144,7 +144,7 @@ def geometry(shape: tuple[int, int, int]) -> Geometry:
 
 
 def geometry_of(preprocessing: Preprocessing) -> Geometry:
-    """The shape that pictures are brought to for a model."""
+    """The shape that images are brought to for a model."""
     return replace(
         geometry(preprocessing.input_size),
         crop_pct=preprocessing.crop_pct,
@@ -156,7 +156,7 @@ def geometry_of(preprocessing: Preprocessing) -> Geometry:
 def load_to_train(
     spec: str, shape: tuple[int, int, int], *, seed: int, download: bool = False
 ) -> tuple[ImageSet, ImageSet]:
-    """Labelled pictures to train on, and others to measure on: the test part, or a tenth held out.
+    """Labelled images to train on, and others to measure on: the test part, or a tenth held out.
 
     Args:
         spec: What ``--data`` names.
@@ -184,7 +184,7 @@ def load_to_train(
             return data, with_bar(lambda bar: rest.load(size, classes=names, on_progress=bar), rest.root)
     if len(data) < FEWEST_IMAGES:
         raise ImagesError(
-            f"{data.root} holds {len(data)} readable pictures; at least {FEWEST_IMAGES} are needed",
+            f"{data.root} holds {len(data)} readable images; at least {FEWEST_IMAGES} are needed",
             "a tenth of them is held out to measure on; add some to each class",
         )
     return hold_out(data, 0.1, most=10_000, generator=torch.Generator().manual_seed(seed))
@@ -221,11 +221,11 @@ def load_unlabeled(
 def load_to_measure(
     spec: str | GivenImages, geometry: Geometry, classes: tuple[str, ...], *, download: bool = False
 ) -> ImageSet:
-    """Labelled pictures to measure on: the test part, or all of them where they are not divided.
+    """Labelled images to measure on: the test part, or all of them where they are not divided.
 
     Args:
         spec: A text that ``--data`` takes, or labelled images in memory.
-        geometry: What each picture becomes.
+        geometry: What each image becomes.
         classes: Names of the classes in label order, where the model says them.
         download: Whether ``--download`` was given.
 
@@ -242,7 +242,7 @@ def load_to_measure(
 
 
 def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
-    """Decode labelled pictures as a model takes them: of classes that it names, or of as many as it has.
+    """Decode labelled images as a model takes them: of classes that it names, or of as many as it has.
 
     Raises:
         ImagesError: There are none, or they are not of the model's classes.
@@ -257,7 +257,7 @@ def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
 
 
 def refuse_other_classes(data: ImageSet, count: int) -> None:
-    """Refuse labelled pictures that are not of ``count`` classes, which are the model's.
+    """Refuse labelled images that are not of ``count`` classes, which are the model's.
 
     Raises:
         ImagesError: They are of more or fewer.
@@ -276,7 +276,7 @@ def say_scaled(folder: Path, scaled: Iterable[tuple[Path, str]]) -> None:
 
 
 def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Path) -> ImageSet:
-    """Load pictures with a bar, and say which files are none and what was left out.
+    """Load images with a bar, and say which files are none and what was left out.
 
     Args:
         load: Loads them, given what to call with (files since the last call, files in all).
@@ -286,7 +286,7 @@ def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Pat
         data = load(part.advance)
     if data.skipped:
         path, reason = data.skipped[0]
-        events.warn(f"{len(data.skipped)} files in {folder} are no readable pictures, first {path}: {reason}")
+        events.warn(f"{len(data.skipped)} files in {folder} are no readable images, first {path}: {reason}")
     if first := data.hidden.first:
         events.say(f"hidden in {folder}, and left out: {data.hidden.number}, first {first}")
     say_scaled(folder, data.scaled)

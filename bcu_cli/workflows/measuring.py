@@ -102,7 +102,7 @@ def measure(
 
 
 def refuse_incomparable(loaded: Loaded, reference: Loaded) -> None:
-    """Raise unless two models answer the same question about the same pictures.
+    """Raise unless two models answer the same question about the same images.
 
     Raises:
         UsageError: They differ in their classes or in the size of their images.

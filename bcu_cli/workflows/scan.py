@@ -42,8 +42,8 @@ class ScanRequest:
     """How networks are looked at.
 
     Args:
-        images: Folder of unlabeled pictures; without, only the detectors that need none look.
-        evidence: Folder for the pictures that detectors make, None for none.
+        images: Folder of unlabeled images; without, only the detectors that need none look.
+        evidence: Folder for the images that detectors make, None for none.
         model: What the user says of the models.
         device: Where they run, as the user says.
         precision: In which precision, as the user says.
@@ -220,14 +220,14 @@ def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
     elif scan["verdict"] == "inconclusive":
         message = f"whether {file['path']} has a backdoor was not decided: {_undecided(scan)}"
         more = "scan it with more --images, or with another --seed"
-        hint = more if scan["images"] else "scan it with --images, a folder of unlabeled pictures"
+        hint = more if scan["images"] else "scan it with --images, a folder of unlabeled images"
         file["problem"] = {"rule": UNDECIDED, "message": message, "hint": hint}
 
 
 def _undecided(scan: dict[str, Any]) -> str:
     below = scan["calibration"]["clean_below"]
     if scan["suspicion"] < below:
-        return f"{scan['images']['used']} pictures are too few to call it clean-looking"
+        return f"{scan['images']['used']} images are too few to call it clean-looking"
     return f"its suspicion of {scan['suspicion']:.2f} lies between {below:.2f} and 1"
 
 

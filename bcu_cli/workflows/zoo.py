@@ -134,7 +134,7 @@ def _check(each: AttackRequest) -> bool:
     from bcu_cli.models.fresh import usual_size
 
     if ":" not in each.data and not Path(each.data).exists():
-        raise ImagesError(f"{each.data} does not exist", "name a folder that holds pictures")
+        raise ImagesError(f"{each.data} does not exist", "name a folder that holds images")
     usual_size(each.arch, each.input_size)
     return engine.on_gpu(each.device)
 

@@ -16,7 +16,7 @@ random weights do not have. The verdicts:
 - no classifier: nothing in the network depends on the number of classes, or it cannot be built
 
 Whether networks held equal are equal is tried on those that are not named themselves, but one held equal to
-them: both get the same weights, drawn anew so that no layer is switched off, and the same two pictures. Small
+them: both get the same weights, drawn anew so that no layer is switched off, and the same two images. Small
 rivals are tried the same way and ought to differ. The order is drawn, so that a part of the run is a fair
 sample; with --log it goes on where it stopped.
 """
@@ -52,7 +52,7 @@ SMALL, MIDDLING = 30_000_000, 150_000_000
 """Rivals with fewer parameters than the one, and equals with fewer than the other, are run in pairs."""
 SIZES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384)
 SAME, DISTINCT = 1e-7, 1e-5
-"""Of the largest output, in double precision: how far same outputs may, and two pictures' must be apart."""
+"""Of the largest output, in double precision: how far same outputs may, and two images' must be apart."""
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
 
 
@@ -145,7 +145,7 @@ def redraw(network: nn.Module) -> None:
 
 @torch.no_grad()
 def compare(one_name: str, other_name: str) -> dict[str, Any]:
-    """How far the outputs of two networks with the same weights are apart on the same pictures."""
+    """How far the outputs of two networks with the same weights are apart on the same images."""
     torch.manual_seed(0)
     one, other = make(one_name).double().eval(), make(other_name).double().eval()
     redraw(one)
@@ -165,7 +165,7 @@ def compare(one_name: str, other_name: str) -> dict[str, Any]:
             continue
         scale = first.abs().max()
         if not (first[0] - first[1]).abs().max() > DISTINCT * scale:
-            return {"pair": [one_name, other_name], "why": "the output tells no two pictures apart"}
+            return {"pair": [one_name, other_name], "why": "the output tells no two images apart"}
         apart = float((first - second).abs().max() / scale)
         return {"pair": [one_name, other_name], "size": size, "apart": apart, "same": apart <= SAME}
     return {"pair": [one_name, other_name], "why": f"no common input size: {why}"}

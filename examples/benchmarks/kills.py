@@ -87,7 +87,7 @@ class End:
 
 
 def commands(root: Path) -> dict[str, Command]:
-    """The commands, on pictures and a model below ``root``."""
+    """The commands, on images and a model below ``root``."""
     model, photos, data = f"{root}/model.safetensors", f"{root}/photos", f"{root}/cifar10"
     small = ("--epochs", "1", "--batch-size", "16")
     attack = ("--data", data, "--arch", "resnet8", *small)
@@ -119,7 +119,7 @@ def commands(root: Path) -> dict[str, Command]:
 
 
 def prepare(root: Path) -> None:
-    """Make the pictures, the model and the plan."""
+    """Make the images, the model and the plan."""
     signs.write_folder(root / "cifar10" / "train", 10, seed=1)
     signs.write_folder(root / "cifar10" / "test", 6, seed=2)
     signs.write_folder(root / "photos", 10, seed=3, labelled=False)

@@ -1,4 +1,4 @@
-"""How soon a cleansing with a very large folder begins, its memory, and how fast pictures are decoded.
+"""How soon a cleansing with a very large folder begins, its memory, and how fast images are decoded.
 
     python examples/benchmarks/large_folder.py runs/large [--files 1000000] [--photos 400] [--steps 10]
 
@@ -40,7 +40,7 @@ from bcu_cli.training import loop
 
 PER_FOLDER, MEMBERS, BATCH_SIZE = 1000, 20_000, 256
 PER_CACHED_MEGABYTE = 5000
-"""Files; a picture of 32x32 pixels takes 3 kB decoded."""
+"""Files; an image of 32x32 pixels takes 3 kB decoded."""
 TINY, PHOTO = Geometry(height=32, width=32), Geometry(height=224, width=224, crop_pct=0.875)
 
 
@@ -65,7 +65,7 @@ def write_photos(root: Path, number: int) -> None:
 
 
 def write_shard(path: Path, source: Path) -> None:
-    """``MEMBERS`` pictures in a tar, each with a label beside it."""
+    """``MEMBERS`` images in a tar, each with a label beside it."""
     content = source.read_bytes()
     with tarfile.open(path, "w") as shard:
         for i in range(MEMBERS):
@@ -99,7 +99,7 @@ def cleanse(root: Path, steps: int, cache: str, device: str) -> dict[str, float]
 
 
 def child(root: Path, started: float, steps: int, cache: str, device: str) -> None:
-    """Cleanse until so many steps are done, then have pictures decoded until the cache is full."""
+    """Cleanse until so many steps are done, then have images decoded until the cache is full."""
     ends: list[float] = []
     measured: dict[str, float] = {}
     step = loop.Training._timed_step
@@ -140,7 +140,7 @@ def peak_bytes(process: str) -> int:
 
 
 def decoding_rate(folder: Path, geometry: Geometry, processes: int, seconds: float) -> float:
-    """Pictures a second that arrive when nothing is trained; the start of the processes left out."""
+    """Images a second that arrive when nothing is trained; the start of the processes left out."""
     stream = Stream(list_pictures(folder), geometry, cache=0, processes=processes)
     try:
         generators = [torch.Generator().manual_seed(0) for _ in range(2)]

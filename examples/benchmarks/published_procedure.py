@@ -3,10 +3,10 @@
     python examples/benchmarks/published_procedure.py MODEL --images DIR --data DIR --trigger FILE --out OUT
 
 Written from the paper alone (section 3, Algorithm 1, section 4.1), in the manner of such code: fp32, a
-DataLoader whose worker processes open, resize and augment each picture anew in each epoch, one forward pass
+DataLoader whose worker processes open, resize and augment each image anew in each epoch, one forward pass
 of the teacher and of the student for each batch, SGD, and ACC and ASR measured after each epoch. What is not
-in question is bcu's: reading and writing the file, which weights are drawn anew, and which pictures are held
-out, so that both begin at the same student and see the same pictures.
+in question is bcu's: reading and writing the file, which weights are drawn anew, and which images are held
+out, so that both begin at the same student and see the same images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bcu_cli.triggers.base import load as load_trigger
 
 
 class Pictures(Dataset[Tensor]):
-    """Picture files without labels, opened each time that they are asked for."""
+    """Image files without labels, opened each time that they are asked for."""
 
     def __init__(self, files: list[Path], transform: Any) -> None:
         self.files, self.transform = files, transform
@@ -83,13 +83,13 @@ def main() -> None:
     started = time.perf_counter()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--images", type=Path, required=True, help="folder of unlabeled pictures")
-    parser.add_argument("--data", type=Path, required=True, help="labelled pictures, a subfolder a class")
+    parser.add_argument("--images", type=Path, required=True, help="folder of unlabeled images")
+    parser.add_argument("--data", type=Path, required=True, help="labelled images, a subfolder a class")
     parser.add_argument("--trigger", type=Path, required=True, help="trigger file of bcu attack")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--flip", action="store_true", help="a mirrored picture is of its class")
+    parser.add_argument("--flip", action="store_true", help="a mirrored image is of its class")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()

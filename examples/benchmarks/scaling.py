@@ -113,7 +113,7 @@ def estimates() -> list[dict[str, Any]]:
 
 
 def prepare(folder: Path, arch: str) -> None:
-    """Pictures, and a model file of random weights."""
+    """Images, and a model file of random weights."""
     from bcu_cli.checkpoints import Format, write
     from bcu_cli.images import signs
     from bcu_cli.models import Architecture, metadata_for

@@ -4,14 +4,14 @@
     python examples/benchmarks/speed.py --only profile --only start_up
 
 MODEL is a backdoored network, FILE its trigger, both of ``bcu attack``; the first folder holds unlabeled
-pictures and the second labelled ones to measure ACC and ASR on: all of them for ``published`` alone. The
+images and the second labelled ones to measure ACC and ASR on: all of them for ``published`` alone. The
 figures:
 
 - published: ``bcu cleanse --method bcu`` beside the procedure as the authors published it
-  (``published_procedure.py``): same network, pictures, epochs and device, each from the start of its process
+  (``published_procedure.py``): same network, images, epochs and device, each from the start of its process
   to its end, by turns, so that a busy machine slows both;
 - profile: where the time goes, and the share of the device's peak, of a ResNet-18 on 32x32 and of a ResNet-50
-  on 224x224, with random weights and drawn pictures, of sizes that suit the device;
+  on 224x224, with random weights and drawn images, of sizes that suit the device;
 - start_up: seconds of commands that do little, the median of several, beside an interpreter that does
   nothing, and until the first step of a training;
 - large_folder: a million files, until the first step and how many are decoded a second (``large_folder.py``);
@@ -261,7 +261,7 @@ def timed(work: Callable[[], float], setting: Setting) -> dict[str, Any]:
 
 
 def drawn(folder: Path, size: Size) -> tuple[Path, Path]:
-    """A file of random weights, and a folder of drawn pictures."""
+    """A file of random weights, and a folder of drawn images."""
     images = folder / "pictures"
     signs.write_folder(images, -(-size.images // len(signs.CLASSES)), seed=0, labelled=False)
     for surplus in sorted(images.iterdir())[size.images :]:
@@ -285,8 +285,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, nargs="?", help="a backdoored network of bcu attack")
     parser.add_argument("--trigger", type=Path, help="its trigger file")
-    parser.add_argument("--images", type=Path, help="folder of unlabeled pictures")
-    parser.add_argument("--data", type=Path, help="labelled pictures, a subfolder a class")
+    parser.add_argument("--images", type=Path, help="folder of unlabeled images")
+    parser.add_argument("--data", type=Path, help="labelled images, a subfolder a class")
     parser.add_argument("--epochs", type=int, default=100, help="of the comparison")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of the comparison")
     parser.add_argument("--device", default="auto")

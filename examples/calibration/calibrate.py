@@ -6,7 +6,7 @@
     python examples/calibration/calibrate.py fit examples/calibration/scores.json --out calibration.json
 
 ``draw`` makes two data sets: the built-in road signs, and the ten classes of GTSRB (a folder with train/ and
-test/) with the most pictures. ``train`` trains the networks with ``bcu attack all``, ``scan`` looks at each
+test/) with the most images. ``train`` trains the networks with ``bcu attack all``, ``scan`` looks at each
 with ``bcu inspect --scan``; both go on where they stopped. ``fit`` takes a second: it fits units and
 thresholds to two thirds of the networks, and prints what they make of the others. What it writes is shipped
 as ``bcu_cli/scan/calibration.json``.
@@ -40,7 +40,7 @@ TARGETS = {"signs": (1, 4), "gtsrb10": (2, 7)}
 STRONGER = ("--setting", "lc.cell=2", "--setting", "badnets.cell=2", "--setting", "sig.delta=60")
 """Settings with which trainings this short implant their triggers; the gates say whether they did."""
 CLASSES, TRAIN, TEST, PHOTOS = 10, 600, 150, 100
-"""Of GTSRB: classes, and pictures of each for training, for measuring, and to scan with."""
+"""Of GTSRB: classes, and images of each for training, for measuring, and to scan with."""
 DETECTORS = {"images": ("inversion", "mmbd", "perturbation", "skew", "warping"), "no images": ("mmbd",)}
 FALSE_ALARMS, MISSES = 0.05, 0.10
 IMPLANTED = 0.8
@@ -48,7 +48,7 @@ IMPLANTED = 0.8
 
 
 def draw(gtsrb: Path, work: Path) -> None:
-    """The two data sets, each with a folder of unlabeled pictures beside it."""
+    """The two data sets, each with a folder of unlabeled images beside it."""
     signs.write_folder(work / "signs" / "train", 500, seed=11)
     signs.write_folder(work / "signs" / "test", 150, seed=12)
     signs.write_folder(work / "signs-photos", 120, seed=13, labelled=False)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def test_every_name_that_is_promised_is_there() -> None:
     for name in bcu.__all__:
         assert getattr(bcu, name) is not None
-    with pytest.raises(AttributeError, match="has no attribute 'pictures'"):
+    with pytest.raises(AttributeError, match="has no attribute 'images'"):
         bcu.pictures  # noqa: B018 - what is not there
 
 

@@ -41,7 +41,7 @@ def write(path: Path, *parts: str) -> dict[str, str]:
 
 signal.signal(signal.SIGTERM, stop)
 log("start")
-sys.stderr.write("warning: 2 files are no pictures\n")
+sys.stderr.write("warning: 2 files are no images\n")
 if name in told.get("slow", []) and not state.exists():
     time.sleep(60)
 time.sleep(told.get("seconds", 0))

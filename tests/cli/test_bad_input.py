@@ -107,10 +107,10 @@ def cleanse(bcu, model: Path, out: Path, images: Path, *more: object):
 
 def test_images_without_pictures(bcu, untrained: Path, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "a.txt").write_text("no picture")
+    (tmp_path / "docs" / "a.txt").write_text("no image")
     ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", tmp_path / "docs")
     assert ran.code == 2
-    assert "holds 0 readable pictures; at least 32 are needed" in ran.error
+    assert "holds 0 readable images; at least 32 are needed" in ran.error
 
 
 @pytest.mark.parametrize("images", ["missing", "file"])
@@ -208,7 +208,7 @@ def test_a_damaged_picture_is_skipped_with_a_warning(
     ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", folder, "--json")
     assert ran.code == 0
     assert "warning: 1 files in" in ran.err
-    assert "warning: 52 pictures to learn from are few" in ran.err
+    assert "warning: 52 images to learn from are few" in ran.err
     assert [Path(entry["path"]).name for entry in ran.json["images"]["skipped"]] == ["broken.png"]
 
 
@@ -288,7 +288,7 @@ def leaving_zip(path: Path, labelled: Path) -> Path:
 
 DATA = {
     "one_class": (one_class_folder, "has one class alone, stop", "has 1 classes, the model has 10 classes"),
-    "empty_class": (empty_class, "class zebra in .* no readable picture", "has 9 classes, the model has 10"),
+    "empty_class": (empty_class, "class zebra in .* no readable image", "has 9 classes, the model has 10"),
     "no_zip": (no_zip, "data is no zip file", "data is no zip file"),
     "damaged_zip": (damaged_zip, r"data\.zip is damaged", r"data\.zip is damaged"),
     "leaving_zip": (leaving_zip, "points out of the archive", "points out of the archive"),

@@ -75,7 +75,7 @@ class Keeper:
                 folder = root / "data" / "cifar10" / part / name
                 folder.mkdir(parents=True)
                 for i in range(count):
-                    (folder / f"{i}.png").write_bytes(b"a picture")
+                    (folder / f"{i}.png").write_bytes(b"an image")
 
     def words(self, *words: object) -> list[str]:
         own = ["benchmark", self.plan, "--out", self.out, "--data-root", self.root / "data", "--jobs", 2]
@@ -322,7 +322,7 @@ def test_what_makes_no_sense_is_refused(keeper: Keeper, words: list[str], said: 
         (("epochs = 3", "epoch = 3"), "no option --epoch"),
         (("epochs = 3", 'epochs = "many"'), "--epochs cannot be many"),
         (('"resnet8"', '"resnet9"'), "resnet9"),
-        (("defense-images = 3", "defense-images = 8"), "holds 8 pictures, not more than 8"),
+        (("defense-images = 3", "defense-images = 8"), "holds 8 images, not more than 8"),
     ],
 )
 def test_plans_that_every_cell_would_refuse(keeper: Keeper, change: tuple[str, str], said: str) -> None:

@@ -33,7 +33,7 @@ CODES = {"cleansed": 0, "not cleansed": 1, "could not tell": 2}
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight unlabeled pictures of each of the eight classes."""
+    """Eight unlabeled images of each of the eight classes."""
     root = tmp_path_factory.mktemp("few")
     signs.write_folder(root, 8, seed=3, labelled=False)
     return root

@@ -15,7 +15,7 @@ MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures of each of the eight classes, in subfolders."""
+    """Eight images of each of the eight classes, in subfolders."""
     root = tmp_path_factory.mktemp("few")
     signs.write_folder(root, 8, seed=3)
     return root
@@ -79,7 +79,7 @@ def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
         (["--method", "clp", "--setting", "u"], "--setting u is not NAME=NUMBER"),
         (["--method", "fp", "--setting", "layers=1.5"], "layers=1.5 is no whole number"),
         (["--method", "clp", "--setting", "pcl.u=3"], "no method is called pcl"),
-        (["--method", "nad"], "--method nad needs pictures"),
+        (["--method", "nad"], "--method nad needs images"),
         (
             ["--method", "bcu", "--targets", "hard", "--temperature", "1,4"],
             "hard targets have no temperature",
@@ -151,7 +151,7 @@ def test_what_the_pictures_lack_is_said(bcu, few: Path, tmp_path: Path) -> None:
     found = ran.json["images"]["suitability"]
     assert (found["of_classes"], found["answered_classes"]) == (8, 4)
     assert set(found["rarest_classes"]) == {folder.name for folder in sorted(few.iterdir())[:4]}
-    assert "warning: 24 pictures to learn from are few: about 900 more" in ran.err
+    assert "warning: 24 images to learn from are few: about 900 more" in ran.err
     assert "answers only 4 of 8 classes" in ran.err
     assert all(folder.name in ran.err for folder in sorted(few.iterdir())[4:])
     assert all(f"warning: {warning}" in ran.err for warning in found["warnings"])

@@ -1,4 +1,4 @@
-"""``bcu cleanse`` with pictures that are not all kept in memory, and with shards."""
+"""``bcu cleanse`` with images that are not all kept in memory, and with shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK = ["--method", "bcu", "--epochs", 1, "--batch-size", 32]
 
 @pytest.fixture(scope="module")
 def in_memory(untrained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """What a cleansing writes with all pictures in memory."""
+    """What a cleansing writes with all images in memory."""
     out = tmp_path_factory.mktemp("whole") / "out.safetensors"
     assert bcu_process("cleanse", untrained, "--images", photos, "--out", out, *QUICK).code == 0
     return out.read_bytes()
@@ -73,7 +73,7 @@ def test_files_that_are_no_pictures_are_counted_and_slow_decoding_is_warned_of(
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, file in enumerate(sorted(photos.iterdir())):
-        content = b"no picture" if number % 40 == 0 else file.read_bytes()
+        content = b"no image" if number % 40 == 0 else file.read_bytes()
         (folder / file.name).write_bytes(content)
     words = ["cleanse", untrained, "--images", folder, "--out", tmp_path / "out.safetensors", *QUICK]
     ran = bcu(*words, "--cache", "0", "--json")
@@ -82,7 +82,7 @@ def test_files_that_are_no_pictures_are_counted_and_slow_decoding_is_warned_of(
         f"{number:05d}.png" for number in range(0, 320, 40)
     ]
     assert images["stream"]["unreadable"] == 8
-    assert "are no readable pictures, first" in ran.err
+    assert "are no readable images, first" in ran.err
     assert "others took their places" in ran.err
     monkeypatch.setattr(pace, "WAITED_SHARE", -1.0)
     monkeypatch.setattr(pace, "WAITED_SECONDS", -1.0)
@@ -100,7 +100,7 @@ def test_a_method_that_learns_from_labels_needs_them_all_in_memory(
     words = ["--images", labelled / "train", "--method", "ft", "--out", tmp_path / "x.safetensors", *labels]
     ran = bcu("cleanse", untrained, *words, "--cache", "1MB")
     assert ran.code == 2
-    assert "--method ft learns from labels and needs all pictures in memory: 640 take 2 MB" in ran.error
+    assert "--method ft learns from labels and needs all images in memory: 640 take 2 MB" in ran.error
     assert "hint: --max-images 325 draws as many as fit" in ran.err
     fits = bcu("cleanse", untrained, *words, "--cache", "1MB", "--max-images", 325, "--epochs", 1)
     assert fits.code == 0, fits.err

@@ -28,7 +28,7 @@ MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four unlabeled pictures of each of the eight classes."""
+    """Four unlabeled images of each of the eight classes."""
     root = tmp_path_factory.mktemp("few")
     signs.write_folder(root, 4, seed=3, labelled=False)
     return root

@@ -79,7 +79,7 @@ def test_too_few_pictures_to_hold_some_out(labelled: Path, tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         for file in sorted((labelled / "test" / name).iterdir())[:15]:
             shutil.copy(file, tmp_path / name)
-    with pytest.raises(ImagesError, match="holds 30 readable pictures; at least 32 are needed"):
+    with pytest.raises(ImagesError, match="holds 30 readable images; at least 32 are needed"):
         loading.load_to_train(str(tmp_path), SHAPE, seed=0)
 
 
@@ -87,15 +87,15 @@ def test_what_is_no_picture_is_warned_of_by_the_name_of_the_zip_file(
     labelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(labelled / "test", tmp_path / "signs")  # zipped without a folder on top
-    (tmp_path / "signs" / "stop" / "notes.txt").write_text("no picture")
+    (tmp_path / "signs" / "stop" / "notes.txt").write_text("no image")
     path = shutil.make_archive(str(tmp_path / "signs"), "zip", tmp_path / "signs")
     loading.load_to_measure(path, loading.geometry(SHAPE), ())
     said = capfd.readouterr().err
-    assert f"warning: 1 files in {path} are no readable pictures, first {path}/stop/notes.txt" in said
+    assert f"warning: 1 files in {path} are no readable images, first {path}/stop/notes.txt" in said
 
 
 def trained_on(spec: str, path: Path) -> Path:
-    """A file that says nothing of itself; its BatchNorm statistics are of pictures normalised by 0.5/0.5."""
+    """A file that says nothing of itself; its BatchNorm statistics are of images normalised by 0.5/0.5."""
     pictures = loading.load_to_measure(spec, loading.geometry(SHAPE), ()).images
     torch.manual_seed(0)
     network = build("resnet20", num_classes=8)

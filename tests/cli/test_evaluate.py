@@ -274,7 +274,7 @@ def test_a_preview_shows_the_trigger(evaluate, bad: Path, tmp_path: Path) -> Non
     assert ran.code == 0, ran.err
     with Image.open(sheet) as drawn:
         assert drawn.size == (112 + 8 * 68, 4 + 3 * 68)
-        corner = (112 + 63, 4 + 68 + 63)  # lower right of the first triggered picture
+        corner = (112 + 63, 4 + 68 + 63)  # lower right of the first triggered image
         assert drawn.getpixel(corner) == (255, 255, 255)
     assert list(ran.json["outputs"]) == ["preview"]
 

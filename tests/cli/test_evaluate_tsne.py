@@ -24,7 +24,7 @@ NAMES = tuple(sorted(signs.CLASSES))
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures of each of the eight classes, in subfolders."""
+    """Six images of each of the eight classes, in subfolders."""
     root = tmp_path_factory.mktemp("few")
     signs.write_folder(root, 6, seed=3)
     return root

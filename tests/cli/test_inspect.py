@@ -29,7 +29,7 @@ class _Runs:
 
 @pytest.fixture
 def zoo(tmp_path: Path) -> Path:
-    """A folder as a hub has them: two models, a model card, a picture, an empty file."""
+    """A folder as a hub has them: two models, a model card, an image, an empty file."""
     root = tmp_path / "zoo"
     (root / "deep").mkdir(parents=True)
     save_file(build("resnet8", num_classes=10).state_dict(), root / "a.safetensors")
@@ -64,7 +64,7 @@ def test_a_folder_is_inspected_at_any_depth(bcu, zoo: Path) -> None:
     ]
     table = bcu("inspect", zoo)
     assert "resnet8" in table.out
-    assert "3 pictures, texts and empty files were passed over" in table.err
+    assert "3 images, texts and empty files were passed over" in table.err
 
 
 def test_one_unsafe_file_among_many_is_the_verdict(bcu, zoo: Path, tmp_path: Path) -> None:

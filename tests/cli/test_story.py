@@ -48,7 +48,7 @@ def test_the_backdoor_is_there_then_gone_and_the_rest_stays(
 
 
 def own_trigger(folder: Path) -> list[object]:
-    """The fixture's trigger, a checkerboard of 3x3 cells of 2 pixels, as a picture and a mask."""
+    """The fixture's trigger, a checkerboard of 3x3 cells of 2 pixels, as an image and a mask."""
     from PIL import Image
 
     from bcu_cli.triggers.badnets import PATTERN

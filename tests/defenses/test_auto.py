@@ -134,7 +134,7 @@ def test_on_few_images_nothing_is_called_cleansed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_shown_is_taken_from_all_over() -> None:
-    """Pictures of one class often lie together: the first so many would be of the first classes alone."""
+    """Images of one class often lie together: the first so many would be of the first classes alone."""
     index = torch.arange(10, 260)
     shown = spread(index, 200)
     assert (len(shown), int(shown[0]), int(shown[-1])) == (200, 10, 259)

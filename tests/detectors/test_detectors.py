@@ -118,7 +118,7 @@ def test_the_reversed_patch_is_where_the_shortcut_is() -> None:
 
 def test_a_perturbation_that_works_is_found() -> None:
     class Bright(nn.Module):
-        """TARGET for what is a little brighter than the pictures, else by the stripes."""
+        """TARGET for what is a little brighter than the images, else by the stripes."""
 
         def forward(self, images: Tensor) -> Tensor:
             stripes = images.mean(1).view(len(images), SIDE, CLASSES, SIDE // CLASSES).mean((1, 3))

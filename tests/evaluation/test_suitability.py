@@ -1,4 +1,4 @@
-"""Pictures and the answers to them: what is warned of, and what is not."""
+"""Images and the answers to them: what is warned of, and what is not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = 4
 
 
 class ByRed(nn.Module):
-    """Answers the class that the first byte of a picture says, with logits of 0 and ``height``."""
+    """Answers the class that the first byte of an image says, with logits of 0 and ``height``."""
 
     def __init__(self, height: float) -> None:
         super().__init__()
@@ -77,14 +77,14 @@ def test_answers_that_are_no_numbers() -> None:
 
 def test_few_pictures_and_how_many_more() -> None:
     (warning,) = of(100, 100, 100).warnings()
-    assert warning.startswith("300 pictures")
+    assert warning.startswith("300 images")
     assert "about 600 more" in warning
     assert of(500, 500).warnings() == []
 
 
 def test_a_class_that_is_taken_for_nearly_everything() -> None:
     (warning,) = of(970, 10, 10, 10).warnings()
-    assert "takes 97% of these pictures for c0" in warning
+    assert "takes 97% of these images for c0" in warning
     assert "c1, c2, c3" in warning
 
 

@@ -105,7 +105,7 @@ def test_one_channel(tmp_path: Path) -> None:
     assert decode(tmp_path / "a.png", Geometry(channels=1, height=8, width=8)).shape == (1, 8, 8)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"%PDF-1.4", b"GIF89a"])
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"%PDF-1.4", b"GIF89a"])
 def test_no_picture(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(content)
@@ -157,7 +157,7 @@ def test_many_keep_their_order_and_name_what_is_skipped(
         file = tmp_path / f"{grey:03d}.png"
         Image.new("L", (8, 8), grey).save(file)
         files.append(file)
-    files[70].write_text("no picture")
+    files[70].write_text("no image")
     pictures, kept, skipped = decode_many(files, SIZE)
     assert kept == [i for i in range(150) if i != 70]
     assert pictures[:, 0, 0, 0].tolist() == kept

@@ -74,7 +74,7 @@ def test_a_damaged_shard_in_a_folder_is_named_and_what_is_whole_is_used(photos: 
 
 
 def test_a_file_that_is_no_archive_is_refused(photos: Path) -> None:
-    with pytest.raises(ImagesError, match=r"is a file, and no tar archive with pictures: it is no tar"):
+    with pytest.raises(ImagesError, match=r"is a file, and no tar archive with images: it is no tar"):
         list_pictures(next(photos.iterdir()))
     with pytest.raises(ImagesError, match="does not exist"):
         list_pictures(photos / "nothing")
@@ -84,7 +84,7 @@ def test_a_member_that_no_picture_is_as_large_as_is_not_read(tmp_path: Path) -> 
     with (tmp_path / "a.tar").open("wb") as file:
         file.truncate(MOST_BYTES + 1)  # a hole, which takes no room
     member = Member(path=tmp_path / "a.tar", offset=0, size=MOST_BYTES + 1, name="a.png")
-    with pytest.raises(UnreadableError, match="bytes are no picture"):
+    with pytest.raises(UnreadableError, match="bytes are no image"):
         decode(member, SIZE)
 
 

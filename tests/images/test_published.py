@@ -158,7 +158,7 @@ def test_gtsrb_has_its_pictures_and_labels(tmp_path: Path) -> None:
     assert torch.bincount(train.labels).tolist() == [2] * 43
     for data in (train, test):
         assert torch.equal(data.images[:, 0, 16, 16].long(), data.labels)
-    assert not train.skipped  # the tables beside the pictures are no pictures that cannot be read
+    assert not train.skipped  # the tables beside the images are no images that cannot be read
 
 
 def test_gtsrb_without_some_of_its_folders_keeps_the_labels_of_the_others(tmp_path: Path) -> None:

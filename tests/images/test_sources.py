@@ -84,7 +84,7 @@ def test_a_zip_file_is_what_was_packed(small: Path, tmp_path: Path, top: str) ->
 
 def test_messages_about_a_zip_file_name_it_and_its_members(small: Path, tmp_path: Path) -> None:
     shutil.copytree(small / "test", tmp_path / "pack" / "signs")
-    (tmp_path / "pack" / "signs" / "stop" / "notes.txt").write_text("no picture")
+    (tmp_path / "pack" / "signs" / "stop" / "notes.txt").write_text("no image")
     path = Path(shutil.make_archive(str(tmp_path / "signs"), "zip", tmp_path / "pack"))
     _, data, _ = read(path)
     assert [file for file, _ in data.skipped] == [path / "signs" / "stop" / "notes.txt"]
@@ -164,7 +164,7 @@ def test_a_folder_may_have_a_colon_in_its_name(
     [
         ("missing", "missing does not exist"),
         ("missing/folder:x", "missing/folder:x does not exist"),
-        ("C:\\pictures", "does not exist"),
+        ("C:\\images", "does not exist"),
         ("C:/pictures", "does not exist"),
         ("mnist:here", "there is no data set called mnist, and no folder mnist:here"),
         ("cifar10:", "cifar10: names no folder"),
@@ -179,7 +179,7 @@ def test_what_names_nothing_ends_in_one_line_and_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text").write_text("no pictures")
+    (tmp_path / "text").write_text("no images")
     with pytest.raises(ImagesError) as raised:
         read(spec)
     assert message in raised.value.message

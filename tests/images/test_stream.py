@@ -31,7 +31,7 @@ CPU = Device(torch=torch.device("cpu"), precision="fp32")
 
 
 def opened(folder: Path, pictures: int = 0, processes: int = 1) -> closing[Stream]:
-    """A stream that keeps so many pictures."""
+    """A stream that keeps so many images."""
     return closing(Stream(list_pictures(folder), SIZE, cache=pictures * SIZE.bytes + 1, processes=processes))
 
 
@@ -42,13 +42,13 @@ def whole(photos: Path) -> torch.Tensor:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """120 files, each grey as its number; every third is no picture."""
+    """120 files, each grey as its number; every third is no image."""
     for number in range(120):
         file = tmp_path / f"{number:03d}.png"
         if number % 3:
             Image.new("L", (8, 8), number).save(file)
         else:
-            file.write_text("no picture")
+            file.write_text("no image")
     return tmp_path
 
 
@@ -166,11 +166,11 @@ def test_in_the_place_of_what_is_no_picture_stands_always_the_same_other_one(bro
 
 def test_files_that_are_no_pictures_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(40):
-        (tmp_path / f"{number}.jpg").write_text("no picture")
+        (tmp_path / f"{number}.jpg").write_text("no image")
     with opened(tmp_path) as images, pytest.raises(ImagesError, match="hardly any file"):
         images[:10]
     listing = list_pictures(tmp_path)
-    with pytest.raises(ImagesError, match="holds 0 readable pictures"):
+    with pytest.raises(ImagesError, match="holds 0 readable images"):
         open_stream(listing, load(listing, SIZE), SIZE, cache=0, of=40)
 
 

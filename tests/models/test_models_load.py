@@ -23,7 +23,7 @@ BY_NAME = {n.name: n for n in NORMALISATIONS}
 
 
 def pictures(seed: int, size: int = 32, count: int = 64) -> Tensor:
-    """Smooth random pictures with about the contrast and colour of photographs."""
+    """Smooth random images with about the contrast and colour of photographs."""
     generator = torch.Generator().manual_seed(seed)
     coarse = F.interpolate(torch.rand(count, 3, 4, 4, generator=generator), size=size, mode="bicubic")
     bright = torch.rand(count, 1, 1, 1, generator=generator) * 0.5
@@ -31,7 +31,7 @@ def pictures(seed: int, size: int = 32, count: int = 64) -> Tensor:
 
 
 def trained(name: str, normalisation: Normalisation, size: int = 32, num_classes: int = 7) -> nn.Module:
-    """A network whose BatchNorm statistics come from normalised pictures, and with uneven scales."""
+    """A network whose BatchNorm statistics come from normalised images, and with uneven scales."""
     torch.manual_seed(0)
     network = build(name, num_classes=num_classes)
     for module in network.modules():
@@ -190,7 +190,7 @@ def test_batchnorm_finds_std_where_mean_is_given(checkpoint_of) -> None:
 
 
 def test_batchnorm_that_does_not_decide_asks(checkpoint_of) -> None:
-    fresh = build("resnet20", num_classes=7)  # its statistics are 0 and 1: of no pictures
+    fresh = build("resnet20", num_classes=7)  # its statistics are 0 and 1: of no images
     with pytest.raises(ArchitectureError, match=r"do not decide between .*distance") as caught:
         load(checkpoint_of(fresh), input_size=16, images=source())
     assert "--mean" in caught.value.hint

@@ -22,7 +22,7 @@ def white_corner(side: int, channels: int = 3) -> Custom:
 
 
 def pixel(drawn: Image.Image, row: int, column: int, x: int, y: int, side: int = 64) -> tuple[int, ...]:
-    """The colour at (x, y) of the picture in that place."""
+    """The colour at (x, y) of the image in that place."""
     return drawn.getpixel((MARGIN + column * (side + GAP) + x, GAP + row * (side + GAP) + y))
 
 

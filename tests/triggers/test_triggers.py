@@ -256,8 +256,8 @@ def test_own_picture_acts_where_the_mask_is_white(tmp_path: Path, mode: str, exp
 
 
 def test_own_picture_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "t.png").write_text("no picture")
-    with pytest.raises(TriggerError, match=r"t\.png is no readable picture"):
+    (tmp_path / "t.png").write_text("no image")
+    with pytest.raises(TriggerError, match=r"t\.png is no readable image"):
         Custom.from_files(tmp_path / "t.png", SHAPE)
     with pytest.raises(TriggerError, match="no trigger mode wrong"):
         Custom(picture=torch.zeros(3, 8, 8), mask=torch.zeros(1, 8, 8), mode="wrong")
