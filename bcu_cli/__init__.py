@@ -19,22 +19,28 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing takes time
 if TYPE_CHECKING:
-    from bcu_cli.api import evaluate, inspect, load, scan
+    from bcu_cli.api import attack, cleanse, evaluate, inspect, load, scan
     from bcu_cli.errors import BcuError
     from bcu_cli.models.preprocessing import Preprocessing
+    from bcu_cli.workflows.attack import AttackResult
+    from bcu_cli.workflows.cleanse import CleanseResult
     from bcu_cli.workflows.evaluate import EvaluateResult
     from bcu_cli.workflows.inspect import InspectResult
     from bcu_cli.workflows.model import Model
     from bcu_cli.workflows.scan import ScanResult
 
 __all__ = [
+    "AttackResult",
     "BcuError",
+    "CleanseResult",
     "EvaluateResult",
     "InspectResult",
     "Model",
     "Preprocessing",
     "ScanResult",
     "__version__",
+    "attack",
+    "cleanse",
     "evaluate",
     "inspect",
     "load",
@@ -42,12 +48,16 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AttackResult": "workflows.attack",
     "BcuError": "errors",
+    "CleanseResult": "workflows.cleanse",
     "EvaluateResult": "workflows.evaluate",
     "InspectResult": "workflows.inspect",
     "Model": "workflows.model",
     "Preprocessing": "models.preprocessing",
     "ScanResult": "workflows.scan",
+    "attack": "api",
+    "cleanse": "api",
     "evaluate": "api",
     "inspect": "api",
     "load": "api",

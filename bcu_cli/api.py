@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +18,11 @@ from bcu_cli.workflows.bars import Bars
 from bcu_cli.workflows.model import Model, of_module
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bcu_cli.models import Loaded, Preprocessing
+    from bcu_cli.workflows.attack import AttackResult
+    from bcu_cli.workflows.cleanse import CleanseResult
     from bcu_cli.workflows.evaluate import EvaluateResult
     from bcu_cli.workflows.inspect import InspectResult
     from bcu_cli.workflows.scan import ScanResult
@@ -207,6 +211,136 @@ def evaluate(
         return workflow.evaluate(request)
 
 
+def cleanse(
+    model: str | Path | Model | nn.Module,
+    *,
+    images: Any = None,
+    out: str | Path | None = None,
+    method: str = "auto",
+    preprocessing: Preprocessing | None = None,
+    pseudo_labels: bool = False,
+    max_images: int | None = None,
+    force: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    on_progress: events.Listener | None = None,
+    **options: Any,
+) -> CleanseResult:
+    """Remove a backdoor, and judge the result.
+
+    Args:
+        model: A model, or anything that :func:`load` takes. It stays as it is.
+        images: Unlabeled images: a folder, a list of paths, a ``torch.utils.data.Dataset``, or uint8
+            ``[N, C, H, W]``. A method that needs labels takes class subfolders or a Dataset of pairs.
+        out: The file to write; None keeps the result in memory. Nothing is written where the verdict is bad.
+        method: Name of a method: ``auto``, ``bcu`` (the paper's recipe), ``ft``, ``nad``, …
+        preprocessing: As of :func:`load`.
+        pseudo_labels: Whether the model's own answers stand in for labels.
+        max_images: Draw this many of the images; None takes all.
+        force: Whether the result is written whatever the verdict.
+        resume: Whether to go on from where an interrupted run with ``out`` stopped.
+        seed: Seed of everything that is drawn.
+        device: As of :func:`scan`.
+        precision: As of :func:`scan`.
+        on_progress: As of :func:`load`.
+        options: Options of the method, such as ``epochs=20`` or ``quick=True``.
+
+    Raises:
+        BcuError: Something that is named cannot be used, or the method has no such option.
+
+    Example:
+        >>> result = bcu.cleanse("model.safetensors", images="photos/", out="clean.safetensors")
+        >>> result.verdict, result.agreement
+        ('cleansed', 0.98)
+    """
+    from bcu_cli.defenses.base import find
+    from bcu_cli.workflows import cleanse as workflow
+
+    kind = find(method)
+    labelled = kind.needs_labels and not pseudo_labels
+    with _listening(on_progress):
+        pictures = _unlabeled(images, labelled=labelled)
+        request = workflow.CleanseRequest(
+            model=_copied(model, preprocessing),
+            images=pictures,
+            out=None if out is None else Path(out),
+            method=method,
+            options=_options(kind.Options, seed, options, f"method {method}"),
+            pseudo_labels=pseudo_labels,
+            max_images=max_images,
+            force=force,
+            device=device,
+            precision=precision,
+            resume=resume,
+        )
+        return workflow.cleanse(request)
+
+
+def attack(
+    name: str,
+    *,
+    data: str | Path,
+    out: str | Path,
+    arch: str = "resnet18_cifar",
+    settings: Mapping[str, float] | None = None,
+    on_progress: events.Listener | None = None,
+    **options: Any,
+) -> AttackResult:
+    """Train a backdoored network on labelled images, to test defenses on.
+
+    Args:
+        name: Name of an attack, or ``none`` for a clean network.
+        data: Labelled images, as of :func:`evaluate`, but for a Dataset.
+        out: The safetensors file to write; the trigger is written beside it.
+        arch: Architecture: a name of bcu, timm or torchvision, or ``FILE.py:FUNCTION``.
+        settings: Settings of the trigger, such as ``{"cell": 2}``.
+        on_progress: As of :func:`load`.
+        options: Fields of :class:`bcu_cli.workflows.attack.AttackRequest`, such as ``epochs=10``,
+            ``target_class=0`` or ``poison_rate=0.1``.
+
+    Raises:
+        BcuError: Something that is named cannot be used, or there is no such option.
+
+    Example:
+        >>> result = bcu.attack("badnets", data="labelled/", arch="resnet18_cifar", out="bad.safetensors")
+        >>> result.accuracy, result.attack_success_rate
+        (0.93, 1.0)
+    """
+    from bcu_cli.workflows import attack as workflow
+
+    fields = {
+        "attack": name,
+        "data": str(data),
+        "out": Path(out),
+        "arch": arch,
+        "settings": tuple(f"{key}={value}" for key, value in (settings or {}).items()),
+    }
+    with _listening(on_progress):
+        return workflow.attack(_options(workflow.AttackRequest, None, fields | options, "attack"))
+
+
+def _options(kind: Any, seed: int | None, values: dict[str, Any], what: str) -> Any:
+    """A dataclass of options made of keyword arguments.
+
+    Raises:
+        UsageError: It has no such option.
+    """
+    names = {each.name for each in dataclasses.fields(kind)}
+    if strangers := sorted(set(values) - names):
+        raise UsageError(f"{what} has no option {strangers[0]}", f"it takes {', '.join(sorted(names))}")
+    return kind(**values) if seed is None else kind(seed=seed, **values)
+
+
+def _copied(model: str | Path | Model | nn.Module, preprocessing: Preprocessing | None) -> Path | Loaded:
+    """A file's path as it is; of anything else a copy, which a defense may work on."""
+    if isinstance(model, str | Path):
+        return Path(model)
+    loaded = _loaded(model, None, preprocessing)
+    return dataclasses.replace(loaded, classifier=deepcopy(loaded.classifier))
+
+
 def _model(model: str | Path | Model | nn.Module, preprocessing: Preprocessing | None) -> Path | Loaded:
     """A file's path as it is, anything else loaded."""
     if isinstance(model, str | Path):
@@ -226,11 +360,11 @@ def _loaded(
     return loading.load_model(Path(model), loading.ModelOptions(), pictures=images)
 
 
-def _unlabeled(images: Any) -> Path | GivenImages | None:
-    """Images without labels: a folder or a tar archive as its path, anything else in memory."""
+def _unlabeled(images: Any, *, labelled: bool = False) -> Path | GivenImages | None:
+    """Images to learn from: a folder or a tar archive as its path, anything else in memory."""
     if images is None:
         return None
-    return Path(images) if isinstance(images, str | Path) else given(images)
+    return Path(images) if isinstance(images, str | Path) else given(images, labelled=labelled)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from bcu_cli.evaluation.trigger_choice import trigger_beside
 from bcu_cli.report import files_read as files
 from bcu_cli.runs import resuming
 from bcu_cli.workflows import loading
+from bcu_cli.workflows.result import Result
 from bcu_cli.workflows.settings import settings_of
 
 if TYPE_CHECKING:
@@ -101,14 +102,30 @@ class AttackRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackResult:
-    """What was trained.
+class AttackResult(Result):
+    """The result of training a backdoored network."""
 
-    Attributes:
-        document: The JSON document of the attack, without its schema's version.
-    """
+    @property
+    def out(self) -> Path:
+        """The file of the network."""
+        return Path(self.document["outputs"]["model"]["path"])
 
-    document: dict[str, Any]
+    @property
+    def trigger(self) -> Path | None:
+        """The file of the trigger; None for a clean network."""
+        written = self.document["outputs"].get("trigger")
+        return Path(written["path"]) if written else None
+
+    @property
+    def accuracy(self) -> float:
+        """Clean accuracy on the images held out, in [0, 1]."""
+        return float(self.document["acc"]["value"])
+
+    @property
+    def attack_success_rate(self) -> float | None:
+        """Attack success rate on the images held out, in [0, 1]; None for a clean network."""
+        found = self.document.get("asr")
+        return float(found["value"]) if found else None
 
 
 def attack(request: AttackRequest) -> AttackResult:

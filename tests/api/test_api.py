@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def test_every_name_that_is_promised_is_there() -> None:
     for name in bcu.__all__:
         assert getattr(bcu, name) is not None
-    with pytest.raises(AttributeError, match="has no attribute 'images'"):
-        bcu.pictures  # noqa: B018 - what is not there
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        bcu.nothing  # noqa: B018 - what is not there
 
 
 def test_every_function_has_an_example() -> None:
@@ -129,3 +129,49 @@ def test_the_tensors_of_a_module_are_hashed(untrained: Path) -> None:
     names = set(model.loaded.checkpoint.tensors)
     assert names == set(load_file(untrained))
     assert len(model.loaded.checkpoint.sha256) == 64
+
+
+def test_cleanse_and_attack(tmp_path: Path, labelled: Path) -> None:
+    training = {"epochs": 1, "batch_size": 64, "device": "cpu", "precision": "fp32"}
+    out = tmp_path / "bad.safetensors"
+    made = bcu.attack("badnets", data=labelled, out=out, arch="resnet8", settings={"cell": 2}, **training)
+    assert (made.out, made.trigger) == (out, tmp_path / "bad.trigger.safetensors")
+    assert 0 <= made.attack_success_rate <= 1
+    assert made.accuracy == made.to_json()["acc"]["value"]
+    model = bcu.load(out)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    clean = tmp_path / "clean.safetensors"
+    result = bcu.cleanse(model, images=images, out=clean, method="bcu", epochs=1, device="cpu")
+    assert (result.verdict, result.out) == (None, clean)
+    assert 0 <= result.agreement <= 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    written = bcu.load(clean)
+    views = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(result.model(views), written(views))
+    kept = bcu.cleanse(model, images=TensorDataset(images), method="bcu", epochs=1, device="cpu")
+    assert kept.out is None
+    torch.testing.assert_close(kept.model(views), written(views))
+    assert kept.document["images"]["path"] == "<TensorDataset>"
+    paired = TensorDataset(images, torch.arange(64) % 8)
+    tuned = bcu.cleanse(out, images=paired, method="ft", epochs=1, device="cpu")
+    assert tuned.document["images"]["labels"] == "class subfolders"
+    with pytest.raises(bcu.BcuError, match="method bcu has no option quick"):
+        bcu.cleanse(model, images=images, method="bcu", quick=True)
+
+
+def test_a_module_is_cleansed_and_written(tmp_path: Path, untrained: Path) -> None:
+    loaded = bcu.load(untrained)
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    out = tmp_path / "clean.pt"
+    result = bcu.cleanse(
+        loaded.classifier.network,
+        preprocessing=loaded.preprocessing,
+        images=images,
+        out=out,
+        method="bcu",
+        epochs=0,
+        device="cpu",
+    )
+    assert result.out == out
+    assert set(load_file(out)) == set(loaded.classifier.network.state_dict())
