@@ -111,3 +111,18 @@ def test_layers_import_only_downwards() -> None:
                 if layer in level and other in level and other != layer and level[other] <= level[layer]:
                     wrong.append(f"{file.relative_to(root)} imports {name}")
     assert not wrong
+
+
+def test_only_the_command_line_knows_typer_and_rich() -> None:
+    import bcu_cli
+
+    root = Path(bcu_cli.__file__).parent
+    wrong = [
+        f"{file.relative_to(root)} imports {name}"
+        for file in root.rglob("*.py")
+        if file.relative_to(root).parts[0] != "cli"
+        for node in ast.walk(ast.parse(file.read_text()))
+        for name in _imported(node, ["bcu_cli"])
+        if name.split(".")[0] in {"typer", "rich", "click"}
+    ]
+    assert not wrong
