@@ -64,8 +64,9 @@ def load(
     Example:
         >>> model = bcu.load("model.safetensors")
         >>> model.architecture, model.num_classes
-        ('resnet20', 8)
-        >>> logits = model(torch.rand(2, *model.preprocessing.input_size))
+        ('resnet8', 8)
+        >>> model(torch.rand(2, *model.preprocessing.input_size)).shape
+        torch.Size([2, 8])
     """
     with _listening(on_progress):
         if isinstance(model, nn.Module):
@@ -100,7 +101,7 @@ def inspect(
     Example:
         >>> report = bcu.inspect("model.safetensors")
         >>> report.safe, report.architecture
-        (True, 'resnet20')
+        (True, 'resnet8')
     """
     from bcu_cli.workflows import inspect as workflow
 
@@ -134,9 +135,9 @@ def scan(
         BcuError: The model or the images cannot be used.
 
     Example:
-        >>> seen = bcu.scan(model, images="photos/")
-        >>> seen.verdict
-        'suspicious'
+        >>> seen = bcu.scan("model.safetensors")
+        >>> seen.verdict in {"clean-looking", "suspicious", "inconclusive"}
+        True
     """
     from bcu_cli.training import devices
     from bcu_cli.workflows.scan import ScanResult, scan_loaded
@@ -185,8 +186,9 @@ def evaluate(
         BcuError: A model, the images or the trigger cannot be used.
 
     Example:
-        >>> result = bcu.evaluate([model, cleansed], data="labelled/", trigger="bad.trigger.safetensors")
-        >>> print(result.table())
+        >>> result = bcu.evaluate("model.safetensors", data="labelled/", trigger="model.trigger.safetensors")
+        >>> print(result.table().splitlines()[0])
+        labelled/test, 40 images, trigger model.trigger.safetensors
     """
     from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice, parse_target
     from bcu_cli.workflows import evaluate as workflow
@@ -251,9 +253,11 @@ def cleanse(
         BcuError: Something that is named cannot be used, or the method has no such option.
 
     Example:
-        >>> result = bcu.cleanse("model.safetensors", images="photos/", out="clean.safetensors")
-        >>> result.verdict, result.agreement
-        ('cleansed', 0.98)
+        >>> result = bcu.cleanse(
+        ...     "model.safetensors", images="photos/", out="clean.safetensors", method="bcu", epochs=2
+        ... )
+        >>> result.out, 0 <= result.agreement <= 1
+        (PosixPath('clean.safetensors'), True)
     """
     from bcu_cli.defenses.base import find
     from bcu_cli.workflows import cleanse as workflow
@@ -304,9 +308,9 @@ def attack(
         BcuError: Something that is named cannot be used, or there is no such option.
 
     Example:
-        >>> result = bcu.attack("badnets", data="labelled/", arch="resnet18_cifar", out="bad.safetensors")
-        >>> result.accuracy, result.attack_success_rate
-        (0.93, 1.0)
+        >>> result = bcu.attack("badnets", data="labelled/", arch="resnet8", out="bad.safetensors", epochs=1)
+        >>> result.trigger, 0 <= result.attack_success_rate <= 1
+        (PosixPath('bad.trigger.safetensors'), True)
     """
     from bcu_cli.workflows import attack as workflow
 

@@ -12,6 +12,13 @@ class BcuError(Exception):
     Args:
         message: What is wrong, naming the file, the option or the tensor.
         hint: What the user can do about it; empty where there is nothing to say.
+
+    Example:
+        >>> try:
+        ...     bcu.load("missing.safetensors")
+        ... except bcu.BcuError as error:
+        ...     print(error.message)
+        missing.safetensors does not exist
     """
 
     def __init__(self, message: str, hint: str = "") -> None:

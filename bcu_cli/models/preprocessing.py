@@ -34,6 +34,10 @@ class Preprocessing:
 
     Raises:
         ValueError: A value that no network can have been trained with.
+
+    Example:
+        >>> bcu.Preprocessing(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3).crop_pct
+        1.0
     """
 
     input_size: tuple[int, int, int]

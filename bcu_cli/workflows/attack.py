@@ -103,7 +103,13 @@ class AttackRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult(Result):
-    """The result of training a backdoored network."""
+    """The result of training a backdoored network.
+
+    Example:
+        >>> result = bcu.attack("none", data="labelled/", arch="resnet8", out="clean.safetensors", epochs=1)
+        >>> result.out, result.trigger
+        (PosixPath('clean.safetensors'), None)
+    """
 
     @property
     def out(self) -> Path:

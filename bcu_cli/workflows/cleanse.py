@@ -89,6 +89,11 @@ class CleanseResult(Result):
 
     Attributes:
         loaded: The cleansed network in the place of the original.
+
+    Example:
+        >>> result = bcu.cleanse("model.safetensors", images="photos/", method="bcu", epochs=1)
+        >>> type(result.model).__name__, result.out, result.verdict
+        ('Model', None, None)
     """
 
     loaded: Loaded = field(repr=False)

@@ -61,6 +61,13 @@ class EvaluateResult(Result):
         passed: Whether no condition of ``fail_if`` holds.
         failures: A line for each condition that holds.
         error: Why the models after the last one were not measured; None where all were.
+
+    Example:
+        >>> result = bcu.evaluate("model.safetensors", data="labelled/", fail_if=["acc<0.01"])
+        >>> result.models[0]["acc"]["of"]
+        40
+        >>> result.to_json()["command"]
+        'evaluate'
     """
 
     passed: bool

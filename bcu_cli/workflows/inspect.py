@@ -35,7 +35,12 @@ class InspectRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectResult(Result):
-    """What was found in files."""
+    """What was found in files.
+
+    Example:
+        >>> bcu.inspect("model.safetensors").verdict
+        'safe-to-open'
+    """
 
     @property
     def verdict(self) -> str:

@@ -31,6 +31,11 @@ class Model(nn.Module):
         preprocessing: Size, cropping and normalisation; the normalisation is part of the model.
         classes: Names of the classes in the order of the outputs; empty where they are not known.
         num_classes: Number of outputs.
+
+    Example:
+        >>> model = bcu.load("model.safetensors")
+        >>> model(torch.zeros(1, 3, 32, 32)).argmax(1).shape
+        torch.Size([1])
     """
 
     def __init__(self, loaded: Loaded) -> None:

@@ -64,6 +64,10 @@ class ScanResult(Result):
 
     Attributes:
         triggers: The triggers that detectors found, by name: float ``[C, H, W]`` in [0, 1].
+
+    Example:
+        >>> sorted(bcu.scan("model.safetensors").scores)
+        ['lipschitz', 'mmbd']
     """
 
     triggers: dict[str, Tensor] = field(repr=False)

@@ -26,11 +26,6 @@ def test_every_name_that_is_promised_is_there() -> None:
         bcu.nothing  # noqa: B018 - what is not there
 
 
-def test_every_function_has_an_example() -> None:
-    functions = [getattr(bcu, name) for name in bcu.__all__ if name[0].islower()]
-    assert [f.__name__ for f in functions if ">>> " not in f.__doc__] == []
-
-
 def test_load_inspect_and_evaluate(untrained: Path, labelled: Path) -> None:
     model = bcu.load(str(untrained))
     assert (model.architecture, model.num_classes, len(model.classes)) == ("resnet20", 8, 8)
