@@ -136,7 +136,7 @@ def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch)
     class Tinted(Backdoored):
         def forward(self, shown: Tensor) -> Tensor:
             tint = shown[:, 1].mean((1, 2)) - shown[:, 0].mean((1, 2))
-            return super().forward(shown) + 900.0 * F.relu(tint - 0.02)[:, None] * F.one_hot(
+            return super().forward(shown) + 900.0 * F.relu(tint - 0.01)[:, None] * F.one_hot(
                 torch.tensor(2), CLASSES
             )
 
