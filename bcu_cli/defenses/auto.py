@@ -351,14 +351,15 @@ class Auto(TrainedDefense[AutoOptions]):
         suspects = self._suspects()
         if suspects:
             tried = {target: tried[target] for target in self._with_controls(suspects, list(tried))}
-        targets = [target for target in tried for _ in range(STARTS if suspects else 1)]
+        targets = [target for target in tried for _ in range(STARTS)] if suspects else None
         adversary = Adversary(self.teacher.num_classes, shape, ANEW_LIMITS, seed=seed, targets=targets)
         adversary.to(self.device.torch)
         how = {"batch_size": ANEW_BATCH, **self._length(ANEW_STEPS, ANEW_BATCH)}
         yield self._search(adversary, self.student, "looking for what is left", kinds=1, **how)
-        searched: dict[int, list[Change]] = {target: [] for target in tried}
+        searched: dict[int, list[Change]] = {}
         for slot, target in enumerate(adversary.wanted.tolist()):
-            searched[target].append(_on_bytes(adversary, slot, 0))
+            if target in tried:
+                searched.setdefault(target, []).append(_on_bytes(adversary, slot, 0))
         most = SUSPECTS + CONTROLS
         self.anew = [
             contest(pair, "tried outright", tried, suspects, most),
