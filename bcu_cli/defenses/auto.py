@@ -58,12 +58,6 @@ if TYPE_CHECKING:
 FEWEST_STEPS, EPOCHS, MOST_STEPS = 400, 20, 3000
 """A training has ``EPOCHS`` passes over the images, within these steps."""
 CANARY_STEPS, SEARCH_STEPS = 200, 120
-ANEW_STEPS, ANEW_BATCH = 160, 64
-"""Steps of the search on the cleansed network, for patches alone, and most images in one of them."""
-STARTS = 3
-"""Patches that this search begins with for each class, where classes stood out."""
-SUSPECTS, CONTROLS = 3, 6
-"""Most classes that stood out and are searched anew, and classes that they are compared with."""
 AVERAGE = 0.98
 """Decay of the moving average of the weights that a cleansing ends with."""
 TEMPERATURE = 2.0
@@ -104,6 +98,14 @@ LEVELS = (
     Limits(patch=0.06, shift=0.12, warp=0.25),
 )
 """How far the adversary may go, from weak to strong."""
+ANEW_STEPS, ANEW_BATCH = 160, 64
+"""Steps of the search on the cleansed network, for patches alone, and most images in one of them."""
+ANEW_LIMITS = replace(LEVELS[0], patch=LEVELS[0].patch / 2)
+"""How far it may go: the student's own limits lead many a network to any class, so that none stands out."""
+STARTS = 3
+"""Patches that this search begins with for each class, where classes stood out."""
+SUSPECTS, CONTROLS = 3, 6
+"""Most classes that stood out and are searched anew, and classes that they are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,14 +367,15 @@ class Auto(TrainedDefense[AutoOptions]):
         suspects = self._suspects()
         if suspects:
             tried = {target: tried[target] for target in self._with_controls(suspects, list(tried))}
-        targets = [target for target in tried for _ in range(STARTS if suspects else 1)]
-        adversary = Adversary(self.teacher.num_classes, shape, LEVELS[0], seed=seed, targets=targets)
+        targets = [target for target in tried for _ in range(STARTS)] if suspects else None
+        adversary = Adversary(self.teacher.num_classes, shape, ANEW_LIMITS, seed=seed, targets=targets)
         adversary.to(self.device.torch)
         how = {"batch_size": ANEW_BATCH, **self._length(ANEW_STEPS, ANEW_BATCH)}
         yield self._search(adversary, self.student, "looking for what is left", kinds=1, **how)
-        searched: dict[int, list[Change]] = {target: [] for target in tried}
+        searched: dict[int, list[Change]] = {}
         for slot, target in enumerate(adversary.wanted.tolist()):
-            searched[target].append(_on_bytes(adversary, slot, 0))
+            if target in tried:
+                searched.setdefault(target, []).append(_on_bytes(adversary, slot, 0))
         self._anew_by: dict[str, Mapping[int, Sequence[Change]]] = {
             "tried outright": tried,
             "searched by gradient": searched,

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 SIDES = (2, 3, 4, 5, 6, 7, 8)
 """Sides of the patches, in pixels of an image whose shorter side has 32."""
-PLACES = tuple(product((0.0, 0.5, 1.0), repeat=2))
-"""Corners, edges and centre of an image, as shares of what a patch leaves free: down, then across."""
-MARGIN = 3
-"""Most pixels, of an image of 32, that a patch is moved inwards from there."""
-COLOURS, MOSAICS = 5, 3
+CORNERS = tuple(product((0.0, 1.0), repeat=2))
+MIDDLES = ((0.5, 0.5), (0.0, 0.5), (0.5, 0.0), (1.0, 0.5), (0.5, 1.0))
+"""Places of patches, as shares of what they leave free: down, then across."""
+MARGINS = 4
+"""A patch lies in each corner, or 1, 2 or 3 pixels of 32 further inwards: one pixel can matter."""
+COLOURS, MOSAICS = 3, 2
 """Colours of squares tried at each size and place, beside black and white; and mosaics tried there."""
 
 
@@ -57,20 +58,20 @@ def draw(shape: tuple[int, int, int], seed: int) -> list[Patch]:
 
     Args:
         shape: Shape of the images, (C, H, W).
-        seed: Decides colours, and how far patches lie from the edge.
+        seed: Decides colours.
     """
     generator = torch.Generator().manual_seed(seed)
     unit = min(shape[1:]) / 32.0
     cell = max(1, round(unit))
+    places = [(place, round(each * unit)) for place in CORNERS for each in range(MARGINS)]
+    places += [(place, 0) for place in MIDDLES]
     patches = []
-    for cells, place in product(sorted({max(1, round(each * unit / cell)) for each in SIDES}), PLACES):
+    sides = sorted({max(1, round(each * unit / cell)) for each in SIDES})
+    for cells, (place, margin) in product(sides, dict.fromkeys(places)):
         for kind, coarse in _fillings(shape[0], cells, generator):
             pixels = coarse.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-            inwards = (unit * torch.randint(MARGIN + 1, (2,), generator=generator)).round().int().tolist()
-            top, left = (
-                _start(where, size - len(pixels[0]), margin)
-                for where, size, margin in zip(place, shape[1:], inwards, strict=True)
-            )
+            free = [size - len(pixels[0]) for size in shape[1:]]
+            top, left = (_start(*each, margin) for each in zip(place, free, strict=True))
             patches.append(Patch(kind=kind, top=top, left=left, pixels=pixels))
     return patches
 
@@ -95,10 +96,12 @@ def _fillings(channels: int, side: int, generator: torch.Generator) -> Iterator[
     for colour in (black, 255 - black, *drawn(COLOURS, channels, 1, 1)):
         yield "square", colour.expand(channels, side, side)
     place = torch.arange(side)
-    for width in (1, 2):
+    for width, (one, other) in (
+        (1, (black, 255 - black)),
+        (2, (255 - black, black)),
+        (1, drawn(2, channels, 1, 1)),
+    ):
         odd = (place[:, None] // width + place // width) % 2 == 1
-        one, other = drawn(2, channels, 1, 1)
-        for first, second in ((black, 255 - black), (255 - black, black), (one, other)):
-            yield "grid", torch.where(odd, second, first)
+        yield "grid", torch.where(odd, other, one)
     for _ in range(MOSAICS):
         yield "mosaic", drawn(channels, side, side)

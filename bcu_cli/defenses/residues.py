@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
 
-GLANCED, STEERED = 16, 96
+GLANCED, STEERED = 6, 96
 """Images that each patch is tried on, and those that the best for each class are compared by."""
 FINALISTS = 6
 """Patches for each class that are compared by more images."""
@@ -41,7 +41,8 @@ That is twice the odds: 28 of 100 images beside 5, or 39 beside 10.
 """
 UNSUSPECTED = log(12.0)
 """The same for a class that nothing spoke against before: it is the worst of many, and some are by nature."""
-
+LED_BEFORE = 0.5
+"""Share of images that a residue leads at least on the original, by the lower end of its interval."""
 _LEAST = 1e-6
 
 Change = Callable[[Tensor], Tensor]
@@ -91,26 +92,31 @@ class Pair:
         self._usual = [predict(original, images, device) for images in (steering, judging)]
 
     def promising(self, tried: Sequence[Patch]) -> dict[int, list[Patch]]:
-        """The ``FINALISTS`` for each class that lead most of ``GLANCED`` images to it after the cleansing.
+        """The ``FINALISTS`` for each class that lead most of ``GLANCED`` images to it on both networks.
 
-        Every patch is put on each of the images once, whatever the number of classes.
+        Every patch is put on each of the images once, whatever the number of classes. The original counts,
+        too: it answers nearly always to what a cleansed network answers to at all, so few images tell.
         """
         shown = spread(torch.arange(len(self.steering)), GLANCED)
         images, usual = self.steering[shown], self._usual[0][shown]
         step = max(1, AT_ONCE // len(images))
-        counted = []
-        for start in range(0, len(tried), step):
-            some = tried[start : start + step]
-            answers = predict(self.cleansed, patches.on_images(some, images), self.device)
-            answers = answers.view(len(some), len(images))
-            counted.append(answers.masked_fill(answers == usual, -1))  # no patch led these
-        answers = torch.cat(counted)
-        return {
-            target: [
-                tried[i] for i in (answers == target).sum(1).argsort(descending=True, stable=True)[:FINALISTS]
-            ]
-            for target in self.targets()
-        }
+        answers = torch.cat(
+            [self._answers(tried[at : at + step], images, usual) for at in range(0, len(tried), step)]
+        )
+        promising = {}
+        for target in self.targets():
+            led = (answers == target).sum(1)
+            promising[target] = [tried[i] for i in led.argsort(descending=True, stable=True)[:FINALISTS]]
+        return promising
+
+    def _answers(self, tried: Sequence[Patch], images: Tensor, usual: Tensor) -> Tensor:
+        """Answers of both networks to each patch, -1 where it changed none, int64 ``[patches, 2 · N]``."""
+        changed = patches.on_images(tried, images)
+        both = [
+            predict(network, changed, self.device).view(len(tried), len(images))
+            for network in (self.original, self.cleansed)
+        ]
+        return torch.cat([answers.masked_fill(answers == usual, -1) for answers in both], 1)
 
     def targets(self) -> list[int]:
         """The classes that some images, both steering and judging ones, are not answered to by nature."""
@@ -125,8 +131,9 @@ class Pair:
         return sorted(led, key=lambda target: -led[target])[:most]
 
     def best(self, changes: Sequence[Change], target: int) -> Change:
-        """The change that leads most steering images to a class on the cleansed network."""
-        return max(changes, key=lambda change: self._success(self.cleansed, change, target).value)
+        """The change that leads most steering images to a class, on both networks together."""
+        networks = (self.original, self.cleansed)
+        return max(changes, key=lambda each: sum(self._success(n, each, target).value for n in networks))
 
     def residue(self, trigger: str, change: Change, target: int) -> Residue:
         """What a change does to the images that judge, on both networks."""
@@ -169,8 +176,7 @@ class Contest:
     @property
     def left(self) -> list[Residue]:
         """Those whose class is led clearly more often than the others."""
-        clear = standing_out({each.target: each.after for each in self.found}, self.suspects)
-        return [each for each in self.found if each.target in clear]
+        return standing_out(self.found, self.suspects)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a report."""
@@ -203,22 +209,24 @@ def contest(
     return Contest(way=way, suspects=tuple(suspects), found=found)
 
 
-def standing_out(found: Mapping[int, Proportion], suspects: Sequence[int]) -> list[int]:
-    """The classes that images are led to clearly more often than to the others.
+def standing_out(found: Sequence[Residue], suspects: Sequence[int]) -> list[Residue]:
+    """Those whose class is led clearly more often than the others on the cleansed network.
 
     The lower end of a class's interval is compared with the median of the upper ends of the others', in
-    log-odds: few images prove nothing.
+    log-odds: few images prove nothing. What does not lead most images on the original, too, is no residue of
+    its backdoor: large patches lead any network to some classes.
 
     Args:
-        found: Success of the best patch for each class on the cleansed network.
+        found: The best patch for each class.
         suspects: The classes that stood out on the original; for others more is asked.
     """
     clear = []
-    for target, success in found.items():
-        others = [_log_odds(each.interval[1]) for other, each in found.items() if other != target]
-        needed = CLEARLY if target in suspects else UNSUSPECTED
-        if others and _log_odds(success.interval[0]) - median(others) >= needed:
-            clear.append(target)
+    for each in found:
+        others = [_log_odds(other.after.interval[1]) for other in found if other is not each]
+        needed = CLEARLY if each.target in suspects else UNSUSPECTED
+        ahead = bool(others) and _log_odds(each.after.interval[0]) - median(others) >= needed
+        if ahead and each.before.interval[0] >= LED_BEFORE:
+            clear.append(each)
     return clear
 
 
