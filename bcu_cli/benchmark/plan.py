@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _BY_THE_PLAN = {
     "data",
+    "devices",
     "force",
     "format",
     "images",

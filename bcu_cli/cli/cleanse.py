@@ -10,7 +10,6 @@ import typer
 from bcu_cli import defenses
 from bcu_cli.cli import cleanse_output, output, several
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
-from bcu_cli.cli.method_options import options_of
 from bcu_cli.cli.options import (
     RUN,
     Arch,
@@ -24,11 +23,10 @@ from bcu_cli.cli.options import (
     Seed,
     Std,
     WeightsKey,
-    model_options,
-    size_in_bytes,
 )
 from bcu_cli.errors import UsageError
-from bcu_cli.workflows.settings import settings_of
+from bcu_cli.workflows.method_options import options_of
+from bcu_cli.workflows.texts import model_options, size_in_bytes
 
 _METHOD = "The method; the defaults are its paper's"
 _BCU = "Of method bcu alone"
@@ -204,11 +202,9 @@ def cleanse(
     that could not be told (2), nothing is written. --method bcu is the recipe of Pang et al., Backdoor
     Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
     """
-    from bcu_cli.defenses.base import find
     from bcu_cli.training import ranks
     from bcu_cli.workflows import cleanse as workflow
 
-    kind = find(method)
     said = {
         "strength": strength,
         "ratios": ratios,
@@ -224,14 +220,12 @@ def cleanse(
         "flip": flip,
         "quick": quick,
     }
-    settings = settings_of(method, setting or (), kind="method", owners=defenses.names(), like="clp.u=3")
-    options = options_of(kind, seed, said, settings)
     request = workflow.CleanseRequest(
         model=model,
         images=images,
         out=out,
         method=method,
-        options=options,
+        options=options_of(method, seed, said, setting or ()),
         options_of_model=model_options(arch, input_size, mean, std, weights_key),
         pseudo_labels=pseudo_labels,
         max_images=max_images,

@@ -20,8 +20,8 @@ from bcu_cli.cli.options import (
     Mean,
     Std,
     WeightsKey,
-    model_options,
 )
+from bcu_cli.workflows.texts import model_options
 
 _OWN = "A trigger of your own"
 _OUT = "What becomes of it"

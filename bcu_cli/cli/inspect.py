@@ -14,8 +14,9 @@ import typer
 from bcu_cli import triggers
 from bcu_cli.cli import output, scan_output
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
-from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std, model_options
+from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std
 from bcu_cli.errors import UsageError
+from bcu_cli.workflows.texts import model_options
 
 _MOST_SHOWN = 20
 _OUTPUT = "What it says"

@@ -35,6 +35,10 @@ FEWEST_STEPS, MOST_STEPS = 900, 8000
 MIRROR_AGREEMENT = 0.8
 """Mirror images are used where the teacher answers the same for at least this share of them."""
 
+_LEAST = {"batch_size": 2, "learning_rate": 0, "momentum": 0, "weight_decay": 0, "crop_padding": 0}
+_MOST = {"momentum": 1}
+"""The smallest and the largest values that make sense, by field."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseOptions:
@@ -51,6 +55,15 @@ class DefenseOptions:
             value = getattr(self, field.name)
             if isinstance(value, float) and not isfinite(value):
                 raise UsageError(f"a {words(field.name)} of {value} makes no sense", "give a finite number")
+            if value is None:
+                continue
+            option = f"--{field.name.replace('_', '-')}"
+            if (least := _LEAST.get(field.name)) is not None:
+                require(
+                    value >= least, f"{option} {value} is less than {least}", f"{option} {least}, or more"
+                )
+            if (most := _MOST.get(field.name)) is not None:
+                require(value <= most, f"{option} {value} is more than {most}", f"{option} {most}, or less")
 
 
 @dataclass(frozen=True, kw_only=True)

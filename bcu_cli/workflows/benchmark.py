@@ -18,7 +18,7 @@ from bcu_cli.report.text import percent
 from bcu_cli.runs import engine, resuming
 from bcu_cli.runs.engine import EngineOptions
 from bcu_cli.runs.locked import locked
-from bcu_cli.workflows.benchmark_steps import Run, attack_request
+from bcu_cli.workflows.benchmark_steps import Run, attack_request, cleanse_request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -213,12 +213,14 @@ class _Work:
 
 
 def _check_options(cells: Sequence[Cell]) -> None:
-    """Refuse at once what the attack would refuse for every cell."""
+    """Refuse at once what the attack or the defense would refuse for every cell."""
     from bcu_cli.models.fresh import usual_size
 
     for model in {cell.model.name: cell.model for cell in cells}.values():
         usual_size(model.arch, model.options.get("input-size"))
         attack_request(model, data=Path(), out=Path())
+    for cell in cells:
+        cleanse_request(cell, model=Path(), images=Path(), out=Path())
 
 
 def _on_gpu(cells: Sequence[Cell]) -> bool:

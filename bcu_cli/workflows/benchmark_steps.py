@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,10 @@ from bcu_cli.runs import children
 from bcu_cli.runs.engine import Warnings
 from bcu_cli.workflows import jobs
 from bcu_cli.workflows.attack import AttackRequest
+from bcu_cli.workflows.cleanse import CleanseRequest
 from bcu_cli.workflows.evaluate import EvaluateRequest
+from bcu_cli.workflows.method_options import NAMED, options_of
+from bcu_cli.workflows.texts import model_options, size_in_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,18 +28,25 @@ if TYPE_CHECKING:
     from bcu_cli.benchmark.results import Results
     from bcu_cli.runs.resuming import Stop
 
-COMMAND = (sys.executable, "-m", "bcu_cli")
-"""The words that run the step that is no workflow yet; its name and options follow."""
 _ATTACK, _CLEANSE, _EVALUATE = "attack", "cleanse", "evaluate"
 _SETTING = "setting"
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (int, float, bool, str, Path)}
 _OF_THE_PLAN = {"attack", "data", "out", "arch", "target_class", "seed", "resume", "preview", "download"}
-_OPTIONS = {
-    one.name.replace("_", "-"): _KINDS[str(one.type).partition(" ")[0]]
-    for one in fields(AttackRequest)
-    if one.name not in {*_OF_THE_PLAN, "settings"}
-} | {_SETTING: str}
-"""What a plan may say of an attack, with the type of its value: an option has the name of its field."""
+_OF_A_MODEL = ("arch", "input_size", "mean", "std", "weights_key")
+_OPTIONS: dict[str, dict[str, Any]] = {
+    _ATTACK: {
+        one.name: _KINDS[str(one.type).partition(" ")[0]]
+        for one in fields(AttackRequest)
+        if one.name not in {*_OF_THE_PLAN, "settings"}
+    },
+    _CLEANSE: {
+        **NAMED,
+        **dict.fromkeys((*_OF_A_MODEL, "method", "device", "precision", "cache"), str),
+        **dict.fromkeys(("pseudo_labels", "force", "profile"), bool),
+        "input_size": int,
+    },
+}
+"""What a plan may say of a step beside its settings, with the type of the value."""
 
 
 class Run:
@@ -152,11 +161,13 @@ class Run:
         return jobs.command(request)
 
     def _cleanse(self, cell: Cell) -> list[str]:
-        """The words of a step that is no workflow yet, and runs as a command line."""
-        model = self._results.network(cell.model)
-        own = [f"--images={self._pictures.of(cell)}", f"--max-images={cell.max_images}"]
-        own += [f"--seed={cell.model.seed}", f"--out={self._results.cleansed(cell)}", "--resume", "--json"]
-        return [*COMMAND, _CLEANSE, str(model), *_words(cell.command), *own]
+        request = cleanse_request(
+            cell,
+            model=self._results.network(cell.model),
+            images=self._pictures.of(cell),
+            out=self._results.cleansed(cell),
+        )
+        return jobs.command(request)
 
     def _evaluate(self, cell: Cell) -> list[str]:
         model = self._results.network(cell.model)
@@ -191,27 +202,60 @@ def attack_request(model: Backdoored, *, data: Path, out: Path) -> AttackRequest
         target_class=model.target,  # type: ignore[arg-type]  # a plan holds numbers and next alone
         seed=model.seed,
         resume=True,
-        **dict(_value(model, option, value) for option, value in model.options.items()),
+        **_values(_ATTACK, f"attacks.{model.label}", model.options),
     )
 
 
-def _value(model: Backdoored, option: str, value: Any) -> tuple[str, Any]:
-    """The field of a request that an option of a plan names, and its value there."""
-    where = f"attacks.{model.label}"
-    if option not in _OPTIONS:
-        hint = "bcu attack --help lists what it takes"
-        raise UsageError(f"{where}: bcu attack has no option --{option}", hint)
+def cleanse_request(cell: Cell, *, model: Path, images: Path, out: Path) -> CleanseRequest:
+    """The cleansing of a cell's network, as the plan's options say.
+
+    Args:
+        cell: The cell.
+        model: The file of the network.
+        images: The folder of the defense's images.
+        out: The file to write.
+
+    Raises:
+        UsageError: There is no such method or option, or a value makes no sense.
+    """
+    values = _values(_CLEANSE, f"defenses.{cell.defense}", cell.command)
+    settings, profile = values.pop("settings", ()), values.pop("profile", False)
+    said = {name: values.pop(name, None) for name in NAMED}
+    about_model = {name: values.pop(name, None) for name in _OF_A_MODEL}
+    if "cache" in values:
+        values["cache"] = size_in_bytes(values["cache"], "--cache")
+    return CleanseRequest(
+        model=model,
+        images=images,
+        out=out,
+        options=options_of(values["method"], cell.model.seed, said, settings),
+        options_of_model=model_options(**about_model),
+        max_images=cell.max_images,
+        resume=True,
+        with_profile=profile,
+        **values,
+    )
+
+
+def _values(step: str, where: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The values of a plan's options, by their names in Python; ``settings`` are those of the settings."""
+    return dict(_value(step, where, option, value) for option, value in options.items())
+
+
+def _value(step: str, where: str, option: str, value: Any) -> tuple[str, Any]:
+    hint = f"bcu {step} --help lists what it takes"
     if option == _SETTING:
         return "settings", tuple(str(one) for one in (value if isinstance(value, list) else [value]))
-    kind = _OPTIONS[option]
+    name = option.replace("-", "_")
+    if name not in _OPTIONS[step]:
+        raise UsageError(f"{where}: bcu {step} has no option --{option}", hint)
+    kind = _OPTIONS[step][name]
     try:
         if isinstance(value, list) or isinstance(value, bool) != (kind is bool):
             raise ValueError
-        return option.replace("-", "_"), value if kind is bool else kind(str(value))
+        return name, value if kind is bool else kind(str(value))
     except ValueError as error:
-        raise UsageError(
-            f"{where}: --{option} cannot be {value}", "bcu attack --help lists what it takes"
-        ) from error
+        raise UsageError(f"{where}: --{option} cannot be {value}", hint) from error
 
 
 def _judged(ended: children.Ended) -> bool:
@@ -220,14 +264,3 @@ def _judged(ended: children.Ended) -> bool:
         return bool(json.loads(ended.out)["output"])
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _words(options: dict[str, Any]) -> list[str]:
-    """Options of a plan as a command line has them."""
-    words = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            words += [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]
-    return words

@@ -9,34 +9,39 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from bcu_cli import events, limits
 from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice
-from bcu_cli.report.schema import with_version
 from bcu_cli.report.text import printable
 from bcu_cli.runs import messages, signals, supervisor
 from bcu_cli.runs.explaining import explain
 from bcu_cli.workflows.attack import AttackRequest, attack
+from bcu_cli.workflows.cleanse import CleanseRequest, CleanseResult, cleanse
 from bcu_cli.workflows.evaluate import EvaluateRequest, evaluate
 from bcu_cli.workflows.evaluation_files import Files
 from bcu_cli.workflows.loading import ModelOptions
 
 if TYPE_CHECKING:
-    from bcu_cli.workflows.attack import AttackResult
-    from bcu_cli.workflows.evaluate import EvaluateResult
+    from bcu_cli.workflows.result import Result
+
+Request: TypeAlias = AttackRequest | CleanseRequest | EvaluateRequest
 
 PROGRAM = tuple(supervisor.program("from bcu_cli.workflows.jobs import main; main()"))
 """The words that run a job, which follows them."""
 _DONE, _FAILED, _INTERRUPTED = 0, 2, 130
+_JUDGED = {"not cleansed": 1, "could not tell": 2}
+"""Exit codes of jobs that end with a document, but whose verdict is bad."""
 _VALUES: dict[str, type] = {
-    kind.__name__: kind for kind in (AttackRequest, EvaluateRequest, Files, ModelOptions, Own, TriggerChoice)
+    kind.__name__: kind
+    for kind in (AttackRequest, CleanseRequest, EvaluateRequest, Files, ModelOptions, Own, TriggerChoice)
 }
+_METHOD_OPTIONS = "MethodOptions"
 
 
-def command(request: AttackRequest | EvaluateRequest) -> list[str]:
+def command(request: Request) -> list[str]:
     """The words that run the workflow of a request in another process.
 
     It prints the JSON document of the result, or one with an ``error``.
@@ -50,9 +55,11 @@ def to_plain(value: Any) -> Any:
     Raises:
         TypeError: It holds something that is no path, text, number, tuple or request.
     """
+    if isinstance(value, CleanseRequest) and value.options is not None:
+        options = {"kind": _METHOD_OPTIONS, "method": value.method, "values": _parts(value.options)}
+        return to_plain(replace(value, options=None)) | {"options": options}
     if is_dataclass(value) and type(value).__name__ in _VALUES:
-        parts = {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
-        return {"kind": type(value).__name__, **parts}
+        return {"kind": type(value).__name__, **_parts(value)}
     if isinstance(value, Path):
         return {"kind": "Path", "path": str(value)}
     if isinstance(value, tuple):
@@ -62,12 +69,20 @@ def to_plain(value: Any) -> Any:
     raise TypeError(f"a job cannot take {value!r}")
 
 
+def _parts(value: Any) -> dict[str, Any]:
+    return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+
+
 def from_plain(value: Any) -> Any:
     """What ``to_plain`` made plain values of."""
     if isinstance(value, list):
         return tuple(from_plain(one) for one in value)
     if not isinstance(value, dict):
         return value
+    if value["kind"] == _METHOD_OPTIONS:
+        from bcu_cli.defenses.base import find
+
+        return find(value["method"]).Options(**{k: from_plain(one) for k, one in value["values"].items()})
     parts = {name: from_plain(one) for name, one in value.items()}
     kind = parts.pop("kind")
     return Path(parts["path"]) if kind == "Path" else _VALUES[kind](**parts)
@@ -95,8 +110,8 @@ def _serve(job: str) -> NoReturn:
     messages.neutralise(events.warn)
     try:
         with events.listening(_tell):
-            document = _run(from_plain(json.loads(job))).document
-        text, code = json.dumps(with_version(document), allow_nan=False), _DONE
+            result = _run(from_plain(json.loads(job)))
+        text, code = json.dumps(result.to_json(), allow_nan=False), _code(result)
     except KeyboardInterrupt:
         text, code = "", _INTERRUPTED
     except Exception as error:  # the parent says it
@@ -107,8 +122,15 @@ def _serve(job: str) -> NoReturn:
     sys.exit(code)
 
 
-def _run(request: AttackRequest | EvaluateRequest) -> AttackResult | EvaluateResult:
-    return attack(request) if isinstance(request, AttackRequest) else evaluate(request)
+def _run(request: Request) -> Result:
+    if isinstance(request, AttackRequest):
+        return attack(request)
+    return cleanse(request) if isinstance(request, CleanseRequest) else evaluate(request)
+
+
+def _code(result: Result) -> int:
+    verdict = result.verdict if isinstance(result, CleanseResult) else None
+    return _JUDGED.get(verdict or "", _DONE)
 
 
 def _tell(event: events.Event) -> None:

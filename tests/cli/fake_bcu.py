@@ -1,8 +1,8 @@
-"""Stands in for ``bcu cleanse`` and the jobs of attack and evaluate: writes what a folder tells it to.
+"""Stands in for the jobs of attack, cleanse and evaluate: writes what a folder tells it to.
 
-Beside this file's options the environment names a folder, ``FAKE_BCU``: there ``behaviour.json`` may say what
-is to ``fail`` (parts of command lines), how many ``seconds`` each takes, and the measures ``before`` and
-``after`` by parts of command lines, and which are ``judged`` badly; each start and end is added to ``log``.
+The environment names that folder, ``FAKE_BCU``: there ``behaviour.json`` may say what is to ``fail`` (parts
+of jobs), how many ``seconds`` each takes, and the measures ``before`` and ``after`` by parts of jobs, and
+which are ``judged`` badly; each start and end is added to ``log``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-if sys.argv[1].startswith("{"):
-    job = json.loads(sys.argv[1])
-    command = job["kind"].removesuffix("Request").lower()
-    words = [command, job.get("attack", ""), sys.argv[1]]
-else:
-    job, (command, *words) = {}, sys.argv[1:]
-plain = [word for word in words if not word.startswith("--")]
-options = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--"))
+job = json.loads(sys.argv[1])
+command = job["kind"].removesuffix("Request").lower()
+words = [command, job.get("attack", ""), sys.argv[1]]
 home = Path(os.environ["FAKE_BCU"])
 told = json.loads((home / "behaviour.json").read_text()) if (home / "behaviour.json").exists() else {}
-whole = " ".join([command, *words] if not job else words)
+whole = " ".join(words)
 
 
 def log(what: str) -> None:
@@ -33,8 +28,6 @@ def log(what: str) -> None:
         line = {
             "what": what,
             "command": command,
-            "plain": plain,
-            "options": options,
             "words": words,
             "job": job,
         }
@@ -70,8 +63,8 @@ if command == "attack":
     trigger = out.with_name(out.name.removesuffix(".safetensors") + ".trigger.safetensors")
     report["outputs"] = {"model": write(out, whole), "trigger": write(trigger, "trigger " + whole)}
 elif command == "cleanse":
-    assert Path(plain[0]).exists()
-    report |= {"images": {"used": int(options["max-images"])}, "output": write(Path(options["out"]), whole)}
+    assert Path(job["model"]["path"]).exists()
+    report |= {"images": {"used": job["max_images"]}, "output": write(Path(job["out"]["path"]), whole)}
 else:
     models = [model["path"] for model in job["models"]]
     assert all(Path(file).exists() for file in [*models, job["triggers"]["name"]])
@@ -80,7 +73,7 @@ log("end")
 judged = command == "cleanse" and any(part in whole for part in told.get("judged", []))
 if judged:
     report |= {"verdict": {"word": "not cleansed", "why": "it is not"}}
-    if "--force" not in words:
+    if not job["force"]:
         Path(report["output"]["path"]).unlink()
         report["output"] = None
 sys.stdout.write(json.dumps(report))

@@ -17,10 +17,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from bcu_cli.defenses.bcu import BcuOptions
 from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice
 from bcu_cli.images import signs
-from bcu_cli.workflows import benchmark_steps, jobs
+from bcu_cli.workflows import jobs
 from bcu_cli.workflows.attack import AttackRequest
+from bcu_cli.workflows.cleanse import CleanseRequest
 from bcu_cli.workflows.evaluate import EvaluateRequest
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ DRIVER = f"""
 import sys
 from bcu_cli.cli.app import run
 from bcu_cli.runs import engine
-from bcu_cli.workflows import benchmark, benchmark_steps, jobs
-benchmark_steps.COMMAND = jobs.PROGRAM = {FAKE!r}
+from bcu_cli.workflows import benchmark, jobs
+jobs.PROGRAM = {FAKE!r}
 benchmark._check_options = lambda cells: None  # these two import torch, which takes seconds
 engine.on_gpu = lambda device: False
 sys.exit(run(sys.argv[1:]))
@@ -111,7 +113,6 @@ class Keeper:
 
 @pytest.fixture
 def keeper(bcu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keeper:
-    monkeypatch.setattr(benchmark_steps, "COMMAND", FAKE)
     monkeypatch.setattr(jobs, "PROGRAM", FAKE)
     monkeypatch.setenv("FAKE_BCU", str(tmp_path))
     return Keeper(bcu, tmp_path)
@@ -136,8 +137,9 @@ def test_every_cell_is_measured_and_networks_are_shared(keeper: Keeper) -> None:
 def test_what_the_commands_are_given(keeper: Keeper) -> None:
     assert keeper("--only", "attack=badnets", "--only", "seed=1").code == 0
     commands = {line["command"]: line for line in keeper.log() if "-ft-" not in str(line)}
-    attack, evaluate = (jobs.from_plain(commands[name]["job"]) for name in ("attack", "evaluate"))
-    cleanse = commands["cleanse"]
+    attack, cleanse, evaluate = (
+        jobs.from_plain(commands[name]["job"]) for name in ("attack", "cleanse", "evaluate")
+    )
     data, network = Path(attack.data), attack.out
     assert attack == AttackRequest(
         attack="badnets",
@@ -151,14 +153,20 @@ def test_what_the_commands_are_given(keeper: Keeper) -> None:
         seed=1,
         resume=True,
     )
-    assert cleanse["plain"] == [str(network)]
-    images, cleansed = Path(cleanse["options"].pop("images")), cleanse["options"].pop("out")
-    assert cleanse["options"].pop("method") == "bcu"  # it is not what bcu cleanse does by itself
-    assert cleanse["options"] == {"strength": "3", "max-images": "2", "seed": "1", "resume": "", "json": ""}
+    images, cleansed = cleanse.images, cleanse.out
+    assert cleanse == CleanseRequest(
+        model=network,
+        images=images,
+        out=cleansed,
+        method="bcu",  # it is not what bcu cleanse does by itself
+        options=BcuOptions(strength=3.0, seed=1),
+        max_images=2,
+        resume=True,
+    )
     trigger = str(network).removesuffix(".safetensors") + ".trigger.safetensors"
     none = Own(picture=None, mask=None, mode="replace", alpha=None)
     assert evaluate == EvaluateRequest(
-        models=(network, Path(cleansed)),
+        models=(network, cleansed),
         data=str(data),
         triggers=TriggerChoice(name=trigger, target_class=None, target_said=False, own=none),
     )
@@ -166,7 +174,7 @@ def test_what_the_commands_are_given(keeper: Keeper) -> None:
     whole = {p.resolve() for p in (keeper.root / "data/cifar10/test").glob("*/*")}
     assert (len(defense), len(test), defense | test) == (3, 5, whole)
     assert len(list((data / "train").glob("*/*"))) == 12
-    methods = Counter(line["options"].get("method") for line in keeper.log() if line["command"] == "cleanse")
+    methods = Counter(line["job"]["method"] for line in keeper.log() if line["command"] == "cleanse")
     assert methods == {"bcu": 1, "ft": 1}
 
 
@@ -204,7 +212,7 @@ def test_a_damaged_network_is_trained_again_for_what_is_missing(keeper: Keeper) 
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_is_done(keeper: Keeper) -> None:
-    keeper.tell(fail=["--method=ft"])
+    keeper.tell(fail=['"method": "ft"'])
     ran = keeper()
     assert ran.code == 2
     assert "4 of 8 cells failed" in ran.err
@@ -227,7 +235,9 @@ def test_a_failing_cell_is_recorded_and_the_rest_is_done(keeper: Keeper) -> None
 
 def test_a_network_with_a_bad_verdict_is_measured_all_the_same(keeper: Keeper) -> None:
     keeper.plan.write_text(PLAN + '[defenses.auto]\nmethod = "auto"\n')
-    keeper.tell(judged=["--method=auto", "--method=ft"])  # ft has no verdict, so nothing asks for its network
+    keeper.tell(
+        judged=['"method": "auto"', '"method": "ft"']
+    )  # ft has no verdict, so nothing asks for its network
     ran = keeper()
     assert ran.code == 2
     assert "4 of 12 cells failed" in ran.err
@@ -321,6 +331,14 @@ def test_what_makes_no_sense_is_refused(keeper: Keeper, words: list[str], said: 
     [
         (("epochs = 3", "epoch = 3"), "no option --epoch"),
         (("epochs = 3", 'epochs = "many"'), "--epochs cannot be many"),
+        (("strength = 3", "strenght = 3"), "defenses.bcu: bcu cleanse has no option --strenght"),
+        (("strength = 3", 'strength = "much"'), "defenses.bcu: --strength cannot be much"),
+        (("strength = 3", "quick = true"), "--method bcu has no --quick"),
+        (("strength = 3", 'setting = "u"'), "--setting u is not NAME=NUMBER"),
+        (("strength = 3", "momentum = 2"), "--momentum 2.0 is more than 1"),
+        (("strength = 3", "batch-size = 1"), "--batch-size 1 is less than 2"),
+        (("strength = 3", "devices = 2"), "[defenses.bcu] gives devices"),
+        (('method = "ft"', 'method = "none"'), "no method called none"),
         (('"resnet8"', '"resnet9"'), "resnet9"),
         (("defense-images = 3", "defense-images = 8"), "holds 8 images, not more than 8"),
     ],
@@ -448,7 +466,7 @@ def test_an_interrupted_benchmark_goes_on(keeper: Keeper, number: signal.Signals
 @pytest.mark.slow
 def test_on_a_local_ray(keeper: Keeper) -> None:
     pytest.importorskip("ray")
-    keeper.tell(fail=["--method=ft --images"])
+    keeper.tell(fail=['"method": "ft"'])
     words = [word for word in keeper.words() if word not in {"--jobs", "2"}]
     command = [sys.executable, "-c", DRIVER, *words, "--engine", "ray", "--gpus-per-cell", "0"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

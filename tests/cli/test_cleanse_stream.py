@@ -115,7 +115,7 @@ def test_what_is_no_size(bcu, untrained: Path, photos: Path, tmp_path: Path, cac
 
 
 def test_sizes() -> None:
-    from bcu_cli.cli.options import size_in_bytes
+    from bcu_cli.workflows.texts import size_in_bytes
 
     texts = {
         "0": 0,

@@ -1,53 +1,57 @@
-"""The options of a method of ``bcu cleanse``, from what the user said."""
+"""The options of a method, from what a command line or the plan of a benchmark says."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.cli.options import numbers
+from bcu_cli import defenses
 from bcu_cli.errors import UsageError
+from bcu_cli.workflows.settings import settings_of
+from bcu_cli.workflows.texts import numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from bcu_cli.defenses.base import Defense, DefenseOptions
+    from bcu_cli.defenses.base import DefenseOptions
 
 _SEED = "seed"
-NAMED = (
-    "strength",
-    "ratios",
-    "init",
-    "targets",
-    "temperature",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "momentum",
-    "weight_decay",
-    "crop_padding",
-    "flip",
-    "quick",
-)
-"""What has an option of its own name; everything else is a ``--setting``."""
-_OWNERS = dict.fromkeys(NAMED[:5], "bcu") | {"quick": "auto"}
+NAMED: dict[str, type] = {
+    "strength": float,
+    "ratios": str,
+    "init": str,
+    "targets": str,
+    "temperature": str,
+    "epochs": str,
+    "batch_size": int,
+    "learning_rate": float,
+    "momentum": float,
+    "weight_decay": float,
+    "crop_padding": int,
+    "flip": bool,
+    "quick": bool,
+}
+"""What has an option of its own name, with the type of what is given; everything else is a ``--setting``."""
+_OWNERS = dict.fromkeys(("strength", "ratios", "init", "targets", "temperature"), "bcu") | {"quick": "auto"}
 """The method of an option that only one has."""
 
 
-def options_of(
-    kind: type[Defense[Any]], seed: int, said: Mapping[str, Any], settings: Mapping[str, float]
-) -> DefenseOptions:
+def options_of(method: str, seed: int, said: Mapping[str, Any], settings: Iterable[str]) -> DefenseOptions:
     """The options of a method.
 
     Args:
-        kind: The method.
-        seed: For everything that is drawn.
+        method: Name of the method.
+        seed: Seed of everything that is drawn.
         said: What the options of ``NAMED`` say; None is the method's own value.
-        settings: What ``--setting`` says.
+        settings: Texts that ``--setting`` takes.
 
     Raises:
-        UsageError: The method has no such option or setting, or the value makes no sense.
+        UsageError: There is no such method, or it has no such option or setting, or a value makes no sense.
     """
+    from bcu_cli.defenses.base import find
+
+    kind = find(method)
+    numeric = settings_of(method, settings, kind="method", owners=defenses.names(), like="clp.u=3")
     defaults = {field.name: field.default for field in fields(kind.Options) if field.name != _SEED}
     given = {name: value for name, value in said.items() if value is not None}
     for name in given:
@@ -55,11 +59,11 @@ def options_of(
             owner = f"it is an option of --method {_OWNERS[name]}; " if name in _OWNERS else ""
             hint = owner + _there_are(kind.name, defaults)
             raise UsageError(f"--method {kind.name} has no {option(name)}", hint)
-    for name in settings:
+    for name in numeric:
         if name not in defaults or name in NAMED:
             raise UsageError(f"--method {kind.name} has no setting {name}", _there_are(kind.name, defaults))
-    numeric = {name: _like(defaults[name], name, value) for name, value in settings.items()}
-    return kind.Options(seed=seed, **_parsed(given), **numeric)
+    whole = {name: _like(defaults[name], name, value) for name, value in numeric.items()}
+    return kind.Options(seed=seed, **_parsed(given), **whole)
 
 
 def option(name: str) -> str:
