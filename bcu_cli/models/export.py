@@ -15,7 +15,7 @@ from bcu_cli.checkpoints import Format, read, write, write_bytes, write_torchscr
 from bcu_cli.errors import CheckpointError, OutputError, TrainingError
 from bcu_cli.models.foreign import ForeignNetwork
 from bcu_cli.models.index import counted
-from bcu_cli.models.metadata import class_names, metadata_for
+from bcu_cli.models.metadata import metadata_for
 from bcu_cli.models.script import ScriptNetwork
 
 if TYPE_CHECKING:
@@ -169,8 +169,7 @@ def _equal(written: Tensor, judged: Tensor) -> bool:
 
 def _metadata(original: Loaded) -> dict[str, str]:
     checkpoint = original.checkpoint
-    classes = class_names(checkpoint.metadata, original.architecture.num_classes)
-    described = metadata_for(original.architecture, original.classifier.preprocessing, classes)
+    described = metadata_for(original.architecture, original.preprocessing, original.classes)
     return described | {CLEANSED_FROM: json.dumps(checkpoint.sha256)}
 
 

@@ -17,6 +17,7 @@ from bcu_cli.models.claims import Claim, read_claims
 from bcu_cli.models.classifier import Classifier, are_probabilities, refuse_dependence
 from bcu_cli.models.fitting import fill, refuse_broken
 from bcu_cli.models.identification import Found, ambiguous, find
+from bcu_cli.models.metadata import class_names
 from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.own import KINDS, Own, answers, is_same, noise, open_own, plain, settle_batch
 from bcu_cli.models.preprocessing import Preprocessing
@@ -47,6 +48,16 @@ class Loaded:
     checkpoint: Checkpoint
     evidence: tuple[str, ...]
     input_dtype: torch.dtype = torch.float32
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Size, cropping and normalisation of the network's input."""
+        return self.classifier.preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the outputs; empty where the file does not give them."""
+        return class_names(self.checkpoint.metadata, self.classifier.num_classes)
 
 
 def load(

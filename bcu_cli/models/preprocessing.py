@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bcu_cli.images.decoding import Geometry
 
 #: Largest height or width that is taken from the user.
 LARGEST_SIDE = 8192
@@ -59,6 +63,21 @@ class Preprocessing:
         check_channel_order(self.channel_order)
         if self.channel_order == BGR and channels != 3:
             raise ValueError(f"{channels} channels have no order {BGR}")
+
+    @property
+    def geometry(self) -> Geometry:
+        """The size and cropping alone, as the decoding of images takes them."""
+        from bcu_cli.images.decoding import Geometry
+
+        channels, height, width = self.input_size
+        return Geometry(
+            channels=channels,
+            height=height,
+            width=width,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+        )
 
 
 def check_size(size: tuple[int, int, int]) -> None:

@@ -268,7 +268,7 @@ def scan_loaded(
     images, place = None, None
     if given is not None:
         generator = torch.Generator().manual_seed(seed)
-        geometry = loading.geometry_of(model.preprocessing)
+        geometry = loaded.preprocessing.geometry
         data = loading.load_unlabeled(given, geometry, at_most=_MOST_IMAGES, generator=generator)
         images, place = data.images, str(given if isinstance(given, Path) else given.root)
     model.to(device.torch).eval()
