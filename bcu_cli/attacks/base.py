@@ -109,7 +109,7 @@ class Attack(ABC):
         """Number of images that are triggered in an epoch; about, where each batch has its share."""
         if self.trigger is None:
             return 0
-        return round(self.options.poison_rate * len(target_images(self.data, self)))
+        return round(self.options.poison_rate * len(candidate_index(self.data, self)))
 
     @abstractmethod
     def stages(self) -> Iterator[Stage]:
@@ -153,7 +153,7 @@ def find(name: str) -> type[Attack]:
     return found
 
 
-def target_images(data: ImageSet, attack: Attack) -> Tensor:
+def candidate_index(data: ImageSet, attack: Attack) -> Tensor:
     """The index, int64 ``[M]``, of the images that an attack may trigger."""
     if not attack.clean_label:
         return torch.arange(len(data))
@@ -171,7 +171,7 @@ def _refuse_nonsense(attack: Attack) -> None:
         raise UsageError(
             f"there is no class {target} among {classes} classes", f"--target-class takes 0 to {classes - 1}"
         )
-    rate, pool = attack.options.poison_rate, len(target_images(attack.data, attack))
+    rate, pool = attack.options.poison_rate, len(candidate_index(attack.data, attack))
     if attack.trigger is None:
         return
     if not 0 < rate < float("inf") or round(rate * pool) == 0:

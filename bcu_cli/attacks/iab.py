@@ -13,7 +13,7 @@ from bcu_cli.attacks.base import Attack
 from bcu_cli.training.loop import Companion, Stage, Training
 from bcu_cli.training.optimizers import Adam
 from bcu_cli.triggers import iab
-from bcu_cli.triggers.base import answers_wanted
+from bcu_cli.triggers.base import target_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,7 @@ class InputAware(Attack):
                     rest,
                 ]
             )
-            wanted = answers_wanted(self.options.target_class, classes[:count], self.model.num_classes)
+            wanted = target_labels(self.options.target_class, classes[:count], self.model.num_classes)
             answers = torch.cat([wanted, classes[count:]])
             pairs = min(count, borrowing)
             alike = diversity_loss(

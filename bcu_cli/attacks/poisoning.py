@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bcu_cli.attacks.base import Attack, target_images
+from bcu_cli.attacks.base import Attack, candidate_index
 from bcu_cli.training.loop import Stage
 from bcu_cli.training.objectives import cross_entropy
-from bcu_cli.triggers.base import answers_wanted
+from bcu_cli.triggers.base import target_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Poisoning(Attack):
 
     def poisoned_index(self) -> Tensor:
         """The triggered images, int64 ``[M]`` in ascending order."""
-        pool = target_images(self.data, self)
+        pool = candidate_index(self.data, self)
         generator = torch.Generator().manual_seed(self.options.seed)
         return pool[torch.randperm(len(pool), generator=generator)[: self.poisoned]].sort().values
 
@@ -45,7 +45,7 @@ class Poisoning(Attack):
         images, labels = self.data.images.clone(), self.labels.clone()
         images[index] = self.trigger.apply_to_bytes(self.disturb(images[index], labels[index]))
         if not self.clean_label:
-            labels[index] = answers_wanted(self.options.target_class, labels[index], len(self.data.classes))
+            labels[index] = target_labels(self.options.target_class, labels[index], len(self.data.classes))
         return replace(self.data, images=images, labels=labels)
 
     def disturb(self, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - for subclasses

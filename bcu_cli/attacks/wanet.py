@@ -12,7 +12,7 @@ from bcu_cli.attacks.base import Attack
 from bcu_cli.images.augmentation import NO_AUGMENTATION, Augmentation, augment
 from bcu_cli.training.loop import Stage
 from bcu_cli.triggers import wanet
-from bcu_cli.triggers.base import answers_wanted
+from bcu_cli.triggers.base import target_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ class WaNet(Attack):
                 ]
             )
             views = augment(views, how.augmentation, torch.default_generator)
-            wanted = answers_wanted(self.options.target_class, classes[:attacked], self.model.num_classes)
+            wanted = target_labels(self.options.target_class, classes[:attacked], self.model.num_classes)
             return F.cross_entropy(self.model(views).float(), torch.cat([wanted, classes[attacked:]]))
 
         unaugmented = replace(how, augmentation=NO_AUGMENTATION)

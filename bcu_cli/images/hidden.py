@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path, PurePath
 
-LEFT_BY_SYSTEMS = frozenset(
+SYSTEM_NAMES = frozenset(
     (
         "__macosx",
         "__pycache__",
@@ -30,7 +30,7 @@ LEFT_BY_SYSTEMS = frozenset(
 
 def is_hidden(name: str) -> bool:
     """Whether a file or a folder of this name is hidden: by a dot in front, or left there by a system."""
-    return (name.startswith(".") and name not in {".", ".."}) or name.lower() in LEFT_BY_SYSTEMS
+    return (name.startswith(".") and name not in {".", ".."}) or name.lower() in SYSTEM_NAMES
 
 
 @dataclass(kw_only=True)

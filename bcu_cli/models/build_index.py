@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from bcu_cli.errors import BcuError
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 from bcu_cli.models.index import INDEX_FILE, SCHEMA_VERSION, Axis, Shapes, hash_names, hash_shapes, sketch
-from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.preprocessing import INTERPOLATIONS, Preprocessing
 from bcu_cli.models.registry import TIMM, TORCHVISION, blueprint, build, import_library
 from bcu_cli.models.structure import UntraceableError, function_hash
@@ -52,7 +52,7 @@ def all_names() -> list[str]:
     timm = import_library("timm")
     models = import_library("torchvision.models")
     return [
-        *sorted(OWN_ARCHITECTURES),
+        *sorted(BUILTIN_ARCHITECTURES),
         *(TORCHVISION + name for name in sorted(models.list_models(module=models))),
         *(TIMM + name for name in sorted(timm.list_models())),
     ]

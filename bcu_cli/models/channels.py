@@ -55,7 +55,7 @@ class Channels:
         return int(weight.shape[0])
 
     @torch.no_grad()
-    def cut(self, index: Tensor) -> None:
+    def zero_out(self, index: Tensor) -> None:
         """Let some channels, int64 ``[M]``, be 0 for every image, in the convolution and in the norm.
 
         Behind a GroupNorm without weights they are what the others of their group make them.
@@ -70,14 +70,14 @@ class Channels:
             norm.running_mean[index] = 0
 
     @torch.no_grad()
-    def silence(self, index: Tensor) -> None:
+    def zero_scale(self, index: Tensor) -> None:
         """Let some channels, int64 ``[M]``, be the same for every image: what scales them becomes 0."""
         module: Any = self.scaled
         module.weight[index] = 0
 
 
 @torch.no_grad()
-def followers(network: nn.Module, example: Tensor) -> list[tuple[nn.Module, nn.Module | None]]:
+def convolutions_with_norms(network: nn.Module, example: Tensor) -> list[tuple[nn.Module, nn.Module | None]]:
     """Each convolution, in the order of use, with the norm that takes its output, or None.
 
     Args:
@@ -117,7 +117,9 @@ def find_channels(network: nn.Module, example: Tensor) -> list[Channels]:
         ArchitectureError: It has fewer than two convolutions, so that it is no convolutional network.
     """
     names = {module: name for name, module in network.named_modules()}
-    each = [_channels(convolution, norm, names) for convolution, norm in followers(network, example)]
+    each = [
+        _channels(convolution, norm, names) for convolution, norm in convolutions_with_norms(network, example)
+    ]
     found = list({channels.weight_name: channels for channels in reversed(each)}.values())[::-1]
     if len(found) < _FEWEST:
         raise ArchitectureError(

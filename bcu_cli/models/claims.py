@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli.models import timm_config, transformers_config, transformers_processor
+from bcu_cli.models.config_fields import ConfigFields
 from bcu_cli.models.preprocessing import (
     check_channel_order,
     check_crop,
@@ -21,7 +22,6 @@ from bcu_cli.models.preprocessing import (
     check_size,
 )
 from bcu_cli.models.registry import is_user_file
-from bcu_cli.models.said import Said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -128,7 +128,7 @@ def _config_claim(path: Path) -> Claim:
         return Claim(source=path.name, refusals=("tables within tables beyond all measure",))
 
 
-def _with_remarks(claim: Claim, said: Said) -> Claim:
+def _with_remarks(claim: Claim, said: ConfigFields) -> Claim:
     return replace(claim, refusals=said.refusals, complaints=claim.complaints + said.complaints)
 
 
@@ -149,7 +149,7 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
     except (OSError, ValueError, RecursionError):
         return Claim(source=path.name, arch=arch, complaints=(f"{beside.name} is not readable JSON",))
     channels = config.get("num_channels", 3)
-    said = Said()
+    said = ConfigFields()
     if fields is not None and type(channels) is int and 1 <= channels <= _MOST_CHANNELS:
         said = transformers_processor.read(fields, str(config["model_type"]), channels)
     size = config.get("image_size")

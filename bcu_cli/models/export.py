@@ -13,7 +13,7 @@ from torch.jit import TracingCheckError  # type: ignore[attr-defined]
 
 from bcu_cli.checkpoints import Format, read, write, write_bytes, write_torchscript
 from bcu_cli.errors import CheckpointError, OutputError, TrainingError
-from bcu_cli.models.foreign import ForeignNetwork
+from bcu_cli.models.embedded_network import EmbeddedNetwork
 from bcu_cli.models.index import counted
 from bcu_cli.models.metadata import metadata_for
 from bcu_cli.models.script import ScriptNetwork
@@ -102,7 +102,7 @@ def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Forma
         return write_torchscript(path, named, like=checkpoint, check=check)
     if format is Format.TORCHSCRIPT:
         return write_bytes(path, _traced(original, cleansed, path), check=check)
-    if isinstance(cleansed.network, ForeignNetwork):
+    if isinstance(cleansed.network, EmbeddedNetwork):
         what = f"only its own code or graph tells how to run {checkpoint.path}, and {format} has none"
         raise OutputError(f"{path} cannot be written: {what}", "--format torchscript")
     names = checkpoint.tensors

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.foreign import ForeignNetwork
-from bcu_cli.models.graph_batch import Batch, Mark, Use, mark_of
+from bcu_cli.models.embedded_network import EmbeddedNetwork
+from bcu_cli.models.graph_batch import Batch, BatchAxis, Use, batch_axis_of
 from bcu_cli.models.graph_layers import layer_of, refuse_excess
 from bcu_cli.models.graph_operators import OPERATORS, Call, Limits, UnsupportedError
 from bcu_cli.models.registry import one_line
@@ -32,7 +32,7 @@ _OLDEST = 7
 """Before this version of the operator set, operators broadcast in a way of their own."""
 
 
-class GraphNetwork(ForeignNetwork):
+class GraphNetwork(EmbeddedNetwork):
     """Runs a graph: images ``float [N, C, H, W]`` to its first output.
 
     Convolutions, linear layers and batch normalisations are torch's own modules, and other constants with
@@ -99,12 +99,12 @@ class GraphNetwork(ForeignNetwork):
             max(self._small.work, _WORK_PER_VALUE * images.numel()),
         )
         batch = Batch(len(images) if images.dim() else 1, self.exported_batch)
-        marks: dict[str, Mark | None] = {self._input: Mark(0) if images.dim() else None}
+        batch_axes: dict[str, BatchAxis | None] = {self._input: BatchAxis(0) if images.dim() else None}
         kept = 0
         for i, step in enumerate(self._steps):
-            results, places = self._run(step, values, marks, batch, limits)
+            results, places = self._run(step, values, batch_axes, batch, limits)
             for name, value, place in zip(step.outputs, results, places, strict=False):
-                values[name], marks[name] = value, place
+                values[name], batch_axes[name] = value, place
                 kept += value.numel()
             if kept > _MOST_KEPT * limits.values:
                 raise self._failed(step, f"{kept:,} values are kept at once")
@@ -119,23 +119,23 @@ class GraphNetwork(ForeignNetwork):
         self,
         step: _Step,
         values: dict[str, Tensor],
-        marks: dict[str, Mark | None],
+        batch_axes: dict[str, BatchAxis | None],
         batch: Batch,
         limits: Limits,
-    ) -> tuple[tuple[Tensor, ...], list[Mark | None]]:
+    ) -> tuple[tuple[Tensor, ...], list[BatchAxis | None]]:
         """The results of one operation, and where the images are in each.
 
         Raises:
             ArchitectureError: It fails; but for want of memory, which is no fault of the graph.
         """
         inputs = [values[name] if name else None for name in step.inputs]
-        held = [marks.get(name) for name in step.inputs]
+        held = [batch_axes.get(name) for name in step.inputs]
         fixed = not self._computed.intersection(step.inputs[1:])
         try:
             inputs, place = batch.adapt(Use(step.operator, step.attributes, inputs, held, fixed))
             results = step.run(self, inputs, limits)
             use = Use(step.operator, step.attributes, inputs, held)
-            return results, [place or mark_of(use, result) for result in results]
+            return results, [place or batch_axis_of(use, result) for result in results]
         except torch.OutOfMemoryError:
             raise
         except UnsupportedError as error:

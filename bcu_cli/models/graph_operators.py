@@ -75,13 +75,13 @@ class Call:
 
     Args:
         inputs: None where one is left out.
-        told: The attributes.
+        attributes: The attributes.
         version: Of the operator set.
         limits: What it may make and take.
     """
 
     inputs: Inputs
-    told: dict[str, Any]
+    attributes: dict[str, Any]
     version: int
     limits: Limits
 
@@ -93,8 +93,8 @@ class Call:
     @property
     def axes(self) -> tuple[int, ...] | None:
         """Of an attribute or, in newer versions, of the second input; None where there are none."""
-        if "axes" in self.told:
-            return tuple(self.told_ints("axes"))
+        if "axes" in self.attributes:
+            return tuple(self.attribute_ints("axes"))
         return None if self.optional(1) is None else tuple(self.ints(1))
 
     def need(self, place: int) -> Tensor:
@@ -115,23 +115,23 @@ class Call:
             raise UnsupportedError(f"an input of {value.numel()} numbers for sizes or axes")
         return [int(one) for one in value.reshape(-1).tolist()]
 
-    def told_int(self, name: str, default: int) -> int:
+    def attribute_int(self, name: str, default: int) -> int:
         """An attribute that is a whole number, such as an axis."""
-        value = self.told.get(name, default)
+        value = self.attributes.get(name, default)
         if type(value) is not int or abs(value) >= _MOST_SIZE:
             raise UnsupportedError(f"a {name} of {str(value)[:40]}")
         return value
 
-    def told_ints(self, name: str) -> list[int]:
+    def attribute_ints(self, name: str) -> list[int]:
         """An attribute that is a short list of whole numbers."""
-        value = self.told[name]
+        value = self.attributes[name]
         if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS or {*map(type, value)} - {int}:
             raise UnsupportedError(f"{name} of {str(value)[:40]}")
         return value
 
-    def told_float(self, name: str, default: float) -> float:
+    def attribute_float(self, name: str, default: float) -> float:
         """An attribute that is a fraction."""
-        value = self.told.get(name, default)
+        value = self.attributes.get(name, default)
         if not isinstance(value, int | float):
             raise UnsupportedError(f"a {name} of {str(value)[:40]}")
         return float(value)
@@ -249,19 +249,19 @@ for _name, _function in _OF_ONE.items():
 
 @_defines("LeakyRelu", "alpha")
 def _leaky_relu(c: Call) -> Result:
-    result: Tensor = F.leaky_relu(c.first, c.told_float("alpha", 0.01))
+    result: Tensor = F.leaky_relu(c.first, c.attribute_float("alpha", 0.01))
     return result
 
 
 @_defines("HardSigmoid", "alpha", "beta")
 def _hard_sigmoid(c: Call) -> Result:
-    slope, middle = c.told_float("alpha", 0.2), c.told_float("beta", 0.5)
+    slope, middle = c.attribute_float("alpha", 0.2), c.attribute_float("beta", 0.5)
     return (c.first * slope + middle).clamp(0, 1)
 
 
 @_defines("Gelu", "approximate")
 def _gelu(c: Call) -> Result:
-    kind = c.told.get("approximate", "none")
+    kind = c.attributes.get("approximate", "none")
     if kind not in ("none", "tanh"):
         raise UnsupportedError(f"a Gelu that is {str(kind)[:40]}")
     return F.gelu(c.first, approximate=kind)
@@ -275,8 +275,8 @@ def _clip(c: Call) -> Result:
 
 def _bound(c: Call, name: str, place: int) -> float | None:
     """One number, of an attribute or an input; None where there is none."""
-    if name in c.told:
-        return c.told_float(name, 0.0)
+    if name in c.attributes:
+        return c.attribute_float(name, 0.0)
     value = c.optional(place)
     if value is not None and value.numel() != 1:
         raise UnsupportedError(f"a Clip to {value.numel()} numbers")
@@ -297,8 +297,8 @@ def _over_axis(function: Callable[..., Tensor], c: Call) -> Tensor:
     """Along one axis; before version 13 along that one and all behind it, as one."""
     x = c.first
     if c.version >= 13:
-        return function(x, c.told_int("axis", -1))
-    axis = c.told_int("axis", 1)
+        return function(x, c.attribute_int("axis", -1))
+    axis = c.attribute_int("axis", 1)
     return function(x.flatten(axis), axis).reshape(x.shape) if axis >= 0 else function(x, axis)
 
 
@@ -309,7 +309,7 @@ def _dropout(c: Call) -> Result:
 
 @_defines("Cast", "to", "saturate", "round_mode")
 def _cast(c: Call) -> Result:
-    kind = c.told_int("to", 0)
+    kind = c.attribute_int("to", 0)
     if kind not in _DTYPES:
         raise UnsupportedError(f"a cast to type {kind}")
     return c.first.to(_DTYPES[kind])
@@ -317,7 +317,7 @@ def _cast(c: Call) -> Result:
 
 @_defines("Flatten", "axis")
 def _flatten(c: Call) -> Result:
-    tensor, axis = c.first, c.told_int("axis", 1)
+    tensor, axis = c.first, c.attribute_int("axis", 1)
     if not -tensor.dim() <= axis <= tensor.dim():
         raise UnsupportedError(f"an axis {axis} of {tensor.dim()} dimensions")
     axis = axis + tensor.dim() if axis < 0 else axis
@@ -328,7 +328,7 @@ def _flatten(c: Call) -> Result:
 def _reshape(c: Call) -> Result:
     tensor = c.first
     sizes = [
-        tensor.shape[i] if size == 0 and not c.told.get("allowzero") else size
+        tensor.shape[i] if size == 0 and not c.attributes.get("allowzero") else size
         for i, size in enumerate(c.ints(1))
     ]
     if not all(-1 <= size < _MOST_SIZE for size in sizes) or sizes.count(-1) > 1:
@@ -339,7 +339,7 @@ def _reshape(c: Call) -> Result:
 @_defines("Transpose", "perm")
 def _transpose(c: Call) -> Result:
     tensor = c.first
-    order = c.told_ints("perm") if "perm" in c.told else list(range(tensor.dim()))[::-1]
+    order = c.attribute_ints("perm") if "perm" in c.attributes else list(range(tensor.dim()))[::-1]
     return tensor.permute(order)
 
 
@@ -364,15 +364,15 @@ def _unsqueeze(c: Call) -> Result:
 def _concat(c: Call) -> Result:
     tensors = [c.need(place) for place in range(len(c.inputs))]
     c.limits.bounded([sum(tensor.numel() for tensor in tensors)])
-    return torch.cat(tensors, c.told_int("axis", 0))
+    return torch.cat(tensors, c.attribute_int("axis", 0))
 
 
 @_defines("Split", "axis", "split", "num_outputs")
 def _split(c: Call) -> Result:
-    tensor, axis = c.first, c.told_int("axis", 0)
-    parts = c.told["outputs"]  # the number of them, which bcu.models.graph adds
-    if c.told.get("split"):
-        sizes = c.told_ints("split")
+    tensor, axis = c.first, c.attribute_int("axis", 0)
+    parts = c.attributes["outputs"]  # the number of them, which bcu.models.graph adds
+    if c.attributes.get("split"):
+        sizes = c.attribute_ints("split")
     elif c.optional(1) is not None:
         sizes = c.ints(1)
     else:
@@ -387,11 +387,11 @@ def _split(c: Call) -> Result:
 def _slice(c: Call) -> Result:
     tensor = c.first
     if c.version < 10:
-        starts, ends = c.told_ints("starts"), c.told_ints("ends")
+        starts, ends = c.attribute_ints("starts"), c.attribute_ints("ends")
     else:
         starts, ends = c.ints(1), c.ints(2)
-    if c.told.get("axes"):
-        axes = c.told_ints("axes")
+    if c.attributes.get("axes"):
+        axes = c.attribute_ints("axes")
     else:
         axes = c.ints(3) if c.optional(3) is not None else list(range(len(starts)))
     steps = c.ints(4) if c.optional(4) is not None else [1] * len(starts)
@@ -405,7 +405,7 @@ def _slice(c: Call) -> Result:
 
 @_defines("Gather", "axis")
 def _gather(c: Call) -> Result:
-    tensor, index, axis = c.first, c.need(1), c.told_int("axis", 0)
+    tensor, index, axis = c.first, c.need(1), c.attribute_int("axis", 0)
     if index.is_floating_point() or index.dtype == torch.bool:
         raise UnsupportedError("a Gather at places that are no whole numbers")
     size = tensor.shape[axis]
@@ -420,13 +420,13 @@ def _gather(c: Call) -> Result:
 
 @_defines("Shape", "start", "end")
 def _shape(c: Call) -> Result:
-    end = c.told_int("end", 0) if "end" in c.told else None
-    return torch._shape_as_tensor(c.first)[c.told_int("start", 0) : end]  # which a trace follows
+    end = c.attribute_int("end", 0) if "end" in c.attributes else None
+    return torch._shape_as_tensor(c.first)[c.attribute_int("start", 0) : end]  # which a trace follows
 
 
 @_defines("ConstantOfShape", "value")
 def _constant_of_shape(c: Call) -> Result:
-    value = c.told.get("value", torch.zeros(1))
+    value = c.attributes.get("value", torch.zeros(1))
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UnsupportedError("a ConstantOfShape of other than one number")
     return value.to(c.first.device).reshape(()).expand(c.limits.bounded(c.ints(0))).clone()
@@ -451,9 +451,9 @@ def _expand(c: Call) -> Result:
 
 def _reduced(function: Callable[..., Tensor], c: Call) -> Tensor:
     axes = c.axes
-    if not axes and c.told.get("noop_with_empty_axes"):
+    if not axes and c.attributes.get("noop_with_empty_axes"):
         return c.first
-    return function(c.first, axes or tuple(range(c.first.dim())), bool(c.told_int("keepdims", 1)))
+    return function(c.first, axes or tuple(range(c.first.dim())), bool(c.attribute_int("keepdims", 1)))
 
 
 _REDUCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -468,5 +468,5 @@ for _name, _reduction in _REDUCTIONS.items():
 @_defines("LayerNormalization", "axis", "epsilon", "stash_type")
 def _layer_norm(c: Call) -> Result:
     tensor = c.first
-    sizes = tensor.shape[c.told_int("axis", -1) :]
-    return F.layer_norm(tensor, sizes, c.need(1), c.optional(2), c.told_float("epsilon", 1e-5))
+    sizes = tensor.shape[c.attribute_int("axis", -1) :]
+    return F.layer_norm(tensor, sizes, c.need(1), c.optional(2), c.attribute_float("epsilon", 1e-5))

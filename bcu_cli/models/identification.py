@@ -260,7 +260,7 @@ def _from_tensors(shapes: Shapes, claims: Sequence[Claim], what: str) -> Found:
     groups: dict[str, list[Candidate]] = {}
     for candidate in match(shapes):
         groups.setdefault(candidate.structure or candidate.name, []).append(candidate)
-    evidence = complaints(claims) + disbelieved(claims)
+    evidence = complaints(claims) + rejected_claims(claims)
     if not groups:
         raise _nothing_fits(shapes, evidence, what)
     return Found(
@@ -272,7 +272,7 @@ def _from_tensors(shapes: Shapes, claims: Sequence[Claim], what: str) -> Found:
     )
 
 
-def disbelieved(claims: Sequence[Claim]) -> list[str]:
+def rejected_claims(claims: Sequence[Claim]) -> list[str]:
     """One sentence per claimed architecture, none of which the tensors fit."""
     return [
         f"{claim.source} names {claim.arch[:60]}, which is unknown or does not fit the tensors"

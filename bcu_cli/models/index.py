@@ -74,10 +74,10 @@ def hash_names(names: Iterable[str]) -> str:
 
 def hash_shapes(shapes: Shapes, class_axes: Iterable[Axis], channel_axes: Iterable[Axis]) -> str:
     """A hash over names and shapes with the given dimensions left open."""
-    marks = dict.fromkeys(class_axes, "K") | dict.fromkeys(channel_axes, "C")
+    batch_axes = dict.fromkeys(class_axes, "K") | dict.fromkeys(channel_axes, "C")
     lines = []
     for name in sorted(filter(counted, shapes)):
-        sides = (marks.get((name, axis), str(side)) for axis, side in enumerate(shapes[name]))
+        sides = (batch_axes.get((name, axis), str(side)) for axis, side in enumerate(shapes[name]))
         lines.append(f"{name} {','.join(sides)}")
     return digest("\n".join(lines))
 
@@ -117,7 +117,7 @@ def _preprocessing(fields: list[Any]) -> Preprocessing:
 
 
 def _entry(row: list[Any], axes: list[tuple[Axis, ...]], preprocessings: list[Preprocessing]) -> Entry:
-    name, names_hash, shapes_hash, structure, class_axes, channel_axes, preprocessing, marks = row
+    name, names_hash, shapes_hash, structure, class_axes, channel_axes, preprocessing, batch_axes = row
     return Entry(
         name=name,
         names_hash=names_hash,
@@ -126,7 +126,7 @@ def _entry(row: list[Any], axes: list[tuple[Axis, ...]], preprocessings: list[Pr
         class_axes=axes[class_axes],
         channel_axes=axes[channel_axes],
         preprocessing=None if preprocessing < 0 else preprocessings[preprocessing],
-        sketch=frozenset(marks[i : i + 6] for i in range(0, len(marks), 6)),
+        sketch=frozenset(batch_axes[i : i + 6] for i in range(0, len(batch_axes), 6)),
     )
 
 

@@ -11,15 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError, BcuError, CheckpointError
-from bcu_cli.models import deciding, fingerprint
+from bcu_cli.models import fingerprint, preprocessing_choice
 from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 from bcu_cli.models.claims import Claim, read_claims
 from bcu_cli.models.classifier import Classifier, are_probabilities, refuse_dependence
+from bcu_cli.models.embedded import (
+    KINDS,
+    EmbeddedFunction,
+    answers,
+    identity_preprocessing,
+    is_same,
+    noise,
+    open_embedded,
+    settle_batch,
+)
 from bcu_cli.models.fitting import fill, refuse_broken
 from bcu_cli.models.identification import Found, ambiguous, find
 from bcu_cli.models.metadata import class_names
-from bcu_cli.models.names import OWN_ARCHITECTURES
-from bcu_cli.models.own import KINDS, Own, answers, is_same, noise, open_own, plain, settle_batch
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, is_user_file
 
@@ -87,14 +96,18 @@ def load(
             something in it that is not allowed to run.
     """
     refuse_broken(checkpoint.tensors, checkpoint.path.name)
-    loader = _Loader(checkpoint, deciding.Options(input_size=input_size, mean=mean, std=std), images)
+    loader = _Loader(
+        checkpoint, preprocessing_choice.Options(input_size=input_size, mean=mean, std=std), images
+    )
     return loader.load(arch)
 
 
 class _Loader:
     """One call of :func:`load`."""
 
-    def __init__(self, checkpoint: Checkpoint, options: deciding.Options, images: ImageSource | None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, options: preprocessing_choice.Options, images: ImageSource | None
+    ) -> None:
         self.checkpoint = checkpoint
         self.options = options
         self.images = images
@@ -102,9 +115,11 @@ class _Loader:
         self.claims = read_claims(checkpoint.path, checkpoint.metadata, checkpoint.beside)
 
     def load(self, arch: str | None) -> Loaded:
-        own = self._own()
-        if isinstance(own, Own) and own.input_size:
-            self.claims += (Claim(source=f"the {own.what.removeprefix('own ')}", input_size=own.input_size),)
+        embedded = self._embedded_function()
+        if isinstance(embedded, EmbeddedFunction) and embedded.input_size:
+            self.claims += (
+                Claim(source=f"the {embedded.what.removeprefix('own ')}", input_size=embedded.input_size),
+            )
         try:
             found = find(
                 self.checkpoint.shapes,
@@ -114,34 +129,38 @@ class _Loader:
                 what=self.what,
             )
         except ArchitectureError as error:
-            if own is None or arch is not None:
+            if embedded is None or arch is not None:
                 raise
-            return self._load_own(own, f"since {error.message}")
+            return self._load_embedded(embedded, f"since {error.message}")
         networks = self._networks(found)
-        if own is not None:
-            same = self._same(own, found, networks, arch)
+        if embedded is not None:
+            same = self._same(embedded, found, networks, arch)
             if not same:
-                return self._load_own(own, _otherwise(found), like=_usual(found.groups[0][0]))
+                return self._load_embedded(embedded, _otherwise(found), like=_usual(found.groups[0][0]))
             found = replace(
                 found,
                 groups=tuple(found.groups[i] for i in same),
-                evidence=(*found.evidence, _compared(own)),
+                evidence=(*found.evidence, _compared(embedded)),
             )
             networks = [networks[i] for i in same]
         loaded = self._load_rebuilt(found, networks)
-        return replace(loaded, input_dtype=own.input_dtype) if isinstance(own, Own) else loaded
+        return (
+            replace(loaded, input_dtype=embedded.input_dtype)
+            if isinstance(embedded, EmbeddedFunction)
+            else loaded
+        )
 
-    def _own(self) -> Own | BcuError | None:
+    def _embedded_function(self) -> EmbeddedFunction | BcuError | None:
         """The function that the file carries, or why it cannot be evaluated; None where it carries none."""
         if self.checkpoint.format not in KINDS:
             return None
         try:
-            return open_own(self.checkpoint)
+            return open_embedded(self.checkpoint)
         except (ArchitectureError, CheckpointError) as error:
             return error
 
     def _same(
-        self, own: Own | BcuError, found: Found, networks: list[nn.Module], arch: str | None
+        self, embedded: EmbeddedFunction | BcuError, found: Found, networks: list[nn.Module], arch: str | None
     ) -> list[int]:
         """Which groups of candidates compute what the file's own function does.
 
@@ -151,12 +170,12 @@ class _Loader:
         """
         group = found.groups[0]
         try:
-            if not isinstance(own, Own):
-                raise own
-            size = deciding.size_of(self._question(group, networks[0], named=found.named))[0]
-            settle_batch(own, size, self.what)
-            pictures = self.images(plain(size)) if self.images else None
-            same = [i for i, network in enumerate(networks) if is_same(network, own, pictures, size)]
+            if not isinstance(embedded, EmbeddedFunction):
+                raise embedded
+            size = preprocessing_choice.size_of(self._question(group, networks[0], named=found.named))[0]
+            settle_batch(embedded, size, self.what)
+            pictures = self.images(identity_preprocessing(size)) if self.images else None
+            same = [i for i, network in enumerate(networks) if is_same(network, embedded, pictures, size)]
         except BcuError as error:
             if arch is not None:
                 return list(range(len(networks)))
@@ -169,7 +188,7 @@ class _Loader:
             ) from error
         if arch is not None and not same:
             raise ArchitectureError(
-                f"{self.what}: its {own.what} answers otherwise than {group[0].name}",
+                f"{self.what}: its {embedded.what} answers otherwise than {group[0].name}",
                 "leave --arch out: then its own function is used",
             )
         return same
@@ -200,18 +219,18 @@ class _Loader:
 
     def _choices(
         self, found: Found, networks: list[nn.Module]
-    ) -> list[tuple[Architecture, nn.Module, deciding.Decision]]:
+    ) -> list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]:
         """A network with its preprocessing per group of equal candidates."""
         if len(networks) > 1 and not all(map(self._can_tell, networks)):
             raise ambiguous(found.groups, self.what)
-        decisions: list[deciding.Decision | ArchitectureError] = []
+        decisions: list[preprocessing_choice.Decision | ArchitectureError] = []
         for group, network in zip(found.groups, networks, strict=True):
             try:
                 question = self._question(group, network, named=found.named)
-                decisions.append(deciding.decide(question, network, self.images))
+                decisions.append(preprocessing_choice.decide(question, network, self.images))
             except ArchitectureError as error:
                 decisions.append(error)
-        settled = [decision for decision in decisions if isinstance(decision, deciding.Decision)]
+        settled = [decision for decision in decisions if isinstance(decision, preprocessing_choice.Decision)]
         if not settled:
             raise next(decision for decision in decisions if isinstance(decision, ArchitectureError))
         # Of a wrong architecture the preprocessing may not be told; it competes with that of another one.
@@ -219,15 +238,15 @@ class _Loader:
             (
                 found.architecture(i),
                 network,
-                decision if isinstance(decision, deciding.Decision) else settled[0],
+                decision if isinstance(decision, preprocessing_choice.Decision) else settled[0],
             )
             for i, (network, decision) in enumerate(zip(networks, decisions, strict=True))
         ]
 
     def _question(
         self, group: tuple[Candidate, ...], network: nn.Module, *, named: bool
-    ) -> deciding.Question:
-        return deciding.Question(
+    ) -> preprocessing_choice.Question:
+        return preprocessing_choice.Question(
             what=self.what,
             options=self.options,
             claims=self.claims,
@@ -239,7 +258,9 @@ class _Loader:
     def _can_tell(self, network: nn.Module) -> bool:
         return self.images is not None and any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
-    def _best(self, found: Found, choices: list[tuple[Architecture, nn.Module, deciding.Decision]]) -> int:
+    def _best(
+        self, found: Found, choices: list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]
+    ) -> int:
         """The choice whose BatchNorm statistics the images reproduce clearly better than the others'."""
         if len(choices) == 1:
             return 0
@@ -260,7 +281,7 @@ class _Loader:
         if not is_user_file(name):
             side = self._claimed_side()
             if side is not None or in_channels != 3:
-                default = deciding.default_size(name)
+                default = preprocessing_choice.default_size(name)
                 side = side if side is not None else (default[1:] if default else (224, 224))
                 size = (in_channels, *side)
         with torch.random.fork_rng(devices=[]):  # loading must not shift anybody's random numbers
@@ -274,38 +295,40 @@ class _Loader:
             return self.options.input_size, self.options.input_size
         return None
 
-    def _load_own(self, own: Own | BcuError, why: str, *, like: str = "") -> Loaded:
+    def _load_embedded(self, embedded: EmbeddedFunction | BcuError, why: str, *, like: str = "") -> Loaded:
         """Take the file's own code or graph for its network.
 
         Args:
-            own: It; or why it cannot be evaluated, which is raised.
+            embedded: It; or why it cannot be evaluated, which is raised.
             why: The reason, for people.
             like: The architecture whose usual input size it has; empty where none is known.
         """
-        if not isinstance(own, Own):
-            raise own
+        if not isinstance(embedded, EmbeddedFunction):
+            raise embedded
         name = str(self.checkpoint.format)
         claims = tuple(claim for claim in self.claims if claim.arch in (None, name))
-        first = next((m.in_channels for m in own.network.modules() if isinstance(m, nn.Conv2d)), 3)
+        first = next((m.in_channels for m in embedded.network.modules() if isinstance(m, nn.Conv2d)), 3)
         channels = next((claim.input_size[0] for claim in claims if claim.input_size), first)
-        question = deciding.Question(
+        question = preprocessing_choice.Question(
             what=self.what, options=self.options, claims=claims, candidates=(), channels=channels, like=like
         )
         try:
-            size = deciding.size_of(question)[0]
-            settle_batch(own, size, self.what)
-            decision = deciding.decide(question, own.network, self.images)
+            size = preprocessing_choice.size_of(question)[0]
+            settle_batch(embedded, size, self.what)
+            decision = preprocessing_choice.decide(question, embedded.network, self.images)
         except ArchitectureError as error:
             raise ArchitectureError(
-                f"{error.message}; its {own.what} is its network, {why}", error.hint
+                f"{error.message}; its {embedded.what} is its network, {why}", error.hint
             ) from error
-        classifier = as_classifier(own.network, decision.preprocessing, self.what)
+        classifier = as_classifier(embedded.network, decision.preprocessing, self.what)
         classifier.ends_in_softmax = are_probabilities(answers(classifier, noise(4, size), self.what))
-        source = f"the file's {own.what}"
+        source = f"the file's {embedded.what}"
         architecture = Architecture(name=name, source=source, num_classes=classifier.num_classes)
         evidence = [f"architecture: {source} runs, {why}", *decision.evidence]
-        if own.network.group is not None:
-            evidence.append(f"it is given {_number(own.network.group)} at a time: others change its answers")
+        if embedded.network.group is not None:
+            evidence.append(
+                f"it is given {_number(embedded.network.group)} at a time: others change its answers"
+            )
         if classifier.ends_in_softmax:
             evidence.append("it answers with probabilities, whose logarithms are taken for logits")
         return Loaded(
@@ -313,7 +336,7 @@ class _Loader:
             architecture=architecture,
             checkpoint=self.checkpoint,
             evidence=tuple(evidence),
-            input_dtype=own.input_dtype,
+            input_dtype=embedded.input_dtype,
         )
 
 
@@ -344,7 +367,10 @@ def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -
 
 def _usual(candidate: Candidate) -> str:
     """The name of an architecture that is hardly ever run at another input size than its usual one."""
-    usual = candidate.name in OWN_ARCHITECTURES or candidate.num_classes == deciding.IMAGENET_CLASSES
+    usual = (
+        candidate.name in BUILTIN_ARCHITECTURES
+        or candidate.num_classes == preprocessing_choice.IMAGENET_CLASSES
+    )
     return candidate.name if usual else ""
 
 
@@ -353,10 +379,10 @@ def _otherwise(found: Found) -> str:
     return f"since it answers otherwise than {names}, whose tensors it has"
 
 
-def _compared(own: Own | BcuError) -> str:
-    if isinstance(own, Own):
-        return f"its {own.what} gives the same logits"
-    return f"its own function could not be compared: {own.message}"
+def _compared(embedded: EmbeddedFunction | BcuError) -> str:
+    if isinstance(embedded, EmbeddedFunction):
+        return f"its {embedded.what} gives the same logits"
+    return f"its own function could not be compared: {embedded.message}"
 
 
 def _number(images: int) -> str:

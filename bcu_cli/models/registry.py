@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ArchitectureError, BcuError
 from bcu_cli.models import timm_config, transformers_config
-from bcu_cli.models.names import OWN_ARCHITECTURES
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def possible_names(name: str) -> tuple[str, ...]:
         candidates = [plain]
     else:
         candidates = [plain, TIMM + plain, TORCHVISION + plain]
-    return tuple(c for c in candidates if c in known or c in OWN_ARCHITECTURES or _in_libraries(c))
+    return tuple(c for c in candidates if c in known or c in BUILTIN_ARCHITECTURES or _in_libraries(c))
 
 
 def _in_libraries(full_name: str) -> bool:
@@ -92,9 +92,9 @@ def unknown_architecture(name: str) -> ArchitectureError:
     from bcu_cli.models.index import known_names
 
     plain = {known.rpartition(":")[2]: known for known in sorted(known_names(), reverse=True)}
-    plain |= {own: own for own in OWN_ARCHITECTURES}
+    plain |= {own: own for own in BUILTIN_ARCHITECTURES}
     close = difflib.get_close_matches(name.rpartition(":")[2].lower(), plain, n=4, cutoff=0.6)
-    own = ", ".join(sorted(OWN_ARCHITECTURES))
+    own = ", ".join(sorted(BUILTIN_ARCHITECTURES))
     advice = f"did you mean {', '.join(close)}?" if close else f"own networks: {own}"
     return ArchitectureError(
         f"no architecture is called {name!r}",
@@ -128,7 +128,7 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | Non
                 return _build_timm(full.removeprefix(TIMM), num_classes, input_size)
             if full.startswith(TORCHVISION):
                 return _build_torchvision(full.removeprefix(TORCHVISION), num_classes, input_size)
-            return _build_own(full, num_classes, input_size)
+            return _build_builtin(full, num_classes, input_size)
     except BcuError:
         raise
     except Exception as error:
@@ -175,7 +175,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _build_own(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
+def _build_builtin(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
     from bcu_cli.models import cifar
 
     make: Callable[[int, int], nn.Module] = getattr(cifar, name)

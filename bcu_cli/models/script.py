@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bcu_cli.checkpoints import ScriptObject
-from bcu_cli.models.foreign import ForeignNetwork
+from bcu_cli.models.embedded_network import EmbeddedNetwork
 from bcu_cli.models.script_layers import ScriptLayer, layer_class
 from bcu_cli.models.script_limits import Limits
 from bcu_cli.models.script_module import Context, ScriptModule, map_tensors
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Script
 
 
-class ScriptNetwork(ForeignNetwork, ScriptModule):
+class ScriptNetwork(EmbeddedNetwork, ScriptModule):
     """A network whose ``forward`` is a TorchScript file's own code, evaluated operator by operator.
 
     Its modules, parameters and buffers have the names that the file gives them. Convolutions, linear and

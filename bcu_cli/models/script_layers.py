@@ -27,7 +27,7 @@ class ScriptLayer(ScriptModule):
     Attributes:
         weight_dims: Dimensions of its weight.
         optional: Tensors that torch's layer has or holds None for.
-        operators: The operators that a traced layer of the kind calls, with the places of what they are told.
+        operators: The operators that a traced layer of the kind calls, with the places of their settings.
     """
 
     weight_dims: ClassVar[int]
@@ -36,7 +36,7 @@ class ScriptLayer(ScriptModule):
 
     def describe(self, part: ScriptObject) -> None:
         """Set the attributes that torch's layer of this kind has."""
-        vars(self).update(told(type(self), part.of))
+        vars(self).update(declared_settings(type(self), part.of))
 
 
 class _Convolution(ScriptLayer):
@@ -213,7 +213,7 @@ def _is_standard(kind: type[ScriptLayer], part: ScriptObject) -> bool:
     return held <= declared
 
 
-def told(kind: type[ScriptLayer], of: ScriptClass) -> dict[str, Any]:
+def declared_settings(kind: type[ScriptLayer], of: ScriptClass) -> dict[str, Any]:
     """What a layer's class or its code says of strides, epsilon and so on, where it is of the right type."""
     found: dict[str, Any] = {}
     for node in ast.walk(of.methods["forward"]):

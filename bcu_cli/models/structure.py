@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bcu_cli.models.dispatch import DispatchMode
 from bcu_cli.models.index import digest
-from bcu_cli.models.watching import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def _content(buffer: Tensor) -> str:
     return digest(str((tuple(buffer.shape), str(buffer.dtype), buffer.flatten().tolist())))
 
 
-class _Recorder(Watching):
+class _Recorder(DispatchMode):
     """Labels every tensor that an operator returns (see the module's docstring)."""
 
     def __init__(self, labels: dict[int, str]) -> None:

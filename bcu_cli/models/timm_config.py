@@ -11,9 +11,9 @@ import json
 from typing import Any
 
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.plain import is_plain
+from bcu_cli.models.config_fields import ConfigFields, abbreviated
+from bcu_cli.models.plain_settings import is_plain
 from bcu_cli.models.preprocessing import CROP_MODES
-from bcu_cli.models.said import Said, shown
 
 LONGEST_NAME = 2_000
 """The form of an architecture with its options."""
@@ -97,10 +97,10 @@ def checked(base: str, options: dict[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         if key in ARGS_REFUSED:
             raise ArchitectureError(
-                f"{base} with {key} {shown(value)} is no classifier that bcu builds", _HINT
+                f"{base} with {key} {abbreviated(value)} is no classifier that bcu builds", _HINT
             )
         if not key.isidentifier() or not is_plain(key, value):
-            raise ArchitectureError(f"{base} with {key[:60]} {shown(value)} cannot be built", _HINT)
+            raise ArchitectureError(f"{base} with {key[:60]} {abbreviated(value)} cannot be built", _HINT)
     return {key: value for key, value in options.items() if not _is_harmless(key)}
 
 
@@ -113,7 +113,7 @@ def _is_harmless(key: str) -> bool:
     return key in ARGS_HARMLESS or key.endswith("_drop_rate")
 
 
-def read(config: dict[str, Any]) -> Said:
+def read(config: dict[str, Any]) -> ConfigFields:
     """What a ``config.json`` in timm's layout says, also in the older one without ``pretrained_cfg``."""
     nested = config.get("pretrained_cfg")
     fields = nested if isinstance(nested, dict) else config
@@ -121,7 +121,7 @@ def read(config: dict[str, Any]) -> Said:
     said: dict[str, Any] = {key: fields.get(key, config.get(key)) for key in own}
     refusals = []
     if said["crop_mode"] not in (None, *CROP_MODES):
-        refusals.append(f"crop_mode {shown(said['crop_mode'])} is none that bcu does")
+        refusals.append(f"crop_mode {abbreviated(said['crop_mode'])} is none that bcu does")
         said["crop_mode"] = None
     model_args = config.get("model_args", {})
     options = dict(model_args) if isinstance(model_args, dict) else {"model_args": model_args}
@@ -138,7 +138,7 @@ def read(config: dict[str, Any]) -> Said:
             refusals.append("model_args that are too long")
         else:
             said["arch"] = name
-    return Said(fields=said, refusals=tuple(refusals), complaints=_unknown(config, fields))
+    return ConfigFields(fields=said, refusals=tuple(refusals), complaints=_unknown(config, fields))
 
 
 def _misplaced(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ArchitectureError, BcuError
-from bcu_cli.models.plain import is_plain
-from bcu_cli.models.said import shown
+from bcu_cli.models.config_fields import abbreviated
+from bcu_cli.models.plain_settings import is_plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +81,9 @@ def _settings(file: Path, config: dict[str, Any], library: Any) -> dict[str, Any
     settings = {key: value for key, value in config.items() if key in known}
     for key, value in settings.items():
         if not is_plain(key, value):
-            raise ArchitectureError(f"{file}: {key} {shown(value)} is nothing that bcu builds from", _HINT)
+            raise ArchitectureError(
+                f"{file}: {key} {abbreviated(value)} is nothing that bcu builds from", _HINT
+            )
     return settings
 
 

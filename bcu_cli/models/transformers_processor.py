@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from bcu_cli.models.config_fields import ConfigFields, abbreviated
 from bcu_cli.models.preprocessing import BGR, CENTER, SQUASH
-from bcu_cli.models.said import Said, shown
 
 HEEDED = frozenset(
     {"image_processor_type", "feature_extractor_type", "do_resize", "size", "default_to_square", "resample"}
@@ -77,7 +77,7 @@ class _Reader:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise _RefusedError(f"{name} {shown(value)} is neither true nor false")
+            raise _RefusedError(f"{name} {abbreviated(value)} is neither true nor false")
         return value
 
     def own_flag(self, name: str, *kinds: str, default: bool) -> bool:
@@ -94,7 +94,7 @@ class _Reader:
         if value is None:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise _RefusedError(f"{name} {shown(value)} is no number greater than 0")
+            raise _RefusedError(f"{name} {abbreviated(value)} is no number greater than 0")
         return float(value)
 
     def sides(self, name: str, *, square: bool) -> dict[str, int] | None:
@@ -108,9 +108,11 @@ class _Reader:
             value = {"height": value[0], "width": value[1]}
         known = ({"height", "width"}, {"shortest_edge"})
         if not isinstance(value, dict) or set(value) not in known:
-            raise _RefusedError(f"{name} {shown(value)} is neither height and width nor a shortest edge")
+            raise _RefusedError(
+                f"{name} {abbreviated(value)} is neither height and width nor a shortest edge"
+            )
         if not all(type(side) is int and 1 <= side <= _MOST_SIDE for side in value.values()):
-            raise _RefusedError(f"{name} {shown(value)} is no size of an image")
+            raise _RefusedError(f"{name} {abbreviated(value)} is no size of an image")
         return value
 
     def geometry(self) -> dict[str, Any]:
@@ -185,7 +187,7 @@ class _Reader:
         numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
         if not numbers or len(values) != self.channels:
             raise _RefusedError(
-                f"{name} {shown(value)} is not one number for each of {self.channels} channels"
+                f"{name} {abbreviated(value)} is not one number for each of {self.channels} channels"
             )
         return [float(one) for one in values]
 
@@ -195,7 +197,7 @@ class _Reader:
         if value is None:
             return {"interpolation": "bilinear" if self.kind in _BILINEAR else "bicubic"}
         if type(value) is not int or not 0 <= value < len(_RESAMPLE):
-            raise _RefusedError(f"resample {shown(value)} is none of Pillow's filters")
+            raise _RefusedError(f"resample {abbreviated(value)} is none of Pillow's filters")
         return {"interpolation": _RESAMPLE[value]}
 
     def channel_order(self) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def _products(left: list[float], right: list[float]) -> list[float]:
     return [a * b for a, b in zip(left, right, strict=True)]
 
 
-def read(fields: dict[str, Any], model_type: str, channels: int) -> Said:
+def read(fields: dict[str, Any], model_type: str, channels: int) -> ConfigFields:
     """What a ``preprocessor_config.json`` says.
 
     Args:
@@ -219,7 +221,7 @@ def read(fields: dict[str, Any], model_type: str, channels: int) -> Said:
     named = fields.get("image_processor_type", fields.get("feature_extractor_type"))
     kind = PROCESSORS[model_type] if named is None else _plain_name(str(named))
     if kind not in _USUAL:
-        return Said(refusals=(f"image_processor_type {shown(named)} is none that bcu knows",))
+        return ConfigFields(refusals=(f"image_processor_type {abbreviated(named)} is none that bcu knows",))
     reader = _Reader(fields, kind, channels)
     said: dict[str, Any] = {}
     for part in (reader.geometry, reader.normalisation, reader.interpolation, reader.channel_order):
@@ -233,7 +235,7 @@ def read(fields: dict[str, Any], model_type: str, channels: int) -> Said:
     complaints = (
         f"{name[:60]} is no field of the {kind} image processor, and is not heeded" for name in unknown
     )
-    return Said(fields=said, refusals=tuple(reader.refusals), complaints=tuple(complaints))
+    return ConfigFields(fields=said, refusals=tuple(reader.refusals), complaints=tuple(complaints))
 
 
 def _plain_name(named: str) -> str:

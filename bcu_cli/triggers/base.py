@@ -31,7 +31,7 @@ Target = int | Literal["next"]
 after the last the first (all-to-all)."""
 
 
-def answers_wanted(target: Target, labels: Tensor, num_classes: int) -> Tensor:
+def target_labels(target: Target, labels: Tensor, num_classes: int) -> Tensor:
     """The class, int64 ``[N]``, that a backdoor gives to triggered images of the true classes ``labels``."""
     return (labels + 1) % num_classes if target == "next" else torch.full_like(labels, target)
 

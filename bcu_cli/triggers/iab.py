@@ -33,7 +33,7 @@ class InputAware(Trigger):
     paper = "Nguyen & Tran, Input-Aware Dynamic Backdoor Attack, NeurIPS 2020, arXiv:2010.08138"
     learnt: ClassVar[bool] = True
 
-    def __init__(self, *, pattern_network: Drawer, mask_network: Drawer) -> None:
+    def __init__(self, *, pattern_network: ImageGenerator, mask_network: ImageGenerator) -> None:
         self.pattern_network = pattern_network
         self.mask_network = mask_network
 
@@ -42,8 +42,8 @@ class InputAware(Trigger):
         """Two networks with random weights for images of ``shape`` (C, H, W)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            pattern = Drawer(shape[0], shape[0], width)
-            return cls(pattern_network=pattern, mask_network=Drawer(shape[0], 1, width))
+            pattern = ImageGenerator(shape[0], shape[0], width)
+            return cls(pattern_network=pattern, mask_network=ImageGenerator(shape[0], 1, width))
 
     @torch.no_grad()
     def apply(self, images: Tensor) -> Tensor:
@@ -91,13 +91,13 @@ class InputAware(Trigger):
     def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:  # noqa: ARG003 - has none
         """The networks whose weights these are."""
         width, channels = tensors["pattern.enter.weight"].shape[:2]
-        pattern, mask = Drawer(channels, channels, width), Drawer(channels, 1, width)
+        pattern, mask = ImageGenerator(channels, channels, width), ImageGenerator(channels, 1, width)
         pattern.load_state_dict(_below("pattern.", tensors))
         mask.load_state_dict(_below("mask.", tensors))
         return cls(pattern_network=pattern, mask_network=mask)
 
 
-class Drawer(nn.Module):
+class ImageGenerator(nn.Module):
     """An image to an image: three halvings and three doublings of the resolution.
 
     Narrower than the authors' networks, for the sake of the CPU.

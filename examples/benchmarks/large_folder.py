@@ -35,7 +35,7 @@ from bcu_cli.images.decoding import Geometry
 from bcu_cli.images.listing import list_pictures
 from bcu_cli.images.stream import Stream
 from bcu_cli.models import Architecture, metadata_for
-from bcu_cli.models.fresh import fresh
+from bcu_cli.models.new_classifier import new_classifier
 from bcu_cli.training import loop
 
 PER_FOLDER, MEMBERS, BATCH_SIZE = 1000, 20_000, 256
@@ -78,7 +78,7 @@ def write_shard(path: Path, source: Path) -> None:
 def write_model(path: Path) -> None:
     """A ResNet-20 that was not trained."""
     pictures = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    model = fresh("resnet20", len(signs.CLASSES), pictures, seed=0)
+    model = new_classifier("resnet20", len(signs.CLASSES), pictures, seed=0)
     architecture = Architecture(name="resnet20", source="benchmark", num_classes=len(signs.CLASSES))
     metadata = metadata_for(architecture, model.preprocessing, list(signs.CLASSES))
     write(path, model.network.state_dict(), format=Format.SAFETENSORS, metadata=metadata)

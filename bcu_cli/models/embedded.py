@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bcu_cli.checkpoints import Checkpoint
-    from bcu_cli.models.foreign import ForeignNetwork
+    from bcu_cli.models.embedded_network import EmbeddedNetwork
 
 KINDS = {Format.TORCHSCRIPT: "TorchScript code", Format.ONNX: "ONNX graph"}
 """How messages call the function of a file of each format that carries one."""
@@ -32,7 +32,7 @@ _SPREAD, _ROUNDING = 1e-4, 3e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own:
+class EmbeddedFunction:
     """The function that a file carries.
 
     Args:
@@ -43,14 +43,14 @@ class Own:
         input_dtype: Of the images that the file takes.
     """
 
-    network: ForeignNetwork
+    network: EmbeddedNetwork
     what: str
     input_size: tuple[int, int, int] | None = None
     exported: int | None = None
     input_dtype: torch.dtype = torch.float32
 
 
-def open_own(checkpoint: Checkpoint) -> Own:
+def open_embedded(checkpoint: Checkpoint) -> EmbeddedFunction:
     """Make a network of the function that a file carries.
 
     Raises:
@@ -63,7 +63,7 @@ def open_own(checkpoint: Checkpoint) -> Own:
         from bcu_cli.checkpoints import open_script
         from bcu_cli.models.script import ScriptNetwork
 
-        own = Own(network=ScriptNetwork(open_script(checkpoint)), what=what)
+        embedded = EmbeddedFunction(network=ScriptNetwork(open_script(checkpoint)), what=what)
     else:
         from bcu_cli.checkpoints import load_graph
         from bcu_cli.models.graph import GraphNetwork
@@ -71,26 +71,26 @@ def open_own(checkpoint: Checkpoint) -> Own:
         graph = load_graph(checkpoint)
         network = GraphNetwork(graph, checkpoint.path.name)
         size = tuple(side for side in graph.input_shape[1:] if side)
-        own = Own(
+        embedded = EmbeddedFunction(
             network=network,
             what=what,
             input_size=size if len(size) == 3 else None,
             exported=network.exported_batch,
             input_dtype=torch.float16 if graph.takes_half else torch.float32,
         )
-    own.network.file = checkpoint.path.name
-    own.network.float().eval()
-    return own
+    embedded.network.file = checkpoint.path.name
+    embedded.network.float().eval()
+    return embedded
 
 
-def settle_batch(own: Own, size: tuple[int, int, int], name: str) -> None:
+def settle_batch(embedded: EmbeddedFunction, size: tuple[int, int, int], name: str) -> None:
     """Find out how many images a network takes at a time, by its answers to noise.
 
     It must answer each image alike by itself and beside others. One that does not is given as many images at
     a time as it was exported for, which is one where the file does not say.
 
     Args:
-        own: The network; its ``group`` is set.
+        embedded: The network; its ``group`` is set.
         size: Channels, height and width of its input.
         name: How errors call it.
 
@@ -98,16 +98,16 @@ def settle_batch(own: Own, size: tuple[int, int, int], name: str) -> None:
         ArchitectureError: It cannot run on such inputs.
         AnswersError: It answers with no logits, with NaN or infinity, or not to each image by itself.
     """
-    exported = own.exported or 1
+    exported = embedded.exported or 1
     inputs = noise(max(3, exported), size)
-    classifier = Classifier(own.network, plain(size), 0, name=name).eval()
-    own.network.group = None
+    classifier = Classifier(embedded.network, identity_preprocessing(size), 0, name=name).eval()
+    embedded.network.group = None
     try:
         alone = torch.cat([answers(classifier, image[None], name) for image in inputs[:3]])
         for number in {3, exported} - {1}:
             refuse_dependence(alone[:number], answers(classifier, inputs[:number], name), name)
     except BcuError:
-        own.network.group = exported
+        embedded.network.group = exported
         first = answers(classifier, inputs[:1], name)
         refuse_dependence(first, answers(classifier, inputs, name), name)
 
@@ -137,24 +137,26 @@ def answers(classifier: Classifier, images: Tensor, name: str) -> Tensor:
         ) from error
 
 
-def is_same(rebuilt: nn.Module, own: Own, pictures: Tensor | None, size: tuple[int, int, int]) -> bool:
+def is_same(
+    rebuilt: nn.Module, embedded: EmbeddedFunction, pictures: Tensor | None, size: tuple[int, int, int]
+) -> bool:
     """Whether a rebuilt network gives the logits that the file's own function gives, by a few inputs.
 
     Args:
         rebuilt: Made after the names and shapes of the file's tensors; in evaluation mode.
-        own: What the file computes.
+        embedded: What the file computes.
         pictures: Some natural images ``float [N, C, H, W]`` in [0, 1], where there are any.
         size: Channels, height and width of the input.
 
     Raises:
         BcuError: The file's own function does not answer.
     """
-    ours = Classifier(rebuilt, plain(size), 0).eval()
-    theirs = Classifier(own.network, plain(size), 0).eval()
+    ours = Classifier(rebuilt, identity_preprocessing(size), 0).eval()
+    theirs = Classifier(embedded.network, identity_preprocessing(size), 0).eval()
     for inputs in _inputs(pictures, size):
-        expected = answers(theirs, inputs, own.network.file)
+        expected = answers(theirs, inputs, embedded.network.file)
         try:
-            found = answers(ours, inputs, own.network.file)
+            found = answers(ours, inputs, embedded.network.file)
         except BcuError:  # of another shape, say: it is none that takes the place of the file's
             return False
         if found.shape != expected.shape or not _are_close(found, expected):
@@ -184,6 +186,6 @@ def noise(number: int, size: tuple[int, int, int]) -> Tensor:
     return torch.rand(number, *size, generator=torch.Generator().manual_seed(0))
 
 
-def plain(size: tuple[int, int, int]) -> Preprocessing:
+def identity_preprocessing(size: tuple[int, int, int]) -> Preprocessing:
     """The preprocessing that changes nothing but the size (C, H, W)."""
     return Preprocessing(input_size=size, mean=(0.0,) * size[0], std=(1.0,) * size[0])

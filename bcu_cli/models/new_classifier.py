@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.index import entry_of
-from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, resolve
 
@@ -26,15 +26,15 @@ def usual_size(arch: str, side: int | None) -> tuple[int, int, int]:
     full = resolve(arch)
     if side is not None:
         return (3, side, side)
-    if full in OWN_ARCHITECTURES:
-        return OWN_ARCHITECTURES[full]
+    if full in BUILTIN_ARCHITECTURES:
+        return BUILTIN_ARCHITECTURES[full]
     entry = entry_of(full)
     if entry is None or entry.preprocessing is None:
         raise ArchitectureError(f"what size of images {arch} takes is not known", "give it with --input-size")
     return entry.preprocessing.input_size
 
 
-def fresh(arch: str, num_classes: int, images: Tensor, *, seed: int) -> Classifier:
+def new_classifier(arch: str, num_classes: int, images: Tensor, *, seed: int) -> Classifier:
     """A classifier with random weights.
 
     Args:

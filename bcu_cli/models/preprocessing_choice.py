@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import fingerprint, timm_config
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 from bcu_cli.models.classifier import in_order
 from bcu_cli.models.identification import claim_fits
 from bcu_cli.models.index import Candidate, entry_of
-from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.preprocessing import (
     BGR,
     GREY_NORMALISATIONS,
@@ -115,8 +115,8 @@ class Decision:
 
 def default_size(name: str) -> tuple[int, int, int] | None:
     """The input size that an architecture is made for, where it is known."""
-    if name in OWN_ARCHITECTURES:
-        return OWN_ARCHITECTURES[name]
+    if name in BUILTIN_ARCHITECTURES:
+        return BUILTIN_ARCHITECTURES[name]
     base, options = timm_config.split(name)
     size = options.get(timm_config.IMG_SIZE)
     if size is not None:

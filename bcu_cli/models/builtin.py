@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Own network -> the input size (C, H, W) it is made for; every one takes other sizes too.
-OWN_ARCHITECTURES: dict[str, tuple[int, int, int]] = {
+BUILTIN_ARCHITECTURES: dict[str, tuple[int, int, int]] = {
     "preact_resnet18": (3, 32, 32),
     "resnet8": (3, 32, 32),
     "resnet14": (3, 32, 32),
@@ -17,6 +17,6 @@ OWN_ARCHITECTURES: dict[str, tuple[int, int, int]] = {
 }
 
 
-def own_names() -> tuple[str, ...]:
+def builtin_names() -> tuple[str, ...]:
     """The names of the package's own networks, in alphabetical order."""
-    return tuple(sorted(OWN_ARCHITECTURES))
+    return tuple(sorted(BUILTIN_ARCHITECTURES))

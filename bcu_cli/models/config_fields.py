@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class ConfigFields:
     """The fields of one configuration in bcu's own terms, not yet checked for range.
 
     Args:
@@ -21,6 +21,6 @@ class Said:
     complaints: tuple[str, ...] = ()
 
 
-def shown(value: object) -> str:
+def abbreviated(value: object) -> str:
     """A value of a stranger's file as a short text."""
     return repr(value)[:60]

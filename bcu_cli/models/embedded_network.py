@@ -20,7 +20,7 @@ _LEAST_SECONDS, _GROWTH = 20.0, 20.0
 """A later batch may take this time, and so many times as much for each image as the first one."""
 
 
-class Allowance:
+class TimeAllowance:
     """Keeps count of the time of one network; the supervising process ends bcu where it takes too long.
 
     Args:
@@ -48,7 +48,7 @@ class Allowance:
             self._seconds_of_an_image = (time.perf_counter() - started) / images
 
 
-class ForeignNetwork(nn.Module):
+class EmbeddedNetwork(nn.Module):
     """A network that computes what a file's own code or graph says, each batch within its time.
 
     Attributes:
@@ -63,7 +63,7 @@ class ForeignNetwork(nn.Module):
         """Images ``[N, C, H, W]`` to whatever the file makes of them."""
         images = inputs[0] if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim() else None
         number = 1 if images is None else max(1, len(images))
-        with self.__dict__.setdefault("_allowance", Allowance(self.file)).batch(number):
+        with self.__dict__.setdefault("_allowance", TimeAllowance(self.file)).batch(number):
             if self.group is None or images is None or number == self.group:
                 return super().__call__(*inputs)
             return self._in_groups(images, self.group)
