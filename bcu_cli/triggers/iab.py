@@ -120,7 +120,7 @@ class ImageGenerator(nn.Module):
         return torch.sigmoid(2.0 * self._generate(images))
 
     def as_mask(self, images: Tensor) -> Tensor:
-        """Generate masks: ``[N, C, H, W]`` to ``[N, out_channels, H, W]`` in [0, 1], mostly near to 0 or 1."""
+        """Generate masks: ``[N, C, H, W]`` to ``[N, out_channels, H, W]``, mostly close to 0 or 1."""
         return torch.sigmoid(20.0 * torch.tanh(self._generate(images)))
 
     def _generate(self, images: Tensor) -> Tensor:

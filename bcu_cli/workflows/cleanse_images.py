@@ -107,7 +107,7 @@ def _load_labelled(
         )
     part = list_labelled(folder)
     part = part if request.max_images is None else part.drawn(request.max_images, generator)
-    _require_room(len(part.pictures), loaded.preprocessing.geometry, request, kind)
+    _require_room(len(part.raw_images), loaded.preprocessing.geometry, request, kind)
     data = loading.load_labels_of(part, loaded)
     if len(data) < FEWEST_IMAGES:
         raise ImagesError(

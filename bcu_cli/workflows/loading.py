@@ -114,7 +114,7 @@ def _sampler(
         yield pictures.sample
         return
     from bcu_cli.images.folder import sample
-    from bcu_cli.images.listing import list_pictures
+    from bcu_cli.images.listing import list_images
     from bcu_cli.images.sources import open_source
 
     with ExitStack() as stack:
@@ -125,7 +125,7 @@ def _sampler(
 
         @cache
         def listing(root: Path) -> Listing:
-            return list_pictures(root)
+            return list_images(root)
 
         def take(geometry: Geometry) -> Tensor:
             if isinstance(pictures, Path):

@@ -92,11 +92,11 @@ def prepare(options: ScanRequest) -> None:
         ImagesError: There is no such folder of images.
         OutputError: The folder for the evidence cannot be made.
     """
-    from bcu_cli.images.listing import list_pictures
+    from bcu_cli.images.listing import list_images
     from bcu_cli.training import devices
 
     if options.images is not None:
-        list_pictures(options.images)
+        list_images(options.images)
     if options.evidence is not None:
         try:
             options.evidence.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from bcu_cli.checkpoints import Format, write
 from bcu_cli.cli.app import run
 from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
-from bcu_cli.images.listing import list_pictures
+from bcu_cli.images.listing import list_images
 from bcu_cli.images.stream import Stream
 from bcu_cli.models import Architecture, metadata_for
 from bcu_cli.models.new_classifier import new_classifier
@@ -141,7 +141,7 @@ def peak_bytes(process: str) -> int:
 
 def decoding_rate(folder: Path, geometry: Geometry, processes: int, seconds: float) -> float:
     """Images a second that arrive when nothing is trained; the start of the processes left out."""
-    stream = Stream(list_pictures(folder), geometry, cache=0, processes=processes)
+    stream = Stream(list_images(folder), geometry, cache=0, processes=processes)
     try:
         generators = [torch.Generator().manual_seed(0) for _ in range(2)]
         shape = len(stream), (BATCH_SIZE,)
@@ -160,7 +160,7 @@ def decoding_rate(folder: Path, geometry: Geometry, processes: int, seconds: flo
 def listing_seconds(path: Path) -> float:
     """How long the names take."""
     started = time.perf_counter()
-    list_pictures(path)
+    list_images(path)
     return round(time.perf_counter() - started, 2)
 
 
