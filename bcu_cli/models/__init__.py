@@ -1,6 +1,6 @@
-"""Named tensors to a runnable classifier: its architecture, its preprocessing, its weights.
+"""Models: a checkpoint's named tensors become a runnable classifier.
 
-Importing this package imports no torch; what needs torch is imported when it is first asked for.
+Importing this package does not import torch; names that need torch are imported on first use.
 """
 
 from __future__ import annotations

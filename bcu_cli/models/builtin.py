@@ -1,4 +1,4 @@
-"""The names of the package's own networks; kept apart so that listing them needs no torch."""
+"""The names of the built-in networks; a separate module, so that listing them needs no torch."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ BUILTIN_ARCHITECTURES: dict[str, tuple[int, int, int]] = {
 
 
 def builtin_names() -> tuple[str, ...]:
-    """The names of the package's own networks, in alphabetical order."""
+    """The names of the built-in networks, in alphabetical order."""
     return tuple(sorted(BUILTIN_ARCHITECTURES))

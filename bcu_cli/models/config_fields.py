@@ -1,4 +1,4 @@
-"""What the parser of one layout of a model's folder hands to its claim. Needs no torch."""
+"""The fields that the parser of a configuration passes to its claim. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigFields:
-    """The fields of one configuration in bcu's own terms, not yet checked for range.
+    """The fields of one configuration in bcu's terms, not yet checked for range.
 
     Args:
-        fields: Arguments of :class:`~bcu_cli.models.claims.Claim` by name; None where nothing is said.
-        refusals: Fields that change what the network is fed, and that bcu cannot do, for people.
-        complaints: Fields that are not heeded although nobody knows what they do, for people.
+        fields: Arguments of :class:`~bcu_cli.models.claims.Claim` by name; None for a missing field.
+        refusals: Fields that ask for preprocessing that bcu cannot do, in words.
+        complaints: Unknown fields, which are ignored, in words.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -22,5 +22,5 @@ class ConfigFields:
 
 
 def abbreviated(value: object) -> str:
-    """A value of a stranger's file as a short text."""
+    """A value of an untrusted file as a short text."""
     return repr(value)[:60]

@@ -1,4 +1,4 @@
-"""What looks on as a network computes, operation by operation."""
+"""A base class for modes that observe the operators that a network runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """torch's ``TorchDispatchMode`` without torch.compile, whose import takes a second.
+    """A ``TorchDispatchMode`` that does not import torch.compile, which takes a second.
 
-    torch imports it at a mode's first operation, only to tell it to leave the mode alone.
+    By default torch imports it at the first operation, only to exclude the mode from compilation.
     """
 
     @classmethod

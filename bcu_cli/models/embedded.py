@@ -1,7 +1,7 @@
-"""The function that a file carries: made a network, tried with several sizes of batch, compared with another.
+"""The code or graph that a file embeds: how it is opened, batched, and compared with a rebuilt network.
 
-The names and shapes of tensors are a guess about what a network computes. Where a file says itself what it
-computes (TorchScript, ONNX, ``torch.export``), that is the truth.
+The names and shapes of tensors only suggest what a network computes. Embedded code or an embedded graph
+(TorchScript, ONNX, ``torch.export``) defines it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from bcu_cli.models.embedded_network import EmbeddedNetwork
 
 KINDS = {Format.TORCHSCRIPT: "TorchScript code", Format.ONNX: "ONNX graph"}
-"""How messages call the function of a file of each format that carries one."""
+"""Name in messages of the function in files of each format that embeds one."""
 _SPREAD, _ROUNDING = 1e-4, 3e-5
-"""How far equal networks may differ: shares of how much images change a logit, and of the largest logit."""
+"""Largest differences of equal networks: shares of a logit's spread over images, and of the largest logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedFunction:
-    """The function that a file carries.
+    """The code or graph that a file embeds, as a network.
 
     Args:
-        network: Normalised images to whatever the file answers, in evaluation mode and float32.
-        what: How messages call it.
-        input_size: Channels, height and width of its input, where the file fixes them.
-        exported: For how many images it was exported, where the file says so.
-        input_dtype: Of the images that the file takes.
+        network: Maps normalised images to the file's output, in evaluation mode and float32.
+        what: Name of the function in messages.
+        input_size: Channels, height and width of the input; None where the file does not fix them.
+        exported: Size of the batch for which the function was exported; None where it is not fixed.
+        input_dtype: Data type of the images that the file takes.
     """
 
     network: EmbeddedNetwork
@@ -51,12 +51,12 @@ class EmbeddedFunction:
 
 
 def open_embedded(checkpoint: Checkpoint) -> EmbeddedFunction:
-    """Make a network of the function that a file carries.
+    """Construct a network from the code or graph that a file embeds.
 
     Raises:
-        UnsafeFileError: There is something in it that is not allowed to run.
+        UnsafeFileError: The function contains something that is not allowed to run.
         CheckpointError: The file is damaged, or its graph is of a form that bcu does not run.
-        ArchitectureError: It names an operator, or uses one in a way, that bcu does not compute.
+        ArchitectureError: An operator, or the way it is used, is not supported.
     """
     what = f"own {KINDS[checkpoint.format]}"
     if checkpoint.format is Format.TORCHSCRIPT:
@@ -84,19 +84,19 @@ def open_embedded(checkpoint: Checkpoint) -> EmbeddedFunction:
 
 
 def settle_batch(embedded: EmbeddedFunction, size: tuple[int, int, int], name: str) -> None:
-    """Find out how many images a network takes at a time, by its answers to noise.
+    """Find out how many images a network takes at a time, by its logits for noise.
 
-    It must answer each image alike by itself and beside others. One that does not is given as many images at
-    a time as it was exported for, which is one where the file does not say.
+    Its logits for an image must not depend on the batch. If they do, the network gets batches of the size
+    that it was exported for, or single images if the file fixes no size.
 
     Args:
-        embedded: The network; its ``group`` is set.
+        embedded: The function, whose network's ``group`` is set.
         size: Channels, height and width of its input.
-        name: How errors call it.
+        name: Name of the file in errors.
 
     Raises:
-        ArchitectureError: It cannot run on such inputs.
-        AnswersError: It answers with no logits, with NaN or infinity, or not to each image by itself.
+        ArchitectureError: The network cannot run on such inputs.
+        AnswersError: The output is no logits, is not finite, or depends on the batch.
     """
     exported = embedded.exported or 1
     inputs = noise(max(3, exported), size)
@@ -113,22 +113,22 @@ def settle_batch(embedded: EmbeddedFunction, size: tuple[int, int, int], name: s
 
 
 def answers(classifier: Classifier, images: Tensor, name: str) -> Tensor:
-    """What a network answers, without gradients: logits ``[N, K]``.
+    """Run a classifier without gradients: images to logits ``[N, K]``.
 
     Args:
-        classifier: The network.
+        classifier: The classifier.
         images: ``float [N, C, H, W]`` in [0, 1].
-        name: How errors call it.
+        name: Name of the classifier in errors.
 
     Raises:
-        ArchitectureError: It cannot run on such inputs.
-        AnswersError: It answers with no logits.
+        ArchitectureError: The classifier cannot run on such inputs.
+        AnswersError: The output is no logits.
     """
     try:
         with torch.no_grad():
             logits: Tensor = classifier(images)
             return logits
-    except BcuError:  # a graph that fails says so itself
+    except BcuError:  # already has a message for the user
         raise
     except Exception as error:
         size = "x".join(map(str, images.shape[1:]))
@@ -138,36 +138,36 @@ def answers(classifier: Classifier, images: Tensor, name: str) -> Tensor:
 
 
 def is_same(
-    rebuilt: nn.Module, embedded: EmbeddedFunction, pictures: Tensor | None, size: tuple[int, int, int]
+    rebuilt: nn.Module, embedded: EmbeddedFunction, images: Tensor | None, size: tuple[int, int, int]
 ) -> bool:
-    """Whether a rebuilt network gives the logits that the file's own function gives, by a few inputs.
+    """Whether a rebuilt network gives the same logits as the embedded function, on a few inputs.
 
     Args:
-        rebuilt: Made after the names and shapes of the file's tensors; in evaluation mode.
-        embedded: What the file computes.
-        pictures: Some natural images ``float [N, C, H, W]`` in [0, 1], where there are any.
+        rebuilt: The network rebuilt from the names and shapes of the tensors, in evaluation mode.
+        embedded: The function that the file embeds.
+        images: Natural images ``float [N, C, H, W]`` in [0, 1]; None where there are none.
         size: Channels, height and width of the input.
 
     Raises:
-        BcuError: The file's own function does not answer.
+        BcuError: The embedded function fails.
     """
     ours = Classifier(rebuilt, identity_preprocessing(size), 0).eval()
     theirs = Classifier(embedded.network, identity_preprocessing(size), 0).eval()
-    for inputs in _inputs(pictures, size):
+    for inputs in _inputs(images, size):
         expected = answers(theirs, inputs, embedded.network.file)
         try:
             found = answers(ours, inputs, embedded.network.file)
-        except BcuError:  # of another shape, say: it is none that takes the place of the file's
+        except BcuError:  # for example another shape of output: not the same function
             return False
         if found.shape != expected.shape or not _are_close(found, expected):
             return False
     return True
 
 
-def _inputs(pictures: Tensor | None, size: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Batches of two sizes: images and noise as they are, normalised, and on the scale up to 255."""
+def _inputs(natural: Tensor | None, size: tuple[int, int, int]) -> Iterator[Tensor]:
+    """Yield batches of two sizes of images and noise: in [0, 1], normalised, and in [0, 255]."""
     random = noise(2, size)
-    some = random if pictures is None or len(pictures) < 2 else pictures[:: max(1, len(pictures) // 2)][:2]
+    some = random if natural is None or len(natural) < 2 else natural[:: max(1, len(natural) // 2)][:2]
     yield some[:1].float()
     for images in (some.float(), random):
         yield images
@@ -182,10 +182,10 @@ def _are_close(found: Tensor, expected: Tensor) -> bool:
 
 
 def noise(number: int, size: tuple[int, int, int]) -> Tensor:
-    """So many images of noise, ``float [N, C, H, W]`` in [0, 1], the same each time."""
+    """Images of noise, ``float [N, C, H, W]`` in [0, 1]; the same on every call."""
     return torch.rand(number, *size, generator=torch.Generator().manual_seed(0))
 
 
 def identity_preprocessing(size: tuple[int, int, int]) -> Preprocessing:
-    """The preprocessing that changes nothing but the size (C, H, W)."""
+    """The preprocessing that only resizes images, to ``size`` (C, H, W)."""
     return Preprocessing(input_size=size, mean=(0.0,) * size[0], std=(1.0,) * size[0])

@@ -1,4 +1,4 @@
-"""A checkpoint to a classifier: architecture, weights, preprocessing."""
+"""Loading of a checkpoint as a classifier: its architecture, weights and preprocessing."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
     from bcu_cli.models.index import Candidate
 
-#: Images for a preprocessing's size and cropping: ``float [N, C, H, W]`` in [0, 1], not normalised.
+#: Gives images in the size and cropping of a preprocessing: ``float [N, C, H, W]`` in [0, 1], not normalised.
 ImageSource = Callable[[Preprocessing], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A classifier and how it was made.
+    """A loaded classifier with its origin.
 
     Args:
-        classifier: In evaluation mode, float32, on the CPU.
-        architecture: Which, and how it was found.
-        checkpoint: The file that it came from.
-        evidence: What decided and what was noticed, in sentences for people.
-        input_dtype: Of the images that the file's own function takes; float32 where it carries none.
+        classifier: The classifier, in evaluation mode, float32, on the CPU.
+        architecture: The architecture, and how it was found.
+        checkpoint: The checkpoint of the weights.
+        evidence: Sentences on how architecture and preprocessing were found.
+        input_dtype: Data type of the images that the file's code or graph takes; float32 where it has none.
     """
 
     classifier: Classifier
@@ -78,22 +78,22 @@ def load(
     std: tuple[float, ...] | None = None,
     images: ImageSource | None = None,
 ) -> Loaded:
-    """Make a runnable classifier of a checkpoint.
+    """Construct a runnable classifier from a checkpoint.
 
     Args:
-        checkpoint: The file as read.
+        checkpoint: The checkpoint.
         arch: ``--arch``: a name, or FILE.py:FUNCTION (the function runs).
-        input_size: ``--input-size``: height and width of the input.
+        input_size: ``--input-size``: height and width of the input in pixels.
         mean: ``--mean``: one value, or one per channel.
         std: ``--std``: one value, or one per channel.
-        images: Gives natural images, about 256 of them, where only BatchNorm statistics can decide.
+        images: Gives about 256 natural images, which are used if only BatchNorm statistics can decide.
 
     Raises:
-        ArchitectureError: The weights are broken, are no image classifier's, fit no (or not the given)
-            architecture, or what is needed to run them cannot be found out and must be given.
-        AnswersError: It answers with no logits, with NaN or infinity, or not to each image by itself.
-        UnsafeFileError: It is TorchScript or ONNX of which only its own code or graph is known, and that has
-            something in it that is not allowed to run.
+        ArchitectureError: The weights are broken or no image classifier's, the architecture is unknown or
+            does not fit, or an option is needed.
+        AnswersError: The output is no logits, is not finite, or depends on the batch.
+        UnsafeFileError: The network is known only from TorchScript code or an ONNX graph, which contains
+            something that is not allowed to run.
     """
     refuse_broken(checkpoint.tensors, checkpoint.path.name)
     loader = _Loader(
@@ -103,7 +103,7 @@ def load(
 
 
 class _Loader:
-    """One call of :func:`load`."""
+    """The state of one call of :func:`load`."""
 
     def __init__(
         self, checkpoint: Checkpoint, options: preprocessing_choice.Options, images: ImageSource | None
@@ -151,7 +151,7 @@ class _Loader:
         )
 
     def _embedded_function(self) -> EmbeddedFunction | BcuError | None:
-        """The function that the file carries, or why it cannot be evaluated; None where it carries none."""
+        """The function that the file embeds, or the error of opening it; None where there is none."""
         if self.checkpoint.format not in KINDS:
             return None
         try:
@@ -162,11 +162,11 @@ class _Loader:
     def _same(
         self, embedded: EmbeddedFunction | BcuError, found: Found, networks: list[nn.Module], arch: str | None
     ) -> list[int]:
-        """Which groups of candidates compute what the file's own function does.
+        """Indices of the groups of candidates that compute the same as the embedded function.
 
         Raises:
-            BcuError: That cannot be found out, and the user named none of them; or the one that the user
-                named is another.
+            BcuError: The comparison fails without a user's ``--arch``, or that architecture computes
+                something else.
         """
         group = found.groups[0]
         try:
@@ -174,8 +174,8 @@ class _Loader:
                 raise embedded
             size = preprocessing_choice.size_of(self._question(group, networks[0], named=found.named))[0]
             settle_batch(embedded, size, self.what)
-            pictures = self.images(identity_preprocessing(size)) if self.images else None
-            same = [i for i, network in enumerate(networks) if is_same(network, embedded, pictures, size)]
+            natural = self.images(identity_preprocessing(size)) if self.images else None
+            same = [i for i, network in enumerate(networks) if is_same(network, embedded, natural, size)]
         except BcuError as error:
             if arch is not None:
                 return list(range(len(networks)))
@@ -212,7 +212,7 @@ class _Loader:
         )
 
     def _networks(self, found: Found) -> list[nn.Module]:
-        """A network with the file's weights per group of equal candidates."""
+        """A network with the file's weights for each group of equal candidates."""
         return [
             self._network(group[0].name, group[0].num_classes, group[0].in_channels) for group in found.groups
         ]
@@ -220,8 +220,8 @@ class _Loader:
     def _choices(
         self, found: Found, networks: list[nn.Module]
     ) -> list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]:
-        """A network with its preprocessing per group of equal candidates."""
-        if len(networks) > 1 and not all(map(self._can_tell, networks)):
+        """A network with its preprocessing for each group of equal candidates."""
+        if len(networks) > 1 and not all(map(self._has_statistics, networks)):
             raise ambiguous(found.groups, self.what)
         decisions: list[preprocessing_choice.Decision | ArchitectureError] = []
         for group, network in zip(found.groups, networks, strict=True):
@@ -233,7 +233,7 @@ class _Loader:
         settled = [decision for decision in decisions if isinstance(decision, preprocessing_choice.Decision)]
         if not settled:
             raise next(decision for decision in decisions if isinstance(decision, ArchitectureError))
-        # Of a wrong architecture the preprocessing may not be told; it competes with that of another one.
+        # The preprocessing of a wrong architecture may be undecidable; it then takes that of another one.
         return [
             (
                 found.architecture(i),
@@ -255,21 +255,21 @@ class _Loader:
             channels=_channels(network, group[0].in_channels, group[0].name),
         )
 
-    def _can_tell(self, network: nn.Module) -> bool:
+    def _has_statistics(self, network: nn.Module) -> bool:
         return self.images is not None and any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
     def _best(
         self, found: Found, choices: list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]
     ) -> int:
-        """The choice whose BatchNorm statistics the images reproduce clearly better than the others'."""
+        """Index of the choice whose BatchNorm statistics the images clearly reproduce best."""
         if len(choices) == 1:
             return 0
         assert self.images is not None  # else _choices has refused  # noqa: S101
         distances = []
         for _, network, decision in choices:
-            pictures = fingerprint.sample(self.images(decision.preprocessing))
+            sampled = fingerprint.sample(self.images(decision.preprocessing))
             classifier = Classifier(network, decision.preprocessing, 1)
-            distance = fingerprint.batchnorm_distance(network, classifier.normalised(pictures), layers=None)
+            distance = fingerprint.batchnorm_distance(network, classifier.normalised(sampled), layers=None)
             distances.append(math.inf if distance is None else distance)
         smallest, runner_up = sorted(distances)[:2]
         if not fingerprint.is_clear(smallest, runner_up, fingerprint.CLEAR_RATIO_OF_ARCHITECTURES):
@@ -284,7 +284,7 @@ class _Loader:
                 default = preprocessing_choice.default_size(name)
                 side = side if side is not None else (default[1:] if default else (224, 224))
                 size = (in_channels, *side)
-        with torch.random.fork_rng(devices=[]):  # loading must not shift anybody's random numbers
+        with torch.random.fork_rng(devices=[]):  # loading must not change the caller's random numbers
             network = build(name, num_classes=num_classes or 2, input_size=size)
         network = network.float()
         fill(network, self.checkpoint.tensors, name, self.what)
@@ -296,12 +296,12 @@ class _Loader:
         return None
 
     def _load_embedded(self, embedded: EmbeddedFunction | BcuError, why: str, *, like: str = "") -> Loaded:
-        """Take the file's own code or graph for its network.
+        """Use the file's code or graph as the network.
 
         Args:
-            embedded: It; or why it cannot be evaluated, which is raised.
-            why: The reason, for people.
-            like: The architecture whose usual input size it has; empty where none is known.
+            embedded: The function that the file embeds, or the error of opening it, which is raised.
+            why: The reason, in words.
+            like: An architecture whose usual input size the network has; empty where none is known.
         """
         if not isinstance(embedded, EmbeddedFunction):
             raise embedded
@@ -341,16 +341,16 @@ class _Loader:
 
 
 def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -> Classifier:
-    """A network with its preprocessing, tried once on noise.
+    """Join a network and its preprocessing to a classifier, and try it on noise.
 
     Args:
-        network: Normalised images ``float [N, C, H, W]`` to logits ``[N, K]``.
-        preprocessing: Its preprocessing.
-        name: How errors call the network.
+        network: Maps normalised images ``float [N, C, H, W]`` to logits ``[N, K]``.
+        preprocessing: Preprocessing of its images.
+        name: Name of the network in errors.
 
     Raises:
-        ArchitectureError: It cannot run on images of that size, or has one output.
-        AnswersError: It answers with no logits, or an image otherwise beside another one than by itself.
+        ArchitectureError: The network cannot run on images of that size, or has one output.
+        AnswersError: The output is no logits, or depends on the batch.
     """
     classifier = Classifier(network, preprocessing, 0, name=name).eval()
     inputs = noise(2, preprocessing.input_size)
@@ -366,7 +366,7 @@ def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -
 
 
 def _usual(candidate: Candidate) -> str:
-    """The name of an architecture that is hardly ever run at another input size than its usual one."""
+    """The name of an architecture that is nearly always run at its usual input size; else empty."""
     usual = (
         candidate.name in BUILTIN_ARCHITECTURES
         or candidate.num_classes == preprocessing_choice.IMAGENET_CLASSES
@@ -390,7 +390,7 @@ def _number(images: int) -> str:
 
 
 def _channels(network: nn.Module, in_channels: int, name: str) -> int:
-    """Channels of the input; for the user's own network, those of its first convolution."""
+    """Channels of the input; for a network from the user's file, those of its first convolution."""
     if not is_user_file(name):
         return in_channels
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 
 def usual_size(arch: str, side: int | None) -> tuple[int, int, int]:
-    """Channels, height and width that an architecture is made for, or of ``side`` where that is given.
+    """Channels, height and width that an architecture is made for.
+
+    Args:
+        arch: Name of the architecture.
+        side: Height and width in pixels that the user gave; None for the architecture's default.
 
     Raises:
-        ArchitectureError: Unknown architecture, or one whose size nobody says.
+        ArchitectureError: The architecture or its default size is unknown.
     """
     full = resolve(arch)
     if side is not None:
@@ -38,11 +42,11 @@ def new_classifier(arch: str, num_classes: int, images: Tensor, *, seed: int) ->
     """A classifier with random weights.
 
     Args:
-        arch: As for ``build``.
-        num_classes: Outputs.
-        images: The training images, uint8 ``[N, C, H, W]``: their mean and deviation per channel become the
-            normalisation, their size the input size.
-        seed: Decides the weights.
+        arch: Name of the architecture, as :func:`~bcu_cli.models.build` takes it.
+        num_classes: Number of outputs.
+        images: The training images, uint8 ``[N, C, H, W]``. Their mean and deviation per channel become the
+            normalisation, and their size the input size.
+        seed: Seed of the weights.
     """
     _, channels, height, width = images.shape
     sample = images[:: max(1, len(images) // 5000)].double() / 255.0
