@@ -144,8 +144,8 @@ def given(images: Any, *, labelled: bool = False) -> GivenImages:
 
     Args:
         images: A uint8 tensor ``[N, C, H, W]`` with C of 1 or 3, a sequence of paths, or a map-style
-            ``torch.utils.data.Dataset`` of images or of pairs of an image and its class. Images of a
-            ``Dataset`` are PIL images, or arrays or tensors ``[C, H, W]``, uint8 or floats in [0, 1].
+            ``torch.utils.data.Dataset`` of images or of pairs (image, class). Images of a ``Dataset`` are
+            PIL images, or arrays or tensors ``[C, H, W]``, uint8 or floats in [0, 1].
         labelled: Whether labels are required; only a ``Dataset`` of pairs has them.
 
     Raises:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bcu_cli.images.processes import Decoded
 
 AHEAD_BYTES, FEWEST_AHEAD, MOST_AHEAD = 2**27, 2, 16
-"""Limits of decoding ahead: batches of so many bytes in all, and the fewest and most batches."""
+"""Limits of decoding ahead: bytes of all batches, and their smallest and largest number."""
 FEWEST_PER_TASK = 8
 MOST_ATTEMPTS = 1000
 """Number of images that are tried in place of an unreadable one."""

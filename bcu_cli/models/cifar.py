@@ -1,8 +1,8 @@
 """The built-in networks for small images (about 32x32 pixels).
 
-All of them keep the resolution in the stem (3x3 convolution, stride 1, no max-pool) and end in global average
-pooling and one linear layer, so that they take any input size. Weights are initialised from torch's global
-generator: convolutions as in He et al. 2015 (fan out), BatchNorm at identity.
+All of them keep the resolution in the stem (3x3 convolution, stride 1, no max-pool). They end in global
+average pooling and one linear layer, so that they take any input size. Weights are initialised from torch's
+global generator: convolutions as in He et al. 2015 (fan out), BatchNorm at identity.
 
 Papers: He et al. 2016a, "Deep Residual Learning for Image Recognition" (``resnet*``); He et al. 2016b,
 "Identity Mappings in Deep Residual Networks" (``preact_resnet18``); Zagoruyko & Komodakis 2016, "Wide
@@ -190,8 +190,8 @@ class CifarVgg(nn.Module):
     """VGG with BatchNorm for small images: one linear layer in place of the three of the paper.
 
     Args:
-        widths: Output channels per convolution; 0 stands for a 2x2 max-pool (rounding up, so that inputs
-            under 32 pixels pass too; at multiples of 32 this changes nothing).
+        widths: Output channels per convolution; 0 is a 2x2 max-pool. It rounds sizes up, so that inputs
+            under 32 pixels pass too; at multiples of 32 this changes nothing.
         num_classes: Outputs of the last layer.
         in_channels: Channels of the input.
     """

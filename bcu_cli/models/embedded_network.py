@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _SECONDS_OF_THE_FIRST = 60.0
 """Time limit of the first batch, of one or two images, in seconds."""
 _LEAST_SECONDS, _GROWTH = 20.0, 20.0
-"""Limits of a later batch: these seconds, or so many times the first batch's time per image."""
+"""Time limits of a later batch: seconds, and a factor of the first batch's time per image."""
 
 
 class TimeAllowance:

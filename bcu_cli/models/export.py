@@ -40,7 +40,7 @@ def as_stored(original: Loaded, cleansed: Classifier, format: Format) -> tuple[s
 
     Args:
         original: The model that was cleansed.
-        cleansed: The same network with other weights.
+        cleansed: The cleansed network, which differs in its weights.
         format: The format of the file.
 
     Returns:
@@ -78,7 +78,7 @@ def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Forma
 
     Args:
         original: The model that was cleansed.
-        cleansed: The same network with other weights.
+        cleansed: The cleansed network, which differs in its weights.
         path: The file to write.
         format: The format of the file.
 

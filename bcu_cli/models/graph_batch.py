@@ -1,8 +1,8 @@
-"""Where the images of a batch are in each value of an ONNX graph, followed from its input.
+"""Tracks the batch axis through the values of an ONNX graph, from its input.
 
-A graph is often exported for one size of batch, which then stands in the constants of its reshapes. From a
-size alone nobody can tell whether it means images or channels. The dimension that holds the images is
-therefore followed from operation to operation, and only sizes in that place are made those of another batch.
+A graph is often exported for one size of batch, which then is a constant in its reshapes. The size alone does
+not show whether it counts images or channels. So the batch axis is tracked from operation to operation, and
+only sizes of that axis are adapted to another batch.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 class BatchAxis:
     """The dimension of a value that holds the images.
 
-    Its size is ``outer * images * inner``: reshapes may have merged it with others.
+    Its size is ``outer * images * inner``, since reshapes may merge it with other dimensions.
 
     Args:
-        axis: Which dimension.
-        outer: Size of what was merged into it from before the images.
-        inner: Size of what was merged into it from behind them.
+        axis: Index of the dimension.
+        outer: Product of the sizes of merged dimensions in front of the images.
+        inner: Product of the sizes of merged dimensions behind the images.
     """
 
     axis: int
@@ -37,7 +37,7 @@ class BatchAxis:
     inner: int = 1
 
     def at(self, axis: int) -> BatchAxis:
-        """The same images in another dimension."""
+        """A batch axis of equal size at another dimension."""
         return BatchAxis(axis, self.outer, self.inner)
 
 
@@ -46,10 +46,10 @@ class Use:
     """One use of an operator.
 
     Args:
-        operator: Its name in ONNX's own domain.
-        attributes: Its attributes, by name.
-        inputs: Its values.
-        batch_axes: Where the images are in each of them; None where in no dimension.
+        operator: Name of the operator in ONNX's default domain.
+        attributes: Attributes of the node, by name.
+        inputs: The input values.
+        batch_axes: The batch axis of each input; None for an input without images.
         fixed: Whether its sizes are constants of the graph, and so those of the exported batch.
     """
 
@@ -61,24 +61,24 @@ class Use:
 
     @property
     def batched(self) -> tuple[Tensor, BatchAxis] | None:
-        """The first input, and where the images are in it; None where they are in no dimension of it."""
+        """The first input with its batch axis; None where it has none."""
         if not self.inputs or self.inputs[0] is None or self.batch_axes[0] is None:
             return None
         return self.inputs[0], self.batch_axes[0]
 
     @property
     def sizes(self) -> Tensor | None:
-        """The second input, where it is a list of sizes or axes."""
+        """The second input, if it is a list of sizes or axes."""
         value = self.inputs[1] if len(self.inputs) > 1 else None
         return value if value is not None and value.dim() == 1 else None
 
     def axis(self, default: int, dimensions: int) -> int:
-        """The attribute ``axis``, counted from the front."""
+        """The attribute ``axis``, converted to a non-negative index."""
         axis = self.attributes.get("axis", default)
         return int(axis) + dimensions if axis < 0 else int(axis)
 
     def axes(self) -> list[int] | None:
-        """The axes of an attribute or of the second input; None where there are none."""
+        """The axes, from the attribute or the second input; None where there are none."""
         axes = self.attributes.get("axes")
         if axes is not None:
             return [int(axis) for axis in axes]
@@ -90,22 +90,22 @@ class Batch:
     """The batch of one pass.
 
     Args:
-        images: How many images there are.
-        exported: For how many the graph was exported; None where that is left open.
+        images: Number of images.
+        exported: Size of batch that the graph was exported for; None where it is not fixed.
     """
 
     images: int
     exported: int | None
 
     def adapt(self, use: Use) -> tuple[Inputs, BatchAxis | None]:
-        """The inputs of an operation made to fit this batch; of a reshape also where it puts the images."""
+        """Adapt the inputs of an operation to this batch; for a reshape, also give the new batch axis."""
         if use.operator == "Reshape":
             return self._reshaped(use)
         adapter = {"Expand": _expanded, "Squeeze": self._squeezed, "Concat": self._joined}.get(use.operator)
         return (adapter(use) if adapter else use.inputs), None
 
     def _reshaped(self, use: Use) -> tuple[Inputs, BatchAxis | None]:
-        """Give -1 for the dimension of the images, so that the sizes hold for any batch."""
+        """Replace the size of the batch axis by -1, so that the sizes hold for any batch."""
         if use.batched is None or use.sizes is None or not use.batched[0].numel():
             return use.inputs, None
         tensor, batch_axis = use.batched
@@ -122,7 +122,7 @@ class Batch:
         return use.inputs, None
 
     def _squeezed(self, use: Use) -> Inputs:
-        """Keep an image alone in a dimension of its own where all dimensions of size 1 are removed."""
+        """Keep the batch axis of a single image where all dimensions of size 1 are removed."""
         if use.batched is None or use.axes() is not None or self.exported == 1:
             return use.inputs
         tensor, batch_axis = use.batched
@@ -130,7 +130,7 @@ class Batch:
         return [tensor, torch.tensor(axes, dtype=torch.int64)]
 
     def _joined(self, use: Use) -> Inputs:
-        """Repeat for each image of this batch what the graph repeats for each of the exported one."""
+        """Repeat for this batch what the graph repeats for each image of the exported batch."""
         pairs = [
             (tensor, batch_axis)
             for tensor, batch_axis in zip(use.inputs, use.batch_axes, strict=True)
@@ -156,7 +156,7 @@ class Batch:
 
 
 def batch_axis_of(use: Use, output: Tensor) -> BatchAxis | None:
-    """Where the images are in the result of an operation; None where they cannot be followed."""
+    """The batch axis of the result of an operation; None where it cannot be tracked."""
     rule = _RULES.get(use.operator)
     if rule is None or not any(use.batch_axes):
         return None
@@ -165,7 +165,7 @@ def batch_axis_of(use: Use, output: Tensor) -> BatchAxis | None:
 
 
 def _expanded(use: Use) -> Inputs:
-    """Keep the size of the dimension with the images."""
+    """Keep the size of the batch axis."""
     if use.batched is None or use.sizes is None:
         return use.inputs
     tensor, batch_axis = use.batched
@@ -176,14 +176,14 @@ def _expanded(use: Use) -> Inputs:
 
 
 def _shape(tensor: Tensor, batch_axis: BatchAxis, images: int) -> list[int]:
-    """The shape that a tensor has with so many images."""
+    """The shape that a tensor has with a number of images."""
     shape = [int(size) for size in tensor.shape]
     shape[batch_axis.axis] = batch_axis.outer * images * batch_axis.inner
     return shape
 
 
 def _resolved(shape: list[int], wanted: list[int], *, keeps_zero: bool) -> list[int] | None:
-    """The sizes of a reshape in full; None where they are not for a tensor of that shape."""
+    """The sizes of a reshape without 0 and -1; None where they do not fit a tensor of that shape."""
     if any(size == 0 and i >= len(shape) for i, size in enumerate(wanted)):
         return None
     sizes = [shape[i] if size == 0 and not keeps_zero else size for i, size in enumerate(wanted)]
@@ -196,11 +196,11 @@ def _resolved(shape: list[int], wanted: list[int], *, keeps_zero: bool) -> list[
 
 
 def _placed(shape: list[int], batch_axis: BatchAxis, sizes: Sequence[int], images: int) -> BatchAxis | None:
-    """Where the images are after a reshape from ``shape`` to ``sizes``, both for so many images.
+    """The batch axis after a reshape from ``shape`` to ``sizes``, both for the same number of images.
 
-    A reshape keeps the order of all values, and so the number of them before and behind the images. Where
-    more than one dimension could hold the images (a batch of one has size 1), it is one that has nothing from
-    before them merged into it, and it is not the last one, which holds features.
+    A reshape keeps the order of all values, and so the number of values in front of and behind the images.
+    More than one dimension may fit, since a batch of one has size 1. Then it is a dimension without merged
+    outer dimensions, and not the last one, which holds features.
     """
     before = math.prod(shape[: batch_axis.axis]) * batch_axis.outer
     behind = batch_axis.inner * math.prod(shape[batch_axis.axis + 1 :])
@@ -224,7 +224,7 @@ def _kept(use: Use, output: Tensor) -> BatchAxis | None:  # noqa: ARG001 - the s
 
 
 def _broadcast(use: Use, output: Tensor) -> BatchAxis | None:
-    """Dimensions are counted from the last one, where inputs have different numbers of them."""
+    """Dimensions are aligned from the last one, since inputs may have different numbers of them."""
     for tensor, batch_axis in zip(use.inputs, use.batch_axes, strict=True):
         if tensor is not None and batch_axis is not None:
             return batch_axis.at(output.dim() - tensor.dim() + batch_axis.axis)
@@ -232,7 +232,7 @@ def _broadcast(use: Use, output: Tensor) -> BatchAxis | None:
 
 
 def _multiplied(use: Use, output: Tensor) -> BatchAxis | None:
-    """The dimension that is summed over is gone; the columns of the second factor are the last ones."""
+    """A product of matrices removes the summed dimension; the second factor's columns become the last one."""
     for place, (tensor, batch_axis) in enumerate(zip(use.inputs, use.batch_axes, strict=True)):
         if tensor is None or batch_axis is None:
             continue
@@ -243,7 +243,7 @@ def _multiplied(use: Use, output: Tensor) -> BatchAxis | None:
 
 
 def _linear(use: Use, output: Tensor) -> BatchAxis | None:
-    """A layer on the last dimension."""
+    """A linear layer changes the last dimension."""
     batch_axis = use.batch_axes[0]
     return batch_axis if batch_axis is not None and batch_axis.axis < output.dim() - 1 else None
 
@@ -270,7 +270,7 @@ def _transposed(use: Use, output: Tensor) -> BatchAxis | None:
 
 
 def _without(use: Use, axes: Sequence[int]) -> BatchAxis | None:
-    """The batch_axis once dimensions are removed."""
+    """The batch axis after dimensions are removed."""
     if use.batched is None:
         return None
     tensor, batch_axis = use.batched
@@ -308,7 +308,7 @@ def _reduced(use: Use, output: Tensor) -> BatchAxis | None:  # noqa: ARG001
 
 
 def _along(use: Use, output: Tensor) -> BatchAxis | None:
-    """Parts of a tensor, or several tensors joined, along one axis that is not the images'."""
+    """Splitting and joining along an axis keeps the batch axis, unless it is that axis."""
     batch_axis = next((batch_axis for batch_axis in use.batch_axes if batch_axis is not None), None)
     return batch_axis if batch_axis is not None and use.axis(0, output.dim()) != batch_axis.axis else None
 
@@ -352,4 +352,4 @@ _RULES: dict[str, Callable[[Use, Tensor], BatchAxis | None]] = {
     "Slice": _sliced,
     "Gather": _gathered,
 }
-"""An operator that is not here has results in which the images cannot be followed."""
+"""The rule of each operator; the batch axis cannot be tracked through other operators."""

@@ -1,8 +1,8 @@
-"""What the operators of ONNX graphs compute that have no weights of their own, in torch.
+"""The operators of ONNX graphs that have no weights, in torch.
 
-After the ONNX project's "Operators" (from version 7 of the operator set on, since which they broadcast as
-NumPy does). An operator, an attribute or an input that stands here nowhere is refused by
-:mod:`bcu_cli.models.graph`, so that nothing is computed otherwise than the graph says.
+They follow the ONNX project's "Operators" from version 7 of the operator set on, which introduced NumPy's
+broadcasting. :mod:`bcu_cli.models.graph` refuses operators, attributes and inputs that are not listed here,
+so that nothing is computed differently from the graph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DTYPES = {
     6: torch.int32,
     7: torch.int64,
     9: torch.bool,
-    10: torch.float32,  # a network is run in float32, whatever it was stored in
+    10: torch.float32,  # stored in float16, but networks run in float32
     11: torch.float32,
 }
 _MOST_DIMENSIONS = 16
@@ -36,30 +36,30 @@ _MOST_SIZE = 2**31
 
 
 class UnsupportedError(Exception):
-    """The graph has something in it that bcu does not compute; the text says what."""
+    """The graph contains something that bcu does not support; the message names it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one operation may make and take.
+    """Limits of one operation.
 
     Args:
-        values: Number of values in its result.
-        work: Number of its multiplications.
+        values: Largest number of values in the result.
+        work: Largest number of multiplications.
     """
 
     values: int
     work: int
 
     def bounded(self, sizes: Sequence[int], each: int = 1) -> list[int]:
-        """The sizes of a tensor that is to be made.
+        """Check the sizes of a result before it is computed, and return them as a list.
 
         Args:
-            sizes: One for each dimension.
+            sizes: Size of each dimension.
             each: Multiplications for each value.
 
         Raises:
-            UnsupportedError: A size is negative, or there are too many values or multiplications.
+            UnsupportedError: A size is negative, or a limit is exceeded.
         """
         fits = len(sizes) <= _MOST_DIMENSIONS and all(0 <= size < _MOST_SIZE for size in sizes)
         if not fits or math.prod(sizes) > self.values:
@@ -74,10 +74,10 @@ class Call:
     """One use of an operator.
 
     Args:
-        inputs: None where one is left out.
-        attributes: The attributes.
-        version: Of the operator set.
-        limits: What it may make and take.
+        inputs: The input values; None for an omitted one.
+        attributes: Attributes of the node, by name.
+        version: Version of the operator set.
+        limits: Limits of the operation.
     """
 
     inputs: Inputs
@@ -88,29 +88,29 @@ class Call:
     @property
     def first(self) -> Tensor:
         """The first input."""
-        return self.need(0)
+        return self.required(0)
 
     @property
     def axes(self) -> tuple[int, ...] | None:
-        """Of an attribute or, in newer versions, of the second input; None where there are none."""
+        """The axes, from the attribute or, in newer versions, the second input; None where there are none."""
         if "axes" in self.attributes:
             return tuple(self.attribute_ints("axes"))
         return None if self.optional(1) is None else tuple(self.ints(1))
 
-    def need(self, place: int) -> Tensor:
-        """An input that must be there."""
+    def required(self, place: int) -> Tensor:
+        """A required input."""
         value = self.optional(place)
         if value is None:
             raise UnsupportedError("an operator without one of its inputs")
         return value
 
     def optional(self, place: int) -> Tensor | None:
-        """An input that may be left out."""
+        """An optional input."""
         return self.inputs[place] if place < len(self.inputs) else None
 
     def ints(self, place: int) -> list[int]:
-        """The whole numbers, few and none vast, of an input that must be there."""
-        value = self.need(place)
+        """A required input that is a short list of whole numbers of limited size."""
+        value = self.required(place)
         if value.is_floating_point() or value.numel() > _MOST_DIMENSIONS:
             raise UnsupportedError(f"an input of {value.numel()} numbers for sizes or axes")
         return [int(one) for one in value.reshape(-1).tolist()]
@@ -130,7 +130,7 @@ class Call:
         return value
 
     def attribute_float(self, name: str, default: float) -> float:
-        """An attribute that is a fraction."""
+        """An attribute that is a floating-point number."""
         value = self.attributes.get(name, default)
         if not isinstance(value, int | float):
             raise UnsupportedError(f"a {name} of {str(value)[:40]}")
@@ -139,11 +139,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Operator:
-    """How one operator is computed.
+    """The implementation of one operator.
 
     Args:
-        compute: A use of it to its result.
-        attributes: Those that ``compute`` heeds.
+        compute: Maps a call to its result.
+        attributes: Names of the supported attributes.
     """
 
     compute: Compute
@@ -151,7 +151,7 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
-"""By their names in ONNX's own domain."""
+"""The operators by their names in ONNX's default domain."""
 
 
 def _defines(name: str, *attributes: str) -> Callable[[Compute], Compute]:
@@ -163,22 +163,22 @@ def _defines(name: str, *attributes: str) -> Callable[[Compute], Compute]:
 
 
 def _broadcast(c: Call, *tensors: Tensor) -> list[int]:
-    """The common shape of tensors, if a result of it is not too large."""
+    """The broadcast shape of tensors, checked against the limits."""
     shape: list[int] = list(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))  # type: ignore[no-untyped-call]
     return c.limits.bounded(shape)
 
 
 def _of_inputs(function: Callable[..., Tensor], number: int | None, c: Call) -> Result:
-    """What a function makes of so many inputs (None: of any number but none), which are broadcast."""
+    """Apply a function to broadcast inputs, of which there are ``number`` (None: at least one)."""
     if not c.inputs or number not in {None, len(c.inputs)}:
         raise UnsupportedError(f"an operator with {len(c.inputs)} inputs")
-    tensors = [c.need(place) for place in range(len(c.inputs))]
+    tensors = [c.required(place) for place in range(len(c.inputs))]
     _broadcast(c, *tensors)
     return function(*tensors)
 
 
 def _divide(x: Tensor, y: Tensor) -> Tensor:
-    """The quotient; of whole numbers the one towards zero, which processors cannot give for all of them."""
+    """The quotient; that of whole numbers is rounded towards zero, and refused where it would overflow."""
     if x.is_floating_point() or y.is_floating_point():
         return x / y
     least = torch.iinfo(x.dtype).min if x.dtype != torch.bool else 0
@@ -189,7 +189,7 @@ def _divide(x: Tensor, y: Tensor) -> Tensor:
 
 @_defines("MatMul")
 def _matmul(c: Call) -> Result:
-    x, y = c.need(0), c.need(1)
+    x, y = c.required(0), c.required(1)
     if min(x.dim(), y.dim()) < 1:
         raise UnsupportedError("a product of matrices that are none")
     outer: list[int] = list(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))  # type: ignore[no-untyped-call]
@@ -199,7 +199,7 @@ def _matmul(c: Call) -> Result:
 
 
 def _pooled(function: Callable[..., Tensor], c: Call) -> Result:
-    """One value for each channel of images."""
+    """Pool each channel of images to one value."""
     if c.first.dim() < 3:
         raise UnsupportedError("a pooling of what are no images")
     return function(c.first, tuple(range(2, c.first.dim())), keepdim=True)
@@ -242,7 +242,7 @@ _OF_ONE: dict[str, Callable[..., Any]] = {
     "HardSwish": F.hardswish,
     "Identity": lambda x: x,
 }
-"""Those that are told nothing but their inputs."""
+"""The operators without attributes."""
 for _name, _function in _OF_ONE.items():
     _defines(_name)(partial(_of_inputs, _function, 1))
 
@@ -274,7 +274,7 @@ def _clip(c: Call) -> Result:
 
 
 def _bound(c: Call, name: str, place: int) -> float | None:
-    """One number, of an attribute or an input; None where there is none."""
+    """A bound of a Clip, from an attribute or an input; None where there is none."""
     if name in c.attributes:
         return c.attribute_float(name, 0.0)
     value = c.optional(place)
@@ -294,7 +294,7 @@ def _log_softmax(c: Call) -> Result:
 
 
 def _over_axis(function: Callable[..., Tensor], c: Call) -> Tensor:
-    """Along one axis; before version 13 along that one and all behind it, as one."""
+    """Apply a function along an axis; before version 13, along this and all later axes, flattened."""
     x = c.first
     if c.version >= 13:
         return function(x, c.attribute_int("axis", -1))
@@ -304,7 +304,7 @@ def _over_axis(function: Callable[..., Tensor], c: Call) -> Tensor:
 
 @_defines("Dropout", "ratio", "seed")
 def _dropout(c: Call) -> Result:
-    return c.first  # as when it is not trained
+    return c.first  # evaluation mode
 
 
 @_defines("Cast", "to", "saturate", "round_mode")
@@ -362,7 +362,7 @@ def _unsqueeze(c: Call) -> Result:
 
 @_defines("Concat", "axis")
 def _concat(c: Call) -> Result:
-    tensors = [c.need(place) for place in range(len(c.inputs))]
+    tensors = [c.required(place) for place in range(len(c.inputs))]
     c.limits.bounded([sum(tensor.numel() for tensor in tensors)])
     return torch.cat(tensors, c.attribute_int("axis", 0))
 
@@ -370,7 +370,7 @@ def _concat(c: Call) -> Result:
 @_defines("Split", "axis", "split", "num_outputs")
 def _split(c: Call) -> Result:
     tensor, axis = c.first, c.attribute_int("axis", 0)
-    parts = c.attributes["outputs"]  # the number of them, which bcu.models.graph adds
+    parts = c.attributes["outputs"]  # number of outputs, added by bcu_cli.models.graph
     if c.attributes.get("split"):
         sizes = c.attribute_ints("split")
     elif c.optional(1) is not None:
@@ -405,7 +405,7 @@ def _slice(c: Call) -> Result:
 
 @_defines("Gather", "axis")
 def _gather(c: Call) -> Result:
-    tensor, index, axis = c.first, c.need(1), c.attribute_int("axis", 0)
+    tensor, index, axis = c.first, c.required(1), c.attribute_int("axis", 0)
     if index.is_floating_point() or index.dtype == torch.bool:
         raise UnsupportedError("a Gather at places that are no whole numbers")
     size = tensor.shape[axis]
@@ -445,7 +445,7 @@ def _expand(c: Call) -> Result:
     if torch._C._get_tracing_state() is not None:  # then sizes are to stay what the graph computes
         skipped = len(shape) - len(wanted)
         for place, size in enumerate(wanted, skipped):
-            shape[place] = c.need(1)[place - skipped] if size == shape[place] else -1
+            shape[place] = c.required(1)[place - skipped] if size == shape[place] else -1
     return c.first.expand(shape)
 
 
@@ -469,4 +469,4 @@ for _name, _reduction in _REDUCTIONS.items():
 def _layer_norm(c: Call) -> Result:
     tensor = c.first
     sizes = tensor.shape[c.attribute_int("axis", -1) :]
-    return F.layer_norm(tensor, sizes, c.need(1), c.optional(2), c.attribute_float("epsilon", 1e-5))
+    return F.layer_norm(tensor, sizes, c.required(1), c.optional(2), c.attribute_float("epsilon", 1e-5))
