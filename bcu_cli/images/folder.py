@@ -124,9 +124,9 @@ def require_enough(readable: int, data: ImageSet) -> None:
     if readable >= FEWEST_IMAGES:
         return
     count = len(data.skipped)
-    strangers = f" ({count} files are no images, first {data.skipped[0][0].name})" if count else ""
+    unreadable = f" ({count} files are no images, first {data.skipped[0][0].name})" if count else ""
     raise ImagesError(
-        f"{data.root} holds {readable} readable images; at least {FEWEST_IMAGES} are needed{strangers}",
+        f"{data.root} holds {readable} readable images; at least {FEWEST_IMAGES} are needed{unreadable}",
         f"photos like what the model was made for will do, best 1,000 or more; {FORMATS_HINT}",
     )
 
@@ -191,9 +191,9 @@ class Part:
         Raises:
             ImagesError: There are no images, a class is refused, or the model does not have a class.
         """
-        if classes and (strangers := sorted(set(self.classes) - set(classes))):
+        if classes and (unknown := sorted(set(self.classes) - set(classes))):
             raise ImagesError(
-                f"{self.root} has a class {strangers[0]}, which is none of the model's classes",
+                f"{self.root} has a class {unknown[0]}, which is none of the model's classes",
                 f"the model's classes are {_shorten(classes)}",
             )
         order = classes or self.classes

@@ -114,9 +114,9 @@ class GivenImages:
             )
         if not classes or names == classes:
             return replace(data, classes=names)
-        if strangers := sorted(set(names) - set(classes)):
+        if unknown := sorted(set(names) - set(classes)):
             raise ImagesError(
-                f"{self.root} has a class {strangers[0]}, which is none of the model's classes",
+                f"{self.root} has a class {unknown[0]}, which is none of the model's classes",
                 f"the model's classes are {', '.join(classes)}",
             )
         order = torch.tensor([classes.index(name) for name in names])

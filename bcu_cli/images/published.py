@@ -84,9 +84,9 @@ def gtsrb(root: Path, *, train: bool, download: bool) -> Part:
     files = [(Path(file), target) for file, target in data._samples if not is_hidden(Path(file).name)]
     # torchvision numbers the existing folders, which is wrong if one is missing
     labels = [file.parent.name if train else f"{target:05d}" for file, target in files]
-    if strangers := sorted(set(labels) - set(GTSRB_CLASSES)):
+    if unknown := sorted(set(labels) - set(GTSRB_CLASSES)):
         raise ImagesError(
-            f"{folder} is not GTSRB as it was published: it has a class {strangers[0]}",
+            f"{folder} is not GTSRB as it was published: it has a class {unknown[0]}",
             "its classes are 00000 to 00042; for other images name a folder with one subfolder a class",
         )
     return Part(
@@ -114,7 +114,7 @@ def _make(what: str, folder: Path, make: Callable[[], Any], *, download: bool) -
             why = str(error).partition(". ")[0]
             raise ImagesError(
                 f"{what} could not be fetched to {folder}: {why}",
-                "check the network and the room on the disk; remove that folder to start anew",
+                "check the network and the room on the disk; remove that folder to start again",
             ) from error
         if not folder.exists():
             raise ImagesError(

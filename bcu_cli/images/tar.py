@@ -107,13 +107,13 @@ def _number(field: bytes) -> int:
 
 
 def _size(header: bytes, extended: dict[str, str]) -> int:
-    said = extended.get("size")
+    stated = extended.get("size")
     try:
-        if said is None:
+        if stated is None:
             return _number(header[124:136])
-        if not (said.isascii() and said.isdigit()):
+        if not (stated.isascii() and stated.isdigit()):
             raise ValueError("no digits")
-        return int(said)
+        return int(stated)
     except ValueError as error:
         raise DamagedTarError(f"the size of {_name(header)} is no number") from error
 

@@ -124,14 +124,14 @@ def _config_claim(path: Path) -> Claim:
     try:
         if transformers_config.is_image_classifier(config):
             return _transformers_claim(path, config)
-        said = timm_config.read(config)
-        return _with_remarks(_checked(path.name, **said.fields), said)
+        parsed = timm_config.read(config)
+        return _with_remarks(_checked(path.name, **parsed.fields), parsed)
     except RecursionError:  # serialising a nested value takes more of the stack than parsing it
         return Claim(source=path.name, refusals=("tables within tables beyond all measure",))
 
 
-def _with_remarks(claim: Claim, said: ConfigFields) -> Claim:
-    return replace(claim, refusals=said.refusals, complaints=claim.complaints + said.complaints)
+def _with_remarks(claim: Claim, parsed: ConfigFields) -> Claim:
+    return replace(claim, refusals=parsed.refusals, complaints=claim.complaints + parsed.complaints)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -151,13 +151,13 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
     except (OSError, ValueError, RecursionError):
         return Claim(source=path.name, arch=arch, complaints=(f"{beside.name} is not readable JSON",))
     channels = config.get("num_channels", 3)
-    said = ConfigFields()
+    parsed = ConfigFields()
     if fields is not None and type(channels) is int and 1 <= channels <= _MOST_CHANNELS:
-        said = transformers_processor.read(fields, str(config["model_type"]), channels)
+        parsed = transformers_processor.read(fields, str(config["model_type"]), channels)
     size = config.get("image_size")
     sides = size if isinstance(size, list) else [size, size]
-    usual = {} if size is None or said.refusals else {"input_size": [channels, *sides]}
-    return replace(_with_remarks(_checked(path.name, **(usual | said.fields)), said), arch=arch)
+    usual = {} if size is None or parsed.refusals else {"input_size": [channels, *sides]}
+    return replace(_with_remarks(_checked(path.name, **(usual | parsed.fields)), parsed), arch=arch)
 
 
 def _is_name(arch: str) -> bool:

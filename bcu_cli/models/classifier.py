@@ -138,7 +138,7 @@ def name_of(network: nn.Module) -> str:
 def not_finite(name: str) -> AnswersError:
     """The error for a network with NaN or infinite answers."""
     return AnswersError(
-        f"{name} answers with NaN or infinite numbers, which tell nothing",
+        f"{name} answers with NaN or infinite numbers",
         "its weights or its normalisation are far too large or damaged; get another copy",
     )
 

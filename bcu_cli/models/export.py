@@ -208,7 +208,7 @@ def _traced(original: Loaded, cleansed: Classifier, path: Path) -> bytes:
         reason = str(error).strip().splitlines()[0]
         raise _not_traced(original, path, reason) from error
     if not same:
-        raise _not_traced(original, path, "its trace answers otherwise for another number of images")
+        raise _not_traced(original, path, "its trace gives other logits for another number of images")
     return buffer.getvalue()
 
 

@@ -156,8 +156,8 @@ class GraphNetwork(EmbeddedNetwork):
         name = node.operator.removeprefix("ai.onnx::")
         layer = layer_of(node, tensors)
         inputs = node.inputs if layer is None else node.inputs[:1]
-        if odd := [value for value in inputs if value and value not in known]:
-            raise UnsupportedError(f"the value {odd[0][:60]!r}, which nothing gives")
+        if unsupported := [value for value in inputs if value and value not in known]:
+            raise UnsupportedError(f"the value {unsupported[0][:60]!r}, which no node computes")
         attributes: dict[str, Any] = {}
         key = ""
         if layer is not None:
@@ -166,10 +166,10 @@ class GraphNetwork(EmbeddedNetwork):
             self.layers[key] = layer
         elif name in OPERATORS:
             attributes = node.attributes | ({"outputs": len(node.outputs)} if name == "Split" else {})
-            odd = sorted(set(node.attributes) - OPERATORS[name].attributes)
-            odd += [one for one, value in node.attributes.items() if value is None]
-            if odd:
-                raise UnsupportedError(f"{name} with {odd[0][:60]}")
+            unsupported = sorted(set(node.attributes) - OPERATORS[name].attributes)
+            unsupported += [one for one, value in node.attributes.items() if value is None]
+            if unsupported:
+                raise UnsupportedError(f"{name} with {unsupported[0][:60]}")
         else:
             raise UnsupportedError(f"the operator {node.operator[:60]}")
         for value in inputs:

@@ -39,8 +39,8 @@ def layer_of(node: Node, tensors: dict[str, Tensor]) -> nn.Module | None:
     if name not in _MAKERS:
         return None
     make, attributes = _MAKERS[name]
-    if odd := set(node.attributes) - attributes:
-        raise UnsupportedError(f"{name} with {sorted(odd)[0]}")
+    if unsupported := set(node.attributes) - attributes:
+        raise UnsupportedError(f"{name} with {sorted(unsupported)[0]}")
     weights = [tensors.get(value) for value in node.inputs[1:]]
     if name == "MatMul" and (weights[0] is None or weights[0].dim() != 2):
         return None  # of two values: no layer

@@ -129,8 +129,7 @@ def find(
         found = _from_claims(shapes, claims) or _from_tensors(shapes, claims, what)
     if any(group[0].num_classes == 1 for group in found.groups):
         raise ArchitectureError(
-            f"{what} has one output: it is a regression or yes-or-no model, and there are no classes to tell "
-            "apart",
+            f"{what} has one output: it is a regression or yes-or-no model",
             "bcu needs a classifier with two or more outputs",
         )
     return found

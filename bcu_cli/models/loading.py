@@ -188,7 +188,7 @@ class _Loader:
             ) from error
         if arch is not None and not same:
             raise ArchitectureError(
-                f"{self.what}: its {embedded.what} answers otherwise than {group[0].name}",
+                f"{self.what}: its {embedded.what} gives other logits than {group[0].name}",
                 "leave --arch out: then its own function is used",
             )
         return same
@@ -357,7 +357,7 @@ def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -
     alone, both = answers(classifier, inputs[:1], name), answers(classifier, inputs, name)
     if both.shape[1] < 2:
         raise ArchitectureError(
-            f"{name} has one output: there are no classes to tell apart",
+            f"{name} has one output, and a classifier has at least two",
             "bcu needs a classifier with two or more outputs",
         )
     refuse_dependence(alone, both, name)
@@ -376,7 +376,7 @@ def _usual(candidate: Candidate) -> str:
 
 def _otherwise(found: Found) -> str:
     names = " and ".join(group[0].name for group in found.groups[:3])
-    return f"since it answers otherwise than {names}, whose tensors it has"
+    return f"since it gives other logits than {names}, whose tensors it has"
 
 
 def _compared(embedded: EmbeddedFunction | BcuError) -> str:

@@ -154,12 +154,12 @@ def decide(
 
 def _manner(preprocessing: Preprocessing) -> list[str]:
     """Sentences on unusual cropping or channel order."""
-    said = []
+    remarks = []
     if preprocessing.crop_mode == SQUASH:
-        said.append("images are squashed into the input's shape, not cut")
+        remarks.append("images are squashed into the input's shape, not cut")
     if preprocessing.channel_order == BGR:
-        said.append("the network takes the channels in the order blue, green, red")
-    return said
+        remarks.append("the network takes the channels in the order blue, green, red")
+    return remarks
 
 
 def _refuse_claims(question: Question) -> None:
@@ -319,7 +319,7 @@ def _ask(
         listed = f"BatchNorm statistics do not decide between {verdict.describe()}"
         first = verdict.table[0][0]
     else:
-        reason = "it has no BatchNorm statistics to tell" if had_images else "no images were given to tell"
+        reason = "it has no BatchNorm statistics" if had_images else "no images were given"
         listed = f"{reason}; usual are {', '.join(n.name for n in candidates)}"
         first = candidates[min(1, len(candidates) - 1)]
     return ArchitectureError(

@@ -184,13 +184,13 @@ def _build_builtin(name: str, num_classes: int, input_size: tuple[int, int, int]
 
 def _build_timm(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
     timm = import_library("timm")
-    name, said = timm_config.split(name)
+    name, given = timm_config.split(name)
     # Names like hf-hub:… make timm download; only names in its registry are built.
     if not timm.is_model(name):
         raise ArchitectureError(
             f"timm {timm.__version__} has no {name!r}", "install the newest timm, or give another --arch"
         )
-    options = timm_config.checked(name, said) | {"pretrained": False, "num_classes": num_classes}
+    options = timm_config.checked(name, given) | {"pretrained": False, "num_classes": num_classes}
     if input_size is not None:
         if input_size[0] != 3:
             options[timm_config.IN_CHANS] = input_size[0]
@@ -213,10 +213,10 @@ def is_usual_pooling(name: str, pooling: Any) -> bool:
     """
     usual = blueprint(name, num_classes=2)
     settings = _settings(usual)
-    said = [
+    poolings = [
         held[key] for *_, held in settings for key in ("pool_type", timm_config.GLOBAL_POOL) if key in held
     ]
-    if said and all(kind == pooling for kind in said):
+    if poolings and all(kind == pooling for kind in poolings):
         return True
     asked = timm_config.join(name, {timm_config.GLOBAL_POOL: pooling})
     return settings == _settings(blueprint(asked, num_classes=2))

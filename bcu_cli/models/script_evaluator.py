@@ -289,7 +289,7 @@ class _Frame:
     def _file_constant(self, name: str) -> Any:
         number = name.removeprefix("c")
         if not number.isdigit() or int(number) >= len(self._program.constants):
-            raise RefusedError(f"it names the constant {name}, which the file has not")
+            raise RefusedError(f"it names the constant {name}, which the file does not have")
         return self._program.constants[int(number)]
 
     def _named(self, qualname: str) -> Any:
@@ -301,7 +301,7 @@ class _Frame:
                 return Enumerated(owner, code.classes[owner].constants[member])
         elif qualname in code.functions or qualname in code.classes:
             return _Reference(qualname)
-        raise RefusedError(f"it names {qualname}, which the file has not")
+        raise RefusedError(f"it names {qualname}, which the file does not have")
 
     def _attribute_of(self, value: Any, name: str) -> Any:
         if isinstance(value, nn.Module):

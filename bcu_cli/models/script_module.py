@@ -60,7 +60,9 @@ class Context:
     def _call(self, run: Run, module: ScriptModule, method: str, inputs: Any, named: dict[str, Any]) -> Any:
         function = module.script_class.methods.get(method)
         if function is None:
-            raise RefusedError(f"it calls the method {method}, which {module.script_class.qualname} has not")
+            raise RefusedError(
+                f"it calls the method {method}, which {module.script_class.qualname} does not have"
+            )
         return self.program.run(run, function, [module, *inputs], named)
 
     def failed(self, why: str) -> ArchitectureError:
@@ -130,7 +132,7 @@ def attribute_of(module: nn.Module, name: str) -> Any:
         return module.training
     if isinstance(module, ScriptModule) and name in module.script_attributes:
         return module.script_attributes[name]
-    raise RefusedError(f"it asks a module for its attribute {name}, which it has not")
+    raise RefusedError(f"it asks a module for its attribute {name}, which it does not have")
 
 
 def call_method(module: nn.Module, name: str, args: list[Any], named: dict[str, Any]) -> Any:

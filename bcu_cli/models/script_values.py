@@ -182,7 +182,7 @@ def get_item(run: Run, container: Any, key: Any) -> Any:  # noqa: ARG001
     """
     if isinstance(container, dict):
         if _key(key) not in container:
-            raise RefusedError(f"it asks a dictionary for {str(key)[:_SHOWN]!r}, which it has not")
+            raise RefusedError(f"it asks a dictionary for {str(key)[:_SHOWN]!r}, which it does not have")
         return container[key]
     _require(isinstance(container, list | tuple | str) and isinstance(key, int), "an index")
     if not -len(container) <= key < len(container):

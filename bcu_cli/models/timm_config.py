@@ -118,27 +118,27 @@ def read(config: dict[str, Any]) -> ConfigFields:
     nested = config.get("pretrained_cfg")
     fields = nested if isinstance(nested, dict) else config
     own = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
-    said: dict[str, Any] = {key: fields.get(key, config.get(key)) for key in own}
+    values: dict[str, Any] = {key: fields.get(key, config.get(key)) for key in own}
     refusals = []
-    if said["crop_mode"] not in (None, *CROP_MODES):
-        refusals.append(f"crop_mode {abbreviated(said['crop_mode'])} is none that bcu does")
-        said["crop_mode"] = None
+    if values["crop_mode"] not in (None, *CROP_MODES):
+        refusals.append(f"crop_mode {abbreviated(values['crop_mode'])} is not supported")
+        values["crop_mode"] = None
     model_args = config.get("model_args", {})
     options = dict(model_args) if isinstance(model_args, dict) else {"model_args": model_args}
     pool = fields.get(GLOBAL_POOL, config.get(GLOBAL_POOL))
     if pool is not None:
         options.setdefault(GLOBAL_POOL, pool)
-    if fields.get("fixed_input_size") is True and _is_size(said["input_size"]):
-        options.setdefault(IMG_SIZE, said["input_size"][1:])
-    said["input_size"] = _input_size(said["input_size"], options)
-    said["arch"] = config.get("architecture")
-    if isinstance(said["arch"], str):
-        name = join(said["arch"], options | _misplaced(config))
-        if name != said["arch"] and len(name) > LONGEST_NAME:
+    if fields.get("fixed_input_size") is True and _is_size(values["input_size"]):
+        options.setdefault(IMG_SIZE, values["input_size"][1:])
+    values["input_size"] = _input_size(values["input_size"], options)
+    values["arch"] = config.get("architecture")
+    if isinstance(values["arch"], str):
+        name = join(values["arch"], options | _misplaced(config))
+        if name != values["arch"] and len(name) > LONGEST_NAME:
             refusals.append("model_args that are too long")
         else:
-            said["arch"] = name
-    return ConfigFields(fields=said, refusals=tuple(refusals), complaints=_unknown(config, fields))
+            values["arch"] = name
+    return ConfigFields(fields=values, refusals=tuple(refusals), complaints=_unknown(config, fields))
 
 
 def _misplaced(config: dict[str, Any]) -> dict[str, Any]:

@@ -225,10 +225,10 @@ def read(fields: dict[str, Any], model_type: str, channels: int) -> ConfigFields
     if kind not in _USUAL:
         return ConfigFields(refusals=(f"image_processor_type {abbreviated(named)} is none that bcu knows",))
     reader = _Reader(fields, kind, channels)
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for part in (reader.geometry, reader.normalisation, reader.interpolation, reader.channel_order):
         try:
-            said |= part()
+            values |= part()
         except _RefusedError as error:
             reader.refusals.append(str(error))
     unknown = [name for name in fields if name not in HEEDED | HARMLESS]
@@ -237,7 +237,7 @@ def read(fields: dict[str, Any], model_type: str, channels: int) -> ConfigFields
     complaints = (
         f"{name[:60]} is no field of the {kind} image processor, and is not heeded" for name in unknown
     )
-    return ConfigFields(fields=said, refusals=tuple(reader.refusals), complaints=tuple(complaints))
+    return ConfigFields(fields=values, refusals=tuple(reader.refusals), complaints=tuple(complaints))
 
 
 def _plain_name(named: str) -> str:

@@ -92,9 +92,9 @@ def check_tensors(
     Raises:
         TriggerError: A tensor is missing, unknown, of another type or shape, not finite or out of its range.
     """
-    if odd := sorted(set(floats) ^ set(tensors)):
-        what = "lacks the tensor" if odd[0] in floats else "has no tensor"
-        raise TriggerError(f"the trigger {trigger} {what} {odd[0][:60]}", "write the file again")
+    if unmatched := sorted(set(floats) ^ set(tensors)):
+        what = "lacks the tensor" if unmatched[0] in floats else "has no tensor"
+        raise TriggerError(f"the trigger {trigger} {what} {unmatched[0][:60]}", "write the file again")
     sides = dict(zip("CHW", shape, strict=True))
     for name, known in floats.items():
         expected = tuple(sides[side] if isinstance(side, str) else side for side in known.shape)

@@ -77,9 +77,9 @@ class InputAware(Trigger):
             for name, network in (("pattern", made.pattern_network), ("mask", made.mask_network))
             for key, value in network.state_dict().items()
         }
-        if odd := sorted(set(known) ^ set(tensors)):
-            what = "lacks the tensor" if odd[0] in known else "has no tensor"
-            raise TriggerError(f"the trigger {cls.name} {what} {odd[0][:60]}", "write the file again")
+        if unmatched := sorted(set(known) ^ set(tensors)):
+            what = "lacks the tensor" if unmatched[0] in known else "has no tensor"
+            raise TriggerError(f"the trigger {cls.name} {what} {unmatched[0][:60]}", "write the file again")
         for name, value in known.items():
             what = f"the tensor {name} of the trigger {cls.name}"
             if value.is_floating_point():
