@@ -65,8 +65,10 @@ def augment(
     n = len(images) if of is None else of
     channels, height, width = images.shape[1:]
     device = images.device
-    rows = torch.arange(height, device=device).view(1, height, 1).expand(n, -1, -1)  # where from: [N, H, 1]
-    columns = torch.arange(width, device=device).view(1, 1, width).expand(n, -1, -1)  # [N, 1, W]
+    rows = torch.arange(height, device=device).view(1, height, 1).expand(n, -1, -1)  # source rows: [N, H, 1]
+    columns = (
+        torch.arange(width, device=device).view(1, 1, width).expand(n, -1, -1)
+    )  # source columns: [N, 1, W]
     if options.flip:
         mirrored = (torch.rand(n, 1, 1, generator=generator) < 0.5).to(device, non_blocking=True)
         columns = torch.where(mirrored, width - 1 - columns, columns)
@@ -74,7 +76,7 @@ def augment(
         rows = rows + _shifts(n, options.crop_padding, generator).to(device, non_blocking=True)
         columns = columns + _shifts(n, options.crop_padding, generator).to(device, non_blocking=True)
     if options.rotation:
-        rows, columns = _turned(rows, columns, (height, width), options.rotation, generator)
+        rows, columns = _rotated(rows, columns, (height, width), options.rotation, generator)
     rows, columns = rows[part], columns[part]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     if options.cutout:
@@ -89,7 +91,7 @@ def _shifts(n: int, most: int, generator: torch.Generator) -> Tensor:
     return torch.randint(-most, most + 1, (n, 1, 1), generator=generator)
 
 
-def _turned(
+def _rotated(
     rows: Tensor, columns: Tensor, size: tuple[int, int], degrees: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Rotate the source rows and columns of half of the images by random angles: ``[N, H, W]`` each."""
@@ -97,11 +99,11 @@ def _turned(
     angle = angle * (torch.rand(len(rows), 1, 1, generator=generator) < 0.5)
     cos, sin = (each.to(rows.device, non_blocking=True) for each in (torch.cos(angle), torch.sin(angle)))
     y, x = rows - (size[0] - 1) / 2.0, columns - (size[1] - 1) / 2.0
-    turned_y = cos * y + sin * x
-    turned_x = cos * x - sin * y
+    rotated_y = cos * y + sin * x
+    rotated_x = cos * x - sin * y
     return (
-        (turned_y + (size[0] - 1) / 2.0).round().long(),
-        (turned_x + (size[1] - 1) / 2.0).round().long(),
+        (rotated_y + (size[0] - 1) / 2.0).round().long(),
+        (rotated_x + (size[1] - 1) / 2.0).round().long(),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images.orientation import orientation, turned
+from bcu_cli.images.orientation import orientation, upright
 from bcu_cli.images.scaling import to_eight_bits
 from bcu_cli.images.unreadable import UnreadableError
 
@@ -158,7 +158,7 @@ def _decode_file(
         if opened.format == "JPEG":  # is decoded at 1/2, 1/4 or 1/8 where that is large enough
             side = round(max(geometry.height, geometry.width) / geometry.crop_pct)
             opened.draft(None, (side * 2, side * 2))
-        return _fit(turned(to_eight_bits(opened, on_note), orientation(opened)), geometry)
+        return _fit(upright(to_eight_bits(opened, on_note), orientation(opened)), geometry)
 
 
 def _refuse_size(size: int) -> None:

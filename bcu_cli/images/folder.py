@@ -297,30 +297,30 @@ def hold_out(
     Returns:
         The remainder and the held-out set.
     """
-    kept, apart = _divided(len(data), share, most, generator)
+    kept, apart = _split_index(len(data), share, most, generator)
     held_out = data.subset(apart)
     if not in_place:
         return data.subset(kept), held_out
     labels = None if data.labels is None else data.labels[kept]
-    return replace(data, images=_moved_up(data.images, kept), labels=labels), held_out
+    return replace(data, images=_compacted(data.images, kept), labels=labels), held_out
 
 
 def divide(
     listing: Listing, share: float, *, most: int, generator: torch.Generator
 ) -> tuple[Listing, Listing]:
     """Split a listing as :func:`hold_out` splits decoded images."""
-    kept, apart = _divided(len(listing), share, most, generator)
+    kept, apart = _split_index(len(listing), share, most, generator)
     return listing.picked(kept.numpy()), listing.picked(apart.numpy())
 
 
-def _divided(number: int, share: float, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _split_index(number: int, share: float, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Indices of the images that remain and of those held out, each in ascending order."""
     order = torch.randperm(number, generator=generator)
     count = min(max(8, round(share * number)), most)
     return order[count:].sort().values, order[:count].sort().values
 
 
-def _moved_up(images: Tensor, index: Tensor) -> Tensor:
+def _compacted(images: Tensor, index: Tensor) -> Tensor:
     """Move the images at an ascending index to the front of their tensor, a few at a time."""
     for start in range(0, len(index), _ROWS):
         part = index[start : start + _ROWS]

@@ -158,7 +158,7 @@ def given(images: Any, *, labelled: bool = False) -> GivenImages:
             raise ImagesError("a list of paths has no labels", "give a folder with one subfolder a class")
         found = GivenImages(root=Path("<paths>"), raw_images=[Path(each) for each in images])
     elif hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, Tensor):
-        found = _of_dataset(images, labelled=labelled)
+        found = _from_dataset(images, labelled=labelled)
     else:
         raise ImagesError(f"a {type(images).__name__} is no set of images", _HINT)
     if not labelled and len(found) < FEWEST_IMAGES:
@@ -169,7 +169,7 @@ def given(images: Any, *, labelled: bool = False) -> GivenImages:
     return found
 
 
-def _of_dataset(images: Any, *, labelled: bool) -> GivenImages:
+def _from_dataset(images: Any, *, labelled: bool) -> GivenImages:
     raw_images, labels = [], []
     for i in range(len(images)):
         item = images[i]

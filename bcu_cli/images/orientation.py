@@ -62,7 +62,7 @@ def in_exif(exif: bytes) -> int | None:
     return None
 
 
-def turned(image: Image.Image, way: Any) -> Image.Image:
+def upright(image: Image.Image, value: Any) -> Image.Image:
     """Rotate or mirror an image from its orientation to upright."""
-    method = _METHODS.get(way) if isinstance(way, int) else None
+    method = _METHODS.get(value) if isinstance(value, int) else None
     return image if method is None else image.transpose(method)

@@ -61,21 +61,21 @@ def open_source(spec: str, *, download: bool = False) -> Iterator[Source]:
         if download:
             raise UsageError(f"--download has nothing to fetch for {spec}", "it is for cifar10: and gtsrb:")
         if path.is_dir():
-            yield _of_folder(path, path, None)
+            yield _from_folder(path, path, None)
         else:
             hidden = Hidden()
             with unpacked(path, hidden) as folder:
-                top = _below_the_only_folder(folder)
-                yield _of_folder(top, path / top.relative_to(folder), hidden)
+                top = _class_root(folder)
+                yield _from_folder(top, path / top.relative_to(folder), hidden)
     elif name in NAMED and place:
-        yield _of_name(name, Path(place).expanduser(), download=download)
+        yield _from_name(name, Path(place).expanduser(), download=download)
     elif ":" in spec and name not in NAMED and name.isidentifier() and len(name) > 1:  # "C:" is a drive
         raise ImagesError(f"there is no data set called {name}, and no folder {spec}", _HINT)
     else:
         raise ImagesError(f"{spec} " + ("names no folder" if name in NAMED else "does not exist"), _HINT)
 
 
-def _of_folder(folder: Path, root: Path, hidden: Hidden | None) -> Source:
+def _from_folder(folder: Path, root: Path, hidden: Hidden | None) -> Source:
     """The source of a folder.
 
     Args:
@@ -101,7 +101,7 @@ def _list(folder: Path, root: Path, hidden: Hidden | None) -> Part:
     return replace(list_labelled(folder, root=root), hidden=hidden)
 
 
-def _of_name(name: str, root: Path, *, download: bool) -> Source:
+def _from_name(name: str, root: Path, *, download: bool) -> Source:
     if name == "imagenet":
         if download:
             raise UsageError(
@@ -128,7 +128,7 @@ def _imagenet(root: Path, part: str) -> Part:
     return list_labelled(folder)
 
 
-def _below_the_only_folder(folder: Path) -> Path:
+def _class_root(folder: Path) -> Path:
     """The only subfolder, where it holds all class folders, as in many archives; else ``folder`` itself."""
     names = subfolders(folder)
     return folder / names[0] if len(names) == 1 and subfolders(folder / names[0]) else folder

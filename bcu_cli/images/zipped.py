@@ -101,7 +101,7 @@ def _directory_bytes(path: Path) -> int | None:
     if at < 0 or len(tail) - at < _END_BYTES:
         return None
     size = int.from_bytes(tail[at + 12 : at + 16], "little")
-    at64 = at - _LOCATOR64_BYTES - _END64_BYTES  # the only place where zipfile looks for it
+    at64 = at - _LOCATOR64_BYTES - _END64_BYTES  # where zipfile expects it
     if at64 >= 0 and tail.startswith(_END64, at64) and tail.startswith(_LOCATOR64, at64 + _END64_BYTES):
         size = int.from_bytes(tail[at64 + 40 : at64 + 48], "little")
     return size

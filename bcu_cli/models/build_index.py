@@ -27,10 +27,10 @@ from bcu_cli.models.structure import UntraceableError, function_hash
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Primes that are no layer's width, nor divide one.
+#: Placeholders for the numbers of classes and channels: primes that divide the width of no layer.
 CLASSES = 7919
 CHANNELS = 7907
-#: Larger networks are not built with real constants; they then count as different from all others.
+#: Larger networks are not built with real constants, and so count as different from all others.
 LARGEST_TRACED = 150_000_000
 
 

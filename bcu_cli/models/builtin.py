@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: Own network -> the input size (C, H, W) it is made for; every one takes other sizes too.
+#: The built-in networks, with the input size (C, H, W) they are made for; all take other sizes too.
 BUILTIN_ARCHITECTURES: dict[str, tuple[int, int, int]] = {
     "preact_resnet18": (3, 32, 32),
     "resnet8": (3, 32, 32),

@@ -125,12 +125,12 @@ def _config_claim(path: Path) -> Claim:
         if transformers_config.is_image_classifier(config):
             return _transformers_claim(path, config)
         parsed = timm_config.read(config)
-        return _with_remarks(_checked(path.name, **parsed.fields), parsed)
+        return _with_problems(_checked(path.name, **parsed.fields), parsed)
     except RecursionError:  # serialising a nested value takes more of the stack than parsing it
         return Claim(source=path.name, refusals=("tables within tables beyond all measure",))
 
 
-def _with_remarks(claim: Claim, parsed: ConfigFields) -> Claim:
+def _with_problems(claim: Claim, parsed: ConfigFields) -> Claim:
     return replace(claim, refusals=parsed.refusals, complaints=claim.complaints + parsed.complaints)
 
 
@@ -157,7 +157,7 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
     size = config.get("image_size")
     sides = size if isinstance(size, list) else [size, size]
     usual = {} if size is None or parsed.refusals else {"input_size": [channels, *sides]}
-    return replace(_with_remarks(_checked(path.name, **(usual | parsed.fields)), parsed), arch=arch)
+    return replace(_with_problems(_checked(path.name, **(usual | parsed.fields)), parsed), arch=arch)
 
 
 def _is_name(arch: str) -> bool:

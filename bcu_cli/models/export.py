@@ -105,7 +105,7 @@ def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Forma
         what = f"only its own code or graph tells how to run {checkpoint.path}, and {format} has none"
         raise OutputError(f"{path} cannot be written: {what}", "--format torchscript")
     names = checkpoint.tensors
-    tensors = {name: _like(state[name], tensor) for name, tensor in names.items() if name in state}
+    tensors = {name: _cast_like(state[name], tensor) for name, tensor in names.items() if name in state}
     if lost := [name for name in names if name not in state]:
         raise OutputError(
             f"the network has no tensor {lost[0]}, which the original has", "report this: it is a bug"
@@ -141,7 +141,7 @@ def _largest(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max if dtype.is_floating_point else float("inf")
 
 
-def _like(tensor: Tensor, original: Tensor) -> Tensor:
+def _cast_like(tensor: Tensor, original: Tensor) -> Tensor:
     return _stored(tensor, original.dtype).reshape(original.shape).contiguous()
 
 

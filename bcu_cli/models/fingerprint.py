@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Thresholds from 14 small networks (ResNet-20, WRN-16-1; CIFAR-10, GTSRB; five normalisations), trained
-# briefly, each shown images of CIFAR-10, GTSRB and Tiny-ImageNet (42 cases). Where a wrong normalisation
-# came first, it was by a factor of 2.14 at most, and always one of right contrast and wrong brightness.
+# briefly, each with images of CIFAR-10, GTSRB and Tiny-ImageNet (42 cases). A wrong normalisation that came
+# first always had the right contrast and the wrong brightness, and beat the right one by at most 2.14 times.
 #: Smallest ratio of distances by which the best normalisation must beat one of another contrast.
 CLEAR_RATIO = 2.0
 #: Smallest ratio for one of similar contrast, which the brightness of the images may decide wrongly.
@@ -64,7 +64,7 @@ def batchnorm_distance(network: nn.Module, inputs: Tensor, layers: int | None = 
     handles = [module.register_forward_pre_hook(seen.hook) for module in watched]
     modes = {module: module.training for module in network.modules()}
     network.eval()
-    chunk = getattr(network, "group", None) or _CHUNK  # of a network that takes so many images at a time
+    chunk = getattr(network, "group", None) or _CHUNK  # some networks take a fixed number of images
     try:
         with torch.no_grad():
             for start in range(0, len(inputs), chunk):

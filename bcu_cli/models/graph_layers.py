@@ -43,7 +43,7 @@ def layer_of(node: Node, tensors: dict[str, Tensor]) -> nn.Module | None:
         raise UnsupportedError(f"{name} with {sorted(unsupported)[0]}")
     weights = [tensors.get(value) for value in node.inputs[1:]]
     if name == "MatMul" and (weights[0] is None or weights[0].dim() != 2):
-        return None  # of two values: no layer
+        return None  # the second factor is no matrix of weights
     if any(weight is None and value for weight, value in zip(weights, node.inputs[1:], strict=True)):
         raise UnsupportedError(f"{name} with weights that are computed")
     return make(node.attributes, [None if weight is None else weight.float() for weight in weights])

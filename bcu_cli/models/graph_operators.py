@@ -168,7 +168,7 @@ def _broadcast(c: Call, *tensors: Tensor) -> list[int]:
     return c.limits.bounded(shape)
 
 
-def _of_inputs(function: Callable[..., Tensor], number: int | None, c: Call) -> Result:
+def _elementwise(function: Callable[..., Tensor], number: int | None, c: Call) -> Result:
     """Apply a function to broadcast inputs, of which there are ``number`` (None: at least one)."""
     if not c.inputs or number not in {None, len(c.inputs)}:
         raise UnsupportedError(f"an operator with {len(c.inputs)} inputs")
@@ -211,7 +211,7 @@ for _name, _pooling in _POOLINGS.items():
 
 _OF_MANY: dict[str, Callable[..., Tensor]] = {"Max": torch.maximum, "Min": torch.minimum}
 for _name, _pairwise in _OF_MANY.items():
-    _defines(_name)(partial(_of_inputs, lambda *x, pairwise=_pairwise: reduce(pairwise, x), None))
+    _defines(_name)(partial(_elementwise, lambda *x, pairwise=_pairwise: reduce(pairwise, x), None))
 
 _OF_TWO: dict[str, Callable[..., Tensor]] = {
     "Add": torch.add,
@@ -223,8 +223,8 @@ _OF_TWO: dict[str, Callable[..., Tensor]] = {
     "Equal": torch.eq,
 }
 for _name, _function in _OF_TWO.items():
-    _defines(_name)(partial(_of_inputs, _function, 2))
-_defines("Where")(partial(_of_inputs, torch.where, 3))
+    _defines(_name)(partial(_elementwise, _function, 2))
+_defines("Where")(partial(_elementwise, torch.where, 3))
 
 _OF_ONE: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
@@ -244,7 +244,7 @@ _OF_ONE: dict[str, Callable[..., Any]] = {
 }
 """The operators without attributes."""
 for _name, _function in _OF_ONE.items():
-    _defines(_name)(partial(_of_inputs, _function, 1))
+    _defines(_name)(partial(_elementwise, _function, 1))
 
 
 @_defines("LeakyRelu", "alpha")
@@ -421,7 +421,7 @@ def _gather(c: Call) -> Result:
 @_defines("Shape", "start", "end")
 def _shape(c: Call) -> Result:
     end = c.attribute_int("end", 0) if "end" in c.attributes else None
-    return torch._shape_as_tensor(c.first)[c.attribute_int("start", 0) : end]  # which a trace follows
+    return torch._shape_as_tensor(c.first)[c.attribute_int("start", 0) : end]  # a trace records it
 
 
 @_defines("ConstantOfShape", "value")
@@ -436,13 +436,11 @@ def _constant_of_shape(c: Call) -> Result:
 def _expand(c: Call) -> Result:
     wanted, own = c.ints(1), list(c.first.shape)
     own = [1] * (len(wanted) - len(own)) + own
-    ends = own[
-        len(own) - len(wanted) :
-    ]  # -1 is the tensor's own size: bcu.models.graph_batch says it of images
+    ends = own[len(own) - len(wanted) :]  # -1 keeps the tensor's size: graph_batch sets it for the batch axis
     sizes = c.limits.bounded([mine if size == -1 else size for size, mine in zip(wanted, ends, strict=True)])
     shape: list[Any] = list(torch.broadcast_shapes(c.first.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
     c.limits.bounded(shape)
-    if torch._C._get_tracing_state() is not None:  # then sizes are to stay what the graph computes
+    if torch._C._get_tracing_state() is not None:  # a trace must keep computed sizes, not constants
         skipped = len(shape) - len(wanted)
         for place, size in enumerate(wanted, skipped):
             shape[place] = c.required(1)[place - skipped] if size == shape[place] else -1

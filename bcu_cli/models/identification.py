@@ -123,7 +123,7 @@ def find(
             groups=(_with_equals(candidate, shapes),),
             source="--arch",
             claims=tuple(claims),
-            evidence=tuple(_overruled(claims, candidate.name)),
+            evidence=tuple(_overridden_claims(claims, candidate.name)),
         )
     else:
         found = _from_claims(shapes, claims) or _from_tensors(shapes, claims, what)
@@ -160,7 +160,7 @@ def _from_option(arch: str, shapes: Shapes, input_size: tuple[int, int, int] | N
     raise mismatch(first, shapes, input_size, what)
 
 
-def _overruled(claims: Sequence[Claim], name: str) -> list[str]:
+def _overridden_claims(claims: Sequence[Claim], name: str) -> list[str]:
     """A sentence for each claim of the same architecture with other options than the user's."""
     plain = name.rpartition(":")[2] if timm_config.base_of(name) == name else name
     return [
@@ -201,7 +201,9 @@ def _from_claims(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
         if is_user_file(claim.arch):
             evidence.append(f"{claim.source} names {claim.arch}, which only --arch would run")
             continue
-        names = [_without_usual(name) for name in possible_names(_with_claimed_options(claim, claims))]
+        names = [
+            _without_default_options(name) for name in possible_names(_with_claimed_options(claim, claims))
+        ]
         if not names:
             evidence.append(f"{claim.source} names {claim.arch[:60]!r}, which is no known architecture")
         for name in names:
@@ -231,7 +233,7 @@ def _with_claimed_options(claim: Claim, claims: Sequence[Claim]) -> str:
     return next((other for other in full if timm_config.plain_of(other) == timm_config.plain_of(arch)), arch)
 
 
-def _without_usual(name: str) -> str:
+def _without_default_options(name: str) -> str:
     """An architecture's name without options that equal its defaults, which some writers list."""
     try:
         base, options = timm_config.split(name)

@@ -136,11 +136,13 @@ class _Loader:
         if embedded is not None:
             same = self._same(embedded, found, networks, arch)
             if not same:
-                return self._load_embedded(embedded, _otherwise(found), like=_usual(found.groups[0][0]))
+                return self._load_embedded(
+                    embedded, _mismatch_reason(found), like=_architecture_of_usual_size(found.groups[0][0])
+                )
             found = replace(
                 found,
                 groups=tuple(found.groups[i] for i in same),
-                evidence=(*found.evidence, _compared(embedded)),
+                evidence=(*found.evidence, _comparison_note(embedded)),
             )
             networks = [networks[i] for i in same]
         loaded = self._load_rebuilt(found, networks)
@@ -327,7 +329,7 @@ class _Loader:
         evidence = [f"architecture: {source} runs, {why}", *decision.evidence]
         if embedded.network.group is not None:
             evidence.append(
-                f"it is given {_number(embedded.network.group)} at a time: others change its answers"
+                f"it is given {_count_of_images(embedded.network.group)} at a time: others change its answers"
             )
         if classifier.ends_in_softmax:
             evidence.append("it answers with probabilities, whose logarithms are taken for logits")
@@ -365,7 +367,7 @@ def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -
     return classifier
 
 
-def _usual(candidate: Candidate) -> str:
+def _architecture_of_usual_size(candidate: Candidate) -> str:
     """The name of an architecture that is nearly always run at its usual input size; else empty."""
     usual = (
         candidate.name in BUILTIN_ARCHITECTURES
@@ -374,18 +376,18 @@ def _usual(candidate: Candidate) -> str:
     return candidate.name if usual else ""
 
 
-def _otherwise(found: Found) -> str:
+def _mismatch_reason(found: Found) -> str:
     names = " and ".join(group[0].name for group in found.groups[:3])
     return f"since it gives other logits than {names}, whose tensors it has"
 
 
-def _compared(embedded: EmbeddedFunction | BcuError) -> str:
+def _comparison_note(embedded: EmbeddedFunction | BcuError) -> str:
     if isinstance(embedded, EmbeddedFunction):
         return f"its {embedded.what} gives the same logits"
     return f"its own function could not be compared: {embedded.message}"
 
 
-def _number(images: int) -> str:
+def _count_of_images(images: int) -> str:
     return "one image" if images == 1 else f"{images} images"
 
 

@@ -20,7 +20,7 @@ def is_plain(key: str, value: Any, depth: int = 0) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
         return 0 <= value <= _most(key)
     if isinstance(value, float):
-        return abs(value) <= _MOST_FRACTION  # false for what is not a number
+        return abs(value) <= _MOST_FRACTION  # False for NaN
     return value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= _MOST_TEXT)
 
 

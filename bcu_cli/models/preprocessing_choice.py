@@ -147,12 +147,12 @@ def decide(
     evidence = (
         f"input size {size[1]}x{size[2]}: {size_source}",
         f"mean {format_values(normalisation.mean)} and std {format_values(normalisation.std)}: {source}",
-        *_manner(preprocessing),
+        *_remarks(preprocessing),
     )
     return Decision(preprocessing=preprocessing, evidence=evidence)
 
 
-def _manner(preprocessing: Preprocessing) -> list[str]:
+def _remarks(preprocessing: Preprocessing) -> list[str]:
     """Sentences on unusual cropping or channel order."""
     remarks = []
     if preprocessing.crop_mode == SQUASH:

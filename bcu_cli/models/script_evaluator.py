@@ -239,9 +239,7 @@ class _Frame:
         raise RefusedError(f"it names {node.id}, which it never set")
 
     def _minus(self, node: ast.UnaryOp) -> Any:
-        constant = isinstance(
-            node.operand, ast.Constant
-        )  # of the least whole number, only the sign makes one
+        constant = isinstance(node.operand, ast.Constant)  # -2**63 is an integer of 64 bits, but 2**63 is not
         value = node.operand.value if constant else self.value(node.operand)  # type: ignore[attr-defined]
         if not isinstance(node.op, ast.USub) or not isinstance(value, int | float):
             raise RefusedError("it has a sign before something that is no number")

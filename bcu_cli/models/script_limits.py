@@ -55,7 +55,7 @@ class Usage:
     total: int
 
 
-_SLACK_OPERATIONS, _SLACK_BYTES = 10_000, 2**26  # a pass may always grow by these
+_SLACK_OPERATIONS, _SLACK_BYTES = 10_000, 2**26  # growth that every later pass may have
 
 
 @dataclass(slots=True)
@@ -144,4 +144,4 @@ class Run:
             live = sum(size for _, size in self._live.values())
             if live > most:
                 raise RefusedError(f"it holds {live:,} bytes at one time")
-            self._held = live - most // 8 if live > most - most // 8 else live  # so that looking stays rare
+            self._held = live - most // 8 if live > most - most // 8 else live  # so that counting stays rare

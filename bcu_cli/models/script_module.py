@@ -40,7 +40,7 @@ class Context:
         images = next((value for value in inputs if isinstance(value, Tensor)), None)
         if images is None or not images.dim():
             raise self.failed("it is given no images")
-        size = tuple(images.shape[1:])  # the same account for evaluation and training
+        size = tuple(images.shape[1:])  # evaluation and training share an account
         run = Run(self.limits, max(len(images), 1), images.device, self.usages.get(size))
         self.active = run
         try:

@@ -194,26 +194,26 @@ def _key(value: Any) -> Any:
     return (type(value), value)
 
 
-def _of_nonzero(args: list[Any]) -> tuple[int, ...]:
+def _bound_of_nonzero(args: list[Any]) -> tuple[int, ...]:
     return (args[0].numel() * max(args[0].dim(), 1) * 8,)
 
 
-def _of_index(args: list[Any]) -> tuple[int, ...] | None:
+def _bound_of_index(args: list[Any]) -> tuple[int, ...] | None:
     """An upper bound for masks, which select at most all values; None for other indices."""
     masked = any(isinstance(each, Tensor) and each.dtype in {torch.bool, torch.uint8} for each in args[1])
     return (args[0].numel() * args[0].element_size(),) * masked if masked else None
 
 
-def _of_where(args: list[Any]) -> tuple[int, ...] | None:
-    return _of_nonzero(args) if len(args) == 1 else None
+def _bound_of_where(args: list[Any]) -> tuple[int, ...] | None:
+    return _bound_of_nonzero(args) if len(args) == 1 else None
 
 
 _BOUNDS: dict[str, Callable[[list[Any]], tuple[int, ...] | None]] = {
-    "aten::nonzero": _of_nonzero,
-    "aten::index": _of_index,
+    "aten::nonzero": _bound_of_nonzero,
+    "aten::index": _bound_of_index,
     "aten::index_put": lambda args: (args[0].numel() * args[0].element_size(),),
     "aten::index_put_": lambda args: (args[0].numel() * args[0].element_size(),),
-    "aten::where": _of_where,
+    "aten::where": _bound_of_where,
 }
 """Upper bounds for results whose size depends on values in a tensor and cannot be predicted by its shape."""
 

@@ -462,7 +462,7 @@ PLAIN: dict[str, Plain] = {
     "aten::trunc": _function("trunc", math.trunc),
     "aten::update": _dict_method("update", _update),
     "aten::values": _dict_method("values", lambda table: list(table.values())),
-    "aten::warn": alone(lambda *_, **__: None),  # what a file has to say is no warning of ours
+    "aten::warn": alone(lambda *_, **__: None),  # warnings of a file are not shown
     "prim::abs": _function("abs", abs),
     "prim::divmod": _arithmetic("divmod", divmod),
     "prim::max": _extreme("max", max),

@@ -77,7 +77,7 @@ class _Recorder(DispatchMode):
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.labels = labels
         self.views: dict[int, Tensor] = {}  # a view's id -> the tensor it is a view of
-        self.alive: list[Any] = []  # ids stay unique only while their tensors live
+        self.alive: list[Any] = []  # ids are unique only while their tensors exist
 
     def label(self, value: Any) -> str:
         """The label of a tensor or of a list with tensors; the text of any other value."""
@@ -121,7 +121,7 @@ class _Recorder(DispatchMode):
         if base in _RESHAPING and isinstance(result, Tensor):
             return _reshaped(self.label(arguments["self"]), result)
         if base == "aten::mean" and overload == "dim":
-            # mean with and without keepdim, then flattened, is the same.
+            # A flattened mean is the same with and without keepdim.
             dims = sorted(dim % arguments["self"].dim() for dim in arguments["dim"])
             return _reshaped(digest(f"mean {dims} {self.label(arguments['self'])}"), result)
         texts = [

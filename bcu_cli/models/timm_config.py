@@ -46,7 +46,7 @@ ARGS_HARMLESS = frozenset(
     # initialisation and placement, before the weights of the file are copied
     | {"pretrained", "pretrained_strict", "pretrained_model_args", "checkpoint_path", "cache_dir"}
     | {"device", "dtype", "scriptable", "exportable", "no_jit"}
-    # of training only
+    # used in training only
     | {"drop_rate", "drop_path_rate", "drop_block_rate", "grad_checkpointing"}
 )
 ARGS_REFUSED = frozenset(

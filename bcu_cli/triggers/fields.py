@@ -73,7 +73,7 @@ def _number(trigger: str, name: str, numbers: Mapping[str, Number], value: Any) 
     fits = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and known.least <= value <= known.most  # false for what is not a number
+        and known.least <= value <= known.most  # False for NaN
         and (not known.whole or value == int(value))
     )
     if isinstance(value, float) and not math.isfinite(value):
