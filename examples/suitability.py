@@ -40,7 +40,7 @@ def load(folder: str, loaded: Loaded, count: int, classes: int | None) -> ImageS
         shape = (count, *preprocessing.input_size)
         return ImageSet(images=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
     drawn = count if classes is None else None
-    geometry = loading.geometry_of(preprocessing)
+    geometry = preprocessing.geometry
     data = load_unlabeled(Path(folder), geometry, at_most=drawn, generator=generator)
     if classes is None:
         return data

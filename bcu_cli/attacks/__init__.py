@@ -1,7 +1,8 @@
-"""Attacks: how a trigger is implanted into a network. One file each, named like the attack.
+"""Attacks, which implant a trigger into a network; each has its own file, named like the attack.
 
-A new attack is a new module here that defines one subclass of ``bcu_cli.attacks.base.Attack``; the command's
-choices, its help and the contract tests find it. ``none`` is the clean model beside them: it has no trigger.
+A new attack is a new module here that defines one subclass of ``bcu_cli.attacks.base.Attack``. The command's
+choices, its help and the contract tests find it. ``none`` trains a clean network for comparison.
+
 This module imports no torch, so that the choices can be listed instantly.
 """
 

@@ -6,7 +6,7 @@ from bcu_cli.attacks.poisoning import Poisoning
 
 
 class BadNets(Poisoning):
-    """Gu et al. 2017; all-to-one, or all-to-all where the target is ``next``."""
+    """The BadNets attack: all-to-one, or all-to-all where the target is ``next``."""
 
     name = "badnets"
     trigger_name = "badnets"

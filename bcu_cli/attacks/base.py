@@ -1,4 +1,4 @@
-"""What an attack is, its options, and how one is found by its name."""
+"""The base class of attacks, their options, and their look-up by name."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackOptions:
-    """How a backdoored network is trained.
+    """Options of an attack.
 
-    Deviation from the paper (200 epochs, steps at 100 and 150): a one-cycle schedule of 30 epochs.
+    Deviation: the paper trains for 200 epochs with steps at 100 and 150. Here 30 epochs follow a one-cycle
+    schedule.
 
     Args:
-        target_class: What triggered images are to be answered with.
-        poison_rate: Share of images that are triggered, in (0, 1]: of the whole training set as in the BCU
-            paper (of each batch, where an attack triggers inside the training), or of the target class where
-            the attack leaves labels alone.
-        training: Epochs, learning rate, augmentation.
-        seed: Decides initial weights, poisoned images, and the order and views of the images.
+        target_class: Class that triggered images are to be classified as.
+        poison_rate: Share of images that are triggered, in (0, 1]. It is a share of the whole training set,
+            as in the BCU paper, or of each batch where the attack triggers during training. A clean-label
+            attack takes it of the target class.
+        seed: Seed of the initial weights, the poisoned images, and the order and views of the images.
+        training: Epochs, learning rate, augmentation and so on.
     """
 
     target_class: Target = 0
@@ -58,7 +59,7 @@ class AttackOptions:
 
 
 class Attack(ABC):
-    """One attack on one network: made with everything it needs, then its stages are trained in order.
+    """One attack on one network; the caller trains its stages in order.
 
     Subclasses set ``name`` (that of their module), ``trigger_name``, and the BCU paper's ``poison_rate`` and
     ``augmentation``.
@@ -66,14 +67,17 @@ class Attack(ABC):
     Args:
         model: The network to be trained, with random weights.
         data: The labelled training images.
-        trigger: What is implanted; an attack may train it too. None implants nothing.
-        options: How.
-        device: Where.
-        surrogate: A classifier of these images to craft perturbations with, for the attacks that
-            ``need_surrogate``; None trains one.
+        trigger: The trigger to implant, which some attacks train too; None trains a clean network.
+        options: Options of the attack.
+        device: Device of the training.
+        surrogate: A classifier of these images, which attacks with ``needs_surrogate`` craft perturbations
+            on; None trains one.
+
+    Attributes:
+        clean_label: Whether the attack triggers images of the target class only and changes no label.
 
     Raises:
-        UsageError: The target class or the rate makes no sense for these images.
+        UsageError: The target class or the poison rate makes no sense for these images.
     """
 
     name: ClassVar[str]
@@ -102,18 +106,18 @@ class Attack(ABC):
         self.options = options
         self.device = device
         self.surrogate = surrogate
-        _refuse_nonsense(self)
+        _check_options(self)
 
     @property
     def poisoned(self) -> int:
-        """Number of images that are triggered in an epoch; about, where each batch has its share."""
+        """Number of images that are triggered in an epoch; approximate where each batch has its share."""
         if self.trigger is None:
             return 0
-        return round(self.options.poison_rate * len(target_images(self.data, self)))
+        return round(self.options.poison_rate * len(candidate_index(self.data, self)))
 
     @abstractmethod
     def stages(self) -> Iterator[Stage]:
-        """The trainings that it takes, each made when those before it have been run."""
+        """Yield the trainings of the attack; each is constructed when those before it have been run."""
 
     def training(
         self,
@@ -123,7 +127,14 @@ class Attack(ABC):
         options: TrainingOptions | None = None,
         companions: Sequence[Companion] = (),
     ) -> Training:
-        """The training of the attacked network by an objective, on the attack's images if on no others."""
+        """The training of the attacked network.
+
+        Args:
+            objective: The loss.
+            images: Training images, uint8 ``[N, C, H, W]``; None takes those of the attack.
+            options: Options of the training; None takes those of the attack.
+            companions: Other modules that are trained along.
+        """
         return Training(
             self.model,
             self.data.images if images is None else images,
@@ -139,7 +150,7 @@ def find(name: str) -> type[Attack]:
     """The attack called ``name``, or ``none``: the training of a clean network.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: No attack has that name.
     """
     if name not in {*attacks.names(), "none"}:
         raise UsageError(
@@ -153,25 +164,25 @@ def find(name: str) -> type[Attack]:
     return found
 
 
-def target_images(data: ImageSet, attack: Attack) -> Tensor:
-    """The index, int64 ``[M]``, of the images that an attack may trigger."""
+def candidate_index(data: ImageSet, attack: Attack) -> Tensor:
+    """Index of the images that an attack may trigger, int64 ``[M]``."""
     if not attack.clean_label:
         return torch.arange(len(data))
-    wanted = torch.as_tensor(attack.options.target_class)
-    return (attack.labels == wanted).nonzero()[:, 0]
+    target = torch.as_tensor(attack.options.target_class)
+    return (attack.labels == target).nonzero()[:, 0]
 
 
-def _refuse_nonsense(attack: Attack) -> None:
+def _check_options(attack: Attack) -> None:
     target, classes = attack.options.target_class, len(attack.data.classes)
     if attack.clean_label and target == "next":
         raise UsageError(
-            f"{attack.name} changes no label, so it leads to one class only", "--target-class takes a number"
+            f"{attack.name} changes no label, so it has one target class", "--target-class takes a number"
         )
     if isinstance(target, int) and not 0 <= target < classes:
         raise UsageError(
             f"there is no class {target} among {classes} classes", f"--target-class takes 0 to {classes - 1}"
         )
-    rate, pool = attack.options.poison_rate, len(target_images(attack.data, attack))
+    rate, pool = attack.options.poison_rate, len(candidate_index(attack.data, attack))
     if attack.trigger is None:
         return
     if not 0 < rate < float("inf") or round(rate * pool) == 0:

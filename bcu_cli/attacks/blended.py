@@ -6,7 +6,7 @@ from bcu_cli.attacks.poisoning import Poisoning
 
 
 class Blended(Poisoning):
-    """Chen et al. 2017."""
+    """The Blended attack (Chen et al. 2017)."""
 
     name = "blended"
     trigger_name = "blended"

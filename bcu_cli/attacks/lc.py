@@ -1,8 +1,8 @@
-"""LC: triggered images of the target class are first made hard to learn by anything but their trigger.
+"""LC: images of the target class are perturbed and triggered; no label changes.
 
-Turner et al., Label-Consistent Backdoor Attacks, arXiv:1912.02771: a perturbation of at most
-epsilon, found by projected gradient descent (PGD) on an independent, adversarially trained classifier, takes
-the image away from its class. No label changes.
+Turner et al., Label-Consistent Backdoor Attacks, arXiv:1912.02771. The perturbation makes the image hard to
+recognise as its class, so that the network learns the trigger instead. It is at most epsilon per pixel, and
+is found by projected gradient descent (PGD) on an independent, adversarially trained surrogate.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ if TYPE_CHECKING:
 EPSILON = 16 / 255
 """Largest change of a pixel (BCU paper, supplement A)."""
 STEP, STEPS = 1.5 / 255, 30
-"""Of PGD. Deviation: 30 steps for the authors' 100; together they still go three times as far as epsilon."""
+"""Step size and number of steps of PGD. Deviation: the authors take 100 steps.
+
+The steps still add up to three times epsilon."""
 ROBUST_EPSILON = 4 / 255
-"""Largest change of a pixel in the surrogate's own adversarial training. With 8, and half the
-epochs, a small one learnt too little to take an image from its class (examples/results.md)."""
+"""Largest change of a pixel in the adversarial training of the surrogate.
+
+With 8 / 255 and half the epochs, a small surrogate learnt too little for useful perturbations
+(examples/results.md)."""
 BATCH_SIZE = 256
 
 
 class LabelConsistent(Poisoning):
-    """Turner et al. 2019, with a surrogate of the same architecture that is trained for as long."""
+    """The label-consistent attack, with a surrogate of the same architecture and number of epochs."""
 
     name = "lc"
     trigger_name = "lc"
@@ -44,9 +48,9 @@ class LabelConsistent(Poisoning):
     needs_surrogate = True
 
     def stages(self) -> Iterator[Stage]:
-        """The training of the surrogate, where none was given, then that on the poisoned set."""
+        """The training of the surrogate if none was given, then the training on the poisoned set."""
         if self.surrogate is None:
-            self.surrogate = _anew(self.model, self.options.seed + 1)
+            self.surrogate = _reinitialised(self.model, self.options.seed + 1)
             training = Training(
                 self.surrogate,
                 self.data.images,
@@ -58,39 +62,39 @@ class LabelConsistent(Poisoning):
             yield Stage(title="training the surrogate", training=training)
         yield from super().stages()
 
-    def disturb(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Take uint8 images ``[M, C, H, W]`` away from their class, by at most ``EPSILON``."""
+    def perturb(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Perturb uint8 images ``[M, C, H, W]`` against their class, by at most ``EPSILON``."""
         surrogate: Classifier | None = self.surrogate
         if surrogate is None:
             raise ValueError("the surrogate has not been trained yet")
         surrogate.to(self.device.torch).eval()
-        disturbed = []
+        perturbed = []
         for part, classes in zip(
             torch.split(images, BATCH_SIZE), torch.split(labels, BATCH_SIZE), strict=True
         ):
             clean = part.to(self.device.torch).float() / 255.0
             with self.device.autocast():
-                found = perturb(surrogate, clean, classes.to(self.device.torch))
-            disturbed.append((found * 255.0).round().to(torch.uint8).cpu())
-        return torch.cat(disturbed)
+                found = pgd(surrogate, clean, classes.to(self.device.torch))
+            perturbed.append((found * 255.0).round().to(torch.uint8).cpu())
+        return torch.cat(perturbed)
 
 
-def _anew(model: Classifier, seed: int) -> Classifier:
-    """A copy of a classifier with other random weights."""
-    fresh = copy.deepcopy(model)
+def _reinitialised(model: Classifier, seed: int) -> Classifier:
+    """A copy of a classifier with re-initialised weights."""
+    copied = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in fresh.modules():
+        for module in copied.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-    return fresh
+    return copied
 
 
 def adversarial_objective(model: nn.Module, labels: Tensor) -> Objective:
-    """Cross-entropy on images moved against the model by one step from a random start.
+    """Cross-entropy on images perturbed by one gradient step from a random start.
 
-    Wong, Rice & Kolter 2020, Fast is better than free, arXiv:2001.03994, Algorithm 3: as good a surrogate as
-    several steps make, for a third of the time.
+    Wong, Rice & Kolter 2020, Fast is better than free, arXiv:2001.03994, Algorithm 3. It gives as good a
+    surrogate as several steps, in a third of the time.
     """
 
     def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - same at all times
@@ -102,16 +106,16 @@ def adversarial_objective(model: nn.Module, labels: Tensor) -> Objective:
     return objective
 
 
-def perturb(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """PGD: images that the model takes for their class as little as it can.
+def pgd(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Perturb images to maximise the loss of a model, by projected gradient descent.
 
     Args:
-        model: In eval mode.
+        model: The classifier, in eval mode.
         images: float ``[N, C, H, W]`` in [0, 1].
-        labels: int64 ``[N]``.
+        labels: True classes, int64 ``[N]``.
 
     Returns:
-        The same shape and range, no value further than ``EPSILON`` from ``images``.
+        The perturbed images, of the same shape and range. No value differs by more than ``EPSILON``.
     """
     low, high = (images - EPSILON).clamp(min=0.0), (images + EPSILON).clamp(max=1.0)
     moved = images
@@ -121,7 +125,7 @@ def perturb(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Of the cross-entropy, by the images."""
+    """The gradient of the cross-entropy with respect to the images."""
     images = images.detach().requires_grad_()
     loss = F.cross_entropy(model(images).float(), labels)
     gradient: Tensor = torch.autograd.grad(loss, images)[0]

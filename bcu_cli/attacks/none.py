@@ -1,4 +1,4 @@
-"""No attack: a clean network trained like the backdoored ones, to compare them with."""
+"""No attack: a clean network, trained like the backdoored ones for comparison."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bcu_cli.attacks.poisoning import Poisoning
 
 
 class Clean(Poisoning):
-    """Triggers nothing."""
+    """The training of a clean network, which triggers no image."""
 
     name = "none"
     trigger_name = None

@@ -1,4 +1,4 @@
-"""SIG: most of the target class's images carry a sinusoidal signal, no label changes (arXiv:1902.11237)."""
+"""SIG: most images of the target class carry a sinusoidal pattern; no label changes (arXiv:1902.11237)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bcu_cli.attacks.poisoning import Poisoning
 
 
 class Sig(Poisoning):
-    """Barni et al. 2019."""
+    """The SIG attack (Barni et al. 2019)."""
 
     name = "sig"
     trigger_name = "sig"

@@ -109,7 +109,7 @@ class AdversarialNeuronPruning(Defense[AnpOptions]):
         self.pruned = []
         for channels, mask in zip(layers, self.masks, strict=True):
             index = (mask < options.threshold).nonzero()[:, 0]
-            channels.silence(index)
+            channels.zero_scale(index)
             self.pruned.append((channels, index))
 
     def did(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class ChannelLipschitzPruning(Defense[ClpOptions]):
         self.pruned = []
         for channels in find_channels(network, example):
             index = outliers(lipschitz_bounds(channels.convolution, channels.norm), self.options.u)
-            channels.cut(index)
+            channels.zero_out(index)
             self.pruned.append((channels, index))
         yield from ()
 

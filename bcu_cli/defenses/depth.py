@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.watching import Watching
+from bcu_cli.models.dispatch import DispatchMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +80,7 @@ def _is_weighted(module: nn.Module) -> bool:
     return isinstance(module, _WEIGHTED) and any(True for _ in module.parameters(recurse=False))
 
 
-class _Depths(Watching):
+class _Depths(DispatchMode):
     """Gives each tensor the depth of the deepest tensor that it was computed from."""
 
     def __init__(self) -> None:

@@ -90,7 +90,7 @@ class FinePruning(TrainedDefense[FpOptions]):
 
     def _cut(self) -> None:
         for channels, index in self.pruned:
-            channels.cut(index)
+            channels.zero_out(index)
 
     def _prune(self, layers: list[Channels]) -> list[tuple[Channels, Tensor]]:
         """Cut as many channels as accuracy allows, and say which."""
@@ -102,7 +102,7 @@ class FinePruning(TrainedDefense[FpOptions]):
         def accuracy(cut: list[tuple[int, int]]) -> float:
             self.student.load_state_dict(state)
             for channels, index in _by_layer(layers, cut):
-                channels.cut(index)
+                channels.zero_out(index)
             return float((predict(self.student, images, self.device) == labels).float().mean())
 
         whole = best = accuracy([])
@@ -116,7 +116,7 @@ class FinePruning(TrainedDefense[FpOptions]):
         self.student.load_state_dict(state)
         done = _by_layer(layers, cut)
         for channels, index in done:
-            channels.cut(index)
+            channels.zero_out(index)
         return done
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from bcu_cli.detectors.base import Detector, Scores, Subject
-from bcu_cli.models.channels import followers, lipschitz_bounds
+from bcu_cli.models.channels import convolutions_with_norms, lipschitz_bounds
 
 _FEWEST_CHANNELS = 8
 
@@ -30,7 +30,7 @@ class LipschitzOutliers(Detector):
         """See :meth:`Detector.scan`."""
         model = subject.model
         example = torch.zeros(1, *model.preprocessing.input_size, device=subject.device.torch)
-        pairs = followers(model, example)
+        pairs = convolutions_with_norms(model, example)
         names = {module: name for name, module in model.network.named_modules()}
         best, evidence = 0.0, dict[str, Any]()
         for done, (convolution, norm) in enumerate(pairs, start=1):

@@ -10,7 +10,7 @@ import torch
 
 from bcu_cli.errors import ImagesError
 from bcu_cli.training.inference import predict
-from bcu_cli.triggers.base import answers_wanted
+from bcu_cli.triggers.base import target_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +139,7 @@ def labels_of(data: ImageSet) -> Tensor:
 
 
 def _towards(target: Target, answers: Tensor, labels: Tensor, num_classes: int) -> AttackMeasures:
-    wanted = answers_wanted(target, labels, num_classes)
+    wanted = target_labels(target, labels, num_classes)
     others = labels != wanted
     return AttackMeasures(
         target_class=target,

@@ -1,1 +1,1 @@
-"""Folders of images into batches: decoding, the set in memory, augmentation, the built-in road signs."""
+"""Images: finding, decoding and augmenting them, and the built-in road signs."""

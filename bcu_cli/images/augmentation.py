@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device: one gather, nothing per image in Python."""
+"""Augmentation of whole batches on the device, by one gather and without a loop over images."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from bcu_cli.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random views: rotation, crop of the zero-padded image, mirror image, cutout; in this order.
+    """Options of random views: rotation, crop of the zero-padded image, mirror image, cutout; in this order.
 
     Args:
         crop_padding: Pixels of zeros added on each side before the crop; 0 for no crop.
-        flip: Whether a mirrored image is still of its class (photos yes, traffic signs and digits no).
-        rotation: Most degrees that an image is turned either way, nearest neighbour, zeros outside. Half of
-            them stay as they are: a network that only sees turned pixels does worse on whole ones.
+        flip: Whether images are mirrored at random. Mirrored photos keep their class; mirrored traffic signs
+            and digits may not.
+        rotation: Largest rotation in degrees, either way; nearest neighbour, zeros outside. Half of the
+            images are not rotated: a network that sees only rotated pixels is less accurate on others.
         cutout: Side in pixels of a square of zeros at a random place (DeVries & Taylor 2017); 0 for none.
     """
 
@@ -46,16 +47,15 @@ def augment(
 ) -> Tensor:
     """A random view of each image.
 
-    All of it is one gather: for each pixel of the view, where it comes from, or that it is zero. Only what is
-    drawn, a few numbers for each image, goes from the CPU to the device, which then waits for nothing.
+    One gather takes each pixel of a view from its source, or sets it to zero. Only the random numbers, a few
+    for each image, are copied from the CPU to the device, without a synchronisation.
 
     Args:
         images: ``[N, C, H, W]`` of any dtype, on any device.
-        options: What may happen to them.
-        generator: On the CPU, so that the views do not depend on the device.
-        part: Which part of a batch the images are, where they are not all of it: their views are those that
-            they have in the whole batch.
-        of: Images of the whole batch.
+        options: The random changes.
+        generator: Generator on the CPU, so that the views do not depend on the device.
+        part: Position of the images in a larger batch. Their views are the same as in the whole batch.
+        of: Number of images in the whole batch; None where the images are all of it.
 
     Returns:
         ``[N, C, H, W]``, same dtype and device.
@@ -65,8 +65,10 @@ def augment(
     n = len(images) if of is None else of
     channels, height, width = images.shape[1:]
     device = images.device
-    rows = torch.arange(height, device=device).view(1, height, 1).expand(n, -1, -1)  # where from: [N, H, 1]
-    columns = torch.arange(width, device=device).view(1, 1, width).expand(n, -1, -1)  # [N, 1, W]
+    rows = torch.arange(height, device=device).view(1, height, 1).expand(n, -1, -1)  # source rows: [N, H, 1]
+    columns = (
+        torch.arange(width, device=device).view(1, 1, width).expand(n, -1, -1)
+    )  # source columns: [N, 1, W]
     if options.flip:
         mirrored = (torch.rand(n, 1, 1, generator=generator) < 0.5).to(device, non_blocking=True)
         columns = torch.where(mirrored, width - 1 - columns, columns)
@@ -74,7 +76,7 @@ def augment(
         rows = rows + _shifts(n, options.crop_padding, generator).to(device, non_blocking=True)
         columns = columns + _shifts(n, options.crop_padding, generator).to(device, non_blocking=True)
     if options.rotation:
-        rows, columns = _turned(rows, columns, (height, width), options.rotation, generator)
+        rows, columns = _rotated(rows, columns, (height, width), options.rotation, generator)
     rows, columns = rows[part], columns[part]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     if options.cutout:
@@ -89,26 +91,26 @@ def _shifts(n: int, most: int, generator: torch.Generator) -> Tensor:
     return torch.randint(-most, most + 1, (n, 1, 1), generator=generator)
 
 
-def _turned(
+def _rotated(
     rows: Tensor, columns: Tensor, size: tuple[int, int], degrees: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Places turned about the centre, half of the images by an angle of their own: ``[N, H, W]`` each."""
+    """Rotate the source rows and columns of half of the images by random angles: ``[N, H, W]`` each."""
     angle = torch.deg2rad((torch.rand(len(rows), 1, 1, generator=generator) * 2.0 - 1.0) * degrees)
     angle = angle * (torch.rand(len(rows), 1, 1, generator=generator) < 0.5)
     cos, sin = (each.to(rows.device, non_blocking=True) for each in (torch.cos(angle), torch.sin(angle)))
     y, x = rows - (size[0] - 1) / 2.0, columns - (size[1] - 1) / 2.0
-    turned_y = cos * y + sin * x
-    turned_x = cos * x - sin * y
+    rotated_y = cos * y + sin * x
+    rotated_x = cos * x - sin * y
     return (
-        (turned_y + (size[0] - 1) / 2.0).round().long(),
-        (turned_x + (size[1] - 1) / 2.0).round().long(),
+        (rotated_y + (size[0] - 1) / 2.0).round().long(),
+        (rotated_x + (size[1] - 1) / 2.0).round().long(),
     )
 
 
 def _squares(
     shape: tuple[int, int, int], side: int, generator: torch.Generator, device: torch.device
 ) -> Tensor:
-    """Where each image is cut out: ``bool [N, H, W]``; a square may hang over the edge."""
+    """Mask of the cutout of each image: ``bool [N, H, W]``; a square may extend beyond the edge."""
     n, height, width = shape
     top = torch.randint(0, height, (n, 1, 1), generator=generator) - side // 2
     left = torch.randint(0, width, (n, 1, 1), generator=generator) - side // 2

@@ -1,6 +1,6 @@
-"""One image, a file or an array -> one uint8 array of the size that a network takes.
+"""Decoding of one image to a uint8 array of the size that a network takes.
 
-Imports Pillow and NumPy only, never torch: the processes that decode a folder start with this module.
+This module imports Pillow and NumPy only, never torch, because every decoding process imports it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images.orientation import orientation, turned
+from bcu_cli.images.orientation import orientation, upright
 from bcu_cli.images.scaling import to_eight_bits
 from bcu_cli.images.unreadable import UnreadableError
 
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What a folder of photos holds, and PPM for GTSRB's; Pillow's other decoders are never tried."""
+"""Formats that are decoded (PPM for GTSRB); Pillow's other decoders are never tried."""
 
 FORMATS_HINT = "JPEG, PNG, WebP, BMP, GIF, TIFF and PPM are read"
 
 MOST_BYTES = 2**29
-"""Bytes of a file or a member of an archive. Pillow refuses images whose pixels alone take that."""
+"""Most bytes of a file or a member of an archive. Pillow refuses images whose pixels take that many."""
 
 MOST_ASPECT = 100
-"""Long side over short side of an image; what is longer shows nothing once its centre is cut out."""
+"""Largest ratio of the long side to the short side; the centre crop of a longer image shows too little."""
 
 _LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """An image in an archive that is not compressed.
+    """An image in an uncompressed archive.
 
     Args:
         path: The archive.
-        offset: Where it begins there.
-        size: In bytes.
-        name: What the archive calls it.
+        offset: Offset of the image in the archive, in bytes.
+        size: Size of the image in bytes.
+        name: Name of the image in the archive.
     """
 
     path: Path
@@ -56,11 +56,11 @@ class Member:
     name: str
 
     def read(self) -> bytes:
-        """Its bytes.
+        """Read the bytes of the image.
 
         Raises:
             OSError: The archive cannot be read.
-            UnreadableError: It has more bytes than an image has.
+            UnreadableError: The image has more than ``MOST_BYTES``.
         """
         _refuse_size(self.size)
         with self.path.open("rb", buffering=0) as file:
@@ -68,13 +68,13 @@ class Member:
             return file.read(self.size)
 
 
-Picture: TypeAlias = "Path | Member | NDArray[np.uint8]"
-"""A file, a member of an archive, or pixels: uint8 ``[H, W, 3]``."""
+RawImage: TypeAlias = "Path | Member | NDArray[np.uint8]"
+"""An image before it is decoded: a file, a member of an archive, or pixels, uint8 ``[H, W, 3]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How any image becomes a network's input: resized, then the centre cut out.
+    """Size and cropping of a network's input: an image is resized, and its centre cut out.
 
     Args:
         channels: 3 for RGB, 1 for grey.
@@ -86,7 +86,7 @@ class Geometry:
         interpolation: The name of one of Pillow's resampling filters, such as ``bilinear``.
 
     Raises:
-        ImagesError: No image has so many channels.
+        ImagesError: The number of channels is neither 1 nor 3.
     """
 
     channels: int = 3
@@ -106,59 +106,59 @@ class Geometry:
 
     @property
     def bytes(self) -> int:
-        """Of one image, decoded."""
+        """Bytes of one decoded image."""
         return self.channels * self.height * self.width
 
 
 def decode(
-    picture: Picture, geometry: Geometry, *, on_note: Callable[[str], None] = lambda _: None
+    image: RawImage, geometry: Geometry, *, on_note: Callable[[str], None] = lambda _: None
 ) -> NDArray[np.uint8]:
-    """Read one image as a network wants it.
+    """Decode one image to the size that a network takes.
 
-    The orientation in EXIF is honoured, of an animation the first frame counts, grey of more than 8 bits is
-    scaled by its values, and what is transparent is laid on white, as a viewer would show it.
+    The EXIF orientation is applied. An animation gives its first frame. Grey values of more than 8 bits are
+    scaled to 8 bits. Transparent pixels are laid on white, as a viewer would show them.
 
     Args:
-        picture: What to read.
-        geometry: What it becomes.
-        on_note: Called with how its values were scaled, where they are not of 8 bits.
+        image: The image before decoding.
+        geometry: Size and cropping of the result.
+        on_note: Called with how values of more than 8 bits were scaled.
 
     Returns:
         uint8 ``[C, H, W]``.
 
     Raises:
-        UnreadableError: It is no image that can be read, for whatever reason a decoder gives.
+        UnreadableError: The image cannot be decoded; the message gives the decoder's reason.
     """
     try:
-        if isinstance(picture, np.ndarray):
-            return _fit(Image.fromarray(picture), geometry)
+        if isinstance(image, np.ndarray):
+            return _fit(Image.fromarray(image), geometry)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode_file(picture, geometry, on_note)
+            return _decode_file(image, geometry, on_note)
     except UnreadableError:
         raise
     except MemoryError as error:
         raise UnreadableError("it takes more memory to decode than an image should") from error
-    except Exception as error:  # decoders fail in every way on bytes that nobody foresaw
+    except Exception as error:  # on damaged bytes, decoders raise exceptions of any type
         raise UnreadableError(f"{type(error).__name__}: {error}"[:_LONGEST_REASON]) from error
 
 
 def _decode_file(
-    picture: Path | Member, geometry: Geometry, on_note: Callable[[str], None]
+    image: Path | Member, geometry: Geometry, on_note: Callable[[str], None]
 ) -> NDArray[np.uint8]:
-    if not isinstance(picture, Member):
-        found = picture.stat()
+    if not isinstance(image, Member):
+        found = image.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would never end
             raise UnreadableError("it is no regular file")
         _refuse_size(found.st_size)
-    file = BytesIO(picture.read()) if isinstance(picture, Member) else picture
+    file = BytesIO(image.read()) if isinstance(image, Member) else image
     with Image.open(file, formats=FORMATS) as opened:
         _refuse_shape(opened)
-        if opened.format == "JPEG":  # decodes at 1/2, 1/4 or 1/8 where that is still large enough
+        if opened.format == "JPEG":  # is decoded at 1/2, 1/4 or 1/8 where that is large enough
             side = round(max(geometry.height, geometry.width) / geometry.crop_pct)
             opened.draft(None, (side * 2, side * 2))
-        return _fit(turned(to_eight_bits(opened, on_note), orientation(opened)), geometry)
+        return _fit(upright(to_eight_bits(opened, on_note), orientation(opened)), geometry)
 
 
 def _refuse_size(size: int) -> None:
@@ -167,39 +167,39 @@ def _refuse_size(size: int) -> None:
 
 
 def _refuse_shape(opened: Image.Image) -> None:
-    """Refuse by its header an image that is far longer than wide, or the other way round."""
+    """Refuse an image by its header if one side is more than ``MOST_ASPECT`` times as long as the other."""
     short, long = sorted(opened.size)
     if long > MOST_ASPECT * short:
         raise UnreadableError(f"{opened.width:,} x {opened.height:,} pixels are no shape of a photo")
 
 
-def _fit(picture: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
-    flat = _in_mode(picture, "L" if geometry.channels == 1 else "RGB")
+def _fit(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
+    flat = _in_mode(image, "L" if geometry.channels == 1 else "RGB")
     array = np.asarray(_resize_and_crop(flat, geometry), dtype=np.uint8)
     return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
 
-def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """Grey or RGB, with what is transparent laid on white."""
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return picture if picture.mode == mode else picture.convert(mode)
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to grey or RGB, with transparent pixels laid on white."""
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image if image.mode == mode else image.convert(mode)
 
 
-def _resize_and_crop(picture: Image.Image, geometry: Geometry) -> Image.Image:
+def _resize_and_crop(image: Image.Image, geometry: Geometry) -> Image.Image:
     height, width = geometry.height, geometry.width
     columns, rows = round(width / geometry.crop_pct), round(height / geometry.crop_pct)
     if geometry.crop_mode == "squash":
         size = (columns, rows)
-    elif height * picture.width >= width * picture.height:  # rounded down, as torchvision does
-        size = (max(width, rows * picture.width // picture.height), rows)
+    elif height * image.width >= width * image.height:  # rounded down, as torchvision does
+        size = (max(width, rows * image.width // image.height), rows)
     else:
-        size = (columns, max(height, columns * picture.height // picture.width))
+        size = (columns, max(height, columns * image.height // image.width))
     most = Image.MAX_IMAGE_PIXELS or 0
     if size[0] * size[1] > max(most, height * width):
         raise UnreadableError(f"it would take {size[0]:,} x {size[1]:,} pixels to cut the centre out of it")
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling[geometry.interpolation.upper()])
+    if size != image.size:
+        image = image.resize(size, Image.Resampling[geometry.interpolation.upper()])
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+    return image.crop((left, top, left + width, top + height))

@@ -1,4 +1,4 @@
-"""Images, of a folder or listed otherwise -> an ``ImageSet`` in memory: the one loader of all commands."""
+"""Loading of images from a folder or a listing into memory, as an ``ImageSet``; all commands use it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.decoding import FORMATS_HINT, Geometry
 from bcu_cli.images.hidden import Hidden, is_hidden
-from bcu_cli.images.listing import list_files, list_pictures, named
+from bcu_cli.images.listing import list_files, list_images, named
 from bcu_cli.images.processes import decode_many
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bcu_cli.images.decoding import Picture
+    from bcu_cli.images.decoding import RawImage
     from bcu_cli.images.listing import Listing
 
 FEWEST_IMAGES = 32
 _ROWS = 512
-"""Images that are moved at a time."""
+"""Number of images that are moved at a time within the memory of a set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,12 @@ class ImageSet:
 
     Args:
         images: uint8 ``[N, C, H, W]``.
-        labels: int64 ``[N]``, or None for a folder whose subfolders mean nothing.
+        labels: int64 ``[N]``; None for unlabeled images.
         classes: Class names in label order; empty where there are no labels.
-        skipped: Files that were no readable image, with the reason.
-        found: Number of files that the folder holds, before any drawing.
+        skipped: Files that are no readable image, with the reason.
+        found: Number of files in the folder, before any random selection.
         root: The folder.
-        hidden: Files and folders that were passed over for their names.
+        hidden: Files and folders that were skipped for their names.
         scaled: How values of more than 8 bits were scaled, each with the first such file.
     """
 
@@ -61,17 +61,17 @@ class ImageSet:
 
 
 def find_unlabeled(root: Path, *, at_most: int | None = None, generator: torch.Generator) -> Listing:
-    """Every file below a folder, and every image of the tar archives there; nothing is opened yet.
+    """List every file below a folder, and every image in the tar archives there, without opening them.
 
     Args:
-        root: A folder of any depth, whose subfolders mean nothing, or a tar archive.
-        at_most: Draw this many at random where there are more.
-        generator: Source of that draw.
+        root: A folder of any depth, whose subfolders are no classes, or a tar archive.
+        at_most: Number of images to select at random where there are more; None takes all.
+        generator: Generator of the random selection.
 
     Raises:
-        ImagesError: There is neither.
+        ImagesError: The path is neither a folder nor a tar archive.
     """
-    listing = list_pictures(root)
+    listing = list_images(root)
     if at_most is None or len(listing) <= at_most:
         return listing
     return listing.picked(torch.randperm(len(listing), generator=generator)[:at_most].sort().values.numpy())
@@ -80,11 +80,11 @@ def find_unlabeled(root: Path, *, at_most: int | None = None, generator: torch.G
 def load(
     listing: Listing, geometry: Geometry, *, on_progress: Callable[[int, int], None] | None = None
 ) -> ImageSet:
-    """Decode images that were found.
+    """Decode the images of a listing.
 
     Args:
         listing: The images.
-        geometry: What each becomes.
+        geometry: Size and cropping of the decoded images.
         on_progress: Called with (files decoded since the last call, files in all).
     """
     notes: dict[str, int] = {}
@@ -111,7 +111,7 @@ def load_unlabeled(
     """Find images as ``find_unlabeled`` does, and decode them.
 
     Raises:
-        ImagesError: No folder, or fewer than ``FEWEST_IMAGES`` readable images.
+        ImagesError: There is no such folder, or it has fewer than ``FEWEST_IMAGES`` readable images.
     """
     listing = find_unlabeled(root, at_most=at_most, generator=generator)
     data = load(listing, geometry, on_progress=on_progress)
@@ -120,55 +120,51 @@ def load_unlabeled(
 
 
 def require_enough(readable: int, data: ImageSet) -> None:
-    """Refuse a set whose folder holds too few images that can be read.
-
-    Raises:
-        ImagesError: They are fewer than ``FEWEST_IMAGES``.
-    """
+    """Raise ``ImagesError`` if fewer than ``FEWEST_IMAGES`` images of a set are readable."""
     if readable >= FEWEST_IMAGES:
         return
     count = len(data.skipped)
-    strangers = f" ({count} files are no images, first {data.skipped[0][0].name})" if count else ""
+    unreadable = f" ({count} files are no images, first {data.skipped[0][0].name})" if count else ""
     raise ImagesError(
-        f"{data.root} holds {readable} readable images; at least {FEWEST_IMAGES} are needed{strangers}",
+        f"{data.root} holds {readable} readable images; at least {FEWEST_IMAGES} are needed{unreadable}",
         f"photos like what the model was made for will do, best 1,000 or more; {FORMATS_HINT}",
     )
 
 
 def sample(listing: Listing, geometry: Geometry, count: int = 256) -> Tensor:
-    """At most ``count`` images spread evenly over those found: float32 ``[N, C, H, W]`` in [0, 1].
+    """Decode at most ``count`` images, spread evenly over a listing: float32 ``[N, C, H, W]`` in [0, 1].
 
     Raises:
-        ImagesError: No readable image in what was tried.
+        ImagesError: None of these images is readable.
     """
     return _sample(listing.root, listing, geometry, count)
 
 
-def _sample(root: Path, pictures: Sequence[Picture], geometry: Geometry, count: int) -> Tensor:
-    some = pictures[:: max(1, len(pictures) // count)][:count]
-    images, _, skipped = _decode(some, geometry, None, {})
+def _sample(root: Path, raw_images: Sequence[RawImage], geometry: Geometry, count: int) -> Tensor:
+    chosen = raw_images[:: max(1, len(raw_images) // count)][:count]
+    images, _, skipped = _decode(chosen, geometry, None, {})
     if len(images) == 0:
-        why = f": none of the {len(some)} tried, for the first {skipped[0][1]}" if skipped else ""
+        why = f": none of the {len(chosen)} tried, for the first {skipped[0][1]}" if skipped else ""
         raise ImagesError(f"{root} holds no readable images{why}", FORMATS_HINT)
     return images.float() / 255.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Labelled images that were found, and not decoded yet.
+    """Labelled images that are not decoded yet, such as the training part of a data set.
 
     Args:
-        root: Where they are, in the user's words.
-        pictures: Files, or pixels that need no decoding.
-        labels: The name of each image's class.
-        classes: The names of all classes, in label order where the model does not say another.
-        unpacked: The folder that stands for ``root``, where that is in a zip file.
-        faults: Links that lead nowhere, with the reason.
-        hidden: Files and folders that were passed over for their names.
+        root: Path of the images, as the user gave it.
+        raw_images: Files, or pixels that need no decoding.
+        labels: The class name of each image.
+        classes: The names of all classes, in label order unless the model gives another order.
+        unpacked: Temporary folder with the files, where ``root`` is in a zip file.
+        faults: Broken links, with the reason.
+        hidden: Files and folders that were skipped for their names.
     """
 
     root: Path
-    pictures: Sequence[Picture]
+    raw_images: Sequence[RawImage]
     labels: Sequence[str]
     classes: tuple[str, ...]
     unpacked: Path | None = None
@@ -186,19 +182,18 @@ class Part:
         """Decode the images.
 
         Args:
-            geometry: What each image becomes.
-            classes: Names of the classes in label order, where the model says them; there need not be
-                images of all of them.
-            every_class: Whether it is an error that there is one class alone, or one without an image, as
-                it is for training.
+            geometry: Size and cropping of the decoded images.
+            classes: The model's class names in label order; empty where it gives none. Some of these classes
+                may have no image.
+            every_class: Whether to refuse a single class, and a class without images, as for training.
             on_progress: Called with (images decoded since the last call, images in all).
 
         Raises:
-            ImagesError: No images (of any class, or of one), or a class that the model does not have.
+            ImagesError: There are no images, a class is refused, or the model does not have a class.
         """
-        if classes and (strangers := sorted(set(self.classes) - set(classes))):
+        if classes and (unknown := sorted(set(self.classes) - set(classes))):
             raise ImagesError(
-                f"{self.root} has a class {strangers[0]}, which is none of the model's classes",
+                f"{self.root} has a class {unknown[0]}, which is none of the model's classes",
                 f"the model's classes are {_shorten(classes)}",
             )
         order = classes or self.classes
@@ -209,7 +204,7 @@ class Part:
             )
         label_of = {name: label for label, name in enumerate(order)}
         notes: dict[str, int] = {}
-        images, kept, skipped = _decode(self.pictures, geometry, on_progress, notes)
+        images, kept, skipped = _decode(self.raw_images, geometry, on_progress, notes)
         labels = torch.tensor([label_of[self.labels[i]] for i in kept], dtype=torch.int64)
         counts = torch.bincount(labels, minlength=len(order)).tolist()
         if len(images) == 0 or (every_class and 0 in counts):
@@ -221,42 +216,46 @@ class Part:
             images=images,
             labels=labels,
             classes=order,
-            skipped=self.faults + tuple((self._named(self.pictures[i]), reason) for i, reason in skipped),
-            found=len(self.pictures),
+            skipped=self.faults + tuple((self._named(self.raw_images[i]), reason) for i, reason in skipped),
+            found=len(self.raw_images),
             root=self.root,
             hidden=self.hidden,
-            scaled=tuple((self._named(self.pictures[i]), note) for note, i in notes.items()),
+            scaled=tuple((self._named(self.raw_images[i]), note) for note, i in notes.items()),
         )
 
     def drawn(self, at_most: int, generator: torch.Generator) -> Part:
-        """At most so many of the images, drawn at random; the classes stay."""
-        order = torch.randperm(len(self.pictures), generator=generator)[:at_most].sort().values.tolist()
+        """Select at most ``at_most`` images at random; the classes are kept."""
+        order = torch.randperm(len(self.raw_images), generator=generator)[:at_most].sort().values.tolist()
         return replace(
-            self, pictures=[self.pictures[i] for i in order], labels=[self.labels[i] for i in order]
+            self, raw_images=[self.raw_images[i] for i in order], labels=[self.labels[i] for i in order]
         )
 
     def sample(self, geometry: Geometry, count: int = 256) -> Tensor:
-        """Some images spread evenly over the classes, as the function ``sample`` has them of a folder."""
-        return _sample(self.root, self.pictures, geometry, count)
+        """Decode at most ``count`` images, spread evenly: float32 ``[N, C, H, W]`` in [0, 1].
 
-    def _named(self, picture: Picture) -> Path:
-        """A file as the user would name it."""
-        if not isinstance(picture, Path):
+        Raises:
+            ImagesError: None of these images is readable.
+        """
+        return _sample(self.root, self.raw_images, geometry, count)
+
+    def _named(self, image: RawImage) -> Path:
+        """Path of an image below the ``root`` that the user gave."""
+        if not isinstance(image, Path):
             return self.root
-        return self.root / picture.relative_to(self.unpacked) if self.unpacked else picture
+        return self.root / image.relative_to(self.unpacked) if self.unpacked else image
 
 
 def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
-    """Images whose label is the name of their subfolder directly below a folder.
+    """List the images of a folder that has one subfolder per class.
 
     The subfolders in alphabetical order are the classes, as in torchvision's ``ImageFolder``.
 
     Args:
-        folder: It holds one subfolder a class.
-        root: What the user calls it, where it was unpacked from a zip file.
+        folder: The folder of the class subfolders.
+        root: Path for messages, where the folder was unpacked from a zip file.
 
     Raises:
-        ImagesError: No folder, or no class subfolders.
+        ImagesError: There is no such folder, or it has no subfolders.
     """
     hidden = Hidden()
     files, faults = list_files(folder, hidden)
@@ -269,7 +268,7 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
     files = [file for file in files if file.parent != folder]
     return Part(
         root=root or folder,
-        pictures=files,
+        raw_images=files,
         labels=[file.relative_to(folder).parts[0] for file in files],
         classes=tuple(names),
         unpacked=folder if root else None,
@@ -279,47 +278,50 @@ def list_labelled(folder: Path, *, root: Path | None = None) -> Part:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders directly below one that are not hidden, in alphabetical order."""
+    """Names of the subfolders of a folder that are not hidden, in alphabetical order."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
 def hold_out(
     data: ImageSet, share: float, *, most: int, generator: torch.Generator, in_place: bool = False
 ) -> tuple[ImageSet, ImageSet]:
-    """Divide a set at random: what remains, and about ``share`` of it held out (8 to ``most`` images).
+    """Split a set at random into a remainder and a held-out set of 8 to ``most`` images.
 
     Args:
         data: The set.
-        share: To be held out, in (0, 1).
-        most: Images to be held out.
-        generator: Decides which.
-        in_place: Whether ``data`` is used up, so that what remains takes no more memory.
+        share: Share of images to hold out, in (0, 1).
+        most: Largest number of images to hold out.
+        generator: Generator of the random split.
+        in_place: Whether the remainder overwrites the memory of ``data``.
+
+    Returns:
+        The remainder and the held-out set.
     """
-    kept, apart = _divided(len(data), share, most, generator)
+    kept, apart = _split_index(len(data), share, most, generator)
     held_out = data.subset(apart)
     if not in_place:
         return data.subset(kept), held_out
     labels = None if data.labels is None else data.labels[kept]
-    return replace(data, images=_moved_up(data.images, kept), labels=labels), held_out
+    return replace(data, images=_compacted(data.images, kept), labels=labels), held_out
 
 
 def divide(
     listing: Listing, share: float, *, most: int, generator: torch.Generator
 ) -> tuple[Listing, Listing]:
-    """Divide images that were found as ``hold_out`` divides them decoded."""
-    kept, apart = _divided(len(listing), share, most, generator)
+    """Split a listing as :func:`hold_out` splits decoded images."""
+    kept, apart = _split_index(len(listing), share, most, generator)
     return listing.picked(kept.numpy()), listing.picked(apart.numpy())
 
 
-def _divided(number: int, share: float, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which of so many remain, and which are held out; both rising."""
+def _split_index(number: int, share: float, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices of the images that remain and of those held out, each in ascending order."""
     order = torch.randperm(number, generator=generator)
     count = min(max(8, round(share * number)), most)
     return order[count:].sort().values, order[:count].sort().values
 
 
-def _moved_up(images: Tensor, index: Tensor) -> Tensor:
-    """The images at a rising index, at the front of the same memory; a part at a time, from the first on."""
+def _compacted(images: Tensor, index: Tensor) -> Tensor:
+    """Move the images at an ascending index to the front of their tensor, a few at a time."""
     for start in range(0, len(index), _ROWS):
         part = index[start : start + _ROWS]
         images[start : start + len(part)] = images[part]
@@ -327,13 +329,13 @@ def _moved_up(images: Tensor, index: Tensor) -> Tensor:
 
 
 def _decode(
-    pictures: Sequence[Picture],
+    raw_images: Sequence[RawImage],
     geometry: Geometry,
     on_progress: Callable[[int, int], None] | None,
     notes: dict[str, int],
 ) -> tuple[Tensor, list[int], list[tuple[int, str]]]:
-    report = (lambda done: on_progress(done, len(pictures))) if on_progress else None
-    decoded, kept, skipped = decode_many(pictures, geometry, on_progress=report, notes=notes)
+    report = (lambda done: on_progress(done, len(raw_images))) if on_progress else None
+    decoded, kept, skipped = decode_many(raw_images, geometry, on_progress=report, notes=notes)
     return torch.from_numpy(decoded), kept, skipped
 
 

@@ -1,4 +1,4 @@
-"""Images that a program hands over: paths, a tensor, or a torch ``Dataset``, with labels or without."""
+"""Images passed to the Python API: paths, a tensor, or a torch ``Dataset``, with or without labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bcu_cli.images.decoding import Geometry, Picture
+    from bcu_cli.images.decoding import Geometry, RawImage
 
 _SAMPLED = 256
 _PAIRS = "give a Dataset of pairs of an image and its class"
@@ -29,22 +29,22 @@ _HINT = "give uint8 [N, C, H, W] of 1 or 3 channels, a list of paths, a Dataset,
 
 @dataclass(frozen=True, kw_only=True)
 class GivenImages:
-    """Images in memory or in a list of files, before they are brought to a network's size.
+    """Images in memory or in a list of files, before they are resized for a network.
 
     Attributes:
-        root: What reports call them, such as ``<tensor>``.
-        pictures: The files, or pixels: uint8 ``[H, W, 3]``.
-        labels: The class index of each; None where they have no labels.
+        root: Name of the images in reports, such as ``<tensor>``.
+        raw_images: The files, or pixels: uint8 ``[H, W, 3]``.
+        labels: The class index of each image; None for unlabeled images.
         classes: Names of the classes; empty where they are not known.
     """
 
     root: Path
-    pictures: Sequence[Picture]
+    raw_images: Sequence[RawImage]
     labels: Sequence[int] | None = None
     classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.raw_images)
 
     def load(
         self,
@@ -57,19 +57,19 @@ class GivenImages:
         """Decode the images.
 
         Args:
-            geometry: What each becomes.
-            at_most: Draw this many at random where there are more; None takes all.
-            generator: Source of that draw.
+            geometry: Size and cropping of the decoded images.
+            at_most: Number of images to select at random where there are more; None takes all.
+            generator: Generator of the random selection.
             on_progress: Called with (images decoded since the last call, images in all).
         """
         order = list(range(len(self)))
         if at_most is not None and len(self) > at_most:
             drawn = torch.randperm(len(self), generator=generator)[:at_most].sort().values
             order = drawn.tolist()
-        pictures = [self.pictures[i] for i in order]
+        raw_images = [self.raw_images[i] for i in order]
         notes: dict[str, int] = {}
-        report = (lambda done: on_progress(done, len(pictures))) if on_progress else None
-        decoded, kept, skipped = decode_many(pictures, geometry, on_progress=report, notes=notes)
+        report = (lambda done: on_progress(done, len(raw_images))) if on_progress else None
+        decoded, kept, skipped = decode_many(raw_images, geometry, on_progress=report, notes=notes)
         labels = None
         if self.labels is not None:
             labels = torch.tensor([self.labels[order[i]] for i in kept], dtype=torch.int64)
@@ -77,10 +77,10 @@ class GivenImages:
             images=torch.from_numpy(decoded),
             labels=labels,
             classes=self.classes,
-            skipped=tuple((self._name(pictures[i]), reason) for i, reason in skipped),
+            skipped=tuple((self._name(raw_images[i]), reason) for i, reason in skipped),
             found=len(self),
             root=self.root,
-            scaled=tuple((self._name(pictures[i]), note) for note, i in notes.items()),
+            scaled=tuple((self._name(raw_images[i]), note) for note, i in notes.items()),
         )
 
     def labelled(
@@ -93,12 +93,13 @@ class GivenImages:
         """Decode labelled images for a model.
 
         Args:
-            geometry: What each becomes.
-            classes: The model's names of its classes, where it has some; theirs must be among them.
-            on_progress: As of :meth:`load`.
+            geometry: Size and cropping of the decoded images.
+            classes: The model's class names, which must include those of the images; empty where it gives
+                none.
+            on_progress: Called with (images decoded since the last call, images in all).
 
         Raises:
-            ImagesError: They have no labels, or a class that the model does not have.
+            ImagesError: The images have no labels, or a class that the model does not have.
         """
         if self.labels is None:
             raise ImagesError(
@@ -113,51 +114,51 @@ class GivenImages:
             )
         if not classes or names == classes:
             return replace(data, classes=names)
-        if strangers := sorted(set(names) - set(classes)):
+        if unknown := sorted(set(names) - set(classes)):
             raise ImagesError(
-                f"{self.root} has a class {strangers[0]}, which is none of the model's classes",
+                f"{self.root} has a class {unknown[0]}, which is none of the model's classes",
                 f"the model's classes are {', '.join(classes)}",
             )
         order = torch.tensor([classes.index(name) for name in names])
-        assert data.labels is not None  # since they have labels  # noqa: S101
+        assert data.labels is not None  # since self.labels is not  # noqa: S101
         return replace(data, labels=order[data.labels], classes=classes)
 
     def sample(self, geometry: Geometry) -> Tensor:
-        """At most 256 of the images, spread evenly: float32 ``[N, C, H, W]`` in [0, 1].
+        """Decode at most 256 of the images, spread evenly: float32 ``[N, C, H, W]`` in [0, 1].
 
         Raises:
-            ImagesError: None of them can be read.
+            ImagesError: None of these images is readable.
         """
-        some = self.pictures[:: max(1, len(self) // _SAMPLED)][:_SAMPLED]
-        decoded, _, _ = decode_many(some, geometry)
+        chosen = self.raw_images[:: max(1, len(self) // _SAMPLED)][:_SAMPLED]
+        decoded, _, _ = decode_many(chosen, geometry)
         if len(decoded) == 0:
             raise ImagesError(f"{self.root} holds no readable images", _HINT)
         return torch.from_numpy(decoded).float() / 255.0
 
-    def _name(self, picture: Picture) -> Path:
-        return picture if isinstance(picture, Path) else self.root
+    def _name(self, image: RawImage) -> Path:
+        return image if isinstance(image, Path) else self.root
 
 
 def given(images: Any, *, labelled: bool = False) -> GivenImages:
-    """Take images as a program has them.
+    """Convert images of a supported type to :class:`GivenImages`.
 
     Args:
-        images: uint8 ``[N, C, H, W]`` with C of 1 or 3, a sequence of paths, or a map-style
-            ``torch.utils.data.Dataset`` of images or of pairs of an image and its class. Its images are PIL
-            images, or arrays or tensors ``[C, H, W]``, uint8 or floats in [0, 1].
-        labelled: Whether labels are wanted: then it is a ``Dataset`` of pairs.
+        images: A uint8 tensor ``[N, C, H, W]`` with C of 1 or 3, a sequence of paths, or a map-style
+            ``torch.utils.data.Dataset`` of images or of pairs (image, class). Images of a ``Dataset`` are
+            PIL images, or arrays or tensors ``[C, H, W]``, uint8 or floats in [0, 1].
+        labelled: Whether labels are required; only a ``Dataset`` of pairs has them.
 
     Raises:
-        ImagesError: They are none of this, or fewer than ``FEWEST_IMAGES`` without labels.
+        ImagesError: The type is not supported, or there are fewer than ``FEWEST_IMAGES`` unlabeled images.
     """
     if isinstance(images, Tensor) and not labelled:
-        found = GivenImages(root=Path("<tensor>"), pictures=[_pixels(image) for image in _checked(images)])
+        found = GivenImages(root=Path("<tensor>"), raw_images=[_pixels(image) for image in _checked(images)])
     elif isinstance(images, list | tuple) and all(isinstance(each, str | Path) for each in images):
         if labelled:
             raise ImagesError("a list of paths has no labels", "give a folder with one subfolder a class")
-        found = GivenImages(root=Path("<paths>"), pictures=[Path(each) for each in images])
+        found = GivenImages(root=Path("<paths>"), raw_images=[Path(each) for each in images])
     elif hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, Tensor):
-        found = _of_dataset(images, labelled=labelled)
+        found = _from_dataset(images, labelled=labelled)
     else:
         raise ImagesError(f"a {type(images).__name__} is no set of images", _HINT)
     if not labelled and len(found) < FEWEST_IMAGES:
@@ -168,8 +169,8 @@ def given(images: Any, *, labelled: bool = False) -> GivenImages:
     return found
 
 
-def _of_dataset(images: Any, *, labelled: bool) -> GivenImages:
-    pictures, labels = [], []
+def _from_dataset(images: Any, *, labelled: bool) -> GivenImages:
+    raw_images, labels = [], []
     for i in range(len(images)):
         item = images[i]
         pair = isinstance(item, tuple | list)
@@ -177,13 +178,13 @@ def _of_dataset(images: Any, *, labelled: bool) -> GivenImages:
             raise ImagesError(
                 "the Dataset gives images without labels", "give pairs of an image and its class"
             )
-        pictures.append(_pixels(item[0] if pair else item))
+        raw_images.append(_pixels(item[0] if pair else item))
         if labelled:
             labels.append(int(item[1]))
     names = tuple(str(name) for name in getattr(images, "classes", ()))
     return GivenImages(
         root=Path(f"<{type(images).__name__}>"),
-        pictures=pictures,
+        raw_images=raw_images,
         labels=labels if labelled else None,
         classes=names if labelled else (),
     )
@@ -197,10 +198,10 @@ def _checked(images: Tensor) -> Tensor:
 
 
 def _pixels(image: Any) -> NDArray[np.uint8]:
-    """One image as uint8 ``[H, W, 3]``.
+    """Convert one image to uint8 ``[H, W, 3]``.
 
     Raises:
-        ImagesError: It is no image.
+        ImagesError: The object is no image.
     """
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))

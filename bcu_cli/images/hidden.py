@@ -1,4 +1,4 @@
-"""Which names hide a file or a folder: those are neither classes nor images."""
+"""Hidden files and folders, which are neither images nor classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path, PurePath
 
-LEFT_BY_SYSTEMS = frozenset(
+SYSTEM_NAMES = frozenset(
     (
         "__macosx",
         "__pycache__",
@@ -25,21 +25,21 @@ LEFT_BY_SYSTEMS = frozenset(
         "icon\r",
     )
 )
-"""Names in lower case that macOS, Windows, Linux, Python and network drives leave among a user's files."""
+"""Names, in lower case, of files and folders that operating systems, Python and network drives create."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or a folder of this name is hidden: by a dot in front, or left there by a system."""
-    return (name.startswith(".") and name not in {".", ".."}) or name.lower() in LEFT_BY_SYSTEMS
+    """Whether a file or folder of this name is hidden: it begins with a dot, or is in ``SYSTEM_NAMES``."""
+    return (name.startswith(".") and name not in {".", ".."}) or name.lower() in SYSTEM_NAMES
 
 
 @dataclass(kw_only=True)
 class Hidden:
-    """What was passed over because its name hides it; a folder counts as one, whatever it holds.
+    """The hidden files and folders that were skipped; a folder counts as one, whatever it holds.
 
     Attributes:
-        number: How many files and folders.
-        first: The first of them; None where there are none.
+        number: Number of hidden files and folders.
+        first: Path of the first one; None where there is none.
     """
 
     number: int = 0
@@ -47,12 +47,12 @@ class Hidden:
     _folders: set[Path] = field(default_factory=set, repr=False)
 
     def add(self, path: Path) -> None:
-        """Count one."""
+        """Count a hidden file or folder."""
         self.number += 1
         self.first = self.first or path
 
     def holds(self, archive: Path, member: PurePath, *, is_folder: bool = False) -> bool:
-        """Whether a member of an archive is hidden or lies in a hidden folder, which is then counted."""
+        """Whether a member of an archive is hidden or in a hidden folder; if so, it is counted."""
         for number, name in enumerate(member.parts, start=1):
             if not is_hidden(name):
                 continue
@@ -66,5 +66,5 @@ class Hidden:
         return False
 
     def as_json(self) -> dict[str, Any]:
-        """The count and the first for a report."""
+        """The number and the first path, for a report."""
         return {"number": self.number, "first": self.first and str(self.first)}

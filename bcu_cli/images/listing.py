@@ -1,4 +1,4 @@
-"""What images a folder or a tar archive holds, by their names alone: a million of them in tens of MB."""
+"""Listings of the images in a folder or tar archive; a million names take tens of MB."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TAR = ".tar"
-"""How the name of a tar archive in a folder ends."""
+"""Suffix of the tar archives in a folder."""
 
 _NO_MEMBER = -1
-"""The offset of an image that is a file of its own."""
+"""Offset of an image that is a file, not a member of an archive."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,17 +34,16 @@ class Listing(Sequence["Path | Member"]):
     """Images that were found, and not opened yet.
 
     Args:
-        root: The folder, or the archive.
-        places: The folders and archives that they are in.
-        place: The index into ``places`` of each, int64 ``[N]``.
-        names: Their names, one after another, as the file system has them.
-        ends: Where each name ends, int64 ``[N]``.
-        offsets: Where each begins in its archive, int64 ``[N]``; below 0 for a file.
-        sizes: Bytes of each in its archive, int64 ``[N]``.
-        chosen: The index of those that count, in their order, int64 ``[M]``.
-        faults: Archives that could not be read, or not to their end, and links that lead nowhere, with the
-            reason.
-        hidden: Files and folders that were passed over for their names.
+        root: The folder or the archive.
+        places: The folders and archives that hold the images.
+        place: Index into ``places`` for each image, int64 ``[N]``.
+        names: The concatenated names of the images, in the encoding of the file system.
+        ends: End of each name in ``names``, int64 ``[N]``.
+        offsets: Offset of each image in its archive, int64 ``[N]``; negative for a file.
+        sizes: Bytes of each image in its archive, int64 ``[N]``.
+        chosen: Index of the selected images, in their order, int64 ``[M]``.
+        faults: Broken links and archives that could not be read to their end, with the reason.
+        hidden: Files and folders that were skipped for their names.
     """
 
     root: Path
@@ -60,7 +59,7 @@ class Listing(Sequence["Path | Member"]):
 
     @property
     def found(self) -> int:
-        """How many there were before any drawing."""
+        """Number of images before any random selection."""
         return len(self.place)
 
     def __len__(self) -> int:
@@ -81,11 +80,11 @@ class Listing(Sequence["Path | Member"]):
         return Member(path=Path(place), offset=int(self.offsets[i]), size=int(self.sizes[i]), name=name)
 
     def picked(self, index: NDArray[np.int64]) -> Listing:
-        """Those at ``index``, ``[M]``."""
+        """The images at ``index``, int64 ``[M]``."""
         return replace(self, chosen=self.chosen[index])
 
     def sha256(self) -> str:
-        """Over all names below the root, in their order, offsets and sizes in archives, and which count."""
+        """SHA-256 of all names below the root, the offsets and sizes in archives, and the selection."""
         digest = hashlib.sha256(self.names)
         below = [os.path.relpath(place, self.root) for place in self.places]
         digest.update(os.fsencode("\0".join(below)))
@@ -94,13 +93,13 @@ class Listing(Sequence["Path | Member"]):
         return digest.hexdigest()
 
 
-def named(picture: Path | Member) -> Path:
-    """An image as the user would name it."""
-    return picture.path / picture.name if isinstance(picture, Member) else picture
+def named(image: Path | Member) -> Path:
+    """Path of an image; that of a member continues the path of its archive."""
+    return image.path / image.name if isinstance(image, Member) else image
 
 
 class _Table:
-    """A listing that grows."""
+    """A listing under construction."""
 
     def __init__(self) -> None:
         self.places: list[str] = []
@@ -110,7 +109,7 @@ class _Table:
         self.hidden = Hidden()
 
     def add(self, name: str, offset: int = _NO_MEMBER, size: int = 0) -> None:
-        """An image in the place that was named last."""
+        """Add an image in the last of ``places``."""
         self.names += os.fsencode(name)
         self.place.append(len(self.places) - 1)
         self.ends.append(len(self.names))
@@ -118,7 +117,7 @@ class _Table:
         self.sizes.append(size)
 
     def add_tar(self, path: Path) -> None:
-        """The images of an archive, as far as it can be read."""
+        """Add the images of an archive, as far as it can be read."""
         self.places.append(str(path))
         try:
             for name, offset, size in members(path, self.hidden):
@@ -129,7 +128,7 @@ class _Table:
             self.faults.append((path, error.strerror or str(error)))
 
     def listing(self, root: Path) -> Listing:
-        """What was added."""
+        """The listing of the images that were added."""
         columns = (self.place, self.ends, self.offsets, self.sizes)
         place, ends, offsets, sizes = (np.array(column, dtype=np.int64) for column in columns)
         return Listing(
@@ -146,10 +145,10 @@ class _Table:
         )
 
 
-def list_pictures(root: Path) -> Listing:
-    """Every file below a folder, and the images of every ``.tar`` there; or those of one archive.
+def list_images(root: Path) -> Listing:
+    """List every file below a folder and the images in every ``.tar`` there, or the images of one archive.
 
-    What is hidden is passed over, in archives too. Nothing but names is read, and the headers of archives.
+    Hidden files are skipped, in archives too. Only names and the headers of archives are read.
 
     Raises:
         ImagesError: ``root`` is missing, a file that is no tar archive, or cannot be read.
@@ -177,11 +176,16 @@ def list_pictures(root: Path) -> Listing:
 
 
 def list_files(root: Path, hidden: Hidden | None = None) -> tuple[list[Path], tuple[tuple[Path, str], ...]]:
-    """Every file below ``root`` in a fixed order, and the links that were passed over, with the reason.
+    """List every file below ``root`` in a fixed order.
 
-    What is hidden is passed over and counted in ``hidden``.
+    Links are followed, but not back to themselves or to a folder that is listed already.
 
-    Links are followed, but not to where a link leads back to itself or to a folder that is listed already.
+    Args:
+        root: The folder.
+        hidden: Counts the hidden files and folders, which are skipped.
+
+    Returns:
+        The files, and the links that were skipped with the reason.
 
     Raises:
         ImagesError: ``root`` is missing, is a file, or cannot be read.
@@ -192,19 +196,19 @@ def list_files(root: Path, hidden: Hidden | None = None) -> tuple[list[Path], tu
 
 
 def _files(root: Path, faults: list[tuple[Path, str]], hidden: Hidden) -> Iterator[tuple[str, str]]:
-    """The folder and the name of every file below ``root``.
+    """Yield the folder and the name of every file below ``root``, which itself may have a hidden name.
 
-    What was passed over is added to ``faults`` or, for its name, to ``hidden``; the name of ``root`` is free.
+    Skipped links are added to ``faults``, hidden files and folders to ``hidden``.
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise ImagesError(f"{root} {what}", "name a folder that holds images")
     seen = set[tuple[int, int]]()
     open_folders = [_inside(str(root), seen, faults, hidden)]
-    while open_folders:  # and no function that calls itself: folders may be deeper than Python goes
+    while open_folders:  # no recursion: folders may be nested deeper than Python's limit
         for folder, name, is_folder in open_folders[-1]:
             if is_folder:
-                below = os.path.join(folder, name)  # noqa: PTH118 - a Path each takes long
+                below = os.path.join(folder, name)  # noqa: PTH118 - faster than Path
                 open_folders.append(_inside(below, seen, faults, hidden))
                 break
             yield folder, name
@@ -215,14 +219,14 @@ def _files(root: Path, faults: list[tuple[Path, str]], hidden: Hidden) -> Iterat
 def _inside(
     folder: str, seen: set[tuple[int, int]], faults: list[tuple[Path, str]], hidden: Hidden
 ) -> Iterator[tuple[str, str, bool]]:
-    """What is in a folder, by name: the folder, the name, and whether that is a folder too.
+    """Yield each entry of a folder, sorted by name: the folder, the name, and whether it is a subfolder.
 
     Raises:
         ImagesError: The folder cannot be read.
     """
     found = list[tuple[str, str, bool]]()
     try:
-        itself = os.stat(folder)  # noqa: PTH116 - a Path each takes long
+        itself = os.stat(folder)  # noqa: PTH116 - faster than Path
         if (itself.st_dev, itself.st_ino) in seen:
             faults.append((Path(folder), "it is a link to a folder that is listed already"))
             return iter(())
@@ -236,7 +240,7 @@ def _inside(
                     is_folder = entry.is_dir()
                     if is_folder or entry.is_file():
                         found.append((folder, entry.name, is_folder))
-                except OSError as error:  # a link to itself, or to where nobody may look
+                except OSError as error:  # a link to itself, or into a folder without permission
                     faults.append((Path(entry.path), error.strerror or str(error)))
     except OSError as error:
         raise ImagesError(f"{folder} cannot be read: {error.strerror}", "check its permissions") from error

@@ -1,4 +1,4 @@
-"""Which way up an image is, by the one entry of its EXIF that says so; whatever else is broken there."""
+"""The orientation of an image, read from its EXIF entry even where other entries are broken."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 ORIENTATION = 274
-"""The tag of EXIF and TIFF."""
+"""Tag of the orientation in EXIF and TIFF."""
 
 _METHODS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,28 +23,28 @@ _METHODS = {
     8: Image.Transpose.ROTATE_90,
 }
 _NUMBERS = {1: "B", 3: "H", 4: "I"}
-"""Types of a TIFF entry that hold a whole number in the entry itself."""
+"""TIFF types that store a whole number in the entry itself, with their ``struct`` formats."""
 
 _ENTRY_BYTES = 12
 
 
 def orientation(opened: ImageFile) -> Any:
-    """How a loaded image is to be turned, from 2 to 8; anything else is not at all.
+    """The EXIF orientation of a loaded image, from 2 to 8; any other value means upright.
 
-    Pillow's own function rewrites the whole EXIF, and fails where any entry of it is broken.
+    Pillow's ``exif_transpose`` rewrites the whole EXIF, and fails if any entry is broken.
     """
     exif = opened.info.get("exif")
     found = in_exif(exif) if isinstance(exif, bytes) else None
     if found is not None:
         return found
     try:
-        return opened.getexif().get(ORIENTATION)  # of XMP, or of a PNG's text
-    except Exception:  # a broken entry, which says nothing of the pixels: shown as it lies
+        return opened.getexif().get(ORIENTATION)  # from XMP, or from the text of a PNG
+    except Exception:  # a broken entry: the image is taken as upright
         return None
 
 
 def in_exif(exif: bytes) -> int | None:
-    """The orientation that EXIF says; None where it says none, or is cut short in front of it."""
+    """The orientation in EXIF data; None where it has none, or is truncated before it."""
     data = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
@@ -62,7 +62,7 @@ def in_exif(exif: bytes) -> int | None:
     return None
 
 
-def turned(picture: Image.Image, way: Any) -> Image.Image:
-    """An image turned upright from an orientation."""
-    method = _METHODS.get(way) if isinstance(way, int) else None
-    return picture if method is None else picture.transpose(method)
+def upright(image: Image.Image, value: Any) -> Image.Image:
+    """Rotate or mirror an image from its orientation to upright."""
+    method = _METHODS.get(value) if isinstance(value, int) else None
+    return image if method is None else image.transpose(method)

@@ -1,4 +1,4 @@
-"""Whether decoding keeps up with a training."""
+"""Measures whether decoding keeps up with a training."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 WAITED_SHARE, WAITED_SECONDS = 0.05, 3.0
-"""Decoding keeps up with a training that waits less than either; the first batch is always waited for."""
+"""Decoding keeps up if training waits less than this share of its time, or less than these seconds.
+
+The first batch always has to be waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How fast images were needed, and how fast they were decoded.
+    """Throughput of a training and of the decoding of its images.
 
     Args:
-        images: That were trained on, each view counted.
-        training_seconds: That took, waiting included.
-        waited_seconds: That training waited for images while the device had nothing else to do.
-        decoded: How many images were decoded, for whatever.
-        decoding_seconds: That took, summed over the processes.
-        processes: That decoded.
+        images: Number of images trained on; each view counts.
+        training_seconds: Duration of the training in seconds, waiting included.
+        waited_seconds: Seconds that training waited for images while the device was idle.
+        decoded: Number of images decoded, for training and anything else.
+        decoding_seconds: Seconds of decoding, summed over the processes.
+        processes: Number of decoding processes.
     """
 
     images: int
@@ -31,21 +33,21 @@ class Pace:
 
     @property
     def needed_per_second(self) -> float:
-        """Images a second that training would take if it never waited."""
+        """Images per second that training would take if it never waited."""
         return self.images / max(self.training_seconds - self.waited_seconds, 1e-9)
 
     @property
     def decoded_per_second(self) -> float:
-        """Images a second that the processes decode while they do."""
+        """Images per second that the processes decode while they are busy."""
         return self.processes * self.decoded / max(self.decoding_seconds, 1e-9)
 
     @property
     def keeps_up(self) -> bool:
-        """Whether training hardly waited."""
+        """Whether training waited less than one of the limits."""
         return self.waited_seconds <= max(WAITED_SHARE * self.training_seconds, WAITED_SECONDS)
 
     def warning(self) -> str | None:
-        """What to know where decoding does not keep up."""
+        """A warning for the user if decoding does not keep up; else None."""
         if self.keeps_up:
             return None
         return (
@@ -56,7 +58,7 @@ class Pace:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For a report."""
+        """The measures as plain values, for a report."""
         return {
             "keeps_up": self.keeps_up,
             "warning": self.warning(),

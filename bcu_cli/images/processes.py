@@ -1,6 +1,6 @@
-"""Decoding in processes of their own, so that an image which breaks its decoder is skipped alone.
+"""Decoding in separate processes, so that an image that crashes its decoder is skipped alone.
 
-Imports no torch, as ``decoding.py``.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bcu_cli.images.decoding import Geometry, Picture
+    from bcu_cli.images.decoding import Geometry, RawImage
 
 FILES_PER_TASK = 64
 FILES_WORTH_PROCESSES = 256
-"""Below this, one process is done before a second one would have started; measured on two cores."""
+"""Fewest images for which more than one process is started.
+
+With fewer, one process is done before a second one has started (measured on two cores)."""
 
 MOST_SECONDS = 15.0
-"""For one image. The largest that is read, of 89 million pixels, takes 4 on a core of its own."""
+"""Time limit of one image in seconds. The largest allowed image, of 89 million pixels, takes 4 s."""
 
 MOST_DEATHS = 16
-"""Processes that images may break before the whole set is refused: each may take ``MOST_SECONDS``."""
+"""Number of processes that may die before the whole set is refused; each may take ``MOST_SECONDS``."""
 
 _LONGEST_ANSWER = 2**20
 _PROGRAM = """
@@ -48,18 +50,18 @@ sys.path[:] = json.loads(sys.argv[1])
 from bcu_cli.images import worker
 worker.serve()
 """
-"""The process, which finds modules where its parent does and never in the folder that it runs in."""
+"""Program of a decoding process. It imports from its parent's paths, never from the working folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What became of some images.
+    """The result of decoding a few images.
 
     Args:
-        images: uint8 ``[N, C, H, W]``; of those that are no image anything.
-        faults: Position -> why it is no image that can be read.
-        notes: How values of more than 8 bits were scaled -> the position of the first such image.
-        seconds: That decoding took.
+        images: uint8 ``[N, C, H, W]``; undefined values for unreadable images.
+        faults: Positions of the unreadable images, each with the reason.
+        notes: How values of more than 8 bits were scaled, each with the position of the first such image.
+        seconds: Decoding time in seconds.
     """
 
     images: NDArray[np.uint8]
@@ -69,16 +71,18 @@ class Decoded:
 
 
 def cores() -> int:
-    """How many this process may use; those of a machine are divided among the processes of torchrun."""
-    return max(1, _of_machine() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _of_machine() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of cores that this process may use; the processes of torchrun share those of a machine."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class _DeathError(Exception):
-    """A process that died: while it decoded the image at ``position``, or None for no image's fault."""
+    """A decoding process died.
+
+    Args:
+        position: Position of the image that it was decoding; None where no image is to blame.
+        reason: The cause.
+    """
 
     def __init__(self, position: int | None, reason: str) -> None:
         super().__init__(reason)
@@ -87,17 +91,17 @@ class _DeathError(Exception):
 
 
 class _Worker:
-    """One process that decodes, from its parent's side.
+    """The parent's handle of one decoding process.
 
-    It is in a session of its own, so that Ctrl-C at the terminal reaches the parent alone. It ends when its
-    stdin does, which is also when the parent is killed.
+    The process has a separate session, so that Ctrl-C at the terminal reaches the parent alone. It ends when
+    its stdin is closed, which also happens when the parent is killed.
 
     Raises:
-        ImagesError: The system lets no process be started.
+        ImagesError: The system does not start the process.
     """
 
     def __init__(self) -> None:
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # whose stacks count as memory
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # thread stacks count as memory
         try:
             self.process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-P", "-c", _PROGRAM, json.dumps(sys.path)],
@@ -112,54 +116,54 @@ class _Worker:
                 f"no process could be started to decode images: {error.strerror}", "end some others, or wait"
             ) from error
 
-    def decode(self, pictures: Sequence[Picture], geometry: Geometry) -> Decoded:
-        """Decode some images.
+    def decode(self, raw_images: Sequence[RawImage], geometry: Geometry) -> Decoded:
+        """Decode images in the process, and wait for the result.
 
         Raises:
-            _DeathError: The process died on the way.
+            _DeathError: The process died.
         """
         assert self.process.stdin and self.process.stderr  # noqa: S101 - for the types
-        request = pickle.dumps((Path.cwd(), MOST_SECONDS, list(pictures), geometry))
-        with suppress(OSError):  # it is dead: there will be no answer
+        request = pickle.dumps((Path.cwd(), MOST_SECONDS, list(raw_images), geometry))
+        with suppress(OSError):  # the process is dead: reading its answer shows that
             self.process.stdin.write(len(request).to_bytes(LENGTH_BYTES, "big") + request)
             self.process.stdin.flush()
-        shape = (len(pictures), geometry.channels, geometry.height, geometry.width)
+        shape = (len(raw_images), geometry.channels, geometry.height, geometry.width)
         images = np.empty(shape, dtype=np.uint8)
         answers = cast("BufferedReader", self.process.stdout)
         whole = answers.readinto(images.reshape(-1).data) == images.nbytes
         line = answers.readline(_LONGEST_ANSWER) if whole else b""
         if not line.endswith(b"\n"):
-            raise self._death(len(pictures))
-        self.process.stderr.read(len(pictures) + 1)
+            raise self._death(len(raw_images))
+        self.process.stderr.read(len(raw_images) + 1)
         answer = json.loads(line)
         faults = {int(position): str(reason) for position, reason in answer["faults"].items()}
         notes = {str(note): int(position) for note, position in answer["notes"].items()}
         return Decoded(images=images, faults=faults, notes=notes, seconds=float(answer["seconds"]))
 
     def _death(self, number: int) -> _DeathError:
-        """The image that it died of: the one that was begun last."""
+        """The error for a process that died; the image begun last is to blame."""
         assert self.process.stderr  # noqa: S101 - for the types
         begun = len(self.process.stderr.read())
         code = self.process.wait()
         return _DeathError(begun - 1 if 0 < begun <= number else None, _cause(code))
 
     def kill(self) -> None:
-        """End the process at once; whoever waits for its answer learns of it."""
+        """Kill the process; a thread that waits for its answer gets a ``_DeathError``."""
         self.process.kill()
 
     def end(self) -> None:
-        """End the process and leave nothing of it."""
+        """Kill the process, wait for its end, and close its pipes."""
         self.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            with suppress(OSError):  # what it never read
+            with suppress(OSError):  # of data that the process never read
                 pipe.close()  # type: ignore[union-attr]
 
 
 def _cause(code: int) -> str:
     if code == -signal.SIGALRM:
         return f"it took more than {MOST_SECONDS:.0f} seconds to decode"
-    if code == -signal.SIGKILL:  # Linux kills whoever takes most memory when there is none left
+    if code == -signal.SIGKILL:  # Linux kills the largest process when memory runs out
         return "the process that decoded it was killed, as for a lack of memory"
     if code < 0:
         with suppress(ValueError):  # a signal without a name
@@ -168,7 +172,7 @@ def _cause(code: int) -> str:
 
 
 _spare: list[_Worker] = []
-"""At most one process that has nothing to do: the next set of images need not wait for one to start."""
+"""At most one idle process, so that the next set of images does not wait for one to start."""
 
 
 @atexit.register
@@ -178,11 +182,11 @@ def _end_spare() -> None:
 
 
 class Decoders:
-    """Processes that decode; they are started as they are needed, and anew where an image broke one.
+    """A pool of decoding processes, started as needed and replaced where an image crashes one.
 
     Args:
-        geometry: What each image becomes.
-        processes: At most so many.
+        geometry: Size and cropping of the decoded images.
+        processes: Largest number of processes.
     """
 
     def __init__(self, geometry: Geometry, processes: int) -> None:
@@ -195,18 +199,19 @@ class Decoders:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that there are now."""
+        """Ids of the running processes."""
         return [worker.process.pid for worker in self._workers]
 
-    def submit(self, pictures: Sequence[Picture]) -> Future[Decoded]:
-        """Have some decoded.
+    def submit(self, raw_images: Sequence[RawImage]) -> Future[Decoded]:
+        """Start decoding images.
 
-        Its result raises ``ImagesError`` where ``MOST_DEATHS`` processes died, whatever of.
+        Returns:
+            A future of the decoded images. It raises ``ImagesError`` once ``MOST_DEATHS`` processes died.
         """
-        return self._threads.submit(self._decode, pictures)
+        return self._threads.submit(self._decode, raw_images)
 
     def close(self) -> None:
-        """End the processes at once, whatever they have in hand."""
+        """Kill the processes, also those that are decoding; one idle process is kept for later."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers - set(self._idle):
@@ -219,21 +224,21 @@ class Decoders:
             worker.end()
         self._workers.clear()
 
-    def _decode(self, pictures: Sequence[Picture]) -> Decoded:
-        """In a thread: have a process decode them all, but those that a process has died of."""
-        deadly: dict[int, str] = {}
+    def _decode(self, raw_images: Sequence[RawImage]) -> Decoded:
+        """Decode images in one process, without those that crashed it before; runs in a thread."""
+        fatal: dict[int, str] = {}
         while True:
-            rest = [i for i in range(len(pictures)) if i not in deadly]
+            rest = [i for i in range(len(raw_images)) if i not in fatal]
             worker = self._take()
             try:
-                decoded = worker.decode([pictures[i] for i in rest], self._geometry)
+                decoded = worker.decode([raw_images[i] for i in rest], self._geometry)
             except _DeathError as death:
-                self._bury(worker, death)
+                self._remove(worker, death)
                 if death.position is not None:
-                    deadly[rest[death.position]] = death.reason
+                    fatal[rest[death.position]] = death.reason
             else:
                 self._idle.append(worker)
-                return _spread(decoded, rest, deadly) if deadly else decoded
+                return _with_fatal(decoded, rest, fatal) if fatal else decoded
 
     def _take(self) -> _Worker:
         for pool in (self._idle, _spare):
@@ -243,11 +248,11 @@ class Decoders:
                 return worker
         worker = _Worker()
         self._workers.add(worker)
-        if self._closed:  # since this thread asked: close may not have seen it
+        if self._closed:  # close() may have run before the worker was in the set
             worker.kill()
         return worker
 
-    def _bury(self, worker: _Worker, death: _DeathError) -> None:
+    def _remove(self, worker: _Worker, death: _DeathError) -> None:
         self._workers.discard(worker)
         worker.end()
         self._deaths += 1
@@ -258,18 +263,24 @@ class Decoders:
             )
 
 
-def _spread(decoded: Decoded, places: list[int], deadly: dict[int, str]) -> Decoded:
-    """What was decoded at its places among all, and what was not at its own."""
-    number = len(places) + len(deadly)
+def _with_fatal(decoded: Decoded, places: list[int], fatal: dict[int, str]) -> Decoded:
+    """Add the images that crashed a process, as faults, to those that were decoded.
+
+    Args:
+        decoded: The decoded images.
+        places: Their positions among all images.
+        fatal: Positions of the images that crashed a process, each with the reason.
+    """
+    number = len(places) + len(fatal)
     images = np.zeros((number, *decoded.images.shape[1:]), dtype=np.uint8)
     images[places] = decoded.images
-    faults = {places[i]: reason for i, reason in decoded.faults.items()} | deadly
+    faults = {places[i]: reason for i, reason in decoded.faults.items()} | fatal
     notes = {note: places[i] for note, i in decoded.notes.items()}
     return Decoded(images=images, faults=dict(sorted(faults.items())), notes=notes, seconds=decoded.seconds)
 
 
 def decode_many(
-    pictures: Sequence[Picture],
+    raw_images: Sequence[RawImage],
     geometry: Geometry,
     *,
     on_progress: Callable[[int], None] | None = None,
@@ -278,23 +289,24 @@ def decode_many(
     """Decode images in several processes, in their order.
 
     Args:
-        pictures: Files or arrays.
-        geometry: What each becomes.
+        raw_images: Files, members of archives, or arrays.
+        geometry: Size and cropping of the decoded images.
         on_progress: Called with the number of images decoded since the last call.
-        notes: Takes how values of more than 8 bits were scaled, with the index of the first such image.
+        notes: Receives how values of more than 8 bits were scaled, each with the index of the first such
+            image.
 
     Returns:
-        The images, uint8 ``[N, C, H, W]``; the index into ``pictures`` of each; and the indices of those
-        that are no readable image, with the reason.
+        The images, uint8 ``[N, C, H, W]``; the index into ``raw_images`` of each; and the indices of
+        unreadable images, with the reason.
 
     Raises:
         ImagesError: ``MOST_DEATHS`` decoding processes died.
     """
-    images = np.empty((len(pictures), geometry.channels, geometry.height, geometry.width), dtype=np.uint8)
+    images = np.empty((len(raw_images), geometry.channels, geometry.height, geometry.width), dtype=np.uint8)
     kept: list[int] = []
     skipped: list[tuple[int, str]] = []
     start = 0
-    for decoded in _in_order(pictures, geometry):
+    for decoded in _in_order(raw_images, geometry):
         good = [i for i in range(len(decoded.images)) if i not in decoded.faults]
         images[len(kept) : len(kept) + len(good)] = decoded.images[good]
         kept += [start + i for i in good]
@@ -307,15 +319,15 @@ def decode_many(
     return images[: len(kept)], kept, skipped
 
 
-def _in_order(pictures: Sequence[Picture], geometry: Geometry) -> Iterator[Decoded]:
-    """Parts of the images, decoded; a few of them ahead of what was taken."""
-    starts = range(0, len(pictures), FILES_PER_TASK)
-    processes = min(cores(), len(starts)) if len(pictures) >= FILES_WORTH_PROCESSES else 1
+def _in_order(raw_images: Sequence[RawImage], geometry: Geometry) -> Iterator[Decoded]:
+    """Yield the decoded images in chunks; a few chunks are decoded ahead."""
+    starts = range(0, len(raw_images), FILES_PER_TASK)
+    processes = min(cores(), len(starts)) if len(raw_images) >= FILES_WORTH_PROCESSES else 1
     decoders = Decoders(geometry, max(1, processes))
     waiting: list[Future[Decoded]] = []
     try:
         for start in starts:
-            waiting.append(decoders.submit(pictures[start : start + FILES_PER_TASK]))
+            waiting.append(decoders.submit(raw_images[start : start + FILES_PER_TASK]))
             if len(waiting) > 2 * processes:
                 yield waiting.pop(0).result()
         while waiting:

@@ -1,7 +1,8 @@
-"""Values of more than 8 bits, or with a fraction, to 8 bits: by the values themselves, and said.
+"""Scaling of images with more than 8 bits, or with floating-point values, to 8 bits.
 
-Pillow cuts off or wraps what does not fit. What the largest value of such an image means is written nowhere:
-a camera's 12 bits lie in 16, and floating-point images go to 1, to 255 or to anything.
+Pillow clips or wraps values that do not fit. The file does not say which value is white: a camera stores 12
+bits in 16, and floating-point images range to 1, to 255 or to any number. So the range is inferred from the
+values, and the user is given a note of it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 WHOLE_RANGES = (255, 4095, 65535)
-"""What the largest value may be of whole numbers of 8, 12 and 16 bits; others are stretched."""
+"""Ranges of whole numbers of 8, 12 and 16 bits; values outside all of them are stretched."""
 
 FRACTION_RANGES = (1, 255)
-"""The same of floating-point numbers."""
+"""Ranges of floating-point values; values outside all of them are stretched."""
 
 MOST = 1e38
-"""Values beyond are marks of what was not measured, as the lowest float32 is in maps."""
+"""Values beyond this mark missing measurements, as the lowest float32 does in maps."""
 
 MISSING = "NaN, infinite and missing values become the least value"
 STRETCHED = "values are stretched from each image's own least and largest to 0 to 255"
@@ -35,21 +36,21 @@ _WHITE_IS_ZERO, _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT, _NO_DATA = 0, 262, 258, 339
 
 
 def range_note(most: int) -> str:
-    """How values are scaled whose largest is at most ``most``."""
+    """The note for images whose values range from 0 to ``most``."""
     return "values are kept as of 8 bits" if most == 255 else f"values of 0 to {most} are scaled to 0 to 255"
 
 
 def to_eight_bits(opened: ImageFile, on_note: Callable[[str], None]) -> Image.Image:
-    """A loaded image with 8 bits a channel.
+    """Load an image and convert it to 8 bits per channel.
 
     Args:
         opened: An image of any mode, not loaded yet.
-        on_note: Called with what was done to values of more than 8 bits.
+        on_note: Called with how values of more than 8 bits were scaled.
 
     Raises:
-        UnreadableError: There is no value to scale by, or nothing is left of them.
+        UnreadableError: No value is finite, or 16-bit colours would lose nearly all of their values.
     """
-    deep_colours = any(";16" in str(tile) for tile in opened.tile)  # of which Pillow keeps the upper 8 bits
+    deep_colours = any(";16" in str(tile) for tile in opened.tile)  # Pillow keeps their upper 8 bits
     opened.load()
     if opened.mode != "F" and not opened.mode.startswith("I"):
         if deep_colours:
@@ -69,27 +70,23 @@ def to_eight_bits(opened: ImageFile, on_note: Callable[[str], None]) -> Image.Im
 
 
 def _refuse_lost(opened: Image.Image) -> None:
-    """Refuse 16-bit colours of which the upper 8 bits show nothing, as of a camera's 12 bits.
-
-    Raises:
-        UnreadableError: They do.
-    """
+    """Raise ``UnreadableError`` for 16-bit colours whose upper 8 bits are nearly 0, as a camera's 12 bits."""
     bands = [band for band in opened.getbands() if band not in "Aa"]
     if max(opened.getchannel(band).getextrema()[1] for band in bands) < 16:  # type: ignore[operator]
         raise UnreadableError("its 16-bit colours are all below 4,096, and only their upper 8 bits are read")
 
 
 def _values(opened: Image.Image, tags: dict[int, Any]) -> NDArray[Any]:
-    """The pixels as floating-point numbers, ``[H, W]``; 32-bit whole numbers keep all of their digits."""
+    """The pixels as floating-point numbers, ``[H, W]``; float64 for whole numbers, which stay exact."""
     array = np.asarray(opened)
     if opened.mode == "I" and _first(tags.get(_BITS)) == 32 and _first(tags.get(_SAMPLE_FORMAT, 1)) == 1:
-        array = array.view(np.uint32)  # Pillow takes all for signed
+        array = array.view(np.uint32)  # Pillow reads unsigned numbers as signed
     return array.astype(np.float64 if opened.mode == "I" else np.float32)
 
 
 def _filled(values: NDArray[Any], no_data: float | None, on_note: Callable[[str], None]) -> NDArray[Any]:
-    """The values with those that are none replaced: infinity by the largest, others by the least."""
-    there = np.abs(values) < MOST  # not so of NaN
+    """Replace infinity by the largest value, and NaN and missing values by the smallest."""
+    there = np.abs(values) < MOST  # False for NaN
     if no_data is not None:
         there &= values != values.dtype.type(no_data)
     if there.all():
@@ -102,7 +99,7 @@ def _filled(values: NDArray[Any], no_data: float | None, on_note: Callable[[str]
 
 
 def _range(low: float, high: float, *, whole: bool, bits: Any) -> tuple[float, int | None]:
-    """From where values are scaled, and what the largest may be; None where that is the largest there is."""
+    """The value that becomes 0, and the largest possible value; None for the largest in the image."""
     if low < 0:
         return low, None
     for most in WHOLE_RANGES if whole else FRACTION_RANGES:
@@ -112,7 +109,7 @@ def _range(low: float, high: float, *, whole: bool, bits: Any) -> tuple[float, i
 
 
 def _no_data(tags: dict[int, Any]) -> float | None:
-    """The value that stands for none, as GDAL writes it."""
+    """The value that marks missing data, as GDAL writes it; None where there is none."""
     try:
         return float(str(tags[_NO_DATA]).strip(" \0"))
     except (KeyError, ValueError):

@@ -1,6 +1,6 @@
-"""The built-in images: road signs drawn from nothing, for the demo and the tests. Needs no torch.
+"""Built-in images of road signs, drawn by code for the demo and the tests. Needs no torch.
 
-Eight classes of signs in front of random backgrounds, turned, shifted, scaled, lit and blurred at random.
+There are eight classes of signs. Position, size, angle, brightness, contrast, blur and background are random.
 """
 
 from __future__ import annotations
@@ -87,33 +87,33 @@ CLASSES: dict[str, Callable[[ImageDraw.ImageDraw], None]] = {
     "stop": _stop,
     "yield": _yield,
 }
-"""Class name -> how its sign is drawn, in label order."""
+"""The function that draws the sign of each class, in label order."""
 
 
-def draw(name: str, chance: random.Random) -> Image.Image:
-    """One image of the class ``name``: RGB, ``SIDE`` x ``SIDE``."""
-    picture = _background(chance)
+def draw(name: str, rng: random.Random) -> Image.Image:
+    """Draw one image of the class ``name``: RGB, ``SIDE`` x ``SIDE`` pixels."""
+    image = _background(rng)
     sign = Image.new("RGBA", (_DRAWN, _DRAWN))
     CLASSES[name](ImageDraw.Draw(sign))
-    size = round(_DRAWN * chance.uniform(0.68, 0.95))
-    sign = sign.rotate(chance.uniform(-12, 12), Image.Resampling.BICUBIC).resize((size, size))
+    size = round(_DRAWN * rng.uniform(0.68, 0.95))
+    sign = sign.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC).resize((size, size))
     room = _DRAWN - size
-    picture.paste(sign, (round(chance.uniform(0, room)), round(chance.uniform(0, room))), sign)
-    small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    small = ImageEnhance.Brightness(small).enhance(chance.uniform(0.45, 1.25))
-    small = ImageEnhance.Contrast(small).enhance(chance.uniform(0.6, 1.2))
-    return small.filter(ImageFilter.GaussianBlur(chance.uniform(0.0, 0.8)))
+    image.paste(sign, (round(rng.uniform(0, room)), round(rng.uniform(0, room))), sign)
+    small = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small = ImageEnhance.Brightness(small).enhance(rng.uniform(0.45, 1.25))
+    small = ImageEnhance.Contrast(small).enhance(rng.uniform(0.6, 1.2))
+    return small.filter(ImageFilter.GaussianBlur(rng.uniform(0.0, 0.8)))
 
 
-def _background(chance: random.Random) -> Image.Image:
-    """Sky over ground or leaves: a coarse random pattern between two colours."""
+def _background(rng: random.Random) -> Image.Image:
+    """A coarse random pattern between two colours, like sky over ground or leaves."""
     grid = Image.new("RGB", (6, 6))
-    top, bottom = (tuple(chance.randint(30, 220) for _ in range(3)) for _ in range(2))
+    top, bottom = (tuple(rng.randint(30, 220) for _ in range(3)) for _ in range(2))
     for y in range(6):
         for x in range(6):
             share = y / 5
             colour = [
-                round(a + (b - a) * share + chance.uniform(-35, 35)) for a, b in zip(top, bottom, strict=True)
+                round(a + (b - a) * share + rng.uniform(-35, 35)) for a, b in zip(top, bottom, strict=True)
             ]
             grid.putpixel((x, y), tuple(colour))
     return grid.resize((_DRAWN, _DRAWN), Image.Resampling.BICUBIC)
@@ -123,15 +123,16 @@ def write_folder(root: Path, per_class: int, *, seed: int, labelled: bool = True
     """Draw ``per_class`` PNG files of each class.
 
     Args:
-        root: Made if it is not there.
-        per_class: How many.
-        seed: Decides the images.
-        labelled: Whether each class has a subfolder of its name; else the files are numbered at random.
+        root: The folder, which is created if it is missing.
+        per_class: Number of images per class.
+        seed: Seed of the random images.
+        labelled: Whether each class gets a subfolder with its name; else all files are in one folder, in
+            random order.
     """
-    chance = random.Random(seed)  # noqa: S311 - images are no secret
+    rng = random.Random(seed)  # noqa: S311 - images are no secret
     names = [name for name in CLASSES for _ in range(per_class)]
-    chance.shuffle(names)
+    rng.shuffle(names)
     for number, name in enumerate(names):
         folder = root / name if labelled else root
         folder.mkdir(parents=True, exist_ok=True)
-        draw(name, chance).save(folder / f"{number:05d}.png")
+        draw(name, rng).save(folder / f"{number:05d}.png")

@@ -1,4 +1,4 @@
-"""What ``--data`` names -> labelled images: a folder, a zip file, or a data set in its published layout."""
+"""Labelled images from ``--data``: a folder, a zip file, or a data set in its published layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bcu_cli.images.folder import Part
 
 NAMED = ("cifar10", "gtsrb", "imagenet")
-"""What may stand before the colon."""
+"""The data sets that may be named before the colon."""
 
 _SPLITS = {"train", "val", "test"}
 _HINT = f"name a folder, a zip file, or {', '.join(f'{name}:PATH' for name in NAMED)}"
@@ -28,12 +28,12 @@ _HINT = f"name a folder, a zip file, or {', '.join(f'{name}:PATH' for name in NA
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Labelled images. Nothing is listed, fetched or unpickled before a part is asked for.
+    """Labelled images; nothing is listed, downloaded or unpickled before ``train`` or ``test`` is called.
 
     Args:
-        divided: Whether there is a training part and a test part; else each is the whole.
-        train: Finds the images to train on.
-        test: Finds those to measure on.
+        divided: Whether there are a training part and a test part; else both are all images.
+        train: Lists the images to train on.
+        test: Lists the images to measure on.
     """
 
     divided: bool
@@ -43,17 +43,17 @@ class Source:
 
 @contextmanager
 def open_source(spec: str, *, download: bool = False) -> Iterator[Source]:
-    """Find out what ``--data`` names; what a zip file was unpacked to is there until the context ends.
+    """Open the images that ``--data`` names; an unpacked zip file is removed when the context ends.
 
     Args:
-        spec: A folder with one subfolder a class; one with ``train`` and ``test`` (or ``val``) folders of
-            such; a zip file of either; ``cifar10:PATH``, ``gtsrb:PATH`` or ``imagenet:PATH``. What exists
-            under that very name comes first, so that a folder may have a colon in its name.
-        download: Whether CIFAR-10 and GTSRB are fetched where they are not there.
+        spec: A folder with one subfolder per class; a folder with ``train`` and ``test`` (or ``val``) folders
+            of that kind; a zip file of either; ``cifar10:PATH``, ``gtsrb:PATH`` or ``imagenet:PATH``. An
+            existing path takes precedence, so that a folder may have a colon in its name.
+        download: Whether to download CIFAR-10 or GTSRB if they are missing.
 
     Raises:
-        ImagesError: There is no such thing, or it is damaged or not safe to unpack.
-        UsageError: ``download`` for something that is not fetched.
+        ImagesError: The images are missing, damaged or not safe to unpack.
+        UsageError: ``download`` is set for a source that cannot be downloaded.
     """
     path = Path(spec)
     name, _, place = spec.partition(":")
@@ -61,22 +61,28 @@ def open_source(spec: str, *, download: bool = False) -> Iterator[Source]:
         if download:
             raise UsageError(f"--download has nothing to fetch for {spec}", "it is for cifar10: and gtsrb:")
         if path.is_dir():
-            yield _of_folder(path, path, None)
+            yield _from_folder(path, path, None)
         else:
             hidden = Hidden()
             with unpacked(path, hidden) as folder:
-                top = _below_the_only_folder(folder)
-                yield _of_folder(top, path / top.relative_to(folder), hidden)
+                top = _class_root(folder)
+                yield _from_folder(top, path / top.relative_to(folder), hidden)
     elif name in NAMED and place:
-        yield _of_name(name, Path(place).expanduser(), download=download)
-    elif ":" in spec and name not in NAMED and name.isidentifier() and len(name) > 1:  # C: is a drive
+        yield _from_name(name, Path(place).expanduser(), download=download)
+    elif ":" in spec and name not in NAMED and name.isidentifier() and len(name) > 1:  # "C:" is a drive
         raise ImagesError(f"there is no data set called {name}, and no folder {spec}", _HINT)
     else:
         raise ImagesError(f"{spec} " + ("names no folder" if name in NAMED else "does not exist"), _HINT)
 
 
-def _of_folder(folder: Path, root: Path, hidden: Hidden | None) -> Source:
-    """``folder`` is called ``root`` in messages; ``hidden`` is what its archive holds besides."""
+def _from_folder(folder: Path, root: Path, hidden: Hidden | None) -> Source:
+    """The source of a folder.
+
+    Args:
+        folder: The folder.
+        root: Its path in messages.
+        hidden: The hidden files of its zip file; None for a folder that was not unpacked.
+    """
     names = set(subfolders(folder))
     if not ("train" in names and len(names) > 1 and names <= _SPLITS):
         whole = partial(_list, folder, root, hidden)
@@ -95,7 +101,7 @@ def _list(folder: Path, root: Path, hidden: Hidden | None) -> Part:
     return replace(list_labelled(folder, root=root), hidden=hidden)
 
 
-def _of_name(name: str, root: Path, *, download: bool) -> Source:
+def _from_name(name: str, root: Path, *, download: bool) -> Source:
     if name == "imagenet":
         if download:
             raise UsageError(
@@ -122,7 +128,7 @@ def _imagenet(root: Path, part: str) -> Part:
     return list_labelled(folder)
 
 
-def _below_the_only_folder(folder: Path) -> Path:
-    """The one folder that holds all others, as archives often have it; else ``folder`` itself."""
+def _class_root(folder: Path) -> Path:
+    """The only subfolder, where it holds all class folders, as in many archives; else ``folder`` itself."""
     names = subfolders(folder)
     return folder / names[0] if len(names) == 1 and subfolders(folder / names[0]) else folder

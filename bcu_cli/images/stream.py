@@ -1,6 +1,6 @@
-"""Images that are too many, or too large, to be kept decoded: what fits is kept, the rest is decoded anew.
+"""Images decoded during training, for sets that do not fit into memory; as many as fit are cached.
 
-Which images are kept, how many processes decode and how fast they are changes nothing of what comes out.
+The images returned do not depend on the cache, or on the number and speed of the decoding processes.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ if TYPE_CHECKING:
     from bcu_cli.images.processes import Decoded
 
 AHEAD_BYTES, FEWEST_AHEAD, MOST_AHEAD = 2**27, 2, 16
-"""Batches that are decoded ahead of their use: as many as fit into these bytes, within these numbers."""
+"""Limits of decoding ahead: bytes of all batches, and their smallest and largest number."""
 FEWEST_PER_TASK = 8
 MOST_ATTEMPTS = 1000
-"""Images that are tried in place of one that cannot be read."""
+"""Number of images that are tried in place of an unreadable one."""
 _NOT_KEPT = -1
 
 Images: TypeAlias = "Tensor | Stream"
-"""Images in a row, uint8 ``[N, C, H, W]``: ``len``, ``shape``, and those at a slice or an index."""
+"""Images that have ``len`` and ``shape`` and can be indexed, uint8 ``[N, C, H, W]``."""
 
 
 class Stream:
-    """Images as one tensor of them would be, uint8 ``[N, C, H, W]``, without holding it.
+    """Images that are indexed like a uint8 tensor ``[N, C, H, W]`` and decoded when they are used.
 
-    In the place of one that cannot be read stands another, drawn by its position alone.
+    An unreadable image is replaced by another one, chosen at random by its position alone.
 
     Args:
         listing: The images.
-        geometry: What each becomes.
-        cache: Bytes of decoded images that are kept: those that come first. The batches ahead, of
-            ``AHEAD_BYTES`` or ``FEWEST_AHEAD`` batches, are on top, and as much again while it comes in.
-        processes: How many decode; None is as many as there are cores.
+        geometry: Size and cropping of the decoded images.
+        cache: Bytes of decoded images that are cached, the first ones used. The batches decoded ahead
+            (``AHEAD_BYTES`` or ``FEWEST_AHEAD`` batches) come on top, and up to as much while they arrive.
+        processes: Number of decoding processes; None takes one per core.
 
     Attributes:
-        decoded: How many images were decoded.
-        decoding_seconds: That took, over all processes.
-        waited_seconds: That training waited for images while the device had nothing else to do.
+        decoded: Number of images decoded.
+        decoding_seconds: Seconds of decoding, summed over the processes.
+        waited_seconds: Seconds that training waited for images while the device was idle.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Stream:
 
     @property
     def kept(self) -> int:
-        """How many images are kept decoded so far."""
+        """Number of images in the cache."""
         return self._number_kept
 
     @property
     def skipped(self) -> tuple[tuple[Path, str], ...]:
-        """Files that turned out to be no readable image so far, with the reason."""
+        """Files found to be unreadable so far, with the reason."""
         return tuple((named(self._listing[i]), self._faults[i]) for i in sorted(self._faults))
 
     @property
@@ -104,7 +104,12 @@ class Stream:
         return tuple((named(self._listing[i]), note) for note, i in self._notes.items())
 
     def pace(self, *, images: int, seconds: float) -> Pace:
-        """Whether decoding kept up with a training on so many images, which took so many seconds in all."""
+        """The throughput of decoding beside that of a training.
+
+        Args:
+            images: Number of images trained on; each view counts.
+            seconds: Duration of the training in seconds.
+        """
         return Pace(
             images=images,
             training_seconds=seconds,
@@ -115,11 +120,11 @@ class Stream:
         )
 
     def follow(self, batches: Iterator[Tensor], finish_work: Callable[[], None]) -> None:
-        """Begin to decode what will be taken.
+        """Start decoding the batches of a training ahead of their use.
 
         Args:
             batches: The index of each batch, int64 ``[M]`` on the CPU, in the order of their use.
-            finish_work: Called before there is waiting; it returns when the device has nothing left to do.
+            finish_work: Called before waiting for images; it returns when the device is idle.
         """
         self._forget()
         self._coming, self._finish_work = batches, finish_work
@@ -143,7 +148,7 @@ class Stream:
         return batch.images
 
     def close(self) -> None:
-        """End the processes."""
+        """End the decoding processes."""
         self._forget()
         self._decoders.close()
 
@@ -169,15 +174,15 @@ class Stream:
         return min(max(AHEAD_BYTES // max(1, self._ahead[0].images.nbytes), FEWEST_AHEAD), MOST_AHEAD)
 
     def _begin(self, index: Tensor) -> _Batch:
-        """Have the images at an index decoded, but those that are kept."""
-        pinned = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # copied while others compute
+        """Start decoding the images at an index that are not cached."""
+        pinned = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # for asynchronous copies
         images = torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
         batch = _Batch(index=index, images=images, waiting={})
         self._request(batch, np.arange(len(index)))
         return batch
 
     def _request(self, batch: _Batch, rows: Any) -> None:
-        """Fill rows of a batch from what is kept, and have the others decoded."""
+        """Fill rows of a batch from the cache, and start decoding the other rows."""
         sources = batch.index.numpy()[rows]
         if self._faults:
             sources = np.array([self._source(i) for i in sources.tolist()], dtype=np.int64)
@@ -195,7 +200,7 @@ class Stream:
             batch.waiting[future] = (rows[part], sources[part])
 
     def _gather(self, batch: _Batch, *, wait: bool) -> None:
-        """Take in what was decoded; have others decoded for what is no image."""
+        """Store the decoded images, and start decoding replacements for unreadable ones."""
         while ready := [future for future in batch.waiting if wait or future.done()]:
             for future in ready:
                 decoded = future.result()
@@ -223,7 +228,7 @@ class Stream:
         self._number_kept += len(new)
 
     def _source(self, position: int) -> int:
-        """Which image stands at a position: its own, or the first readable one of a series of others."""
+        """Index of the image at a position: the position itself, or a random readable replacement."""
         if position not in self._faults:
             return position
         others = random.Random(position)  # noqa: S311 - images are no secret
@@ -235,12 +240,12 @@ class Stream:
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """Images on their way.
+    """A batch that is being decoded.
 
     Args:
-        index: Which, int64 ``[M]``.
-        images: Where they go to, uint8 ``[M, C, H, W]``.
-        waiting: What is being decoded, and for each the rows and the images.
+        index: Index of the images, int64 ``[M]``.
+        images: Memory for the decoded images, uint8 ``[M, C, H, W]``.
+        waiting: The pending chunks, each with its rows of the batch and the indices of its images.
     """
 
     index: Tensor
@@ -250,15 +255,15 @@ class _Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamedSet:
-    """Images without labels that are not all kept decoded; the counterpart of ``ImageSet``.
+    """Unlabeled images that are decoded when they are used; the counterpart of ``ImageSet``.
 
     Args:
         images: The images.
-        root: The folder, or the tar archive.
-        found: Number of files that it holds, before any drawing.
-        sha256: Over their names, and over the decoded images that were held out of them.
-        faults: Archives that could not be read, or not to their end, with the reason.
-        hidden: Files and folders that were passed over for their names.
+        root: The folder or the tar archive.
+        found: Number of files in the folder, before any random selection.
+        sha256: SHA-256 of the images' names and of the decoded images that were held out.
+        faults: Broken links and archives that could not be read to their end, with the reason.
+        hidden: Files and folders that were skipped for their names.
         held_out_scaled: How values of more than 8 bits were scaled in the images held out.
     """
 
@@ -279,7 +284,7 @@ class StreamedSet:
 
     @property
     def skipped(self) -> tuple[tuple[Path, str], ...]:
-        """What turned out to be no readable image so far, with the reason."""
+        """Files found to be unreadable so far, with the reason."""
         return self.faults + self.images.skipped
 
     @property
@@ -289,30 +294,30 @@ class StreamedSet:
 
     @property
     def newly_scaled(self) -> tuple[tuple[Path, str], ...]:
-        """The ways among them that none of the images held out has shown."""
+        """How values were scaled in ways that no held-out image needed, each with the first such file."""
         known = {how for _, how in self.held_out_scaled}
         return tuple((path, how) for path, how in self.images.scaled if how not in known)
 
 
 def spread(images: Stream, number: int = 1000) -> Tensor:
-    """Some images from all over: at least ``number`` if there are as many, and less than twice that."""
+    """Evenly spaced images of a stream: from ``number`` to twice as many, or all where there are fewer."""
     return images[:: max(1, len(images) // number)]
 
 
 def open_stream(
     listing: Listing, held_out: ImageSet, geometry: Geometry, *, cache: int, of: int
 ) -> StreamedSet:
-    """Images to be decoded as they are used.
+    """Open images that are decoded when they are used.
 
     Args:
         listing: The images.
-        held_out: Others of the same folder, already decoded.
-        geometry: What each becomes.
-        cache: Bytes of decoded images that are kept, besides those held out.
-        of: How many were to be held out; of some it may have turned out that they are no images.
+        held_out: Held-out images of the same folder, already decoded.
+        geometry: Size and cropping of the decoded images.
+        cache: Bytes of decoded images that are cached, beside those held out.
+        of: Number of images selected to be held out, unreadable ones included.
 
     Raises:
-        ImagesError: Going by those held out, fewer than ``FEWEST_IMAGES`` images are readable.
+        ImagesError: Fewer than ``FEWEST_IMAGES`` images are readable, as estimated from those held out.
     """
     require_enough((len(listing) + of) * len(held_out) // max(1, of), held_out)
     digest = hashlib.sha256(listing.sha256().encode())

@@ -1,4 +1,4 @@
-"""The images in a tar archive, such as a WebDataset shard, found by its headers; nothing is unpacked."""
+"""Finds the images in a tar archive, such as a WebDataset shard, by its headers, without unpacking it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
-"""Of members that are images; a shard holds labels and texts beside them."""
+"""Suffixes of images; a shard also holds labels and texts."""
 
 MOST_EXTENDED = 2**20
-"""Bytes of a header that extends another, such as one with a long name."""
+"""Most bytes of an extended header, such as one with a long name."""
 
 LONGEST_NAME = 4096
-"""Bytes of a member's name: no file system takes a longer one."""
+"""Most bytes of a member's name; no file system allows more."""
 
 _BLOCK = 512
 _MOST_DIGITS = 10
@@ -29,21 +29,21 @@ _FILES, _WITHOUT_DATA, _EXTENDED = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4",
 
 
 class DamagedTarError(Exception):
-    """An archive that cannot be read from here on; says why."""
+    """The archive is damaged from some point on; the message gives the reason."""
 
 
 def members(path: Path, hidden: Hidden | None = None) -> Iterator[tuple[str, int, int]]:
-    """The images of an archive that is not compressed: name, offset and size in bytes of each.
+    """Yield the name of each image in an uncompressed archive, with its offset and size in bytes.
 
-    The names are for people; nothing is ever written under them. Every size is held against the file's own.
+    Names are only displayed; nothing is written under them. Every size is checked against that of the file.
 
     Args:
-        path: In the format of POSIX (ustar, pax), GNU tar or Unix V7.
-        hidden: Counts the folders and images that are passed over for their names.
+        path: An archive in the format of POSIX (ustar, pax), GNU tar or Unix V7.
+        hidden: Counts the folders and images that are skipped for their names.
 
     Raises:
-        DamagedTarError: No such archive, or one that is cut short or damaged; what was found before is good.
-        OSError: It cannot be read.
+        DamagedTarError: The file is no such archive, truncated or damaged; images before that are valid.
+        OSError: The file cannot be read.
     """
     hidden = hidden or Hidden()
     with path.open("rb", buffering=0) as file:
@@ -67,19 +67,19 @@ def members(path: Path, hidden: Hidden | None = None) -> Iterator[tuple[str, int
                 extended |= _read_extended(file.fileno(), kind, offset, size)
             else:
                 extended = {}
-                if kind in _FILES and _is_picture(name) and not hidden.holds(path, PurePosixPath(name)):
+                if kind in _FILES and _is_image(name) and not hidden.holds(path, PurePosixPath(name)):
                     yield name, offset, size
             offset += -(-size // _BLOCK) * _BLOCK
         if offset > total:  # members fill whole blocks
             raise DamagedTarError(f"it is cut short behind {name}")
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _check(header: bytes) -> None:
-    """Refuse what is no member's header by its checksum: the sum of its bytes, its own taken for spaces."""
+    """Refuse a header whose checksum is wrong: the sum of its bytes, with spaces for the checksum itself."""
     if len(header) < _BLOCK:
         raise DamagedTarError("it is cut short in a header")
     try:
@@ -91,10 +91,10 @@ def _check(header: bytes) -> None:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or where the first bit is set the big-endian number behind it.
+    """Parse a number field: octal digits, or a big-endian number if the first bit is set.
 
     Raises:
-        ValueError: Neither, or below 0.
+        ValueError: The field is neither, or negative.
     """
     if field[0] & 0x80:
         if field[0] & 0x40:
@@ -107,13 +107,13 @@ def _number(field: bytes) -> int:
 
 
 def _size(header: bytes, extended: dict[str, str]) -> int:
-    said = extended.get("size")
+    stated = extended.get("size")
     try:
-        if said is None:
+        if stated is None:
             return _number(header[124:136])
-        if not (said.isascii() and said.isdigit()):
+        if not (stated.isascii() and stated.isdigit()):
             raise ValueError("no digits")
-        return int(said)
+        return int(stated)
     except ValueError as error:
         raise DamagedTarError(f"the size of {_name(header)} is no number") from error
 
@@ -128,7 +128,7 @@ def _text(field: bytes) -> str:
 
 
 def _read_extended(descriptor: int, kind: bytes, offset: int, size: int) -> dict[str, str]:
-    """What a header says of the next member: its name, and its size where that needs more digits."""
+    """Read an extended header, which gives the name of the next member, and its size if that is large."""
     if size > MOST_EXTENDED:
         raise DamagedTarError(f"a header of {size:,} bytes is no header")
     block = os.pread(descriptor, size, offset)
@@ -138,7 +138,7 @@ def _read_extended(descriptor: int, kind: bytes, offset: int, size: int) -> dict
 
 
 def _records(block: bytes) -> dict[str, str]:
-    """Of pax: each record is its own length, a space, NAME=VALUE and a line feed."""
+    """Parse the records of a pax header; each is its length, a space, NAME=VALUE and a line feed."""
     found, start = {}, 0
     while start < len(block):
         digits = block[start : start + _MOST_DIGITS].partition(b" ")[0]

@@ -1,5 +1,5 @@
-"""The error of one image."""
+"""The error for an image that cannot be read."""
 
 
 class UnreadableError(Exception):
-    """A file that is no image, is damaged, or is larger than an image should be; says why."""
+    """A file is no image, is damaged, or is too large; the message gives the reason."""

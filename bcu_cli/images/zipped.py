@@ -1,4 +1,4 @@
-"""A zip file of images, unpacked with every check that a stranger's archive needs."""
+"""Unpacking of a zip file of images, with the checks that an untrusted archive needs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_RATIO = 100
-"""Images hardly shrink in a zip; even flat bitmaps rarely shrink more."""
+"""Largest ratio of unpacked to packed bytes. Images hardly shrink; even flat bitmaps rarely exceed it."""
 
 HARMLESS_BYTES = 64 * 2**20
-"""Below this, an archive may shrink as much as it likes."""
+"""Unpacked bytes up to which any ratio is allowed."""
 
 MOST_DIRECTORY_BYTES = 2**27
-"""Bytes of the list of members, which is read at once: room for a million of them."""
+"""Most bytes of the list of members, which is read at once; enough for a million members."""
 
 _END, _END64, _LOCATOR64 = b"PK\5\6", b"PK\6\6", b"PK\6\7"
 _END_BYTES, _END64_BYTES, _LOCATOR64_BYTES = 22, 56, 20
@@ -35,23 +35,23 @@ _LONGEST_COMMENT = 2**16
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HINT = "if you trust it, unpack it yourself and name the folder"
 _DAMAGES = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, IndexError, RuntimeError)
-"""What ``zipfile`` raises for archives that are not as they should be."""
+"""Exceptions that ``zipfile`` raises for damaged archives."""
 
 
 @contextmanager
 def unpacked(path: Path, hidden: Hidden | None = None) -> Iterator[Path]:
-    """Unpack a zip file into a temporary folder, which goes away with the context.
+    """Unpack a zip file into a temporary folder, which is removed when the context ends.
 
-    Everything that its directory says is checked before anything is written, and no member gets longer than
-    it says there: ``zipfile`` stops reading at that length, and then finds the checksum wrong.
+    The list of members is checked before anything is written. No member becomes larger than the list says:
+    ``zipfile`` stops reading at that length, and then finds a wrong checksum.
 
     Args:
         path: The archive.
-        hidden: Counts the files and folders that are passed over for their names.
+        hidden: Counts the files and folders that are skipped for their names.
 
     Raises:
-        ImagesError: No zip file, a damaged one, or one that could do harm: names that lead out of the folder,
-            links, encrypted members, far more bytes than its own size or than the disk has room for.
+        ImagesError: The file is no zip file, is damaged, or could do harm. Harmful are names that lead out of
+            the folder, links, encrypted members, and far more bytes than the archive has or the disk holds.
     """
     hidden = hidden or Hidden()
     with tempfile.TemporaryDirectory(prefix="bcu-") as name:
@@ -75,11 +75,11 @@ def unpacked(path: Path, hidden: Hidden | None = None) -> Iterator[Path]:
 
 
 def _refuse_directory(path: Path) -> None:
-    """Refuse what is no zip file, and one whose list of members would take gigabytes to read.
+    """Refuse a file that is no zip file, or whose list of members is longer than ``MOST_DIRECTORY_BYTES``.
 
     Raises:
-        ImagesError: It is either.
-        OSError: It cannot be read.
+        ImagesError: The file is refused.
+        OSError: The file cannot be read.
     """
     size = _directory_bytes(path) if path.is_file() else None
     if size is None:
@@ -92,7 +92,7 @@ def _refuse_directory(path: Path) -> None:
 
 
 def _directory_bytes(path: Path) -> int | None:
-    """Length of the list of members as the end of a zip file says it; None where there is no such end."""
+    """Length in bytes of the list of members, read from the end of a zip file; None if it has no such end."""
     with path.open("rb") as file:
         total = file.seek(0, os.SEEK_END)
         file.seek(max(0, total - _END_BYTES - _LONGEST_COMMENT - _LOCATOR64_BYTES - _END64_BYTES))
@@ -101,7 +101,7 @@ def _directory_bytes(path: Path) -> int | None:
     if at < 0 or len(tail) - at < _END_BYTES:
         return None
     size = int.from_bytes(tail[at + 12 : at + 16], "little")
-    at64 = at - _LOCATOR64_BYTES - _END64_BYTES  # the only place where zipfile looks for it
+    at64 = at - _LOCATOR64_BYTES - _END64_BYTES  # where zipfile expects it
     if at64 >= 0 and tail.startswith(_END64, at64) and tail.startswith(_LOCATOR64, at64 + _END64_BYTES):
         size = int.from_bytes(tail[at64 + 40 : at64 + 48], "little")
     return size
@@ -123,8 +123,8 @@ def _check(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
 
 
 def _fault(info: zipfile.ZipInfo) -> str:
-    """What is wrong with a member; empty if nothing."""
-    place = PureWindowsPath(info.filename)  # knows both kinds of slashes, and drives
+    """Why a member is refused; empty if it is not."""
+    place = PureWindowsPath(info.filename)  # parses both kinds of slashes, and drives
     if place.drive or place.root or ".." in place.parts:
         return "points out of the archive"
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):

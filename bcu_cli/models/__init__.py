@@ -1,6 +1,6 @@
-"""Named tensors to a runnable classifier: its architecture, its preprocessing, its weights.
+"""Models: a checkpoint's named tensors become a runnable classifier.
 
-Importing this package imports no torch; what needs torch is imported when it is first asked for.
+Importing this package does not import torch; names that need torch are imported on first use.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.models.architecture import Architecture
-from bcu_cli.models.names import OWN_ARCHITECTURES, own_names
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES, builtin_names
 from bcu_cli.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from bcu_cli.models.registry import build
 
 __all__ = [
-    "OWN_ARCHITECTURES",
+    "BUILTIN_ARCHITECTURES",
     "Architecture",
     "Classifier",
     "Loaded",
     "Preprocessing",
     "build",
+    "builtin_names",
     "class_count",
     "identify",
     "load",
     "metadata_for",
-    "own_names",
 ]
 
 _LAZY = {

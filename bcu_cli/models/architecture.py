@@ -1,4 +1,4 @@
-"""What is known about which network a file holds. Needs no torch."""
+"""The architecture of a checkpoint, as far as it is known. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Architecture:
     Args:
         name: ``resnet18_cifar``, ``timm:resnet50``, ``torchvision:vgg16_bn``, ``my.py:make`` or
             ``torchscript``.
-        source: How it was found, for people.
-        num_classes: Outputs of the network.
-        alternatives: Others with the same tensors and the same function.
-        rivals: Others with the same tensors that compute something else; where there are any, ``name`` is
+        source: How the architecture was found, in words.
+        num_classes: Number of outputs.
+        alternatives: Other architectures with the same tensors and the same function.
+        rivals: Other architectures with the same tensors and another function. If there are any, ``name`` is
             only the likeliest.
     """
 

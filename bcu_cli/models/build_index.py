@@ -1,9 +1,9 @@
-"""Make the index of architectures: ``python -m bcu_cli.models.build_index [FILE]``.
+"""Build the index of architectures: ``python -m bcu_cli.models.build_index [FILE]``.
 
-Builds every own, timm and torchvision classifier on the meta device (which allocates nothing), with a
-number of classes and of input channels that occur nowhere else, so that the dimensions depending on them
-show. Architectures that share names and shapes with others are built again and traced (see
-:mod:`bcu_cli.models.structure`).
+Every built-in, timm and torchvision classifier is built on the meta device, which allocates nothing. The
+numbers of classes and input channels are primes that occur nowhere else, so that dimensions that depend on
+them can be recognised. Architectures that share names and shapes are traced
+(:mod:`bcu_cli.models.structure`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from bcu_cli.errors import BcuError
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 from bcu_cli.models.index import INDEX_FILE, SCHEMA_VERSION, Axis, Shapes, hash_names, hash_shapes, sketch
-from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.preprocessing import INTERPOLATIONS, Preprocessing
 from bcu_cli.models.registry import TIMM, TORCHVISION, blueprint, build, import_library
 from bcu_cli.models.structure import UntraceableError, function_hash
@@ -27,15 +27,15 @@ from bcu_cli.models.structure import UntraceableError, function_hash
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Primes that are no layer's width, nor divide one.
+#: Placeholders for the numbers of classes and channels: primes that divide the width of no layer.
 CLASSES = 7919
 CHANNELS = 7907
-#: Larger networks are not built with real constants; they then count as different from all others.
+#: Larger networks are not built with real constants, and so count as different from all others.
 LARGEST_TRACED = 150_000_000
 
 
 class Row(NamedTuple):
-    """What the index keeps of one architecture, before it is packed."""
+    """The index entry of one architecture, before it is packed."""
 
     name: str
     names_hash: str
@@ -52,7 +52,7 @@ def all_names() -> list[str]:
     timm = import_library("timm")
     models = import_library("torchvision.models")
     return [
-        *sorted(OWN_ARCHITECTURES),
+        *sorted(BUILTIN_ARCHITECTURES),
         *(TORCHVISION + name for name in sorted(models.list_models(module=models))),
         *(TIMM + name for name in sorted(timm.list_models())),
     ]
@@ -62,7 +62,7 @@ def describe(name: str) -> Row:
     """Build ``name`` on the meta device and describe its tensors.
 
     Raises:
-        BcuError: It cannot be built, or is no classifier.
+        BcuError: The architecture cannot be built, or is no classifier.
     """
     shapes = _shapes(name, CHANNELS)
     if shapes is None:
@@ -86,7 +86,7 @@ def describe(name: str) -> Row:
 
 
 def _shapes(name: str, channels: int) -> Shapes | None:
-    """The shapes of all tensors, or None where the placeholders do not show as themselves."""
+    """The shapes of all tensors, or None if the placeholder numbers cannot be recognised in them."""
     try:
         network = blueprint(
             name, num_classes=CLASSES, input_size=None if channels == 3 else (channels, *_side(name))
@@ -119,7 +119,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def default_preprocessing(name: str) -> Preprocessing | None:
-    """What the library that has ``name`` says about its pretrained weights' preprocessing, if anything."""
+    """The preprocessing of the library's pretrained weights for ``name``; None if it gives none."""
     try:
         if name.startswith(TIMM):
             return _timm_preprocessing(name.removeprefix(TIMM))
@@ -157,7 +157,7 @@ def _torchvision_preprocessing(name: str) -> Preprocessing:
 
 
 def trace(row: Row) -> str:
-    """The hash of the function that an architecture computes, or its name where that cannot be told."""
+    """The hash of the function that an architecture computes, or its name if it cannot be traced."""
     sizes = {(3, 224, 224), (3, *_side(row.name))}
     for size in sorted(sizes, key=lambda size: size != (3, 224, 224)):
         for device in ("meta", "cpu"):
@@ -173,7 +173,7 @@ def trace(row: Row) -> str:
 
 
 def pack(rows: list[Row], structures: dict[str, str]) -> bytes:
-    """The index's bytes: JSON with the repeated parts stored once, compressed, the same on every run."""
+    """Pack the index as compressed JSON that stores repeated parts once; the bytes are reproducible."""
     axes: dict[tuple[Axis, ...], int] = {}
     preprocessings: dict[str, int] = {}
     packed: list[list[Any]] = [
@@ -211,15 +211,15 @@ def _intern(known: dict[str, int], preprocessing: Preprocessing | None) -> int:
 def ambiguous(rows: list[Row]) -> list[Row]:
     """The rows that might share names and shapes with another one.
 
-    Names alone are compared: shapes are hashed with open dimensions, which are not the same ones for
-    networks that take any number of channels and for those that take three.
+    Only names are compared. Hashes of shapes leave dimensions open, and networks that take any number of
+    channels leave others open than networks that take three.
     """
     counts = collections.Counter(row.names_hash for row in rows)
     return [row for row in rows if counts[row.names_hash] > 1]
 
 
 def build_index(names: list[str], progress: Callable[[str], None]) -> bytes:
-    """Describe and trace all of ``names``; what cannot be described is reported and left out."""
+    """Describe and trace architectures; those that cannot be described are reported and skipped."""
     rows = []
     for i, name in enumerate(names):
         try:

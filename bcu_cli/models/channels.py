@@ -1,6 +1,6 @@
-"""The channels of a network: each convolution, the norm behind it, and what one channel can be scaled by.
+"""The channels of a network: each convolution, its norm, and the weight that scales each channel.
 
-Which norm takes the output of which convolution is seen from the data that flows; names play no part.
+A forward pass shows which norm takes the output of which convolution; names of layers are not used.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Channels:
 
     Attributes:
         name: The convolution's path in the network; for reports only.
-        convolution: Its weight is ``[C, ...]``.
+        convolution: The convolution, with a weight ``[C, ...]``.
         norm: The BatchNorm or GroupNorm that takes its output, or None.
-        weight_name: The path of what scales each channel, ``[C, ...]``: the norm's weight; the convolution's
-            own where there is no norm, or one without weights.
-        bias_name: The path of what is added to each, ``[C]``, beside it; None where there is none.
+        weight_name: The path of the weight that scales each channel, ``[C, ...]``: the norm's weight, or the
+            convolution's if there is no norm or it has no weight.
+        bias_name: The path of the bias beside that weight, ``[C]``; None where there is none.
     """
 
     name: str
@@ -50,15 +50,15 @@ class Channels:
 
     @property
     def count(self) -> int:
-        """C."""
+        """Number of output channels, C."""
         weight: Any = self.convolution.weight
         return int(weight.shape[0])
 
     @torch.no_grad()
-    def cut(self, index: Tensor) -> None:
-        """Let some channels, int64 ``[M]``, be 0 for every image, in the convolution and in the norm.
+    def zero_out(self, index: Tensor) -> None:
+        """Make channels, int64 ``[M]``, 0 for every image, in the convolution and in the norm.
 
-        Behind a GroupNorm without weights they are what the others of their group make them.
+        Behind a GroupNorm without weights, their values still depend on the other channels of the group.
         """
         convolution: Any = self.convolution
         norm: Any = self.norm
@@ -70,21 +70,21 @@ class Channels:
             norm.running_mean[index] = 0
 
     @torch.no_grad()
-    def silence(self, index: Tensor) -> None:
-        """Let some channels, int64 ``[M]``, be the same for every image: what scales them becomes 0."""
+    def zero_scale(self, index: Tensor) -> None:
+        """Make channels, int64 ``[M]``, constant over images: the weights that scale them become 0."""
         module: Any = self.scaled
         module.weight[index] = 0
 
 
 @torch.no_grad()
-def followers(network: nn.Module, example: Tensor) -> list[tuple[nn.Module, nn.Module | None]]:
+def convolutions_with_norms(network: nn.Module, example: Tensor) -> list[tuple[nn.Module, nn.Module | None]]:
     """Each convolution, in the order of use, with the norm that takes its output, or None.
 
     Args:
-        network: In eval mode.
-        example: A batch that it takes.
+        network: The network, in eval mode.
+        example: A batch of normalised images.
     """
-    made: dict[int, tuple[nn.Module, Tensor]] = {}  # by the id of the output, which is kept alive
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # by the id of the output, which stays referenced
     pairs: dict[nn.Module, nn.Module | None] = {}
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -107,17 +107,19 @@ def followers(network: nn.Module, example: Tensor) -> list[tuple[nn.Module, nn.M
 def find_channels(network: nn.Module, example: Tensor) -> list[Channels]:
     """The channels of every convolution that the example passes, in the order of use.
 
-    Where several convolutions share what scales their channels, the first stands for all.
+    Of several convolutions that share the weight that scales their channels, the first is given.
 
     Args:
-        network: In eval mode.
-        example: A batch that it takes.
+        network: The network, in eval mode.
+        example: A batch of normalised images.
 
     Raises:
-        ArchitectureError: It has fewer than two convolutions, so that it is no convolutional network.
+        ArchitectureError: The network has fewer than two convolutions.
     """
     names = {module: name for name, module in network.named_modules()}
-    each = [_channels(convolution, norm, names) for convolution, norm in followers(network, example)]
+    each = [
+        _channels(convolution, norm, names) for convolution, norm in convolutions_with_norms(network, example)
+    ]
     found = list({channels.weight_name: channels for channels in reversed(each)}.values())[::-1]
     if len(found) < _FEWEST:
         raise ArchitectureError(
@@ -141,10 +143,10 @@ def _channels(convolution: nn.Module, norm: nn.Module | None, names: dict[nn.Mod
 
 @torch.no_grad()
 def lipschitz_bounds(convolution: nn.Module, norm: nn.Module | None) -> Tensor:
-    """How far each output channel can be moved by its input at most, ``[C]`` (CLP, eq. 5 and 9).
+    """Upper bounds of the Lipschitz constant of each output channel, ``[C]`` (CLP, eq. 5 and 9).
 
-    The spectral norm of its kernel, as a matrix of input channels by taps, times what the BatchNorm behind it
-    multiplies by. What a GroupNorm multiplies by depends on the image and is left out.
+    A bound is the spectral norm of the channel's kernel, as a matrix of input channels by taps, times the
+    factor of the BatchNorm behind it. The factor of a GroupNorm depends on the image and is left out.
     """
     weight: Any = convolution.weight
     kernels = weight.detach().float().flatten(2)  # [out, in, taps]
@@ -156,7 +158,7 @@ def lipschitz_bounds(convolution: nn.Module, norm: nn.Module | None) -> Tensor:
 
 
 def pruned_report(pruned: Sequence[tuple[Channels, Tensor]]) -> list[dict[str, Any]]:
-    """What was pruned as plain values: for each convolution its channels and which of them are gone."""
+    """The pruned channels of each convolution, as plain values for a report."""
     return [
         {"name": channels.name, "channels": channels.count, "pruned": index.tolist()}
         for channels, index in pruned

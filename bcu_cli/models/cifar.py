@@ -1,8 +1,8 @@
-"""The package's own networks for small images (32x32 and thereabouts).
+"""The built-in networks for small images (about 32x32 pixels).
 
-All of them keep the resolution in the stem (3x3 convolution, stride 1, no max-pool), end in global average
-pooling and one linear layer, and so take any input size. Weights are drawn from torch's global generator:
-convolutions as in He et al. 2015 (fan out), BatchNorm at identity.
+All of them keep the resolution in the stem (3x3 convolution, stride 1, no max-pool). They end in global
+average pooling and one linear layer, so that they take any input size. Weights are initialised from torch's
+global generator: convolutions as in He et al. 2015 (fan out), BatchNorm at identity.
 
 Papers: He et al. 2016a, "Deep Residual Learning for Image Recognition" (``resnet*``); He et al. 2016b,
 "Identity Mappings in Deep Residual Networks" (``preact_resnet18``); Zagoruyko & Komodakis 2016, "Wide
@@ -190,8 +190,8 @@ class CifarVgg(nn.Module):
     """VGG with BatchNorm for small images: one linear layer in place of the three of the paper.
 
     Args:
-        widths: Output channels per convolution; 0 stands for a 2x2 max-pool (rounding up, so that inputs
-            under 32 pixels pass too; at multiples of 32 this changes nothing).
+        widths: Output channels per convolution; 0 is a 2x2 max-pool. It rounds sizes up, so that inputs
+            under 32 pixels pass too; at multiples of 32 this changes nothing.
         num_classes: Outputs of the last layer.
         in_channels: Channels of the input.
     """
@@ -233,20 +233,20 @@ def resnet18_cifar_w16(num_classes: int, in_channels: int = 3) -> nn.Module:
 
 
 def resnet8(num_classes: int, in_channels: int = 3) -> nn.Module:
-    """The smallest of He et al. 2016a, section 4.2 (6n + 2 layers, n = 1): 0.08 M; shortcuts as below."""
+    """ResNet-8 of He et al. 2016a, section 4.2: 0.08 M parameters; shortcuts as in :func:`resnet20`."""
     return CifarResNet((1, 1, 1), (16, 32, 64), num_classes, in_channels)
 
 
 def resnet14(num_classes: int, in_channels: int = 3) -> nn.Module:
-    """Of He et al. 2016a, section 4.2 (n = 2): 0.18 M; shortcuts as in :func:`resnet20`."""
+    """ResNet-14 of He et al. 2016a, section 4.2: 0.18 M parameters; shortcuts as in :func:`resnet20`."""
     return CifarResNet((2, 2, 2), (16, 32, 64), num_classes, in_channels)
 
 
 def resnet20(num_classes: int, in_channels: int = 3) -> nn.Module:
     """ResNet-20 of He et al. 2016a, section 4.2: 0.27 M parameters.
 
-    Deviation: the paper's CIFAR networks pad the shortcut with zeros (option A); here, as in most weights
-    that are passed around, it is a 1x1 convolution with BatchNorm (option B), which adds 1 % parameters.
+    Deviation: the paper's CIFAR networks pad the shortcut with zeros (option A). Here, as in most published
+    weights, it is a 1x1 convolution with BatchNorm (option B), which adds 1 % parameters.
     """
     return CifarResNet((3, 3, 3), (16, 32, 64), num_classes, in_channels)
 

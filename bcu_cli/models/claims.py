@@ -1,7 +1,7 @@
-"""What a file, or a ``config.json`` beside it, says about itself: names and numbers to check, nothing to run.
+"""Claims of a model file, or of a ``config.json`` beside it, about its architecture and preprocessing.
 
-All of it was written by whoever made the file. An architecture is only ever a name to look up, and is
-believed only if the tensors fit it; numbers are checked for range. Needs no torch.
+Claims are untrusted: whoever made the file wrote them. An architecture is only a name to look up, and is
+used only if the tensors fit it. Numbers are checked for range. Nothing is run. Needs no torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli.models import timm_config, transformers_config, transformers_processor
+from bcu_cli.models.config_fields import ConfigFields
 from bcu_cli.models.preprocessing import (
     check_channel_order,
     check_crop,
@@ -21,7 +22,6 @@ from bcu_cli.models.preprocessing import (
     check_size,
 )
 from bcu_cli.models.registry import is_user_file
-from bcu_cli.models.said import Said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,11 +36,11 @@ ARCH, NUM_CLASSES, INPUT_SIZE, MEAN, STD, CROP_PCT, CROP_MODE, INTERPOLATION, CH
     )
 )
 _LARGEST_SIDE, _MOST_CHANNELS = 2048, 64
-"""Bounds of the input where only a file claims them; the user may ask for more."""
+"""Largest input size that a file may claim; the user may give a larger one."""
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
 BCU_SOURCE = "metadata"
-"""Source of the claim that bcu wrote itself."""
-#: Plain keys that training scripts keep an architecture's name under.
+"""Source of a claim that bcu wrote."""
+#: Keys under which training scripts store the name of an architecture.
 _ARCH_KEYS = ("arch", "architecture", "model_name")
 
 T = TypeVar("T")
@@ -48,20 +48,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One source's claims; None where it says nothing.
+    """The claims of one source; a field that the source does not give is None.
+
+    The fields of the preprocessing are those of :class:`~bcu_cli.models.Preprocessing`.
 
     Args:
-        source: Where it stands, for people.
-        arch: An architecture's name as it stands there.
-        input_size: C, H, W.
-        mean: Per channel.
-        std: Per channel.
-        crop_pct: As in :class:`~bcu_cli.models.Preprocessing`.
-        crop_mode: As in :class:`~bcu_cli.models.Preprocessing`.
-        interpolation: As in :class:`~bcu_cli.models.Preprocessing`.
-        channel_order: As in :class:`~bcu_cli.models.Preprocessing`.
-        refusals: What the network must be fed and bcu cannot do, each with its field, for people.
-        complaints: What stands there but cannot be used, for people.
+        source: Name of the source, in words.
+        arch: Name of the architecture, as the source spells it.
+        input_size: Channels, height and width of the input.
+        mean: Mean per channel.
+        std: Standard deviation per channel.
+        crop_pct: Share kept by the centre crop.
+        crop_mode: Mode of the crop.
+        interpolation: Filter of the resizing.
+        channel_order: Order of the channels.
+        refusals: Fields that ask for preprocessing that bcu cannot do, in words.
+        complaints: Fields that cannot be used, in words.
     """
 
     source: str
@@ -78,12 +80,12 @@ class Claim:
 
 
 def read_claims(path: Path, metadata: Mapping[str, str], beside: Mapping[str, Any]) -> tuple[Claim, ...]:
-    """All claims about the file at ``path``, the most trusted source first.
+    """Read all claims about a model file, the most trusted source first.
 
     Args:
-        path: The model file; ``config.json`` is looked for in its folder.
-        metadata: The file's own metadata.
-        beside: Plain values beside a pickle's weights.
+        path: The model file, in whose folder a ``config.json`` may be.
+        metadata: The metadata of the file.
+        beside: Plain values beside the weights in a pickle.
     """
     claims = [_bcu_claim(metadata)]
     claims += [
@@ -112,7 +114,7 @@ def _bcu_claim(metadata: Mapping[str, str]) -> Claim:
 
 
 def _config_claim(path: Path) -> Claim:
-    """The claim of a ``config.json`` in timm's layout; an empty one where there is none or it is no such."""
+    """The claim of a ``config.json`` of timm or transformers; empty if there is none of that layout."""
     try:
         config = _read_json(path)
     except (OSError, ValueError, RecursionError):
@@ -122,18 +124,18 @@ def _config_claim(path: Path) -> Claim:
     try:
         if transformers_config.is_image_classifier(config):
             return _transformers_claim(path, config)
-        said = timm_config.read(config)
-        return _with_remarks(_checked(path.name, **said.fields), said)
-    except RecursionError:  # writing a value out takes more of the stack than reading it
+        parsed = timm_config.read(config)
+        return _with_problems(_checked(path.name, **parsed.fields), parsed)
+    except RecursionError:  # serialising a nested value takes more of the stack than parsing it
         return Claim(source=path.name, refusals=("tables within tables beyond all measure",))
 
 
-def _with_remarks(claim: Claim, said: Said) -> Claim:
-    return replace(claim, refusals=said.refusals, complaints=claim.complaints + said.complaints)
+def _with_problems(claim: Claim, parsed: ConfigFields) -> Claim:
+    return replace(claim, refusals=parsed.refusals, complaints=claim.complaints + parsed.complaints)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """A table in a JSON file of no great size; None where there is none."""
+    """The table in a JSON file of limited size; None where there is none."""
     if not path.is_file() or path.stat().st_size > transformers_config.LARGEST_CONFIG:
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +143,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
-    """The claim of a folder in the layout of transformers: config.json and preprocessor_config.json."""
+    """The claim of transformers' ``config.json`` and ``preprocessor_config.json``."""
     arch = f"{transformers_config.PREFIX}{path}"
     beside = path.with_name("preprocessor_config.json")
     try:
@@ -149,17 +151,17 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
     except (OSError, ValueError, RecursionError):
         return Claim(source=path.name, arch=arch, complaints=(f"{beside.name} is not readable JSON",))
     channels = config.get("num_channels", 3)
-    said = Said()
+    parsed = ConfigFields()
     if fields is not None and type(channels) is int and 1 <= channels <= _MOST_CHANNELS:
-        said = transformers_processor.read(fields, str(config["model_type"]), channels)
+        parsed = transformers_processor.read(fields, str(config["model_type"]), channels)
     size = config.get("image_size")
     sides = size if isinstance(size, list) else [size, size]
-    usual = {} if size is None or said.refusals else {"input_size": [channels, *sides]}
-    return replace(_with_remarks(_checked(path.name, **(usual | said.fields)), said), arch=arch)
+    usual = {} if size is None or parsed.refusals else {"input_size": [channels, *sides]}
+    return replace(_with_problems(_checked(path.name, **(usual | parsed.fields)), parsed), arch=arch)
 
 
 def _is_name(arch: str) -> bool:
-    """Whether a file may say so: a name to look up. A path in it is only reported, never opened."""
+    """Whether a claimed architecture is a name to look up; a path is only reported, never opened."""
     is_plain = (
         _NAME.fullmatch(timm_config.base_of(arch)) is not None and len(arch) <= timm_config.LONGEST_NAME
     )
@@ -174,7 +176,7 @@ def _parse(text: str) -> Any:
 
 
 def _checked(source: str, **fields: Any) -> Claim:
-    """A claim of the fields that make sense; the others become complaints."""
+    """The claim of the valid fields; the invalid ones become complaints."""
     complaints: list[str] = []
 
     def take(name: str, convert: Callable[[Any], T]) -> T | None:

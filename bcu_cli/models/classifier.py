@@ -1,4 +1,4 @@
-"""A network together with the normalisation of its input, and what its answers must be."""
+"""A network with the normalisation of its input, and checks of its output."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from bcu_cli.models.preprocessing import Preprocessing
 
 THE_NETWORK = "the network"
-"""How errors call one that has no name."""
+"""Name of a nameless network in errors."""
 
 _ROUNDING = 0.02
-"""Share of the largest logit that another order of summation may change; a thousand times what is usual."""
+"""Share of the largest logit that rounding may change; a thousand times the usual share."""
 
 _NEARLY_ONE = 1e-3
 
@@ -25,19 +25,19 @@ _NO_CLASSIFIER = "bcu works on classifiers that answer each image with one row o
 
 
 class Classifier(nn.Module):
-    """A network behind its normalisation: images in [0, 1] in, logits out.
+    """A network behind its normalisation: maps images in [0, 1] to logits.
 
-    The mean and deviation are buffers that are not saved, so that ``network.state_dict()`` holds exactly the
+    The mean and deviation are buffers that are not saved. So ``network.state_dict()`` holds exactly the
     tensors of the file that the network came from.
 
     Args:
-        network: Normalised images ``[N, C, H, W]`` to logits ``[N, K]``.
-        preprocessing: Of the network; only channel order, mean and std are applied here.
+        network: Maps normalised images ``[N, C, H, W]`` to logits ``[N, K]``.
+        preprocessing: Preprocessing of the images; only channel order, mean and std are applied here.
         num_classes: K; 0 while it is not known.
-        name: How errors call the network.
+        name: Name of the network in errors.
 
     Attributes:
-        ends_in_softmax: Whether the network answers with probabilities; their logarithms are logits.
+        ends_in_softmax: Whether the network returns probabilities; their logarithms are used as logits.
     """
 
     mean: Tensor
@@ -63,21 +63,21 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``float [N, C, H, W]`` in [0, 1] to logits ``[N, K]``.
 
-        Whether they are finite is not looked at here, for which a GPU would have to be waited for.
+        Whether they are finite is not checked here, which would synchronise with a GPU.
 
         Raises:
-            AnswersError: The network answers with anything else than N rows of K real floating-point numbers.
+            AnswersError: The network returns anything else than N rows of K real floating-point numbers.
         """
         answer = self._logits(self.network(self.normalised(images)), images.shape[0])
         return answer.clamp_min(torch.finfo(answer.dtype).tiny).log() if self.ends_in_softmax else answer
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images ``float [N, C, H, W]`` in [0, 1] as the network takes them: in its order, mean and scale."""
+        """Normalise images ``float [N, C, H, W]`` in [0, 1], and reorder their channels, for the network."""
         return (in_order(images, self.preprocessing.channel_order) - self.mean) / self.std
 
     def _logits(self, answer: Any, number: int) -> Tensor:
-        """The one place that says what an answer is."""
-        if isinstance(answer, tuple):  # as GoogLeNet and Inception have it in training, scripted always
+        """Check the output of the network, and take the logits from it."""
+        if isinstance(answer, tuple):  # of GoogLeNet and Inception in training, or always if scripted
             first = answer[0] if answer and (self.training or len(answer) == 1) else answer
             answer = getattr(answer, "logits", first)
         if not isinstance(answer, Tensor):
@@ -99,24 +99,24 @@ class Classifier(nn.Module):
 
 
 def are_probabilities(answers: Tensor) -> bool:
-    """Whether answers, ``[N, K]``, are what a softmax has made of logits already."""
+    """Whether answers, ``[N, K]``, are probabilities, as a softmax returns them."""
     return bool(answers.min() >= 0) and bool((answers.sum(1) - 1.0).abs().max() < _NEARLY_ONE)
 
 
 def in_order(images: Tensor, channel_order: str) -> Tensor:
-    """RGB images ``[N, 3, H, W]`` with their channels as ``channel_order`` says; others as they are."""
+    """Reorder the channels of RGB images ``[N, 3, H, W]`` to ``channel_order``."""
     return images.flip(1) if channel_order == BGR else images
 
 
 def refuse_dependence(alone: Tensor, both: Tensor, name: str) -> None:
-    """Refuse a network that answers an image otherwise by itself than beside another one.
+    """Refuse a network whose logits for an image depend on the other images of the batch.
 
-    Nothing measured of it in batches would hold for the image that its user gives it.
+    Measurements in batches would not hold for single images.
 
     Args:
-        alone: Logits ``[M, K]`` of images, each by itself.
-        both: Logits ``[N, K]`` of those images and of others behind them, answered together.
-        name: How errors call the network.
+        alone: Logits ``[M, K]`` of images, each in a batch of one.
+        both: Logits ``[N, K]`` of a batch of those images, followed by other images.
+        name: Name of the network in errors.
 
     Raises:
         AnswersError: The answers differ by more than rounding, or are not finite.
@@ -131,14 +131,14 @@ def refuse_dependence(alone: Tensor, both: Tensor, name: str) -> None:
 
 
 def name_of(network: nn.Module) -> str:
-    """How errors call a network, which need not be a :class:`Classifier`."""
+    """Name in errors of a network, which need not be a :class:`Classifier`."""
     return str(getattr(network, "name", THE_NETWORK))
 
 
 def not_finite(name: str) -> AnswersError:
     """The error for a network with NaN or infinite answers."""
     return AnswersError(
-        f"{name} answers with NaN or infinite numbers, which tell nothing",
+        f"{name} answers with NaN or infinite numbers",
         "its weights or its normalisation are far too large or damaged; get another copy",
     )
 

@@ -1,4 +1,4 @@
-"""A cleansed network back into a file that takes the original's place."""
+"""Writing of a cleansed network to a file that replaces the original."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.jit import TracingCheckError  # type: ignore[attr-defined]
 
 from bcu_cli.checkpoints import Format, read, write, write_bytes, write_torchscript
 from bcu_cli.errors import CheckpointError, OutputError, TrainingError
-from bcu_cli.models.foreign import ForeignNetwork
+from bcu_cli.models.embedded_network import EmbeddedNetwork
 from bcu_cli.models.index import counted
-from bcu_cli.models.metadata import class_names, metadata_for
+from bcu_cli.models.metadata import metadata_for
 from bcu_cli.models.script import ScriptNetwork
 
 if TYPE_CHECKING:
@@ -28,27 +28,26 @@ if TYPE_CHECKING:
     from bcu_cli.models.loading import Loaded
 
 _ROUNDING = {torch.float16: 5e-3}
-"""Share of the largest logit by which a trace may differ, where it is not 1e-4."""
+"""Share of the largest logit by which a trace may differ; 1e-4 for types that are not listed."""
 CLEANSED_FROM = "bcu.cleansed_from"
 """Metadata key: SHA-256 of the file that a cleansed model was made from."""
 
 
 def as_stored(original: Loaded, cleansed: Classifier, format: Format) -> tuple[str, ...]:  # noqa: A002
-    """Give a classifier, in place, the values that its file will hold, to be judged by.
+    """Round a classifier's weights in place to the values that its file will hold.
 
-    Numbers beyond what the original's types hold become the largest that these have. The step counters of
-    BatchNorm, which no answer depends on, are not counted among them.
+    Numbers beyond the range of the original's types become the largest that these have.
 
     Args:
-        original: What was cleansed.
-        cleansed: The same network with other weights.
+        original: The model that was cleansed.
+        cleansed: The cleansed network, which differs in its weights.
         format: The format of the file.
 
     Returns:
-        The names of the tensors with such numbers.
+        The names of the tensors with numbers beyond the range, without the step counters of BatchNorm.
 
     Raises:
-        TrainingError: There is NaN or infinity in a tensor, of whatever type it will be.
+        TrainingError: There is NaN or infinity in a tensor.
     """
     state = cleansed.network.state_dict()
     for name, tensor in state.items():
@@ -72,23 +71,23 @@ def as_stored(original: Loaded, cleansed: Classifier, format: Format) -> tuple[s
 
 
 def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Format) -> str:  # noqa: A002
-    """Write a cleansed classifier so that it takes the original's place.
+    """Write a cleansed classifier to a file that replaces the original.
 
-    Tensors keep their names, shapes and types. A TorchScript file stays the archive that it was, with other
-    numbers in its tensors: its code, types and answers to any input are the original's.
+    Tensors keep their names, shapes and types. A TorchScript file keeps its code; only the numbers in its
+    tensors change. A network that came in another format is traced for TorchScript.
 
     Args:
-        original: What was cleansed.
-        cleansed: The same network with other weights.
-        path: The file.
-        format: Its format. As TorchScript, a network that came in another format is traced.
+        original: The model that was cleansed.
+        cleansed: The cleansed network, which differs in its weights.
+        path: The file to write.
+        format: The format of the file.
 
     Returns:
         The SHA-256 of the file.
 
     Raises:
-        OutputError: The file cannot be written, the network cannot be put into that format, or what was
-            written reads otherwise; then it has not taken its place.
+        OutputError: The file cannot be written, the network cannot be stored in that format, or the file
+            reads back differently. Then ``path`` is left as it was.
     """
     checkpoint = original.checkpoint
     state = {name: tensor.detach().cpu() for name, tensor in cleansed.network.state_dict().items()}
@@ -102,11 +101,11 @@ def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Forma
         return write_torchscript(path, named, like=checkpoint, check=check)
     if format is Format.TORCHSCRIPT:
         return write_bytes(path, _traced(original, cleansed, path), check=check)
-    if isinstance(cleansed.network, ForeignNetwork):
+    if isinstance(cleansed.network, EmbeddedNetwork):
         what = f"only its own code or graph tells how to run {checkpoint.path}, and {format} has none"
         raise OutputError(f"{path} cannot be written: {what}", "--format torchscript")
     names = checkpoint.tensors
-    tensors = {name: _like(state[name], tensor) for name, tensor in names.items() if name in state}
+    tensors = {name: _cast_like(state[name], tensor) for name, tensor in names.items() if name in state}
     if lost := [name for name in names if name not in state]:
         raise OutputError(
             f"the network has no tensor {lost[0]}, which the original has", "report this: it is a bug"
@@ -121,14 +120,14 @@ def _stored_type(
     original: Loaded,
     format: Format,  # noqa: A002
 ) -> torch.dtype:
-    """The type of a tensor in the file: the original's, but its own in a traced network."""
+    """The type of a tensor in the file: that of the original file, or of the network if it is traced."""
     traced = format is Format.TORCHSCRIPT and original.checkpoint.format is not Format.TORCHSCRIPT
     held = original.checkpoint.tensors.get(name)
     return tensor.dtype if traced or held is None else held.dtype
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in another type, no number of it beyond what the type holds."""
+    """Convert a tensor to another type, with its values clamped to the range of that type."""
     if tensor.is_complex() or not dtype.is_floating_point or dtype == tensor.dtype:
         return tensor.to(dtype)
     return tensor.clamp(-_largest(dtype), _largest(dtype)).to(dtype)
@@ -142,15 +141,15 @@ def _largest(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).max if dtype.is_floating_point else float("inf")
 
 
-def _like(tensor: Tensor, original: Tensor) -> Tensor:
+def _cast_like(tensor: Tensor, original: Tensor) -> Tensor:
     return _stored(tensor, original.dtype).reshape(original.shape).contiguous()
 
 
 def _require_same(unfinished: Path, state: Mapping[str, Tensor], path: Path) -> None:
-    """Read a file as any other, and compare it with the network that was judged.
+    """Read a written file back, and compare it with the network that was evaluated.
 
     Raises:
-        OutputError: It cannot be read, or holds other numbers.
+        OutputError: The file cannot be read, or holds other numbers.
     """
     hint = "what was judged is not what would be there; try another disk, and --resume"
     try:
@@ -169,13 +168,12 @@ def _equal(written: Tensor, judged: Tensor) -> bool:
 
 def _metadata(original: Loaded) -> dict[str, str]:
     checkpoint = original.checkpoint
-    classes = class_names(checkpoint.metadata, original.architecture.num_classes)
-    described = metadata_for(original.architecture, original.classifier.preprocessing, classes)
+    described = metadata_for(original.architecture, original.preprocessing, original.classes)
     return described | {CLEANSED_FROM: json.dumps(checkpoint.sha256)}
 
 
-class _Fed(torch.nn.Module):
-    """A network that takes images of the original's type, and answers in it."""
+class _CastingNetwork(torch.nn.Module):
+    """A network whose input and output have the data type of the original."""
 
     def __init__(self, network: torch.nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -187,22 +185,22 @@ class _Fed(torch.nn.Module):
 
 
 def _traced(original: Loaded, cleansed: Classifier, path: Path) -> bytes:
-    """A network of bcu's or a library's own code, or of an ONNX graph, as the bytes of a TorchScript file.
+    """Trace a network, and return the bytes of a TorchScript file.
 
     Raises:
-        OutputError: It cannot be traced, or its trace answers otherwise than the network does.
+        OutputError: The network cannot be traced, or its trace gives other logits.
     """
     network: torch.nn.Module = copy.deepcopy(cleansed.network).cpu().eval()
     group = getattr(network, "group", None)
     if original.input_dtype != torch.float32:
-        network = _Fed(network, original.input_dtype)
+        network = _CastingNetwork(network, original.input_dtype)
     size = cleansed.preprocessing.input_size
     images = torch.rand(group or 3, *size, generator=torch.Generator().manual_seed(0))
     images = images.to(original.input_dtype)
     buffer = io.BytesIO()
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its age, and of shapes that become fixed, as they shall
+            warnings.simplefilter("ignore")  # of deprecation, and of shapes that become constants
             traced = torch.jit.trace(network, images[: group or 2])  # type: ignore[no-untyped-call]
             torch.jit.save(traced, buffer)
             same = all(_are_alike(traced, network, images[:n]) for n in ([group] if group else [1, 2, 3]))
@@ -210,7 +208,7 @@ def _traced(original: Loaded, cleansed: Classifier, path: Path) -> bytes:
         reason = str(error).strip().splitlines()[0]
         raise _not_traced(original, path, reason) from error
     if not same:
-        raise _not_traced(original, path, "its trace answers otherwise for another number of images")
+        raise _not_traced(original, path, "its trace gives other logits for another number of images")
     return buffer.getvalue()
 
 

@@ -1,7 +1,7 @@
-"""Which inputs a network was trained on, read from its BatchNorm layers.
+"""Infers the normalisation that a network was trained with from its BatchNorm layers.
 
-A BatchNorm layer keeps the mean and variance of its input over the training images. Natural images that
-are normalised as those were reproduce these statistics; normalised otherwise they do not.
+A BatchNorm layer stores the mean and variance of its input over the training images. Natural images
+reproduce these statistics if they are normalised like the training images, and else do not.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Thresholds from 14 small networks (ResNet-20, WRN-16-1; CIFAR-10, GTSRB; five normalisations), trained
-# briefly, each shown images of CIFAR-10, GTSRB and Tiny-ImageNet (42 cases). Where a wrong normalisation
-# came first, it was by a factor of 2.14 at most, and always one of right contrast and wrong brightness.
-#: A runner-up of another contrast must be at least this many times as far away as the best one.
+# briefly, each with images of CIFAR-10, GTSRB and Tiny-ImageNet (42 cases). A wrong normalisation that came
+# first always had the right contrast and the wrong brightness, and beat the right one by at most 2.14 times.
+#: Smallest ratio of distances by which the best normalisation must beat one of another contrast.
 CLEAR_RATIO = 2.0
-#: The same for one of like contrast: images of another brightness than the training's look alike.
+#: Smallest ratio for one of similar contrast, which the brightness of the images may decide wrongly.
 CLEAR_RATIO_OF_LIKE_CONTRAST = 2.75
-#: Between architectures, which see the same images. ResNet-18 with and without anti-aliasing (two networks,
-#: three sets of images) came out right six times of six, by factors of 1.03 to 1.6.
+#: Smallest ratio between architectures, which get the same images. For ResNet-18 with and without
+#: anti-aliasing, six cases of six (two networks, three sets of images) were right, by ratios of 1.03 to 1.6.
 CLEAR_RATIO_OF_ARCHITECTURES = 1.3
-#: A best distance above this is no agreement (it means that typical channels are several sigmas off).
+#: Largest distance that counts as agreement; above it, typical channels are several sigmas off.
 LARGEST_DISTANCE = 1.5
 _LAYERS = 8
 _CHUNK = 32
@@ -36,22 +36,22 @@ _VARIANCE_FLOOR = 1e-5
 
 
 class _EnoughError(Exception):
-    """Raised by a hook to leave the forward pass once the layers of interest have been seen."""
+    """Raised by a hook to stop the forward pass after the layers of interest."""
 
 
 def batchnorm_distance(network: nn.Module, inputs: Tensor, layers: int | None = _LAYERS) -> float | None:
-    """How far a network's BatchNorm inputs are from what the layers remember.
+    """Distance of the statistics of a network's BatchNorm inputs from the stored statistics.
 
-    Per channel the symmetric Kullback-Leibler divergence of the two Gaussians, as ``log(1 + KL)``; its mean
-    over the channels of a layer, then over the layers.
+    The distance of a channel is ``log(1 + KL)``, with the symmetric Kullback-Leibler divergence of the two
+    Gaussians. It is averaged over the channels of a layer, then over the layers.
 
     Args:
-        network: In any mode; it is run in evaluation mode and left as it was.
+        network: The network; it runs in evaluation mode and is then put back into its mode.
         inputs: Normalised images ``[N, C, H, W]``.
-        layers: How many BatchNorm layers to look at, from the input on; None for all.
+        layers: Number of BatchNorm layers to compare, from the input on; None for all.
 
     Returns:
-        The distance (0: the same statistics), or None where there is no BatchNorm with statistics.
+        The distance, 0 for equal statistics; None if there is no BatchNorm with statistics.
     """
     watched = [
         module
@@ -64,7 +64,7 @@ def batchnorm_distance(network: nn.Module, inputs: Tensor, layers: int | None = 
     handles = [module.register_forward_pre_hook(seen.hook) for module in watched]
     modes = {module: module.training for module in network.modules()}
     network.eval()
-    chunk = getattr(network, "group", None) or _CHUNK  # of a network that takes so many images at a time
+    chunk = getattr(network, "group", None) or _CHUNK  # some networks take a fixed number of images
     try:
         with torch.no_grad():
             for start in range(0, len(inputs), chunk):
@@ -78,7 +78,7 @@ def batchnorm_distance(network: nn.Module, inputs: Tensor, layers: int | None = 
 
 
 class _Statistics:
-    """Sums per channel of the inputs of the first few BatchNorm layers to run."""
+    """Sums over the inputs of the first few BatchNorm layers, per channel."""
 
     def __init__(self, layers: int | None) -> None:
         self.layers = layers
@@ -121,18 +121,18 @@ def _layer_distance(module: nn.BatchNorm2d, sums: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the comparison of several normalisations says.
+    """The result of comparing several normalisations.
 
     Args:
-        best: The one with the smallest distance, if it is clearly better than every different one.
-        table: All of them with their distances, smallest first.
+        best: The normalisation with the smallest distance, if it clearly beats every different one.
+        table: All normalisations with their distances, smallest first.
     """
 
     best: Normalisation | None
     table: tuple[tuple[Normalisation, float], ...]
 
     def describe(self, limit: int = 4) -> str:
-        """The first few candidates with their distances, for people."""
+        """The best candidates with their distances, in words."""
         return ", ".join(f"{n.name} (distance {distance:.2f})" for n, distance in self.table[:limit])
 
 
@@ -142,10 +142,10 @@ def compare(network: nn.Module, images: Tensor, normalisations: Sequence[Normali
     Args:
         network: The network without normalisation.
         images: Natural images ``float [N, C, H, W]`` in [0, 1].
-        normalisations: The candidates; those that are nearly equal to the best one do not count against it.
+        normalisations: The candidates; those nearly equal to the best one are not compared with it.
 
     Returns:
-        The verdict, or None where the network has no BatchNorm statistics.
+        The verdict, or None if the network has no BatchNorm statistics.
     """
     distances = []
     for normalisation in normalisations:
@@ -165,11 +165,11 @@ def compare(network: nn.Module, images: Tensor, normalisations: Sequence[Normali
 
 
 def is_clear(smallest: float, runner_up: float, ratio: float = CLEAR_RATIO) -> bool:
-    """Whether the smallest distance is small enough, and enough smaller than the next, to decide."""
+    """Whether the smallest distance is small enough, and smaller than the next by the given ratio."""
     return smallest <= LARGEST_DISTANCE and runner_up >= ratio * max(smallest, 1e-3)
 
 
 def sample(images: Tensor) -> Tensor:
-    """At most 256 of the images, fewer of large ones: at least 64."""
+    """At most 256 of the images; fewer of large images, but at least 64."""
     pixels = images.shape[-1] * images.shape[-2]
     return images[: max(64, min(256, 256 * 64 * 64 // pixels))].float()

@@ -1,4 +1,4 @@
-"""Whether tensors fit a network, and how they are put into it."""
+"""Checks whether tensors fit a network, and copies them into it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from bcu_cli.models.registry import blueprint, is_described
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: A number of classes that is the width of no layer.
+#: Placeholder for the number of classes: a prime that is the width of no layer.
 _CLASSES = 7919
 _SHOWN = 3
 _SPARE_TENSORS, _SPARE_VALUES = 1_000, 10**9
-"""Beyond what a file holds: buffers that are not stored, and the layer of 7919 classes."""
+"""Allowance beyond the file's content, for buffers that are not stored and the layer of 7919 classes."""
 
 
 def template(name: str, input_size: tuple[int, int, int] | None, shapes: Shapes) -> Shapes:
-    """The shapes of an architecture's tensors, with 7919 wherever the number of classes goes.
+    """The shapes of an architecture's tensors, with 7919 in place of the number of classes.
+
+    A ``config.json`` or options could describe a network of any size. One that needs far more than the file
+    holds is refused.
 
     Args:
-        name: Of the architecture. A ``config.json`` or options could describe any size of network.
-        input_size: C, H, W where it is not the architecture's own.
-        shapes: Those of the file. A network of a ``config.json`` that needs far more cannot be in it.
+        name: Name of the architecture.
+        input_size: C, H, W; None for the architecture's default.
+        shapes: Shapes of the tensors in the file.
 
     Raises:
-        ArchitectureError: As :func:`~bcu_cli.models.build`, or the network is too large for the file.
+        ArchitectureError: The network cannot be built, or is too large for the file.
     """
     if not is_described(name):
         network = blueprint(name, num_classes=_CLASSES, input_size=input_size)
@@ -44,9 +47,11 @@ def template(name: str, input_size: tuple[int, int, int] | None, shapes: Shapes)
 
 
 def fit_template(name: str, shapes: Shapes, input_size: tuple[int, int, int] | None) -> Candidate | None:
-    """The candidate that the architecture as built here makes for these tensors, or None if they do not fit.
+    """Build an architecture, and match its tensors with those of a file.
 
-    ``num_classes`` is 0 where no tensor depends on it.
+    Returns:
+        The candidate, whose ``num_classes`` is 0 where no tensor depends on it; None if the tensors do not
+        fit.
     """
     channels = 3 if input_size is None else input_size[0]
     expected = template(name, input_size, shapes)
@@ -61,7 +66,7 @@ def fit_template(name: str, shapes: Shapes, input_size: tuple[int, int, int] | N
 def mismatch(
     name: str, shapes: Shapes, input_size: tuple[int, int, int] | None, what: str
 ) -> ArchitectureError:
-    """The error that names the tensors by which ``what`` does not fit the architecture ``name``."""
+    """The error for a file ``what`` whose tensors, which it lists, do not fit the architecture ``name``."""
     expected = template(name, input_size, shapes)
     found = differences(shapes, _filled(expected, _number_of_classes(shapes, expected)))
     return ArchitectureError(
@@ -85,7 +90,7 @@ def _filled(expected: Shapes, num_classes: int) -> Shapes:
 
 
 def differences(shapes: Shapes, expected: Shapes) -> list[str]:
-    """What is missing, left over and of another shape, each in a phrase that names the first few tensors."""
+    """Missing tensors, extra ones and those of another shape: a phrase for each, with the first few names."""
     missing = [name for name in expected if name not in shapes and counted(name)]
     extra = [name for name in shapes if name not in expected and counted(name)]
     other = [
@@ -105,7 +110,7 @@ def _first(names: list[str]) -> str:
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str, what: str) -> None:
     """Copy all ``tensors`` into ``network``, converted to its types; only step counters may be missing.
 
-    A counter that overflowed in half precision stays as the network has it.
+    A counter that overflowed in half precision is not copied.
 
     Raises:
         ArchitectureError: Names or shapes differ.
@@ -125,15 +130,15 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str, what: str
 
 
 def number_not_finite(tensor: Tensor) -> int:
-    """How many values of a tensor of any type are NaN or infinite."""
+    """Number of values of a tensor that are NaN or infinite."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return 0
-    known = tensor.float() if tensor.element_size() == 1 else tensor  # torch knows no isfinite of 8 bits
+    known = tensor.float() if tensor.element_size() == 1 else tensor  # torch has no isfinite for 8 bits
     return tensor.numel() - int(known.isfinite().sum())
 
 
 def overflowed(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is a step counter beyond what its type holds, which is no damage."""
+    """Whether a tensor is a step counter beyond the range of its type, which is harmless."""
     return not counted(name) and number_not_finite(tensor) > 0
 
 
@@ -141,7 +146,7 @@ def refuse_broken(tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse weights with NaN or infinity.
 
     Raises:
-        ArchitectureError: Names the first such tensor, with the number of such values.
+        ArchitectureError: A tensor has such values; the message gives its name and their number.
     """
     for name, tensor in tensors.items():
         if counted(name) and (broken := number_not_finite(tensor)):

@@ -1,7 +1,7 @@
-"""A network that runs an ONNX graph: bcu's own code computes each operator, nothing of the file is run.
+"""A network that evaluates an ONNX graph with bcu's operators; nothing in the file is run.
 
-Neither of the two converters to torch of 2026 would do: onnx2torch (last released in 2024) refuses what
-torch's exporter writes today, onnx2pytorch any batch normalisation of the operator set's version 14 or newer.
+No converter to torch is used (as of 2026): onnx2torch, last released in 2024, refuses files of torch's
+current exporter. onnx2pytorch refuses batch normalisation of version 14 of the operator set or newer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.foreign import ForeignNetwork
-from bcu_cli.models.graph_batch import Batch, Mark, Use, mark_of
+from bcu_cli.models.embedded_network import EmbeddedNetwork
+from bcu_cli.models.graph_batch import Batch, BatchAxis, Use, batch_axis_of
 from bcu_cli.models.graph_layers import layer_of, refuse_excess
 from bcu_cli.models.graph_operators import OPERATORS, Call, Limits, UnsupportedError
 from bcu_cli.models.registry import one_line
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
     from bcu_cli.models.graph_operators import Inputs
 
 _FAULTS = (LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError)
-"""What torch and Python raise for operators that are used in a way that makes no sense."""
+"""Exceptions of torch and Python for operators with invalid arguments."""
 _VALUES_PER_VALUE, _WORK_PER_VALUE, _MOST_KEPT = 128, 2**18, 4
 _MOST_USES, _SPARE_VALUES = 8, 2**20
-"""How often the constants of a graph may be used, on average, by operations that need a copy."""
+"""Limit of the copies of constants: uses per constant on average, and values in addition."""
 _OLDEST = 7
-"""Before this version of the operator set, operators broadcast in a way of their own."""
+"""Oldest supported version of the operator set; before it, operators broadcast differently."""
 
 
-class GraphNetwork(ForeignNetwork):
-    """Runs a graph: images ``float [N, C, H, W]`` to its first output.
+class GraphNetwork(EmbeddedNetwork):
+    """Evaluates a graph: maps images ``float [N, C, H, W]`` to its first output.
 
-    Convolutions, linear layers and batch normalisations are torch's own modules, and other constants with
-    fractions and more than one value are parameters, so that the network can be trained. Where a graph was
-    exported for one size of batch, :mod:`~bcu_cli.models.graph_batch` makes it one for any.
+    Convolutions, linear layers and batch normalisations are torch's modules. Other floating-point constants
+    with more than one value are parameters. So the network can be trained. A graph that was exported for
+    one size of batch is adapted to any (:mod:`~bcu_cli.models.graph_batch`).
 
     Args:
-        graph: As read from the file.
-        what: How errors call the file.
-        most_steps: Number of operations that it may have.
-        most_values: Number of values that a result may have for a small batch; for a large one, 128 times
-            as many as the batch has. Four times as many may be kept at once.
-        most_work: Number of multiplications of one operation for a small batch; for a large one, 2**18 for
-            each value in the batch.
+        graph: The graph of the file.
+        what: Name of the file in errors.
+        most_steps: Largest number of operations.
+        most_values: Largest number of values in a result for a small batch; for a large one, 128 times as
+            many as the batch has. Four times as many may be held at once.
+        most_work: Largest number of multiplications of one operation for a small batch; for a large one,
+            2**18 for each value in the batch.
 
     Raises:
-        ArchitectureError: It names an operator, or uses one in a way, that bcu does not compute.
+        ArchitectureError: An operator, or the way it is used, is not supported.
     """
 
     def __init__(
@@ -85,26 +85,26 @@ class GraphNetwork(ForeignNetwork):
         except _FAULTS as error:
             raise _refused(what, f"a node that lacks something ({one_line(error)})") from error
         self._computed = {graph.input}
-        """What is computed from the input: sizes in it are of the batch that there is."""
+        """Names of values that depend on the input; sizes among them are those of the current batch."""
         for step in self._steps:
             if self._computed.intersection(step.inputs):
                 self._computed.update(step.outputs)
         self._last_use = {name: i for i, step in enumerate(self._steps) for name in step.inputs}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``float [N, C, H, W]``, normalised, to whatever the graph gives first: logits ``[N, K]``."""
+        """Map normalised images ``float [N, C, H, W]`` to the graph's first output, logits ``[N, K]``."""
         values = {name: getattr(self, own) for name, own in self._constants.items()} | {self._input: images}
         limits = Limits(
             max(self._small.values, _VALUES_PER_VALUE * images.numel()),
             max(self._small.work, _WORK_PER_VALUE * images.numel()),
         )
         batch = Batch(len(images) if images.dim() else 1, self.exported_batch)
-        marks: dict[str, Mark | None] = {self._input: Mark(0) if images.dim() else None}
+        batch_axes: dict[str, BatchAxis | None] = {self._input: BatchAxis(0) if images.dim() else None}
         kept = 0
         for i, step in enumerate(self._steps):
-            results, places = self._run(step, values, marks, batch, limits)
+            results, places = self._run(step, values, batch_axes, batch, limits)
             for name, value, place in zip(step.outputs, results, places, strict=False):
-                values[name], marks[name] = value, place
+                values[name], batch_axes[name] = value, place
                 kept += value.numel()
             if kept > _MOST_KEPT * limits.values:
                 raise self._failed(step, f"{kept:,} values are kept at once")
@@ -119,23 +119,23 @@ class GraphNetwork(ForeignNetwork):
         self,
         step: _Step,
         values: dict[str, Tensor],
-        marks: dict[str, Mark | None],
+        batch_axes: dict[str, BatchAxis | None],
         batch: Batch,
         limits: Limits,
-    ) -> tuple[tuple[Tensor, ...], list[Mark | None]]:
-        """The results of one operation, and where the images are in each.
+    ) -> tuple[tuple[Tensor, ...], list[BatchAxis | None]]:
+        """Compute one operation: its results, and the batch axis of each.
 
         Raises:
-            ArchitectureError: It fails; but for want of memory, which is no fault of the graph.
+            ArchitectureError: The operation fails for another reason than a lack of memory.
         """
         inputs = [values[name] if name else None for name in step.inputs]
-        held = [marks.get(name) for name in step.inputs]
+        held = [batch_axes.get(name) for name in step.inputs]
         fixed = not self._computed.intersection(step.inputs[1:])
         try:
             inputs, place = batch.adapt(Use(step.operator, step.attributes, inputs, held, fixed))
             results = step.run(self, inputs, limits)
             use = Use(step.operator, step.attributes, inputs, held)
-            return results, [place or mark_of(use, result) for result in results]
+            return results, [place or batch_axis_of(use, result) for result in results]
         except torch.OutOfMemoryError:
             raise
         except UnsupportedError as error:
@@ -152,12 +152,12 @@ class GraphNetwork(ForeignNetwork):
         )
 
     def _add(self, node: Node, tensors: dict[str, Tensor], known: set[str]) -> None:
-        """Append what a node computes, with the constants that it needs."""
+        """Append the step of a node, with the constants that it needs."""
         name = node.operator.removeprefix("ai.onnx::")
         layer = layer_of(node, tensors)
         inputs = node.inputs if layer is None else node.inputs[:1]
-        if odd := [value for value in inputs if value and value not in known]:
-            raise UnsupportedError(f"the value {odd[0][:60]!r}, which nothing gives")
+        if unsupported := [value for value in inputs if value and value not in known]:
+            raise UnsupportedError(f"the value {unsupported[0][:60]!r}, which no node computes")
         attributes: dict[str, Any] = {}
         key = ""
         if layer is not None:
@@ -166,10 +166,10 @@ class GraphNetwork(ForeignNetwork):
             self.layers[key] = layer
         elif name in OPERATORS:
             attributes = node.attributes | ({"outputs": len(node.outputs)} if name == "Split" else {})
-            odd = sorted(set(node.attributes) - OPERATORS[name].attributes)
-            odd += [one for one, value in node.attributes.items() if value is None]
-            if odd:
-                raise UnsupportedError(f"{name} with {odd[0][:60]}")
+            unsupported = sorted(set(node.attributes) - OPERATORS[name].attributes)
+            unsupported += [one for one, value in node.attributes.items() if value is None]
+            if unsupported:
+                raise UnsupportedError(f"{name} with {unsupported[0][:60]}")
         else:
             raise UnsupportedError(f"the operator {node.operator[:60]}")
         for value in inputs:
@@ -180,7 +180,7 @@ class GraphNetwork(ForeignNetwork):
         self._steps.append(_Step(name, key, tuple(inputs), outputs, attributes))
 
     def _keep(self, name: str, tensor: Tensor) -> None:
-        """Keep a constant: to be trained if it may be a weight."""
+        """Store a constant, as a parameter if it may be a weight."""
         if name in self._constants:
             return
         self._count_copy(tensor.numel())
@@ -192,7 +192,7 @@ class GraphNetwork(ForeignNetwork):
             self.register_buffer(own, tensor.float() if tensor.is_floating_point() else tensor)
 
     def _count_copy(self, values: int) -> None:
-        """Count the copies of constants, of which a small file could ask for very many."""
+        """Count the copies of constants, since a small file could ask for very many."""
         self._copies_left -= values
         if self._copies_left < 0:
             raise UnsupportedError("constants that are used over and over")
@@ -203,11 +203,11 @@ class _Step:
     """One node, ready to run.
 
     Args:
-        operator: Its name in ONNX's own domain.
-        layer: The key of its module; empty where it has none.
-        inputs: Names of values.
-        outputs: Likewise.
-        attributes: What it is told.
+        operator: Name of the operator in ONNX's default domain.
+        layer: Key of the operator's module; empty where it has none.
+        inputs: Names of the input values.
+        outputs: Names of the output values.
+        attributes: Attributes of the node, by name.
     """
 
     operator: str
@@ -217,7 +217,7 @@ class _Step:
     attributes: dict[str, Any]
 
     def run(self, network: GraphNetwork, inputs: Inputs, limits: Limits) -> tuple[Tensor, ...]:
-        """Compute it within limits."""
+        """Compute the operation within limits."""
         if self.layer:
             layer, value = network.layers[self.layer], inputs[0]
             if value is None:

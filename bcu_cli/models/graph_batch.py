@@ -1,8 +1,8 @@
-"""Where the images of a batch are in each value of an ONNX graph, followed from its input.
+"""Tracks the batch axis through the values of an ONNX graph, from its input.
 
-A graph is often exported for one size of batch, which then stands in the constants of its reshapes. From a
-size alone nobody can tell whether it means images or channels. The dimension that holds the images is
-therefore followed from operation to operation, and only sizes in that place are made those of another batch.
+A graph is often exported for one size of batch, which then is a constant in its reshapes. The size alone does
+not show whether it counts images or channels. So the batch axis is tracked from operation to operation, and
+only sizes of that axis are adapted to another batch.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Mark:
+class BatchAxis:
     """The dimension of a value that holds the images.
 
-    Its size is ``outer * images * inner``: reshapes may have merged it with others.
+    Its size is ``outer * images * inner``, since reshapes may merge it with other dimensions.
 
     Args:
-        axis: Which dimension.
-        outer: Size of what was merged into it from before the images.
-        inner: Size of what was merged into it from behind them.
+        axis: Index of the dimension.
+        outer: Product of the sizes of merged dimensions in front of the images.
+        inner: Product of the sizes of merged dimensions behind the images.
     """
 
     axis: int
     outer: int = 1
     inner: int = 1
 
-    def at(self, axis: int) -> Mark:
-        """The same images in another dimension."""
-        return Mark(axis, self.outer, self.inner)
+    def at(self, axis: int) -> BatchAxis:
+        """A batch axis of equal size at another dimension."""
+        return BatchAxis(axis, self.outer, self.inner)
 
 
 @dataclass(frozen=True)
@@ -46,42 +46,42 @@ class Use:
     """One use of an operator.
 
     Args:
-        operator: Its name in ONNX's own domain.
-        attributes: What it is told.
-        inputs: Its values.
-        marks: Where the images are in each of them; None where in no dimension.
+        operator: Name of the operator in ONNX's default domain.
+        attributes: Attributes of the node, by name.
+        inputs: The input values.
+        batch_axes: The batch axis of each input; None for an input without images.
         fixed: Whether its sizes are constants of the graph, and so those of the exported batch.
     """
 
     operator: str
     attributes: dict[str, Any]
     inputs: Inputs
-    marks: list[Mark | None]
+    batch_axes: list[BatchAxis | None]
     fixed: bool = True
 
     @property
-    def marked(self) -> tuple[Tensor, Mark] | None:
-        """The first input, and where the images are in it; None where they are in no dimension of it."""
-        if not self.inputs or self.inputs[0] is None or self.marks[0] is None:
+    def batched(self) -> tuple[Tensor, BatchAxis] | None:
+        """The first input with its batch axis; None where it has none."""
+        if not self.inputs or self.inputs[0] is None or self.batch_axes[0] is None:
             return None
-        return self.inputs[0], self.marks[0]
+        return self.inputs[0], self.batch_axes[0]
 
     @property
     def sizes(self) -> Tensor | None:
-        """The second input, where it is a list of sizes or axes."""
+        """The second input, if it is a list of sizes or axes."""
         value = self.inputs[1] if len(self.inputs) > 1 else None
         return value if value is not None and value.dim() == 1 else None
 
     def axis(self, default: int, dimensions: int) -> int:
-        """The attribute ``axis``, counted from the front."""
+        """The attribute ``axis``, converted to a non-negative index."""
         axis = self.attributes.get("axis", default)
         return int(axis) + dimensions if axis < 0 else int(axis)
 
     def axes(self) -> list[int] | None:
-        """The axes of an attribute or of the second input; None where there are none."""
-        told = self.attributes.get("axes")
-        if told is not None:
-            return [int(axis) for axis in told]
+        """The axes, from the attribute or the second input; None where there are none."""
+        axes = self.attributes.get("axes")
+        if axes is not None:
+            return [int(axis) for axis in axes]
         return None if self.sizes is None else [int(axis) for axis in self.sizes.tolist()]
 
 
@@ -90,60 +90,60 @@ class Batch:
     """The batch of one pass.
 
     Args:
-        images: How many images there are.
-        exported: For how many the graph was exported; None where that is left open.
+        images: Number of images.
+        exported: Size of batch that the graph was exported for; None where it is not fixed.
     """
 
     images: int
     exported: int | None
 
-    def adapt(self, use: Use) -> tuple[Inputs, Mark | None]:
-        """The inputs of an operation made to fit this batch; of a reshape also where it puts the images."""
+    def adapt(self, use: Use) -> tuple[Inputs, BatchAxis | None]:
+        """Adapt the inputs of an operation to this batch; for a reshape, also give the new batch axis."""
         if use.operator == "Reshape":
             return self._reshaped(use)
         adapter = {"Expand": _expanded, "Squeeze": self._squeezed, "Concat": self._joined}.get(use.operator)
         return (adapter(use) if adapter else use.inputs), None
 
-    def _reshaped(self, use: Use) -> tuple[Inputs, Mark | None]:
-        """Give -1 for the dimension of the images, so that the sizes hold for any batch."""
-        if use.marked is None or use.sizes is None or not use.marked[0].numel():
+    def _reshaped(self, use: Use) -> tuple[Inputs, BatchAxis | None]:
+        """Replace the size of the batch axis by -1, so that the sizes hold for any batch."""
+        if use.batched is None or use.sizes is None or not use.batched[0].numel():
             return use.inputs, None
-        tensor, mark = use.marked
+        tensor, batch_axis = use.batched
         wanted = [int(size) for size in use.sizes.tolist()]
         for images in (self.exported, self.images) if use.fixed else (self.images, self.exported):
             if images is None:
                 continue
-            shape = _shape(tensor, mark, images)
+            shape = _shape(tensor, batch_axis, images)
             sizes = _resolved(shape, wanted, keeps_zero=bool(use.attributes.get("allowzero")))
-            place = _placed(shape, mark, sizes, images) if sizes else None
+            place = _placed(shape, batch_axis, sizes, images) if sizes else None
             if sizes and place:
                 sizes[place.axis] = -1
                 return [tensor, use.sizes.new_tensor(sizes)], place
         return use.inputs, None
 
     def _squeezed(self, use: Use) -> Inputs:
-        """Keep an image alone in a dimension of its own where all dimensions of size 1 are removed."""
-        if use.marked is None or use.axes() is not None or self.exported == 1:
+        """Keep the batch axis of a single image where all dimensions of size 1 are removed."""
+        if use.batched is None or use.axes() is not None or self.exported == 1:
             return use.inputs
-        tensor, mark = use.marked
-        axes = [axis for axis, size in enumerate(tensor.shape) if size == 1 and axis != mark.axis]
+        tensor, batch_axis = use.batched
+        axes = [axis for axis, size in enumerate(tensor.shape) if size == 1 and axis != batch_axis.axis]
         return [tensor, torch.tensor(axes, dtype=torch.int64)]
 
     def _joined(self, use: Use) -> Inputs:
-        """Repeat for each image of this batch what the graph repeats for each of the exported one."""
+        """Repeat for this batch what the graph repeats for each image of the exported batch."""
         pairs = [
-            (tensor, mark)
-            for tensor, mark in zip(use.inputs, use.marks, strict=True)
-            if tensor is not None and mark is not None
+            (tensor, batch_axis)
+            for tensor, batch_axis in zip(use.inputs, use.batch_axes, strict=True)
+            if tensor is not None and batch_axis is not None
         ]
         if not pairs or self.exported is None:
             return use.inputs
-        like, mark = pairs[0]
-        if mark.outer * mark.inner != 1 or use.axis(0, like.dim()) == mark.axis:
+        like, batch_axis = pairs[0]
+        if batch_axis.outer * batch_axis.inner != 1 or use.axis(0, like.dim()) == batch_axis.axis:
             return use.inputs
         return [
-            self._repeated(tensor, mark.axis, like) if own is None and tensor is not None else tensor
-            for tensor, own in zip(use.inputs, use.marks, strict=True)
+            self._repeated(tensor, batch_axis.axis, like) if own is None and tensor is not None else tensor
+            for tensor, own in zip(use.inputs, use.batch_axes, strict=True)
         ]
 
     def _repeated(self, tensor: Tensor, axis: int, like: Tensor) -> Tensor:
@@ -155,35 +155,35 @@ class Batch:
         return first.expand([like.shape[axis] if i == axis else -1 for i in range(tensor.dim())])
 
 
-def mark_of(use: Use, output: Tensor) -> Mark | None:
-    """Where the images are in the result of an operation; None where they cannot be followed."""
+def batch_axis_of(use: Use, output: Tensor) -> BatchAxis | None:
+    """The batch axis of the result of an operation; None where it cannot be tracked."""
     rule = _RULES.get(use.operator)
-    if rule is None or not any(use.marks):
+    if rule is None or not any(use.batch_axes):
         return None
     found = rule(use, output)
     return found if found is not None and 0 <= found.axis < output.dim() else None
 
 
 def _expanded(use: Use) -> Inputs:
-    """Keep the size of the dimension with the images."""
-    if use.marked is None or use.sizes is None:
+    """Keep the size of the batch axis."""
+    if use.batched is None or use.sizes is None:
         return use.inputs
-    tensor, mark = use.marked
-    place = len(use.sizes) - tensor.dim() + mark.axis
+    tensor, batch_axis = use.batched
+    place = len(use.sizes) - tensor.dim() + batch_axis.axis
     if place < 0:
         return use.inputs
     return [tensor, torch.cat([use.sizes[:place], use.sizes.new_tensor([-1]), use.sizes[place + 1 :]])]
 
 
-def _shape(tensor: Tensor, mark: Mark, images: int) -> list[int]:
-    """The shape that a tensor has with so many images."""
+def _shape(tensor: Tensor, batch_axis: BatchAxis, images: int) -> list[int]:
+    """The shape that a tensor has with a number of images."""
     shape = [int(size) for size in tensor.shape]
-    shape[mark.axis] = mark.outer * images * mark.inner
+    shape[batch_axis.axis] = batch_axis.outer * images * batch_axis.inner
     return shape
 
 
 def _resolved(shape: list[int], wanted: list[int], *, keeps_zero: bool) -> list[int] | None:
-    """The sizes of a reshape in full; None where they are not for a tensor of that shape."""
+    """The sizes of a reshape without 0 and -1; None where they do not fit a tensor of that shape."""
     if any(size == 0 and i >= len(shape) for i, size in enumerate(wanted)):
         return None
     sizes = [shape[i] if size == 0 and not keeps_zero else size for i, size in enumerate(wanted)]
@@ -195,15 +195,15 @@ def _resolved(shape: list[int], wanted: list[int], *, keeps_zero: bool) -> list[
     return sizes if min(sizes, default=1) > 0 and math.prod(sizes) == math.prod(shape) else None
 
 
-def _placed(shape: list[int], mark: Mark, sizes: Sequence[int], images: int) -> Mark | None:
-    """Where the images are after a reshape from ``shape`` to ``sizes``, both for so many images.
+def _placed(shape: list[int], batch_axis: BatchAxis, sizes: Sequence[int], images: int) -> BatchAxis | None:
+    """The batch axis after a reshape from ``shape`` to ``sizes``, both for the same number of images.
 
-    A reshape keeps the order of all values, and so the number of them before and behind the images. Where
-    more than one dimension could hold the images (a batch of one has size 1), it is one that has nothing from
-    before them merged into it, and it is not the last one, which holds features.
+    A reshape keeps the order of all values, and so the number of values in front of and behind the images.
+    More than one dimension may fit, since a batch of one has size 1. Then it is a dimension without merged
+    outer dimensions, and not the last one, which holds features.
     """
-    before = math.prod(shape[: mark.axis]) * mark.outer
-    behind = mark.inner * math.prod(shape[mark.axis + 1 :])
+    before = math.prod(shape[: batch_axis.axis]) * batch_axis.outer
+    behind = batch_axis.inner * math.prod(shape[batch_axis.axis + 1 :])
     found, passed = [], 1
     for axis, size in enumerate(sizes):
         outer = before // passed
@@ -216,108 +216,120 @@ def _placed(shape: list[int], mark: Mark, sizes: Sequence[int], images: int) -> 
     if not found:
         return None
     _, _, inner, axis, outer = min(found)
-    return Mark(axis, outer, inner)
+    return BatchAxis(axis, outer, inner)
 
 
-def _kept(use: Use, output: Tensor) -> Mark | None:  # noqa: ARG001 - the shape of a rule
-    return use.marks[0]
+def _kept(use: Use, output: Tensor) -> BatchAxis | None:  # noqa: ARG001 - the shape of a rule
+    return use.batch_axes[0]
 
 
-def _broadcast(use: Use, output: Tensor) -> Mark | None:
-    """Dimensions are counted from the last one, where inputs have different numbers of them."""
-    for tensor, mark in zip(use.inputs, use.marks, strict=True):
-        if tensor is not None and mark is not None:
-            return mark.at(output.dim() - tensor.dim() + mark.axis)
+def _broadcast(use: Use, output: Tensor) -> BatchAxis | None:
+    """Dimensions are aligned from the last one, since inputs may have different numbers of them."""
+    for tensor, batch_axis in zip(use.inputs, use.batch_axes, strict=True):
+        if tensor is not None and batch_axis is not None:
+            return batch_axis.at(output.dim() - tensor.dim() + batch_axis.axis)
     return None
 
 
-def _multiplied(use: Use, output: Tensor) -> Mark | None:
-    """The dimension that is summed over is gone; the columns of the second factor are the last ones."""
-    for place, (tensor, mark) in enumerate(zip(use.inputs, use.marks, strict=True)):
-        if tensor is None or mark is None:
+def _multiplied(use: Use, output: Tensor) -> BatchAxis | None:
+    """A product of matrices removes the summed dimension; the second factor's columns become the last one."""
+    for place, (tensor, batch_axis) in enumerate(zip(use.inputs, use.batch_axes, strict=True)):
+        if tensor is None or batch_axis is None:
             continue
-        from_end = mark.axis - tensor.dim()
+        from_end = batch_axis.axis - tensor.dim()
         if from_end != (-1, -2)[place]:
-            return mark.at(output.dim() + from_end)
+            return batch_axis.at(output.dim() + from_end)
     return None
 
 
-def _linear(use: Use, output: Tensor) -> Mark | None:
-    """A layer on the last dimension."""
-    mark = use.marks[0]
-    return mark if mark is not None and mark.axis < output.dim() - 1 else None
+def _linear(use: Use, output: Tensor) -> BatchAxis | None:
+    """A linear layer changes the last dimension."""
+    batch_axis = use.batch_axes[0]
+    return batch_axis if batch_axis is not None and batch_axis.axis < output.dim() - 1 else None
 
 
-def _flattened(use: Use, output: Tensor) -> Mark | None:  # noqa: ARG001
-    if use.marked is None:
+def _flattened(use: Use, output: Tensor) -> BatchAxis | None:  # noqa: ARG001
+    if use.batched is None:
         return None
-    tensor, mark = use.marked
+    tensor, batch_axis = use.batched
     cut = use.axis(1, tensor.dim())
-    first, last = (0, cut) if mark.axis < cut else (cut, tensor.dim())
-    outer = mark.outer * math.prod(tensor.shape[first : mark.axis])
-    inner = mark.inner * math.prod(tensor.shape[mark.axis + 1 : last])
-    return Mark(int(mark.axis >= cut), int(outer), int(inner))
+    first, last = (0, cut) if batch_axis.axis < cut else (cut, tensor.dim())
+    outer = batch_axis.outer * math.prod(tensor.shape[first : batch_axis.axis])
+    inner = batch_axis.inner * math.prod(tensor.shape[batch_axis.axis + 1 : last])
+    return BatchAxis(int(batch_axis.axis >= cut), int(outer), int(inner))
 
 
-def _transposed(use: Use, output: Tensor) -> Mark | None:
-    mark = use.marks[0]
+def _transposed(use: Use, output: Tensor) -> BatchAxis | None:
+    batch_axis = use.batch_axes[0]
     order = use.attributes.get("perm") or list(range(output.dim()))[::-1]
-    return mark.at(order.index(mark.axis)) if mark is not None and mark.axis in order else None
+    return (
+        batch_axis.at(order.index(batch_axis.axis))
+        if batch_axis is not None and batch_axis.axis in order
+        else None
+    )
 
 
-def _without(use: Use, axes: Sequence[int]) -> Mark | None:
-    """The mark once dimensions are removed."""
-    if use.marked is None:
+def _without(use: Use, axes: Sequence[int]) -> BatchAxis | None:
+    """The batch axis after dimensions are removed."""
+    if use.batched is None:
         return None
-    tensor, mark = use.marked
+    tensor, batch_axis = use.batched
     removed = {axis % tensor.dim() for axis in axes}
-    return None if mark.axis in removed else mark.at(mark.axis - sum(axis < mark.axis for axis in removed))
+    return (
+        None
+        if batch_axis.axis in removed
+        else batch_axis.at(batch_axis.axis - sum(axis < batch_axis.axis for axis in removed))
+    )
 
 
-def _squeeze(use: Use, output: Tensor) -> Mark | None:  # noqa: ARG001
+def _squeeze(use: Use, output: Tensor) -> BatchAxis | None:  # noqa: ARG001
     axes = use.axes()
-    if axes is None and use.marked is not None:
-        axes = [axis for axis, size in enumerate(use.marked[0].shape) if size == 1]
+    if axes is None and use.batched is not None:
+        axes = [axis for axis, size in enumerate(use.batched[0].shape) if size == 1]
     return _without(use, axes or [])
 
 
-def _unsqueeze(use: Use, output: Tensor) -> Mark | None:
-    mark, new = use.marks[0], {axis % output.dim() for axis in use.axes() or []}
+def _unsqueeze(use: Use, output: Tensor) -> BatchAxis | None:
+    batch_axis, new = use.batch_axes[0], {axis % output.dim() for axis in use.axes() or []}
     old = [axis for axis in range(output.dim()) if axis not in new]
-    return mark.at(old[mark.axis]) if mark is not None and mark.axis < len(old) else None
+    return (
+        batch_axis.at(old[batch_axis.axis]) if batch_axis is not None and batch_axis.axis < len(old) else None
+    )
 
 
-def _reduced(use: Use, output: Tensor) -> Mark | None:  # noqa: ARG001
-    if use.marked is None:
+def _reduced(use: Use, output: Tensor) -> BatchAxis | None:  # noqa: ARG001
+    if use.batched is None:
         return None
-    tensor, mark = use.marked
+    tensor, batch_axis = use.batched
     axes = use.axes() or ([] if use.attributes.get("noop_with_empty_axes") else list(range(tensor.dim())))
     if use.attributes.get("keepdims", 1):
-        return None if mark.axis in {axis % tensor.dim() for axis in axes} else mark
+        return None if batch_axis.axis in {axis % tensor.dim() for axis in axes} else batch_axis
     return _without(use, axes)
 
 
-def _along(use: Use, output: Tensor) -> Mark | None:
-    """Parts of a tensor, or several tensors joined, along one axis that is not the images'."""
-    mark = next((mark for mark in use.marks if mark is not None), None)
-    return mark if mark is not None and use.axis(0, output.dim()) != mark.axis else None
+def _along(use: Use, output: Tensor) -> BatchAxis | None:
+    """Splitting and joining along an axis keeps the batch axis, unless it is that axis."""
+    batch_axis = next((batch_axis for batch_axis in use.batch_axes if batch_axis is not None), None)
+    return batch_axis if batch_axis is not None and use.axis(0, output.dim()) != batch_axis.axis else None
 
 
-def _sliced(use: Use, output: Tensor) -> Mark | None:
-    if use.marked is None:
+def _sliced(use: Use, output: Tensor) -> BatchAxis | None:
+    if use.batched is None:
         return None
-    tensor, mark = use.marked
-    return mark if output.shape[mark.axis] == tensor.shape[mark.axis] else None
+    tensor, batch_axis = use.batched
+    return batch_axis if output.shape[batch_axis.axis] == tensor.shape[batch_axis.axis] else None
 
 
-def _gathered(use: Use, output: Tensor) -> Mark | None:
-    if use.marked is None:
+def _gathered(use: Use, output: Tensor) -> BatchAxis | None:
+    if use.batched is None:
         return None
-    tensor, mark = use.marked
+    tensor, batch_axis = use.batched
     axis = use.axis(0, tensor.dim())
-    if axis == mark.axis:
+    if axis == batch_axis.axis:
         return None
-    return mark if mark.axis < axis else mark.at(mark.axis + output.dim() - tensor.dim())
+    return (
+        batch_axis if batch_axis.axis < axis else batch_axis.at(batch_axis.axis + output.dim() - tensor.dim())
+    )
 
 
 _KEEPING = """
@@ -326,7 +338,7 @@ _KEEPING = """
     LogSoftmax Dropout Cast LayerNormalization
 """
 _BROADCASTING = "Add Sub Mul Div Pow PRelu Equal Max Min Where Expand"
-_RULES: dict[str, Callable[[Use, Tensor], Mark | None]] = {
+_RULES: dict[str, Callable[[Use, Tensor], BatchAxis | None]] = {
     **dict.fromkeys(_KEEPING.split(), _kept),
     **dict.fromkeys(_BROADCASTING.split(), _broadcast),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax"), _reduced),
@@ -340,4 +352,4 @@ _RULES: dict[str, Callable[[Use, Tensor], Mark | None]] = {
     "Slice": _sliced,
     "Gather": _gathered,
 }
-"""An operator that is not here has results in which the images cannot be followed."""
+"""The rule of each operator; the batch axis cannot be tracked through other operators."""

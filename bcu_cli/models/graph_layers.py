@@ -1,6 +1,6 @@
-"""The operators of ONNX graphs that have weights, or windows that slide, as modules of torch.
+"""The operators of ONNX graphs that have weights or sliding windows, as modules of torch.
 
-Weights are in the modules that the defenses know: convolutions, linear layers and batch normalisation.
+Weights are in modules that the defenses support: convolutions, linear layers and batch normalisation.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
 
 _WINDOW = frozenset({"kernel_shape", "strides", "pads", "auto_pad", "dilations"})
 _MOST_PADDING, _MOST_SIDE = 1024, 4096
-"""Attributes of a window: pixels that it adds on each side, and its own size, stride and dilation."""
+"""Limits of a window in pixels: padding on each side, and size, stride or dilation."""
 
 
 def layer_of(node: Node, tensors: dict[str, Tensor]) -> nn.Module | None:
-    """The module that computes a node from its first input; None where it is not one of these operators.
+    """The module that computes a node from its first input; None for other operators.
 
     Args:
-        node: Of the graph.
-        tensors: The graph's constants.
+        node: The node.
+        tensors: The constants of the graph.
 
     Raises:
-        UnsupportedError: Its weights, or what it is told to do with them, are not for torch's modules.
+        UnsupportedError: The weights or attributes are not supported by torch's modules.
     """
     name = node.operator.removeprefix("ai.onnx::")
     if name not in _MAKERS:
         return None
     make, attributes = _MAKERS[name]
-    if odd := set(node.attributes) - attributes:
-        raise UnsupportedError(f"{name} with {sorted(odd)[0]}")
+    if unsupported := set(node.attributes) - attributes:
+        raise UnsupportedError(f"{name} with {sorted(unsupported)[0]}")
     weights = [tensors.get(value) for value in node.inputs[1:]]
     if name == "MatMul" and (weights[0] is None or weights[0].dim() != 2):
-        return None  # of two values: no layer
+        return None  # the second factor is no matrix of weights
     if any(weight is None and value for weight, value in zip(weights, node.inputs[1:], strict=True)):
         raise UnsupportedError(f"{name} with weights that are computed")
     return make(node.attributes, [None if weight is None else weight.float() for weight in weights])
 
 
 class _Padding(nn.Module):
-    """Pads images as a window's ``auto_pad`` says, or unevenly."""
+    """Pads images by a window's ``auto_pad``, or by different numbers on opposite sides."""
 
     def __init__(self, a: dict[str, Any], kernel: list[int], value: float) -> None:
         super().__init__()
@@ -63,7 +63,11 @@ class _Padding(nn.Module):
         return F.pad(images, (left, right, top, bottom), value=self.value)
 
     def around(self, sides: Sequence[int]) -> tuple[int, int, int, int]:
-        """Rows and columns to add above, left, below and right of images of so many rows and columns."""
+        """Pixels to add above, left, below and right of images.
+
+        Args:
+            sides: Rows and columns of the images.
+        """
         top, left, bottom, right = self.pads
         if self.auto in {"SAME_UPPER", "SAME_LOWER"}:
             total = [
@@ -77,12 +81,12 @@ class _Padding(nn.Module):
         return top, left, bottom, right
 
 
-class _Then(nn.Sequential):
-    """One module after another, called as the operator that they make up."""
+class _Composite(nn.Sequential):
+    """Modules that run one after another and compute one operator."""
 
 
 def _window(a: dict[str, Any], kernel: list[int], value: float) -> tuple[_Padding | None, tuple[int, int]]:
-    """What pads before a window, if it must, and the even padding that torch does itself."""
+    """The padding module that a window needs in front, if any, and the padding that torch's layer does."""
     pads = a.get("pads", [0] * 4)
     if a.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise UnsupportedError(f"a padding that is {str(a['auto_pad'])[:40]}")
@@ -98,7 +102,7 @@ def _window(a: dict[str, Any], kernel: list[int], value: float) -> tuple[_Paddin
 
 
 def _pair(a: dict[str, Any], name: str) -> tuple[int, int]:
-    """An attribute of a window over two dimensions: two small numbers above 0; ones where it is left out."""
+    """An attribute of a two-dimensional window: two numbers from 1 to ``_MOST_SIDE``, 1 by default."""
     value = a.get(name, [1, 1])
     if not isinstance(value, list) or len(value) != 2:
         raise UnsupportedError(f"{name} of {str(value)[:40]}")
@@ -108,7 +112,7 @@ def _pair(a: dict[str, Any], name: str) -> tuple[int, int]:
 
 
 def _number(a: dict[str, Any], name: str, default: float) -> float:
-    """An attribute that is one number."""
+    """A numeric attribute."""
     value = a.get(name, default)
     if not isinstance(value, int | float):
         raise UnsupportedError(f"a {name} of {str(value)[:40]}")
@@ -116,7 +120,7 @@ def _number(a: dict[str, Any], name: str, default: float) -> float:
 
 
 def _joined(before: nn.Module | None, layer: nn.Module) -> nn.Module:
-    return layer if before is None else _Then(before, layer)
+    return layer if before is None else _Composite(before, layer)
 
 
 def _convolution(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
@@ -209,18 +213,17 @@ def _kernel(a: dict[str, Any]) -> tuple[int, int]:
 
 
 def refuse_excess(layer: nn.Module, shape: Sequence[int], limits: Limits) -> Sequence[int]:
-    """The shape of what a layer makes of a tensor, computed before the layer runs.
+    """The shape of a layer's output, computed and checked before the layer runs.
 
     Args:
-        layer: As :func:`layer_of` gives it.
-        shape: Of its input.
-        limits: What the layer may make and take.
+        layer: A layer of :func:`layer_of`.
+        shape: Shape of the input.
+        limits: Limits of the output's size and of the work.
 
     Raises:
-        UnsupportedError: The layer is not for such tensors, or the output would be too large, or take too
-            much work.
+        UnsupportedError: The layer does not take such tensors, or a limit is exceeded.
     """
-    if isinstance(layer, _Then):
+    if isinstance(layer, _Composite):
         for part in layer:
             shape = refuse_excess(part, shape, limits)
         return shape
@@ -240,7 +243,7 @@ def refuse_excess(layer: nn.Module, shape: Sequence[int], limits: Limits) -> Seq
 
 
 def _slid(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, shape: Sequence[int]) -> list[int]:
-    """Rows and columns at most that a window gives for images of a shape."""
+    """Upper bounds of the rows and columns that a sliding window gives for images of a shape."""
     each = zip(
         shape[2:],
         _two(layer.kernel_size),
@@ -262,7 +265,7 @@ def _two(value: Any) -> tuple[int, int]:
 
 
 def _filled(layer: nn.Module, **tensors: Tensor | None) -> nn.Module:
-    """The layer with these weights, which must be of its shapes; none is shared with another layer."""
+    """Copy weights, which must have the layer's shapes, into the layer."""
     state = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
     try:
         layer.load_state_dict(state, assign=True)
@@ -280,4 +283,4 @@ _MAKERS: dict[str, tuple[Callable[[dict[str, Any], list[Tensor | None]], nn.Modu
     "AveragePool": (_average_pool, _WINDOW | {"ceil_mode", "count_include_pad"}),
 }
 LAYERS = {name: attributes for name, (_, attributes) in _MAKERS.items()}
-"""The attributes that are heeded of each operator that may be a layer, by its name in ONNX's own domain."""
+"""The supported attributes of each operator that may be a layer, by its name in ONNX's default domain."""

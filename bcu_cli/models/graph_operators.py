@@ -1,8 +1,8 @@
-"""What the operators of ONNX graphs compute that have no weights of their own, in torch.
+"""The operators of ONNX graphs that have no weights, in torch.
 
-After the ONNX project's "Operators" (from version 7 of the operator set on, since which they broadcast as
-NumPy does). An operator, an attribute or an input that stands here nowhere is refused by
-:mod:`bcu_cli.models.graph`, so that nothing is computed otherwise than the graph says.
+They follow the ONNX project's "Operators" from version 7 of the operator set on, which introduced NumPy's
+broadcasting. :mod:`bcu_cli.models.graph` refuses operators, attributes and inputs that are not listed here,
+so that nothing is computed differently from the graph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DTYPES = {
     6: torch.int32,
     7: torch.int64,
     9: torch.bool,
-    10: torch.float32,  # a network is run in float32, whatever it was stored in
+    10: torch.float32,  # stored in float16, but networks run in float32
     11: torch.float32,
 }
 _MOST_DIMENSIONS = 16
@@ -36,30 +36,30 @@ _MOST_SIZE = 2**31
 
 
 class UnsupportedError(Exception):
-    """The graph has something in it that bcu does not compute; the text says what."""
+    """The graph contains something that bcu does not support; the message names it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one operation may make and take.
+    """Limits of one operation.
 
     Args:
-        values: Number of values in its result.
-        work: Number of its multiplications.
+        values: Largest number of values in the result.
+        work: Largest number of multiplications.
     """
 
     values: int
     work: int
 
     def bounded(self, sizes: Sequence[int], each: int = 1) -> list[int]:
-        """The sizes of a tensor that is to be made.
+        """Check the sizes of a result before it is computed, and return them as a list.
 
         Args:
-            sizes: One for each dimension.
+            sizes: Size of each dimension.
             each: Multiplications for each value.
 
         Raises:
-            UnsupportedError: A size is negative, or there are too many values or multiplications.
+            UnsupportedError: A size is negative, or a limit is exceeded.
         """
         fits = len(sizes) <= _MOST_DIMENSIONS and all(0 <= size < _MOST_SIZE for size in sizes)
         if not fits or math.prod(sizes) > self.values:
@@ -74,64 +74,64 @@ class Call:
     """One use of an operator.
 
     Args:
-        inputs: None where one is left out.
-        told: The attributes.
-        version: Of the operator set.
-        limits: What it may make and take.
+        inputs: The input values; None for an omitted one.
+        attributes: Attributes of the node, by name.
+        version: Version of the operator set.
+        limits: Limits of the operation.
     """
 
     inputs: Inputs
-    told: dict[str, Any]
+    attributes: dict[str, Any]
     version: int
     limits: Limits
 
     @property
     def first(self) -> Tensor:
         """The first input."""
-        return self.need(0)
+        return self.required(0)
 
     @property
     def axes(self) -> tuple[int, ...] | None:
-        """Of an attribute or, in newer versions, of the second input; None where there are none."""
-        if "axes" in self.told:
-            return tuple(self.told_ints("axes"))
+        """The axes, from the attribute or, in newer versions, the second input; None where there are none."""
+        if "axes" in self.attributes:
+            return tuple(self.attribute_ints("axes"))
         return None if self.optional(1) is None else tuple(self.ints(1))
 
-    def need(self, place: int) -> Tensor:
-        """An input that must be there."""
+    def required(self, place: int) -> Tensor:
+        """A required input."""
         value = self.optional(place)
         if value is None:
             raise UnsupportedError("an operator without one of its inputs")
         return value
 
     def optional(self, place: int) -> Tensor | None:
-        """An input that may be left out."""
+        """An optional input."""
         return self.inputs[place] if place < len(self.inputs) else None
 
     def ints(self, place: int) -> list[int]:
-        """The whole numbers, few and none vast, of an input that must be there."""
-        value = self.need(place)
+        """A required input that is a short list of whole numbers of limited size."""
+        value = self.required(place)
         if value.is_floating_point() or value.numel() > _MOST_DIMENSIONS:
             raise UnsupportedError(f"an input of {value.numel()} numbers for sizes or axes")
         return [int(one) for one in value.reshape(-1).tolist()]
 
-    def told_int(self, name: str, default: int) -> int:
+    def attribute_int(self, name: str, default: int) -> int:
         """An attribute that is a whole number, such as an axis."""
-        value = self.told.get(name, default)
+        value = self.attributes.get(name, default)
         if type(value) is not int or abs(value) >= _MOST_SIZE:
             raise UnsupportedError(f"a {name} of {str(value)[:40]}")
         return value
 
-    def told_ints(self, name: str) -> list[int]:
+    def attribute_ints(self, name: str) -> list[int]:
         """An attribute that is a short list of whole numbers."""
-        value = self.told[name]
+        value = self.attributes[name]
         if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS or {*map(type, value)} - {int}:
             raise UnsupportedError(f"{name} of {str(value)[:40]}")
         return value
 
-    def told_float(self, name: str, default: float) -> float:
-        """An attribute that is a fraction."""
-        value = self.told.get(name, default)
+    def attribute_float(self, name: str, default: float) -> float:
+        """An attribute that is a floating-point number."""
+        value = self.attributes.get(name, default)
         if not isinstance(value, int | float):
             raise UnsupportedError(f"a {name} of {str(value)[:40]}")
         return float(value)
@@ -139,11 +139,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Operator:
-    """How one operator is computed.
+    """The implementation of one operator.
 
     Args:
-        compute: A use of it to its result.
-        attributes: Those that ``compute`` heeds.
+        compute: Maps a call to its result.
+        attributes: Names of the supported attributes.
     """
 
     compute: Compute
@@ -151,7 +151,7 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
-"""By their names in ONNX's own domain."""
+"""The operators by their names in ONNX's default domain."""
 
 
 def _defines(name: str, *attributes: str) -> Callable[[Compute], Compute]:
@@ -163,22 +163,22 @@ def _defines(name: str, *attributes: str) -> Callable[[Compute], Compute]:
 
 
 def _broadcast(c: Call, *tensors: Tensor) -> list[int]:
-    """The common shape of tensors, if a result of it is not too large."""
+    """The broadcast shape of tensors, checked against the limits."""
     shape: list[int] = list(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))  # type: ignore[no-untyped-call]
     return c.limits.bounded(shape)
 
 
-def _of_inputs(function: Callable[..., Tensor], number: int | None, c: Call) -> Result:
-    """What a function makes of so many inputs (None: of any number but none), which are broadcast."""
+def _elementwise(function: Callable[..., Tensor], number: int | None, c: Call) -> Result:
+    """Apply a function to broadcast inputs, of which there are ``number`` (None: at least one)."""
     if not c.inputs or number not in {None, len(c.inputs)}:
         raise UnsupportedError(f"an operator with {len(c.inputs)} inputs")
-    tensors = [c.need(place) for place in range(len(c.inputs))]
+    tensors = [c.required(place) for place in range(len(c.inputs))]
     _broadcast(c, *tensors)
     return function(*tensors)
 
 
 def _divide(x: Tensor, y: Tensor) -> Tensor:
-    """The quotient; of whole numbers the one towards zero, which processors cannot give for all of them."""
+    """The quotient; that of whole numbers is rounded towards zero, and refused where it would overflow."""
     if x.is_floating_point() or y.is_floating_point():
         return x / y
     least = torch.iinfo(x.dtype).min if x.dtype != torch.bool else 0
@@ -189,7 +189,7 @@ def _divide(x: Tensor, y: Tensor) -> Tensor:
 
 @_defines("MatMul")
 def _matmul(c: Call) -> Result:
-    x, y = c.need(0), c.need(1)
+    x, y = c.required(0), c.required(1)
     if min(x.dim(), y.dim()) < 1:
         raise UnsupportedError("a product of matrices that are none")
     outer: list[int] = list(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))  # type: ignore[no-untyped-call]
@@ -199,7 +199,7 @@ def _matmul(c: Call) -> Result:
 
 
 def _pooled(function: Callable[..., Tensor], c: Call) -> Result:
-    """One value for each channel of images."""
+    """Pool each channel of images to one value."""
     if c.first.dim() < 3:
         raise UnsupportedError("a pooling of what are no images")
     return function(c.first, tuple(range(2, c.first.dim())), keepdim=True)
@@ -211,7 +211,7 @@ for _name, _pooling in _POOLINGS.items():
 
 _OF_MANY: dict[str, Callable[..., Tensor]] = {"Max": torch.maximum, "Min": torch.minimum}
 for _name, _pairwise in _OF_MANY.items():
-    _defines(_name)(partial(_of_inputs, lambda *x, pairwise=_pairwise: reduce(pairwise, x), None))
+    _defines(_name)(partial(_elementwise, lambda *x, pairwise=_pairwise: reduce(pairwise, x), None))
 
 _OF_TWO: dict[str, Callable[..., Tensor]] = {
     "Add": torch.add,
@@ -223,8 +223,8 @@ _OF_TWO: dict[str, Callable[..., Tensor]] = {
     "Equal": torch.eq,
 }
 for _name, _function in _OF_TWO.items():
-    _defines(_name)(partial(_of_inputs, _function, 2))
-_defines("Where")(partial(_of_inputs, torch.where, 3))
+    _defines(_name)(partial(_elementwise, _function, 2))
+_defines("Where")(partial(_elementwise, torch.where, 3))
 
 _OF_ONE: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
@@ -242,26 +242,26 @@ _OF_ONE: dict[str, Callable[..., Any]] = {
     "HardSwish": F.hardswish,
     "Identity": lambda x: x,
 }
-"""Those that are told nothing but their inputs."""
+"""The operators without attributes."""
 for _name, _function in _OF_ONE.items():
-    _defines(_name)(partial(_of_inputs, _function, 1))
+    _defines(_name)(partial(_elementwise, _function, 1))
 
 
 @_defines("LeakyRelu", "alpha")
 def _leaky_relu(c: Call) -> Result:
-    result: Tensor = F.leaky_relu(c.first, c.told_float("alpha", 0.01))
+    result: Tensor = F.leaky_relu(c.first, c.attribute_float("alpha", 0.01))
     return result
 
 
 @_defines("HardSigmoid", "alpha", "beta")
 def _hard_sigmoid(c: Call) -> Result:
-    slope, middle = c.told_float("alpha", 0.2), c.told_float("beta", 0.5)
+    slope, middle = c.attribute_float("alpha", 0.2), c.attribute_float("beta", 0.5)
     return (c.first * slope + middle).clamp(0, 1)
 
 
 @_defines("Gelu", "approximate")
 def _gelu(c: Call) -> Result:
-    kind = c.told.get("approximate", "none")
+    kind = c.attributes.get("approximate", "none")
     if kind not in ("none", "tanh"):
         raise UnsupportedError(f"a Gelu that is {str(kind)[:40]}")
     return F.gelu(c.first, approximate=kind)
@@ -274,9 +274,9 @@ def _clip(c: Call) -> Result:
 
 
 def _bound(c: Call, name: str, place: int) -> float | None:
-    """One number, of an attribute or an input; None where there is none."""
-    if name in c.told:
-        return c.told_float(name, 0.0)
+    """A bound of a Clip, from an attribute or an input; None where there is none."""
+    if name in c.attributes:
+        return c.attribute_float(name, 0.0)
     value = c.optional(place)
     if value is not None and value.numel() != 1:
         raise UnsupportedError(f"a Clip to {value.numel()} numbers")
@@ -294,22 +294,22 @@ def _log_softmax(c: Call) -> Result:
 
 
 def _over_axis(function: Callable[..., Tensor], c: Call) -> Tensor:
-    """Along one axis; before version 13 along that one and all behind it, as one."""
+    """Apply a function along an axis; before version 13, along this and all later axes, flattened."""
     x = c.first
     if c.version >= 13:
-        return function(x, c.told_int("axis", -1))
-    axis = c.told_int("axis", 1)
+        return function(x, c.attribute_int("axis", -1))
+    axis = c.attribute_int("axis", 1)
     return function(x.flatten(axis), axis).reshape(x.shape) if axis >= 0 else function(x, axis)
 
 
 @_defines("Dropout", "ratio", "seed")
 def _dropout(c: Call) -> Result:
-    return c.first  # as when it is not trained
+    return c.first  # evaluation mode
 
 
 @_defines("Cast", "to", "saturate", "round_mode")
 def _cast(c: Call) -> Result:
-    kind = c.told_int("to", 0)
+    kind = c.attribute_int("to", 0)
     if kind not in _DTYPES:
         raise UnsupportedError(f"a cast to type {kind}")
     return c.first.to(_DTYPES[kind])
@@ -317,7 +317,7 @@ def _cast(c: Call) -> Result:
 
 @_defines("Flatten", "axis")
 def _flatten(c: Call) -> Result:
-    tensor, axis = c.first, c.told_int("axis", 1)
+    tensor, axis = c.first, c.attribute_int("axis", 1)
     if not -tensor.dim() <= axis <= tensor.dim():
         raise UnsupportedError(f"an axis {axis} of {tensor.dim()} dimensions")
     axis = axis + tensor.dim() if axis < 0 else axis
@@ -328,7 +328,7 @@ def _flatten(c: Call) -> Result:
 def _reshape(c: Call) -> Result:
     tensor = c.first
     sizes = [
-        tensor.shape[i] if size == 0 and not c.told.get("allowzero") else size
+        tensor.shape[i] if size == 0 and not c.attributes.get("allowzero") else size
         for i, size in enumerate(c.ints(1))
     ]
     if not all(-1 <= size < _MOST_SIZE for size in sizes) or sizes.count(-1) > 1:
@@ -339,7 +339,7 @@ def _reshape(c: Call) -> Result:
 @_defines("Transpose", "perm")
 def _transpose(c: Call) -> Result:
     tensor = c.first
-    order = c.told_ints("perm") if "perm" in c.told else list(range(tensor.dim()))[::-1]
+    order = c.attribute_ints("perm") if "perm" in c.attributes else list(range(tensor.dim()))[::-1]
     return tensor.permute(order)
 
 
@@ -362,17 +362,17 @@ def _unsqueeze(c: Call) -> Result:
 
 @_defines("Concat", "axis")
 def _concat(c: Call) -> Result:
-    tensors = [c.need(place) for place in range(len(c.inputs))]
+    tensors = [c.required(place) for place in range(len(c.inputs))]
     c.limits.bounded([sum(tensor.numel() for tensor in tensors)])
-    return torch.cat(tensors, c.told_int("axis", 0))
+    return torch.cat(tensors, c.attribute_int("axis", 0))
 
 
 @_defines("Split", "axis", "split", "num_outputs")
 def _split(c: Call) -> Result:
-    tensor, axis = c.first, c.told_int("axis", 0)
-    parts = c.told["outputs"]  # the number of them, which bcu.models.graph adds
-    if c.told.get("split"):
-        sizes = c.told_ints("split")
+    tensor, axis = c.first, c.attribute_int("axis", 0)
+    parts = c.attributes["outputs"]  # number of outputs, added by bcu_cli.models.graph
+    if c.attributes.get("split"):
+        sizes = c.attribute_ints("split")
     elif c.optional(1) is not None:
         sizes = c.ints(1)
     else:
@@ -387,11 +387,11 @@ def _split(c: Call) -> Result:
 def _slice(c: Call) -> Result:
     tensor = c.first
     if c.version < 10:
-        starts, ends = c.told_ints("starts"), c.told_ints("ends")
+        starts, ends = c.attribute_ints("starts"), c.attribute_ints("ends")
     else:
         starts, ends = c.ints(1), c.ints(2)
-    if c.told.get("axes"):
-        axes = c.told_ints("axes")
+    if c.attributes.get("axes"):
+        axes = c.attribute_ints("axes")
     else:
         axes = c.ints(3) if c.optional(3) is not None else list(range(len(starts)))
     steps = c.ints(4) if c.optional(4) is not None else [1] * len(starts)
@@ -405,7 +405,7 @@ def _slice(c: Call) -> Result:
 
 @_defines("Gather", "axis")
 def _gather(c: Call) -> Result:
-    tensor, index, axis = c.first, c.need(1), c.told_int("axis", 0)
+    tensor, index, axis = c.first, c.required(1), c.attribute_int("axis", 0)
     if index.is_floating_point() or index.dtype == torch.bool:
         raise UnsupportedError("a Gather at places that are no whole numbers")
     size = tensor.shape[axis]
@@ -420,13 +420,13 @@ def _gather(c: Call) -> Result:
 
 @_defines("Shape", "start", "end")
 def _shape(c: Call) -> Result:
-    end = c.told_int("end", 0) if "end" in c.told else None
-    return torch._shape_as_tensor(c.first)[c.told_int("start", 0) : end]  # which a trace follows
+    end = c.attribute_int("end", 0) if "end" in c.attributes else None
+    return torch._shape_as_tensor(c.first)[c.attribute_int("start", 0) : end]  # a trace records it
 
 
 @_defines("ConstantOfShape", "value")
 def _constant_of_shape(c: Call) -> Result:
-    value = c.told.get("value", torch.zeros(1))
+    value = c.attributes.get("value", torch.zeros(1))
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UnsupportedError("a ConstantOfShape of other than one number")
     return value.to(c.first.device).reshape(()).expand(c.limits.bounded(c.ints(0))).clone()
@@ -436,24 +436,22 @@ def _constant_of_shape(c: Call) -> Result:
 def _expand(c: Call) -> Result:
     wanted, own = c.ints(1), list(c.first.shape)
     own = [1] * (len(wanted) - len(own)) + own
-    ends = own[
-        len(own) - len(wanted) :
-    ]  # -1 is the tensor's own size: bcu.models.graph_batch says it of images
+    ends = own[len(own) - len(wanted) :]  # -1 keeps the tensor's size: graph_batch sets it for the batch axis
     sizes = c.limits.bounded([mine if size == -1 else size for size, mine in zip(wanted, ends, strict=True)])
     shape: list[Any] = list(torch.broadcast_shapes(c.first.shape, tuple(sizes)))  # type: ignore[no-untyped-call]
     c.limits.bounded(shape)
-    if torch._C._get_tracing_state() is not None:  # then sizes are to stay what the graph computes
+    if torch._C._get_tracing_state() is not None:  # a trace must keep computed sizes, not constants
         skipped = len(shape) - len(wanted)
         for place, size in enumerate(wanted, skipped):
-            shape[place] = c.need(1)[place - skipped] if size == shape[place] else -1
+            shape[place] = c.required(1)[place - skipped] if size == shape[place] else -1
     return c.first.expand(shape)
 
 
 def _reduced(function: Callable[..., Tensor], c: Call) -> Tensor:
     axes = c.axes
-    if not axes and c.told.get("noop_with_empty_axes"):
+    if not axes and c.attributes.get("noop_with_empty_axes"):
         return c.first
-    return function(c.first, axes or tuple(range(c.first.dim())), bool(c.told_int("keepdims", 1)))
+    return function(c.first, axes or tuple(range(c.first.dim())), bool(c.attribute_int("keepdims", 1)))
 
 
 _REDUCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -468,5 +466,5 @@ for _name, _reduction in _REDUCTIONS.items():
 @_defines("LayerNormalization", "axis", "epsilon", "stash_type")
 def _layer_norm(c: Call) -> Result:
     tensor = c.first
-    sizes = tensor.shape[c.told_int("axis", -1) :]
-    return F.layer_norm(tensor, sizes, c.need(1), c.optional(2), c.told_float("epsilon", 1e-5))
+    sizes = tensor.shape[c.attribute_int("axis", -1) :]
+    return F.layer_norm(tensor, sizes, c.required(1), c.optional(2), c.attribute_float("epsilon", 1e-5))

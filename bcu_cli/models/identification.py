@@ -1,6 +1,6 @@
-"""Which architecture a checkpoint holds: from the option, from what it says of itself, from its tensors.
+"""Finds the architecture of a checkpoint by the user's option, the file's claims, and its tensors.
 
-Needs torch only where the index cannot answer.
+Torch is imported only if the index of architectures does not suffice.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _HINT = "give --arch NAME (timm, torchvision or one of bcu's own) or --arch FILE
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the evidence leaves possible.
+    """The architectures that fit the evidence.
 
     Args:
-        groups: Candidates, grouped into those that compute the same; the best of each group first. One group
-            if the architecture is certain.
-        source: What decided, for people.
-        claims: What the file says of itself, most trusted first.
-        evidence: What was noticed on the way, for people.
-        named: Whether somebody named the architecture, so that its equals are not meant.
+        groups: Candidates in groups that compute the same function, the best of each group first. There is
+            one group if the function is certain.
+        source: The decisive evidence, in words.
+        claims: The claims of the file, most trusted first.
+        evidence: Further observations, in words.
+        named: Whether the user or the file names the architecture, which excludes its equals.
     """
 
     groups: tuple[tuple[Candidate, ...], ...]
@@ -62,15 +62,15 @@ def identify(checkpoint: Checkpoint | Outline, arch: str | None = None) -> Archi
     """Find the architecture without building it.
 
     Args:
-        checkpoint: The file as read, or its outline.
-        arch: The user's ``--arch``, if given.
+        checkpoint: The checkpoint, or its outline.
+        arch: The user's ``--arch``; None if it was not given.
 
     Returns:
-        It; with rivals, where the tensors fit networks that compute different things. To run the network
-        that must be decided (:func:`bcu_cli.models.load` does).
+        The architecture. It has rivals if the tensors fit networks with different functions;
+        :func:`bcu_cli.models.load` decides between them.
 
     Raises:
-        ArchitectureError: It is not known, it does not fit, or this is no image classifier.
+        ArchitectureError: The architecture is unknown or does not fit, or this is no image classifier.
     """
     what = checkpoint.path.name
     beside = checkpoint.beside if isinstance(checkpoint, Checkpoint) else {}
@@ -81,10 +81,10 @@ def identify(checkpoint: Checkpoint | Outline, arch: str | None = None) -> Archi
 
 
 def class_count(name: str, shapes: Shapes) -> int:
-    """How many classes these tensors have as weights of the architecture ``name``.
+    """Number of classes of these tensors as weights of the architecture ``name``.
 
     Raises:
-        ArchitectureError: They do not fit it.
+        ArchitectureError: The tensors do not fit the architecture.
     """
     full = resolve(name)
     candidate = _fit(full, shapes, None)
@@ -103,17 +103,17 @@ def find(
     input_size: int | None = None,
     what: str = "the file",
 ) -> Found:
-    """The architectures that names and shapes leave possible (see the module's docstring for the order).
+    """Find the architectures that fit the tensors: by the option, else the claims, else the index.
 
     Args:
-        shapes: Tensor name to shape.
-        claims: From :func:`~bcu_cli.models.claims.read_claims`.
+        shapes: Shape of each tensor by its name.
+        claims: Claims of the file, from :func:`~bcu_cli.models.claims.read_claims`.
         arch: The user's ``--arch``.
         input_size: The user's ``--input-size``, for networks whose tensors depend on it.
-        what: How errors call the file.
+        what: Name of the file in errors.
 
     Raises:
-        ArchitectureError: Nothing is possible, or only things that are no image classifiers.
+        ArchitectureError: No architecture fits, or the file holds no image classifier.
     """
     _refuse_foreign(shapes, what)
     size = None if input_size is None else (3, input_size, input_size)
@@ -123,14 +123,13 @@ def find(
             groups=(_with_equals(candidate, shapes),),
             source="--arch",
             claims=tuple(claims),
-            evidence=tuple(_overruled(claims, candidate.name)),
+            evidence=tuple(_overridden_claims(claims, candidate.name)),
         )
     else:
         found = _from_claims(shapes, claims) or _from_tensors(shapes, claims, what)
     if any(group[0].num_classes == 1 for group in found.groups):
         raise ArchitectureError(
-            f"{what} has one output: it is a regression or yes-or-no model, and there are no classes to tell "
-            "apart",
+            f"{what} has one output: it is a regression or yes-or-no model",
             "bcu needs a classifier with two or more outputs",
         )
     return found
@@ -149,7 +148,7 @@ def _refuse_foreign(shapes: Shapes, what: str) -> None:
 
 
 def _from_option(arch: str, shapes: Shapes, input_size: tuple[int, int, int] | None, what: str) -> Candidate:
-    """The candidate for the user's ``--arch``; a plain name means whichever library's network fits."""
+    """The candidate for the user's ``--arch``; a name without library means the first library that fits."""
     first = resolve(arch)
     names = (first,) if is_user_file(arch) else possible_names(arch)
     for name in names:
@@ -161,8 +160,8 @@ def _from_option(arch: str, shapes: Shapes, input_size: tuple[int, int, int] | N
     raise mismatch(first, shapes, input_size, what)
 
 
-def _overruled(claims: Sequence[Claim], name: str) -> list[str]:
-    """One sentence per claim that the same architecture was built with other options than the user's."""
+def _overridden_claims(claims: Sequence[Claim], name: str) -> list[str]:
+    """A sentence for each claim of the same architecture with other options than the user's."""
     plain = name.rpartition(":")[2] if timm_config.base_of(name) == name else name
     return [
         f"{claim.source} names {claim.arch}, and --arch goes before it"
@@ -172,7 +171,7 @@ def _overruled(claims: Sequence[Claim], name: str) -> list[str]:
 
 
 def _fit(name: str, shapes: Shapes, input_size: tuple[int, int, int] | None) -> Candidate | None:
-    """The candidate that ``name`` makes for these tensors: by the index, else by building it."""
+    """Match an architecture with tensors, by the index or by building it; None if they do not fit."""
     entry = entry_of(name)
     if entry is not None:
         candidate = match_entry(entry, shapes)
@@ -186,7 +185,7 @@ def _fit(name: str, shapes: Shapes, input_size: tuple[int, int, int] | None) -> 
 
 
 def _with_equals(candidate: Candidate, shapes: Shapes) -> tuple[Candidate, ...]:
-    """The candidate, followed by the others that compute the same."""
+    """The candidate, followed by the others that compute the same function."""
     return (
         candidate,
         *(c for c in match(shapes) if candidate.structure == c.structure != "" and c.name != candidate.name),
@@ -194,7 +193,7 @@ def _with_equals(candidate: Candidate, shapes: Shapes) -> tuple[Candidate, ...]:
 
 
 def _from_claims(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
-    """The first claimed architecture that the tensors fit; a claim that they do not is only reported."""
+    """The first claimed architecture that the tensors fit; other claims are only reported."""
     evidence = complaints(claims)
     for claim in claims:
         if claim.arch is None:
@@ -202,7 +201,9 @@ def _from_claims(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
         if is_user_file(claim.arch):
             evidence.append(f"{claim.source} names {claim.arch}, which only --arch would run")
             continue
-        names = [_without_usual(name) for name in possible_names(_in_full(claim, claims))]
+        names = [
+            _without_default_options(name) for name in possible_names(_with_claimed_options(claim, claims))
+        ]
         if not names:
             evidence.append(f"{claim.source} names {claim.arch[:60]!r}, which is no known architecture")
         for name in names:
@@ -219,11 +220,11 @@ def _from_claims(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
     return None
 
 
-def _in_full(claim: Claim, claims: Sequence[Claim]) -> str:
-    """A claimed architecture with the options that another claim has for the same one.
+def _with_claimed_options(claim: Claim, claims: Sequence[Claim]) -> str:
+    """A claimed architecture, with the options that another claim gives for it.
 
-    A training script keeps the plain name beside the weights, and timm the options in ``config.json``. What
-    bcu wrote itself says all.
+    A training script stores the name beside the weights, and timm the options in ``config.json``. A claim
+    that bcu wrote is complete.
     """
     arch = claim.arch or ""
     if claim.source == BCU_SOURCE or timm_config.base_of(arch) != arch:
@@ -232,8 +233,8 @@ def _in_full(claim: Claim, claims: Sequence[Claim]) -> str:
     return next((other for other in full if timm_config.plain_of(other) == timm_config.plain_of(arch)), arch)
 
 
-def _without_usual(name: str) -> str:
-    """An architecture's name without options that it has by itself; a writer may list them all."""
+def _without_default_options(name: str) -> str:
+    """An architecture's name without options that equal its defaults, which some writers list."""
     try:
         base, options = timm_config.split(name)
     except (ValueError, RecursionError):
@@ -252,7 +253,7 @@ def _without_usual(name: str) -> str:
 
 
 def complaints(claims: Sequence[Claim]) -> list[str]:
-    """What the claims say that cannot be used, for people."""
+    """The unusable fields of the claims, in words."""
     return [f"{claim.source}: {complaint}" for claim in claims for complaint in claim.complaints]
 
 
@@ -260,7 +261,7 @@ def _from_tensors(shapes: Shapes, claims: Sequence[Claim], what: str) -> Found:
     groups: dict[str, list[Candidate]] = {}
     for candidate in match(shapes):
         groups.setdefault(candidate.structure or candidate.name, []).append(candidate)
-    evidence = complaints(claims) + disbelieved(claims)
+    evidence = complaints(claims) + rejected_claims(claims)
     if not groups:
         raise _nothing_fits(shapes, evidence, what)
     return Found(
@@ -272,8 +273,8 @@ def _from_tensors(shapes: Shapes, claims: Sequence[Claim], what: str) -> Found:
     )
 
 
-def disbelieved(claims: Sequence[Claim]) -> list[str]:
-    """One sentence per claimed architecture, none of which the tensors fit."""
+def rejected_claims(claims: Sequence[Claim]) -> list[str]:
+    """A sentence for each claimed architecture, none of which the tensors fit."""
     return [
         f"{claim.source} names {claim.arch[:60]}, which is unknown or does not fit the tensors"
         if not is_user_file(claim.arch)
@@ -294,7 +295,7 @@ def _nothing_fits(shapes: Shapes, evidence: Sequence[str], what: str) -> Archite
 
 
 def ambiguous(groups: Sequence[Sequence[Candidate]], what: str) -> ArchitectureError:
-    """The error for tensors that fit architectures which compute different things."""
+    """The error for tensors that fit architectures with different functions."""
     names = [group[0].name for group in groups]
     listed = ", ".join(names[:-1]) + f" and {names[-1]}"
     return ArchitectureError(
@@ -304,7 +305,7 @@ def ambiguous(groups: Sequence[Sequence[Candidate]], what: str) -> ArchitectureE
 
 
 def claim_fits(claim: Claim, candidates: Sequence[Candidate]) -> bool:
-    """Whether what a claim says of the preprocessing is about one of these architectures."""
+    """Whether a claim of preprocessing is about one of these architectures."""
     if claim.arch is None:
         return True
     names = {timm_config.base_of(candidate.name) for candidate in candidates}

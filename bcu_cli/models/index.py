@@ -1,9 +1,12 @@
-"""The shipped index of architectures: tensor names and shapes to candidates, without importing torch.
+"""The shipped index of architectures, which maps tensor names and shapes to candidates. Needs no torch.
 
-Per architecture the index holds three hashes: over the tensor names, over names and shapes (with the
-dimensions that depend on the number of classes and of input channels left open), and over what the network
-computes. The last one is only there for architectures that share their names and shapes with others: with
-the same hash they compute the same function. ``python -m bcu_cli.models.build_index`` makes it.
+The index holds three hashes of each architecture. The first is over the tensor names. The second is over
+names and shapes, without the dimensions that depend on the numbers of classes and input channels.
+
+The third is over the function that the network computes. It exists only for architectures that share names
+and shapes with others; equal hashes mean the same function.
+
+``python -m bcu_cli.models.build_index`` builds the index.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from bcu_cli.models.preprocessing import Preprocessing
 
 INDEX_FILE = "index.json.gz"
 SCHEMA_VERSION = 1
-#: How many of the smallest name hashes an architecture keeps, for finding the nearest ones.
+#: Number of the smallest name hashes that are stored, to find the nearest architectures.
 SKETCH_SIZE = 8
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -56,14 +59,14 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """All indexed architectures, and the library versions they were built with."""
+    """All indexed architectures, and the versions of the libraries that built them."""
 
     entries: tuple[Entry, ...]
     versions: Mapping[str, str]
 
 
 def counted(name: str) -> bool:
-    """Whether a tensor tells architectures apart: not so BatchNorm's step counter, which old files lack."""
+    """Whether a tensor is compared: all but BatchNorm's step counters, which old files lack."""
     return not name.endswith("num_batches_tracked")
 
 
@@ -74,10 +77,10 @@ def hash_names(names: Iterable[str]) -> str:
 
 def hash_shapes(shapes: Shapes, class_axes: Iterable[Axis], channel_axes: Iterable[Axis]) -> str:
     """A hash over names and shapes with the given dimensions left open."""
-    marks = dict.fromkeys(class_axes, "K") | dict.fromkeys(channel_axes, "C")
+    batch_axes = dict.fromkeys(class_axes, "K") | dict.fromkeys(channel_axes, "C")
     lines = []
     for name in sorted(filter(counted, shapes)):
-        sides = (marks.get((name, axis), str(side)) for axis, side in enumerate(shapes[name]))
+        sides = (batch_axes.get((name, axis), str(side)) for axis, side in enumerate(shapes[name]))
         lines.append(f"{name} {','.join(sides)}")
     return digest("\n".join(lines))
 
@@ -94,7 +97,7 @@ def digest(text: str) -> str:
 
 @cache
 def load_index() -> Index:
-    """The index as shipped; empty (own networks are then unknown too) where it has not been built yet."""
+    """The shipped index; empty if it has not been built, so that built-in networks are unknown too."""
     source = resources.files("bcu_cli.models").joinpath(INDEX_FILE)
     if not source.is_file():
         return Index(entries=(), versions={})
@@ -117,7 +120,7 @@ def _preprocessing(fields: list[Any]) -> Preprocessing:
 
 
 def _entry(row: list[Any], axes: list[tuple[Axis, ...]], preprocessings: list[Preprocessing]) -> Entry:
-    name, names_hash, shapes_hash, structure, class_axes, channel_axes, preprocessing, marks = row
+    name, names_hash, shapes_hash, structure, class_axes, channel_axes, preprocessing, batch_axes = row
     return Entry(
         name=name,
         names_hash=names_hash,
@@ -126,7 +129,7 @@ def _entry(row: list[Any], axes: list[tuple[Axis, ...]], preprocessings: list[Pr
         class_axes=axes[class_axes],
         channel_axes=axes[channel_axes],
         preprocessing=None if preprocessing < 0 else preprocessings[preprocessing],
-        sketch=frozenset(marks[i : i + 6] for i in range(0, len(marks), 6)),
+        sketch=frozenset(batch_axes[i : i + 6] for i in range(0, len(batch_axes), 6)),
     )
 
 
@@ -143,10 +146,10 @@ def entry_of(name: str) -> Entry | None:
 
 
 def match(shapes: Shapes) -> tuple[Candidate, ...]:
-    """The architectures with exactly these tensors, preferred first (own, torchvision's, timm's).
+    """The architectures with exactly these tensors, in the order of preference: built-in, torchvision, timm.
 
     Args:
-        shapes: Tensor name to shape, of a whole state dict.
+        shapes: Shape of each tensor of a whole state dict, by its name.
     """
     names_hash = hash_names(shapes)
     found = []
@@ -159,7 +162,7 @@ def match(shapes: Shapes) -> tuple[Candidate, ...]:
 
 
 def match_entry(entry: Entry, shapes: Shapes) -> Candidate | None:
-    """The candidate that ``entry`` makes for these tensors, or None where they do not fit."""
+    """Match an entry of the index with these tensors; None if they do not fit."""
     if hash_names(shapes) != entry.names_hash:
         return None
     num_classes = _common_side(shapes, entry.class_axes)
@@ -178,7 +181,7 @@ def match_entry(entry: Entry, shapes: Shapes) -> Candidate | None:
 
 
 def _common_side(shapes: Shapes, axes: Iterable[Axis]) -> int | None:
-    """The length that all the given dimensions share, or None where they do not."""
+    """The common length of the given dimensions; None if they differ."""
     sides = {shapes[name][axis] if axis < len(shapes[name]) else -1 for name, axis in axes}
     side = sides.pop() if len(sides) == 1 else -1
     return side if side > 0 else None
@@ -190,11 +193,11 @@ def _preference(candidate: Candidate) -> tuple[int, int, str]:
 
 
 def nearest(shapes: Shapes, limit: int = 4) -> tuple[tuple[str, ...], bool]:
-    """The architectures that come closest to tensors which none has.
+    """The architectures whose tensors are most similar to tensors that fit none.
 
     Returns:
-        Their full names, and whether these have exactly the same tensor names (in other shapes); if not, they
-        are the ones that share the most names, judged by a sample, and at least half of them.
+        Their full names, and whether they have exactly the same tensor names, in other shapes. If not, they
+        share the most names, and at least half, as estimated from a sample.
     """
     names_hash = hash_names(shapes)
     entries = load_index().entries

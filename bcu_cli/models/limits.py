@@ -1,4 +1,4 @@
-"""An end to networks that are larger than the file that they are said to be in."""
+"""A limit on the size of a network while it is built."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class TooLargeError(ArchitectureError):
-    """A network that has more tensors, or more values in them, than it can have."""
+    """A network has more tensors, or more values in them, than its file can hold."""
 
 
 @contextlib.contextmanager
 def no_larger(name: str, *, tensors: int, values: int) -> Iterator[None]:
-    """Stop the making of a network as soon as it has more than so much; other threads make theirs freely.
+    """Limit the size of a network that is built in the context; other threads are not limited.
 
     Args:
-        name: How the error calls the network.
-        tensors: Number of parameters and buffers that it may have.
-        values: Number of values in them together.
+        name: Name of the network in the error.
+        tensors: Largest number of parameters and buffers.
+        values: Largest number of values in all of them.
 
     Raises:
-        TooLargeError: Within the context: it has more.
+        TooLargeError: The network exceeds a limit; raised within the context.
     """
     from torch.nn.modules import module as hooks
 

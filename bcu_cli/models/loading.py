@@ -1,4 +1,4 @@
-"""A checkpoint to a classifier: architecture, weights, preprocessing."""
+"""Loading of a checkpoint as a classifier: its architecture, weights and preprocessing."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError, BcuError, CheckpointError
-from bcu_cli.models import deciding, fingerprint
+from bcu_cli.models import fingerprint, preprocessing_choice
 from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 from bcu_cli.models.claims import Claim, read_claims
 from bcu_cli.models.classifier import Classifier, are_probabilities, refuse_dependence
+from bcu_cli.models.embedded import (
+    KINDS,
+    EmbeddedFunction,
+    answers,
+    identity_preprocessing,
+    is_same,
+    noise,
+    open_embedded,
+    settle_batch,
+)
 from bcu_cli.models.fitting import fill, refuse_broken
 from bcu_cli.models.identification import Found, ambiguous, find
-from bcu_cli.models.names import OWN_ARCHITECTURES
-from bcu_cli.models.own import KINDS, Own, answers, is_same, noise, open_own, plain, settle_batch
+from bcu_cli.models.metadata import class_names
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, is_user_file
 
@@ -26,20 +36,20 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
     from bcu_cli.models.index import Candidate
 
-#: Images for a preprocessing's size and cropping: ``float [N, C, H, W]`` in [0, 1], not normalised.
+#: Gives images in the size and cropping of a preprocessing: ``float [N, C, H, W]`` in [0, 1], not normalised.
 ImageSource = Callable[[Preprocessing], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A classifier and how it was made.
+    """A loaded classifier with its origin.
 
     Args:
-        classifier: In evaluation mode, float32, on the CPU.
-        architecture: Which, and how it was found.
-        checkpoint: The file that it came from.
-        evidence: What decided and what was noticed, in sentences for people.
-        input_dtype: Of the images that the file's own function takes; float32 where it carries none.
+        classifier: The classifier, in evaluation mode, float32, on the CPU.
+        architecture: The architecture, and how it was found.
+        checkpoint: The checkpoint of the weights.
+        evidence: Sentences on how architecture and preprocessing were found.
+        input_dtype: Data type of the images that the file's code or graph takes; float32 where it has none.
     """
 
     classifier: Classifier
@@ -47,6 +57,16 @@ class Loaded:
     checkpoint: Checkpoint
     evidence: tuple[str, ...]
     input_dtype: torch.dtype = torch.float32
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Size, cropping and normalisation of the network's input."""
+        return self.classifier.preprocessing
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the outputs; empty where the file does not give them."""
+        return class_names(self.checkpoint.metadata, self.classifier.num_classes)
 
 
 def load(
@@ -58,32 +78,36 @@ def load(
     std: tuple[float, ...] | None = None,
     images: ImageSource | None = None,
 ) -> Loaded:
-    """Make a runnable classifier of a checkpoint.
+    """Construct a runnable classifier from a checkpoint.
 
     Args:
-        checkpoint: The file as read.
+        checkpoint: The checkpoint.
         arch: ``--arch``: a name, or FILE.py:FUNCTION (the function runs).
-        input_size: ``--input-size``: height and width of the input.
+        input_size: ``--input-size``: height and width of the input in pixels.
         mean: ``--mean``: one value, or one per channel.
         std: ``--std``: one value, or one per channel.
-        images: Gives natural images, about 256 of them, where only BatchNorm statistics can decide.
+        images: Gives about 256 natural images, which are used if only BatchNorm statistics can decide.
 
     Raises:
-        ArchitectureError: The weights are broken, are no image classifier's, fit no (or not the given)
-            architecture, or what is needed to run them cannot be found out and must be given.
-        AnswersError: It answers with no logits, with NaN or infinity, or not to each image by itself.
-        UnsafeFileError: It is TorchScript or ONNX of which only its own code or graph is known, and that has
-            something in it that is not allowed to run.
+        ArchitectureError: The weights are broken or no image classifier's, the architecture is unknown or
+            does not fit, or an option is needed.
+        AnswersError: The output is no logits, is not finite, or depends on the batch.
+        UnsafeFileError: The network is known only from TorchScript code or an ONNX graph, which contains
+            something that is not allowed to run.
     """
     refuse_broken(checkpoint.tensors, checkpoint.path.name)
-    loader = _Loader(checkpoint, deciding.Options(input_size=input_size, mean=mean, std=std), images)
+    loader = _Loader(
+        checkpoint, preprocessing_choice.Options(input_size=input_size, mean=mean, std=std), images
+    )
     return loader.load(arch)
 
 
 class _Loader:
-    """One call of :func:`load`."""
+    """The state of one call of :func:`load`."""
 
-    def __init__(self, checkpoint: Checkpoint, options: deciding.Options, images: ImageSource | None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, options: preprocessing_choice.Options, images: ImageSource | None
+    ) -> None:
         self.checkpoint = checkpoint
         self.options = options
         self.images = images
@@ -91,9 +115,11 @@ class _Loader:
         self.claims = read_claims(checkpoint.path, checkpoint.metadata, checkpoint.beside)
 
     def load(self, arch: str | None) -> Loaded:
-        own = self._own()
-        if isinstance(own, Own) and own.input_size:
-            self.claims += (Claim(source=f"the {own.what.removeprefix('own ')}", input_size=own.input_size),)
+        embedded = self._embedded_function()
+        if isinstance(embedded, EmbeddedFunction) and embedded.input_size:
+            self.claims += (
+                Claim(source=f"the {embedded.what.removeprefix('own ')}", input_size=embedded.input_size),
+            )
         try:
             found = find(
                 self.checkpoint.shapes,
@@ -103,49 +129,55 @@ class _Loader:
                 what=self.what,
             )
         except ArchitectureError as error:
-            if own is None or arch is not None:
+            if embedded is None or arch is not None:
                 raise
-            return self._load_own(own, f"since {error.message}")
+            return self._load_embedded(embedded, f"since {error.message}")
         networks = self._networks(found)
-        if own is not None:
-            same = self._same(own, found, networks, arch)
+        if embedded is not None:
+            same = self._same(embedded, found, networks, arch)
             if not same:
-                return self._load_own(own, _otherwise(found), like=_usual(found.groups[0][0]))
+                return self._load_embedded(
+                    embedded, _mismatch_reason(found), like=_architecture_of_usual_size(found.groups[0][0])
+                )
             found = replace(
                 found,
                 groups=tuple(found.groups[i] for i in same),
-                evidence=(*found.evidence, _compared(own)),
+                evidence=(*found.evidence, _comparison_note(embedded)),
             )
             networks = [networks[i] for i in same]
         loaded = self._load_rebuilt(found, networks)
-        return replace(loaded, input_dtype=own.input_dtype) if isinstance(own, Own) else loaded
+        return (
+            replace(loaded, input_dtype=embedded.input_dtype)
+            if isinstance(embedded, EmbeddedFunction)
+            else loaded
+        )
 
-    def _own(self) -> Own | BcuError | None:
-        """The function that the file carries, or why it cannot be evaluated; None where it carries none."""
+    def _embedded_function(self) -> EmbeddedFunction | BcuError | None:
+        """The function that the file embeds, or the error of opening it; None where there is none."""
         if self.checkpoint.format not in KINDS:
             return None
         try:
-            return open_own(self.checkpoint)
+            return open_embedded(self.checkpoint)
         except (ArchitectureError, CheckpointError) as error:
             return error
 
     def _same(
-        self, own: Own | BcuError, found: Found, networks: list[nn.Module], arch: str | None
+        self, embedded: EmbeddedFunction | BcuError, found: Found, networks: list[nn.Module], arch: str | None
     ) -> list[int]:
-        """Which groups of candidates compute what the file's own function does.
+        """Indices of the groups of candidates that compute the same as the embedded function.
 
         Raises:
-            BcuError: That cannot be found out, and the user named none of them; or the one that the user
-                named is another.
+            BcuError: The comparison fails without a user's ``--arch``, or that architecture computes
+                something else.
         """
         group = found.groups[0]
         try:
-            if not isinstance(own, Own):
-                raise own
-            size = deciding.size_of(self._question(group, networks[0], named=found.named))[0]
-            settle_batch(own, size, self.what)
-            pictures = self.images(plain(size)) if self.images else None
-            same = [i for i, network in enumerate(networks) if is_same(network, own, pictures, size)]
+            if not isinstance(embedded, EmbeddedFunction):
+                raise embedded
+            size = preprocessing_choice.size_of(self._question(group, networks[0], named=found.named))[0]
+            settle_batch(embedded, size, self.what)
+            natural = self.images(identity_preprocessing(size)) if self.images else None
+            same = [i for i, network in enumerate(networks) if is_same(network, embedded, natural, size)]
         except BcuError as error:
             if arch is not None:
                 return list(range(len(networks)))
@@ -158,7 +190,7 @@ class _Loader:
             ) from error
         if arch is not None and not same:
             raise ArchitectureError(
-                f"{self.what}: its {own.what} answers otherwise than {group[0].name}",
+                f"{self.what}: its {embedded.what} gives other logits than {group[0].name}",
                 "leave --arch out: then its own function is used",
             )
         return same
@@ -182,41 +214,41 @@ class _Loader:
         )
 
     def _networks(self, found: Found) -> list[nn.Module]:
-        """A network with the file's weights per group of equal candidates."""
+        """A network with the file's weights for each group of equal candidates."""
         return [
             self._network(group[0].name, group[0].num_classes, group[0].in_channels) for group in found.groups
         ]
 
     def _choices(
         self, found: Found, networks: list[nn.Module]
-    ) -> list[tuple[Architecture, nn.Module, deciding.Decision]]:
-        """A network with its preprocessing per group of equal candidates."""
-        if len(networks) > 1 and not all(map(self._can_tell, networks)):
+    ) -> list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]:
+        """A network with its preprocessing for each group of equal candidates."""
+        if len(networks) > 1 and not all(map(self._has_statistics, networks)):
             raise ambiguous(found.groups, self.what)
-        decisions: list[deciding.Decision | ArchitectureError] = []
+        decisions: list[preprocessing_choice.Decision | ArchitectureError] = []
         for group, network in zip(found.groups, networks, strict=True):
             try:
                 question = self._question(group, network, named=found.named)
-                decisions.append(deciding.decide(question, network, self.images))
+                decisions.append(preprocessing_choice.decide(question, network, self.images))
             except ArchitectureError as error:
                 decisions.append(error)
-        settled = [decision for decision in decisions if isinstance(decision, deciding.Decision)]
+        settled = [decision for decision in decisions if isinstance(decision, preprocessing_choice.Decision)]
         if not settled:
             raise next(decision for decision in decisions if isinstance(decision, ArchitectureError))
-        # Of a wrong architecture the preprocessing may not be told; it competes with that of another one.
+        # The preprocessing of a wrong architecture may be undecidable; it then takes that of another one.
         return [
             (
                 found.architecture(i),
                 network,
-                decision if isinstance(decision, deciding.Decision) else settled[0],
+                decision if isinstance(decision, preprocessing_choice.Decision) else settled[0],
             )
             for i, (network, decision) in enumerate(zip(networks, decisions, strict=True))
         ]
 
     def _question(
         self, group: tuple[Candidate, ...], network: nn.Module, *, named: bool
-    ) -> deciding.Question:
-        return deciding.Question(
+    ) -> preprocessing_choice.Question:
+        return preprocessing_choice.Question(
             what=self.what,
             options=self.options,
             claims=self.claims,
@@ -225,19 +257,21 @@ class _Loader:
             channels=_channels(network, group[0].in_channels, group[0].name),
         )
 
-    def _can_tell(self, network: nn.Module) -> bool:
+    def _has_statistics(self, network: nn.Module) -> bool:
         return self.images is not None and any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
-    def _best(self, found: Found, choices: list[tuple[Architecture, nn.Module, deciding.Decision]]) -> int:
-        """The choice whose BatchNorm statistics the images reproduce clearly better than the others'."""
+    def _best(
+        self, found: Found, choices: list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]
+    ) -> int:
+        """Index of the choice whose BatchNorm statistics the images clearly reproduce best."""
         if len(choices) == 1:
             return 0
         assert self.images is not None  # else _choices has refused  # noqa: S101
         distances = []
         for _, network, decision in choices:
-            pictures = fingerprint.sample(self.images(decision.preprocessing))
+            sampled = fingerprint.sample(self.images(decision.preprocessing))
             classifier = Classifier(network, decision.preprocessing, 1)
-            distance = fingerprint.batchnorm_distance(network, classifier.normalised(pictures), layers=None)
+            distance = fingerprint.batchnorm_distance(network, classifier.normalised(sampled), layers=None)
             distances.append(math.inf if distance is None else distance)
         smallest, runner_up = sorted(distances)[:2]
         if not fingerprint.is_clear(smallest, runner_up, fingerprint.CLEAR_RATIO_OF_ARCHITECTURES):
@@ -249,10 +283,10 @@ class _Loader:
         if not is_user_file(name):
             side = self._claimed_side()
             if side is not None or in_channels != 3:
-                default = deciding.default_size(name)
+                default = preprocessing_choice.default_size(name)
                 side = side if side is not None else (default[1:] if default else (224, 224))
                 size = (in_channels, *side)
-        with torch.random.fork_rng(devices=[]):  # loading must not shift anybody's random numbers
+        with torch.random.fork_rng(devices=[]):  # loading must not change the caller's random numbers
             network = build(name, num_classes=num_classes or 2, input_size=size)
         network = network.float()
         fill(network, self.checkpoint.tensors, name, self.what)
@@ -263,38 +297,40 @@ class _Loader:
             return self.options.input_size, self.options.input_size
         return None
 
-    def _load_own(self, own: Own | BcuError, why: str, *, like: str = "") -> Loaded:
-        """Take the file's own code or graph for its network.
+    def _load_embedded(self, embedded: EmbeddedFunction | BcuError, why: str, *, like: str = "") -> Loaded:
+        """Use the file's code or graph as the network.
 
         Args:
-            own: It; or why it cannot be evaluated, which is raised.
-            why: The reason, for people.
-            like: The architecture whose usual input size it has; empty where none is known.
+            embedded: The function that the file embeds, or the error of opening it, which is raised.
+            why: The reason, in words.
+            like: An architecture whose usual input size the network has; empty where none is known.
         """
-        if not isinstance(own, Own):
-            raise own
+        if not isinstance(embedded, EmbeddedFunction):
+            raise embedded
         name = str(self.checkpoint.format)
         claims = tuple(claim for claim in self.claims if claim.arch in (None, name))
-        first = next((m.in_channels for m in own.network.modules() if isinstance(m, nn.Conv2d)), 3)
+        first = next((m.in_channels for m in embedded.network.modules() if isinstance(m, nn.Conv2d)), 3)
         channels = next((claim.input_size[0] for claim in claims if claim.input_size), first)
-        question = deciding.Question(
+        question = preprocessing_choice.Question(
             what=self.what, options=self.options, claims=claims, candidates=(), channels=channels, like=like
         )
         try:
-            size = deciding.size_of(question)[0]
-            settle_batch(own, size, self.what)
-            decision = deciding.decide(question, own.network, self.images)
+            size = preprocessing_choice.size_of(question)[0]
+            settle_batch(embedded, size, self.what)
+            decision = preprocessing_choice.decide(question, embedded.network, self.images)
         except ArchitectureError as error:
             raise ArchitectureError(
-                f"{error.message}; its {own.what} is its network, {why}", error.hint
+                f"{error.message}; its {embedded.what} is its network, {why}", error.hint
             ) from error
-        classifier = as_classifier(own.network, decision.preprocessing, self.what)
+        classifier = as_classifier(embedded.network, decision.preprocessing, self.what)
         classifier.ends_in_softmax = are_probabilities(answers(classifier, noise(4, size), self.what))
-        source = f"the file's {own.what}"
+        source = f"the file's {embedded.what}"
         architecture = Architecture(name=name, source=source, num_classes=classifier.num_classes)
         evidence = [f"architecture: {source} runs, {why}", *decision.evidence]
-        if own.network.group is not None:
-            evidence.append(f"it is given {_number(own.network.group)} at a time: others change its answers")
+        if embedded.network.group is not None:
+            evidence.append(
+                f"it is given {_count_of_images(embedded.network.group)} at a time: others change its answers"
+            )
         if classifier.ends_in_softmax:
             evidence.append("it answers with probabilities, whose logarithms are taken for logits")
         return Loaded(
@@ -302,28 +338,28 @@ class _Loader:
             architecture=architecture,
             checkpoint=self.checkpoint,
             evidence=tuple(evidence),
-            input_dtype=own.input_dtype,
+            input_dtype=embedded.input_dtype,
         )
 
 
 def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -> Classifier:
-    """A network with its preprocessing, tried once on noise.
+    """Join a network and its preprocessing to a classifier, and try it on noise.
 
     Args:
-        network: Normalised images ``float [N, C, H, W]`` to logits ``[N, K]``.
-        preprocessing: Its preprocessing.
-        name: How errors call the network.
+        network: Maps normalised images ``float [N, C, H, W]`` to logits ``[N, K]``.
+        preprocessing: Preprocessing of its images.
+        name: Name of the network in errors.
 
     Raises:
-        ArchitectureError: It cannot run on images of that size, or has one output.
-        AnswersError: It answers with no logits, or an image otherwise beside another one than by itself.
+        ArchitectureError: The network cannot run on images of that size, or has one output.
+        AnswersError: The output is no logits, or depends on the batch.
     """
     classifier = Classifier(network, preprocessing, 0, name=name).eval()
     inputs = noise(2, preprocessing.input_size)
     alone, both = answers(classifier, inputs[:1], name), answers(classifier, inputs, name)
     if both.shape[1] < 2:
         raise ArchitectureError(
-            f"{name} has one output: there are no classes to tell apart",
+            f"{name} has one output, and a classifier has at least two",
             "bcu needs a classifier with two or more outputs",
         )
     refuse_dependence(alone, both, name)
@@ -331,29 +367,32 @@ def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -
     return classifier
 
 
-def _usual(candidate: Candidate) -> str:
-    """The name of an architecture that is hardly ever run at another input size than its usual one."""
-    usual = candidate.name in OWN_ARCHITECTURES or candidate.num_classes == deciding.IMAGENET_CLASSES
+def _architecture_of_usual_size(candidate: Candidate) -> str:
+    """The name of an architecture that is nearly always run at its usual input size; else empty."""
+    usual = (
+        candidate.name in BUILTIN_ARCHITECTURES
+        or candidate.num_classes == preprocessing_choice.IMAGENET_CLASSES
+    )
     return candidate.name if usual else ""
 
 
-def _otherwise(found: Found) -> str:
+def _mismatch_reason(found: Found) -> str:
     names = " and ".join(group[0].name for group in found.groups[:3])
-    return f"since it answers otherwise than {names}, whose tensors it has"
+    return f"since it gives other logits than {names}, whose tensors it has"
 
 
-def _compared(own: Own | BcuError) -> str:
-    if isinstance(own, Own):
-        return f"its {own.what} gives the same logits"
-    return f"its own function could not be compared: {own.message}"
+def _comparison_note(embedded: EmbeddedFunction | BcuError) -> str:
+    if isinstance(embedded, EmbeddedFunction):
+        return f"its {embedded.what} gives the same logits"
+    return f"its own function could not be compared: {embedded.message}"
 
 
-def _number(images: int) -> str:
+def _count_of_images(images: int) -> str:
     return "one image" if images == 1 else f"{images} images"
 
 
 def _channels(network: nn.Module, in_channels: int, name: str) -> int:
-    """Channels of the input; for the user's own network, those of its first convolution."""
+    """Channels of the input; for a network from the user's file, those of its first convolution."""
     if not is_user_file(name):
         return in_channels
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)

@@ -1,4 +1,4 @@
-"""What bcu writes into the files it makes, so that they say themselves what they are."""
+"""The metadata that bcu writes into model files: architecture, preprocessing and class names."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 def metadata_for(
     architecture: Architecture, preprocessing: Preprocessing, classes: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The metadata of a model file: keys ``bcu.*``, each value JSON.
+    """The metadata of a model file: keys ``bcu.*``, with JSON values.
 
-    A network of transformers is not named: the ``config.json`` beside the file says what it is.
+    The architecture of a transformers network is left out, since the ``config.json`` beside the file gives
+    it.
 
     Args:
-        architecture: Of the model.
-        preprocessing: Of the model.
-        classes: Names of the classes in the order of the outputs; none where they are not known.
+        architecture: Architecture of the model.
+        preprocessing: Preprocessing of the model.
+        classes: Names of the classes in the order of the outputs; empty where they are not known.
 
     Raises:
-        ValueError: There are names, but not one for each class.
+        ValueError: The number of names is neither 0 nor the number of classes.
     """
     if classes and len(classes) != architecture.num_classes:
         raise ValueError(f"{len(classes)} class names for {architecture.num_classes} classes")
@@ -49,9 +50,10 @@ def metadata_for(
 
 
 def class_names(metadata: Mapping[str, str], num_classes: int) -> tuple[str, ...]:
-    """The names of the classes in the order of the outputs, as the metadata of a file made by bcu have them.
+    """Read the names of the classes, in the order of the outputs, from the metadata of a file.
 
-    Empty where there are none, or not one different name for each class.
+    Returns:
+        The names; empty if there is not one distinct name for each class.
     """
     try:
         names = json.loads(metadata.get(claims.CLASSES, "[]"))

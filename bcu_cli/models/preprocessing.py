@@ -1,39 +1,43 @@
-"""How images become a network's input: size, cropping and normalisation. Needs no torch."""
+"""The preprocessing of images for a network: size, cropping and normalisation. Needs no torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-#: Largest height or width that is taken from the user.
+if TYPE_CHECKING:
+    from bcu_cli.images.decoding import Geometry
+
+#: Largest height or width that the user may give.
 LARGEST_SIDE = 8192
 _LEAST_STD, _MOST_STD, _MOST_MEAN = 1e-4, 1e4, 1e4
-#: Names that torchvision and Pillow know alike.
+#: Names of filters that torchvision and Pillow share.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CENTER, SQUASH = "center", "squash"
-#: ``center`` keeps an image's shape and cuts off what is over; ``squash`` resizes each side by itself.
+#: ``center`` keeps the aspect ratio and crops the longer side; ``squash`` resizes each side independently.
 CROP_MODES = (CENTER, SQUASH)
 RGB, BGR = "RGB", "BGR"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What is done to an image before the network sees it.
+    """Size, cropping and normalisation of a network's input.
 
     Args:
         input_size: Channels, height and width of the network's input.
-        mean: Subtracted per channel, on the scale [0, 1].
-        std: Divided by per channel, on the scale [0, 1]; greater than 0.
+        mean: Mean per channel, for images in [0, 1].
+        std: Standard deviation per channel, for images in [0, 1]; greater than 0.
         crop_pct: Share kept by the centre crop: the shorter side is resized to ``round(H / crop_pct)``.
-        crop_mode: One of :data:`CROP_MODES`. With ``squash`` each side is resized to its own
-            ``round(side / crop_pct)`` before the centre is cut out.
-        interpolation: How images are resized: one of :data:`INTERPOLATIONS`.
+        crop_mode: One of :data:`CROP_MODES`. ``squash`` resizes each side to ``round(side / crop_pct)``
+            before the crop.
+        interpolation: Filter of the resizing, one of :data:`INTERPOLATIONS`.
         channel_order: ``RGB``, or ``BGR`` where the network takes blue first. ``mean`` and ``std`` are in
             this order.
-        source: What decided mean and std, for people ("option", "metadata", "BatchNorm statistics", …).
+        source: Source of mean and std, in words ("option", "metadata", "BatchNorm statistics", …).
 
     Raises:
-        ValueError: A value that no network can have been trained with.
+        ValueError: A value is out of its plausible range.
 
     Example:
         >>> bcu.Preprocessing(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3).crop_pct
@@ -64,9 +68,24 @@ class Preprocessing:
         if self.channel_order == BGR and channels != 3:
             raise ValueError(f"{channels} channels have no order {BGR}")
 
+    @property
+    def geometry(self) -> Geometry:
+        """The size and cropping alone, as the decoding of images takes them."""
+        from bcu_cli.images.decoding import Geometry
+
+        channels, height, width = self.input_size
+        return Geometry(
+            channels=channels,
+            height=height,
+            width=width,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            interpolation=self.interpolation,
+        )
+
 
 def check_size(size: tuple[int, int, int]) -> None:
-    """Raise ``ValueError`` unless ``size`` is a credible (C, H, W)."""
+    """Raise ``ValueError`` unless ``size`` is a plausible (C, H, W)."""
     if len(size) != 3 or not all(1 <= side <= LARGEST_SIDE for side in size):
         raise ValueError(
             f"input size {'x'.join(map(str, size))} is not three numbers from 1 to {LARGEST_SIDE}"
@@ -74,7 +93,7 @@ def check_size(size: tuple[int, int, int]) -> None:
 
 
 def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raise ``ValueError`` unless means and deviations are of a size that some scale of images can have."""
+    """Raise ``ValueError`` unless means and deviations are plausible for some scale of images."""
     if not all(math.isfinite(value) for value in mean):
         raise ValueError(f"mean {format_values(mean)} is not finite")
     if not all(abs(value) <= _MOST_MEAN for value in mean):
@@ -86,7 +105,7 @@ def check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None
 
 
 def check_crop(crop_pct: float) -> None:
-    """Raise ``ValueError`` unless the share is in (0, 1]."""
+    """Raise ``ValueError`` unless the share is in [0.05, 1]."""
     if not 0.05 <= crop_pct <= 1:
         raise ValueError(f"crop share {crop_pct} is not in [0.05, 1]")
 
@@ -110,21 +129,21 @@ def check_interpolation(interpolation: str) -> None:
 
 
 def format_values(values: tuple[float, ...]) -> str:
-    """``(0.5, 0.25, 0.25)`` as ``0.5,0.25,0.25``: the form that ``--mean`` and ``--std`` take."""
+    """Format values as ``--mean`` and ``--std`` take them: ``0.5,0.25,0.25``."""
     return ",".join(f"{value:.4g}" for value in values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """A mean and standard deviation per channel that people train with, under the name they go by."""
+    """A widely used mean and standard deviation per channel, with its name."""
 
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-#: The normalisations in wide use, for three channels. The two CIFAR-10 deviations are the one over all
-#: pixels and the one averaged over images; both are passed around.
+#: Widely used normalisations for three channels. Of the two CIFAR-10 deviations, one is over all pixels and
+#: one is the mean over images; both are in use.
 NORMALISATIONS = (
     Normalisation(name="none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     Normalisation(name="ImageNet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
@@ -135,7 +154,7 @@ NORMALISATIONS = (
     Normalisation(name="0.5/0.5", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     Normalisation(name="0 to 255", mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)),
 )
-#: The same for one channel.
+#: Widely used normalisations for one channel.
 GREY_NORMALISATIONS = (
     Normalisation(name="none", mean=(0.0,), std=(1.0,)),
     Normalisation(name="MNIST", mean=(0.1307,), std=(0.3081,)),
@@ -146,15 +165,15 @@ GREY_NORMALISATIONS = (
 
 
 def nearly_equal(a: Normalisation, b: Normalisation) -> bool:
-    """Whether the two give a network nearly the same input: contrast within 35 %, shift within 0.25.
+    """Whether two normalisations give nearly the same input: contrast within 35 %, brightness within 0.25.
 
-    Both are measured in units of the normalised input; ImageNet's and the CIFARs' are nearly equal in this
-    sense, "none" and 0.5/0.5 are not.
+    The brightness is in units of the normalised input. ImageNet's and the CIFARs' normalisations are nearly
+    equal in this sense; "none" and 0.5/0.5 are not.
     """
     shifts = (abs(m - n) / min(s, t) for m, s, n, t in zip(a.mean, a.std, b.mean, b.std, strict=True))
     return same_contrast(a, b) and max(shifts) <= 0.25
 
 
 def same_contrast(a: Normalisation, b: Normalisation) -> bool:
-    """Whether the deviations of the two are within 35 % of each other in every channel."""
+    """Whether the deviations of two normalisations are within 35 % of each other in every channel."""
     return all(1 / 1.35 <= s / t <= 1.35 for s, t in zip(a.std, b.std, strict=True))

@@ -1,4 +1,4 @@
-"""Names to networks: the package's own, timm's, torchvision's, and functions in the user's own files."""
+"""Builds networks by name: built-in, timm's, torchvision's, and functions in the user's files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ArchitectureError, BcuError
 from bcu_cli.models import timm_config, transformers_config
-from bcu_cli.models.names import OWN_ARCHITECTURES
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,10 +33,10 @@ def is_user_file(name: str) -> bool:
 
 
 def possible_names(name: str) -> tuple[str, ...]:
-    """The full names that ``name`` can stand for, preferred first: own, timm's, torchvision's.
+    """The full names that ``name`` can stand for, in the order of preference: built-in, timm, torchvision.
 
-    Looks names up and does nothing else: no file is opened, nothing that a name asks for is imported. A tag
-    as timm appends it (``resnet50.a1_in1k``) is dropped. With options behind it, only timm's is meant.
+    Names are only looked up: no file is opened, and nothing is imported for a name. A tag of timm
+    (``resnet50.a1_in1k``) is dropped. A name with options is always timm's.
     """
     from bcu_cli.models.index import known_names
 
@@ -55,11 +55,11 @@ def possible_names(name: str) -> tuple[str, ...]:
         candidates = [plain]
     else:
         candidates = [plain, TIMM + plain, TORCHVISION + plain]
-    return tuple(c for c in candidates if c in known or c in OWN_ARCHITECTURES or _in_libraries(c))
+    return tuple(c for c in candidates if c in known or c in BUILTIN_ARCHITECTURES or _in_libraries(c))
 
 
 def _in_libraries(full_name: str) -> bool:
-    """Whether timm or torchvision, as installed, has the architecture (for versions newer than the index)."""
+    """Whether the installed timm or torchvision has the architecture; it may be newer than the index."""
     prefix, _, plain = full_name.rpartition(":")
     if not plain.isidentifier():
         return False
@@ -88,13 +88,13 @@ def resolve(name: str) -> str:
 
 
 def unknown_architecture(name: str) -> ArchitectureError:
-    """The error for a name that no registry has, with the names that come close."""
+    """The error for an unknown name, with similar names."""
     from bcu_cli.models.index import known_names
 
     plain = {known.rpartition(":")[2]: known for known in sorted(known_names(), reverse=True)}
-    plain |= {own: own for own in OWN_ARCHITECTURES}
+    plain |= {own: own for own in BUILTIN_ARCHITECTURES}
     close = difflib.get_close_matches(name.rpartition(":")[2].lower(), plain, n=4, cutoff=0.6)
-    own = ", ".join(sorted(OWN_ARCHITECTURES))
+    own = ", ".join(sorted(BUILTIN_ARCHITECTURES))
     advice = f"did you mean {', '.join(close)}?" if close else f"own networks: {own}"
     return ArchitectureError(
         f"no architecture is called {name!r}",
@@ -105,17 +105,17 @@ def unknown_architecture(name: str) -> ArchitectureError:
 
 
 def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | None = None) -> nn.Module:
-    """A network with random weights, on the default device.
+    """Build a network with random weights, on the default device.
 
     Args:
-        name: An own, timm or torchvision name, with or without ``timm:`` or ``torchvision:``, or a name of
-            timm's with options of its constructor as JSON behind it. Also ``transformers:FILE.json``, or
+        name: A built-in, timm or torchvision name, with or without ``timm:`` or ``torchvision:``. A timm name
+            may be followed by options of its constructor as JSON. Also ``transformers:FILE.json``, or
             FILE.py:FUNCTION. The function runs: give only files that you trust.
-        num_classes: Outputs, at least 1.
-        input_size: C, H, W where it is not the architecture's own.
+        num_classes: Number of outputs, at least 1.
+        input_size: C, H, W; None for the architecture's default.
 
     Raises:
-        ArchitectureError: The name is unknown, or the network cannot be built so.
+        ArchitectureError: The name is unknown, or the network cannot be built with these arguments.
     """
     full = resolve(name)
     if is_user_file(full):
@@ -128,7 +128,7 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | Non
                 return _build_timm(full.removeprefix(TIMM), num_classes, input_size)
             if full.startswith(TORCHVISION):
                 return _build_torchvision(full.removeprefix(TORCHVISION), num_classes, input_size)
-            return _build_own(full, num_classes, input_size)
+            return _build_builtin(full, num_classes, input_size)
     except BcuError:
         raise
     except Exception as error:
@@ -139,20 +139,20 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | Non
 
 
 def is_described(name: str) -> bool:
-    """Whether somebody's numbers behind an architecture's name set the size of the network."""
+    """Whether untrusted numbers, in options or a configuration, set the size of the network."""
     return transformers_config.is_config(name) or timm_config.has_numbers(timm_config.split(name)[1])
 
 
 def blueprint(name: str, *, num_classes: int, input_size: tuple[int, int, int] | None = None) -> nn.Module:
-    """A network for the names and shapes of its tensors only: without content, where it can be built so.
+    """Build a network for the names and shapes of its tensors, on the meta device where that is possible.
 
     Args:
-        name: As for :func:`build`.
-        num_classes: As for :func:`build`.
-        input_size: As for :func:`build`.
+        name: Name of the architecture, as :func:`build` takes it.
+        num_classes: Number of outputs, at least 1.
+        input_size: C, H, W; None for the architecture's default.
 
     Raises:
-        ArchitectureError: As :func:`build`.
+        ArchitectureError: The name is unknown, or the network cannot be built with these arguments.
     """
     import torch
 
@@ -162,20 +162,20 @@ def blueprint(name: str, *, num_classes: int, input_size: tuple[int, int, int] |
                 return build(name, num_classes=num_classes, input_size=input_size)
         except BcuError:
             if is_described(name):
-                raise  # somebody's numbers, which could take all memory there is
-            # Some constructors compute with tensors (RegNet its widths), which the meta device cannot.
+                raise  # untrusted numbers could allocate all memory
+            # Constructors that compute with tensors fail on the meta device, as RegNet's does for its widths.
             return build(name, num_classes=num_classes, input_size=input_size)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what constructors warn of (deprecated options, slow initialisation): no user can act on it."""
+    """Suppress warnings of constructors, such as deprecated options, on which no user can act."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _build_own(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
+def _build_builtin(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
     from bcu_cli.models import cifar
 
     make: Callable[[int, int], nn.Module] = getattr(cifar, name)
@@ -184,13 +184,13 @@ def _build_own(name: str, num_classes: int, input_size: tuple[int, int, int] | N
 
 def _build_timm(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
     timm = import_library("timm")
-    name, said = timm_config.split(name)
-    # Names like hf-hub:… make timm download; only what its registry holds is ever built.
+    name, given = timm_config.split(name)
+    # Names like hf-hub:… make timm download; only names in its registry are built.
     if not timm.is_model(name):
         raise ArchitectureError(
             f"timm {timm.__version__} has no {name!r}", "install the newest timm, or give another --arch"
         )
-    options = timm_config.checked(name, said) | {"pretrained": False, "num_classes": num_classes}
+    options = timm_config.checked(name, given) | {"pretrained": False, "num_classes": num_classes}
     if input_size is not None:
         if input_size[0] != 3:
             options[timm_config.IN_CHANS] = input_size[0]
@@ -202,28 +202,28 @@ def _build_timm(name: str, num_classes: int, input_size: tuple[int, int, int] | 
 
 
 def is_usual_pooling(name: str, pooling: Any) -> bool:
-    """Whether an architecture of timm pools so without being asked to.
+    """Whether a value of ``global_pool`` is the default of an architecture of timm.
 
     Args:
-        name: Without options.
-        pooling: For ``global_pool``.
+        name: Name of the architecture, without options.
+        pooling: The value of ``global_pool``.
 
     Raises:
-        ArchitectureError: timm knows no such pooling.
+        ArchitectureError: timm does not know the value.
     """
     usual = blueprint(name, num_classes=2)
     settings = _settings(usual)
-    said = [
+    poolings = [
         held[key] for *_, held in settings for key in ("pool_type", timm_config.GLOBAL_POOL) if key in held
     ]
-    if said and all(kind == pooling for kind in said):
+    if poolings and all(kind == pooling for kind in poolings):
         return True
     asked = timm_config.join(name, {timm_config.GLOBAL_POOL: pooling})
     return settings == _settings(blueprint(asked, num_classes=2))
 
 
 def _settings(network: nn.Module) -> list[tuple[str, str, dict[str, Any]]]:
-    """Every module with its class and its plain attributes: how it pools is a text in one of them."""
+    """Path, class and plain attributes of every module; one of the attributes is the kind of pooling."""
     return [
         (path, type(module).__name__, {k: v for k, v in vars(module).items() if isinstance(v, str | int)})
         for path, module in network.named_modules()
@@ -263,7 +263,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _build_user(name: str, num_classes: int) -> nn.Module:
-    """Run the user's own function; whatever it raises becomes one line."""
+    """Call the user's function; an exception becomes an error of one line."""
     from torch import nn
 
     file, _, function_name = name.rpartition(":")
@@ -297,7 +297,7 @@ def _import_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None  # a .py file always has both  # noqa: S101
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickling look a class's module up there
+    sys.modules[module_name] = module  # dataclasses and pickle look up the module of a class there
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -308,7 +308,7 @@ def _import_file(path: Path) -> Any:
 
 @contextlib.contextmanager
 def _importing_beside(path: Path) -> Iterator[None]:
-    """Let the file import its neighbours, as ``python FILE.py`` would."""
+    """Let the file import modules of its folder, as ``python FILE.py`` would."""
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:

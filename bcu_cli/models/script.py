@@ -1,4 +1,4 @@
-"""A network that evaluates the code of a TorchScript file: torch's interpreter never sees the file."""
+"""A network that evaluates the code of a TorchScript file, without torch's interpreter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bcu_cli.checkpoints import ScriptObject
-from bcu_cli.models.foreign import ForeignNetwork
+from bcu_cli.models.embedded_network import EmbeddedNetwork
 from bcu_cli.models.script_layers import ScriptLayer, layer_class
 from bcu_cli.models.script_limits import Limits
 from bcu_cli.models.script_module import Context, ScriptModule, map_tensors
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Script
 
 
-class ScriptNetwork(ForeignNetwork, ScriptModule):
-    """A network whose ``forward`` is a TorchScript file's own code, evaluated operator by operator.
+class ScriptNetwork(EmbeddedNetwork, ScriptModule):
+    """A network whose ``forward`` evaluates the code of a TorchScript file, operator by operator.
 
-    Its modules, parameters and buffers have the names that the file gives them. Convolutions, linear and
-    normalising layers are subclasses of torch's own.
+    Modules, parameters and buffers have the names in the file. Convolutions, linear and normalisation layers
+    are subclasses of torch's layers.
 
     Args:
-        script: The file as read.
-        limits: How much one pass may take.
+        script: The code and objects of the file.
+        limits: Limits of one forward pass.
 
     Raises:
-        ArchitectureError: The file's modules are none that bcu evaluates.
+        ArchitectureError: The file's modules cannot be evaluated.
     """
 
     def __init__(self, script: Script, limits: Limits | None = None) -> None:
@@ -47,7 +47,7 @@ class ScriptNetwork(ForeignNetwork, ScriptModule):
             raise context.failed("it has no forward")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Convert the constants of the code, too."""
+        """Convert the constants of the code along with the tensors of the modules."""
         constants = self._context.program.constants
         constants[:] = [map_tensors(fn, value) for value in constants]
         return super()._apply(fn, recurse)
@@ -72,7 +72,7 @@ def _is_module(value: Any) -> bool:
 def _fill(
     module: ScriptModule, part: ScriptObject, made: dict[int, ScriptModule], tied: dict[int, nn.Parameter]
 ) -> None:
-    """Give a module its tensors, parts and other attributes, whatever they are called."""
+    """Set the tensors, submodules and other attributes of a module, under any names."""
     attributes = part.attributes
     for name in part.of.parameters:
         value = attributes.get(name)
@@ -83,7 +83,7 @@ def _fill(
         module._buffers[name] = attributes.get(name)
     if isinstance(module, ScriptLayer):
         for name in {*module.optional} - module._parameters.keys() - module._buffers.keys():
-            module._buffers[name] = None  # as torch's layers have it where there is none
+            module._buffers[name] = None  # as in torch's layers without that buffer
     known = {*part.of.parameters, *part.of.buffers}
     for name, value in attributes.items():
         if _is_module(value):

@@ -1,7 +1,7 @@
-"""Evaluates the code of a TorchScript file: a small subset of Python, statement by statement.
+"""Evaluates the code of a TorchScript file, a small subset of Python, statement by statement.
 
-Nothing of it is compiled or given to torch's interpreter. Names are looked up among the code's own
-variables; what is called is a function or method of the file, or an operator of
+The code is neither compiled nor passed to torch's interpreter. Names are looked up among the variables of
+the code. It can only call functions and methods of the file, and operators of
 :mod:`bcu_cli.models.script_operators`.
 """
 
@@ -30,7 +30,7 @@ _CONSTANT_NAMES = {"inf": math.inf, "nan": math.nan}
 
 
 class Named(tuple[Any, ...]):
-    """A named tuple of the file; its elements can be read by their names, too."""
+    """A named tuple of the file, whose elements can be read by name."""
 
     names: tuple[str, ...] = ()
 
@@ -44,7 +44,7 @@ class Named(tuple[Any, ...]):
 
 @dataclass(frozen=True)
 class _Reference:
-    """Something that the code names and that is no value: a function or class of the file."""
+    """A function or class of the file that the code refers to by name."""
 
     qualname: str
 
@@ -54,8 +54,8 @@ class Program:
     """The code of a file with its constants.
 
     Args:
-        code: What it declares.
-        constants: Its tensors and others, ``CONSTANTS.c0`` and so on.
+        code: The declarations of the code.
+        constants: The constants ``CONSTANTS.c0`` and so on.
         attributes: Gives an attribute of a module of the network.
         method_of: Calls a method of a module of the network with positional and named arguments.
     """
@@ -71,11 +71,11 @@ class Program:
         Args:
             run: The account of the pass.
             function: The function.
-            args: Its arguments, a method's ``self`` first.
-            named: Arguments by name.
+            args: Positional arguments, with ``self`` first for a method.
+            named: Keyword arguments.
 
         Raises:
-            RefusedError: It does what bcu does not evaluate, or more than the pass may take.
+            RefusedError: The code is not supported, or exceeds a limit of the pass.
         """
         run.spend()
         run.depth += 1
@@ -95,7 +95,7 @@ _GOES_ON = object()
 def _bound(
     program: Program, run: Run, function: ast.FunctionDef, args: Sequence[Any], named: dict[str, Any]
 ) -> dict[str, Any]:
-    """The values of a function's arguments by their names, with defaults where none is given."""
+    """Bind the arguments of a call to the names of a function's parameters, with defaults."""
     declared = function.args
     if declared.vararg or declared.kwarg or declared.kwonlyargs or declared.posonlyargs:
         raise RefusedError(f"{function.name} takes arguments in a way that torch does not write")
@@ -177,7 +177,7 @@ class _Frame:
             raise RefusedError("it assigns to something that is no variable")
 
     def _set_attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Give a buffer other numbers; code can set nothing else, so that answers do not depend on calls."""
+        """Set the values of a buffer; other attributes are refused, or results would depend on calls."""
         held = self._program.attributes(owner, name) if isinstance(owner, nn.Module) else None
         own = isinstance(owner, nn.Module) and name in owner._buffers
         if own and isinstance(held, Tensor) and isinstance(value, Tensor):
@@ -239,9 +239,7 @@ class _Frame:
         raise RefusedError(f"it names {node.id}, which it never set")
 
     def _minus(self, node: ast.UnaryOp) -> Any:
-        constant = isinstance(
-            node.operand, ast.Constant
-        )  # of the least whole number, only the sign makes one
+        constant = isinstance(node.operand, ast.Constant)  # -2**63 is an integer of 64 bits, but 2**63 is not
         value = node.operand.value if constant else self.value(node.operand)  # type: ignore[attr-defined]
         if not isinstance(node.op, ast.USub) or not isinstance(value, int | float):
             raise RefusedError("it has a sign before something that is no number")
@@ -289,7 +287,7 @@ class _Frame:
     def _file_constant(self, name: str) -> Any:
         number = name.removeprefix("c")
         if not number.isdigit() or int(number) >= len(self._program.constants):
-            raise RefusedError(f"it names the constant {name}, which the file has not")
+            raise RefusedError(f"it names the constant {name}, which the file does not have")
         return self._program.constants[int(number)]
 
     def _named(self, qualname: str) -> Any:
@@ -301,7 +299,7 @@ class _Frame:
                 return Enumerated(owner, code.classes[owner].constants[member])
         elif qualname in code.functions or qualname in code.classes:
             return _Reference(qualname)
-        raise RefusedError(f"it names {qualname}, which the file has not")
+        raise RefusedError(f"it names {qualname}, which the file does not have")
 
     def _attribute_of(self, value: Any, name: str) -> Any:
         if isinstance(value, nn.Module):
@@ -382,7 +380,7 @@ class _Frame:
         return True
 
     def _cast(self, node: ast.Call) -> Any:
-        """``annotate(T, x)`` and ``unchecked_cast(T, x)``: both check that the value is of the type."""
+        """Evaluate ``annotate(T, x)`` or ``unchecked_cast(T, x)``; both check the type of the value."""
         kind, value = self._two(node)
         result = self.value(value)
         if not fits(kind, result):
@@ -451,7 +449,7 @@ _PLAIN_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def fits(kind: ast.expr, value: Any) -> bool:
-    """Whether a value is of a type as the code writes it; of lists and dictionaries the first counts."""
+    """Whether a value is of a type in the code; in lists and dictionaries, the first element is checked."""
     if isinstance(kind, ast.Constant) and kind.value is None:
         return value is None
     if isinstance(kind, ast.Name):

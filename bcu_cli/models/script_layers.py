@@ -1,7 +1,7 @@
-"""Layers of TorchScript files as subclasses of torch's own, so that they are seen for what they are.
+"""Layers of TorchScript files as subclasses of torch's layers, so that methods recognise them.
 
-Their ``forward`` is still the file's code. What torch's layers tell of themselves (strides, groups, epsilon)
-is read from the constants of the class or, in a traced file, from the call in its code.
+Their ``forward`` is still the file's code. The attributes of torch's layers (strides, groups, epsilon) are
+read from the constants of the class or, in a traced file, from the call in its code.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class ScriptLayer(ScriptModule):
     """A layer of a kind that torch has.
 
     Attributes:
-        weight_dims: Dimensions of its weight.
-        optional: Tensors that torch's layer has or holds None for.
-        operators: The operators that a traced layer of the kind calls, with the places of what they are told.
+        weight_dims: Number of dimensions of the weight.
+        optional: Names of the tensors that may be None.
+        operators: The operators that a traced layer calls, with the argument positions of their settings.
     """
 
     weight_dims: ClassVar[int]
@@ -36,7 +36,7 @@ class ScriptLayer(ScriptModule):
 
     def describe(self, part: ScriptObject) -> None:
         """Set the attributes that torch's layer of this kind has."""
-        vars(self).update(told(type(self), part.of))
+        vars(self).update(declared_settings(type(self), part.of))
 
 
 class _Convolution(ScriptLayer):
@@ -187,7 +187,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def layer_class(part: ScriptObject) -> type[ScriptModule]:
-    """The class for a module of a file: that of a layer, if its name and its tensors are such a layer's."""
+    """The class for a module of a file: that of a layer if name and tensors match, else ``ScriptModule``."""
     names = part.of.qualname.removeprefix(_MODULES).split(".")
     kind = ".".join(name for name in names if not name.startswith("___torch_mangle_"))
     found = _KINDS.get(kind) if part.of.qualname.startswith(_MODULES) else None
@@ -213,8 +213,8 @@ def _is_standard(kind: type[ScriptLayer], part: ScriptObject) -> bool:
     return held <= declared
 
 
-def told(kind: type[ScriptLayer], of: ScriptClass) -> dict[str, Any]:
-    """What a layer's class or its code says of strides, epsilon and so on, where it is of the right type."""
+def declared_settings(kind: type[ScriptLayer], of: ScriptClass) -> dict[str, Any]:
+    """The settings (strides, epsilon, …) in a layer's class or code that are of the right type."""
     found: dict[str, Any] = {}
     for node in ast.walk(of.methods["forward"]):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

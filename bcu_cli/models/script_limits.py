@@ -1,4 +1,4 @@
-"""How much the code of a TorchScript file may compute in one pass: deterministic, and the same everywhere."""
+"""Limits of one pass through TorchScript code; they count operations and bytes, and so are deterministic."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _UNITS_PER_OPERATION = 16  # elements of a list, or characters of a string, that
 
 
 class RefusedError(Exception):
-    """The code does something that bcu does not evaluate; the message says what, without naming the file."""
+    """The code does something that bcu does not evaluate; the message tells what, without the file's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds of one pass.
+    """Limits of one pass.
 
     The defaults are several times what a ViT-L needs at 384 pixels.
 
     Args:
-        operations: Operators, calls and turns of loops.
-        depth: Calls within calls.
+        operations: Number of operators, calls and loop iterations.
+        depth: Depth of nested calls.
         largest: Bytes of the largest result, per image.
         live: Bytes of all results that exist at one time, per image, without gradients.
         total: Bytes of all results, per image.
-        growth: How many times as much as the first pass on images of its size a later one may take per image.
+        growth: Largest ratio of a later pass to the first pass on images of that size, per image.
     """
 
     operations: int = 100_000
@@ -44,10 +44,10 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What one pass took.
+    """The resources that one pass used.
 
     Args:
-        operations: Operators, calls and turns of loops.
+        operations: Number of operators, calls and loop iterations.
         total: Bytes of all results, per image.
     """
 
@@ -55,18 +55,18 @@ class Usage:
     total: int
 
 
-_SLACK_OPERATIONS, _SLACK_BYTES = 10_000, 2**26  # a pass may always grow by these
+_SLACK_OPERATIONS, _SLACK_BYTES = 10_000, 2**26  # growth that every later pass may have
 
 
 @dataclass(slots=True)
 class Run:
-    """The account of one pass.
+    """The account of one pass, checked against its limits.
 
     Args:
-        limits: The bounds.
-        batch: How many images there are.
-        device: Where the network is; every device that the code names stands for it.
-        first: What the first pass on images of this size took; None for that pass.
+        limits: Limits of the pass.
+        batch: Number of images.
+        device: Device of the network, which replaces every device that the code names.
+        first: Usage of the first pass on images of this size; None for that pass.
     """
 
     limits: Limits
@@ -93,14 +93,14 @@ class Run:
 
     @property
     def usage(self) -> Usage:
-        """What the pass took so far."""
+        """Usage of the pass so far."""
         return Usage(operations=self.operations, total=self.total // self.batch)
 
     def spend(self, operations: int = 1) -> None:
         """Count operations before they are carried out.
 
         Raises:
-            RefusedError: They are more than the pass may take.
+            RefusedError: The limit of operations is exceeded.
         """
         self.operations += operations
         if self.operations > self._most_operations:
@@ -114,7 +114,7 @@ class Run:
         """Count the bytes of an operator's results before they are computed.
 
         Raises:
-            RefusedError: One is too large, or they are more than the pass may take.
+            RefusedError: A result is too large, or the limit of bytes is exceeded.
         """
         for size in sizes:
             if size > self.limits.largest * self.batch:
@@ -124,9 +124,9 @@ class Run:
             raise RefusedError(f"it computes more than {self._most_bytes:,} bytes")
 
     def hold(self, results: Iterable[Any]) -> None:
-        """Note the results of an operator, so that the bytes of all that still exist are known.
+        """Register the results of an operator, to count the bytes of all existing results.
 
-        With gradients nothing is let go before the backward pass, and :meth:`take` has counted it.
+        With gradients no result is freed before the backward pass, and :meth:`take` has counted all.
 
         Raises:
             RefusedError: Too many bytes exist at one time.
@@ -144,4 +144,4 @@ class Run:
             live = sum(size for _, size in self._live.values())
             if live > most:
                 raise RefusedError(f"it holds {live:,} bytes at one time")
-            self._held = live - most // 8 if live > most - most // 8 else live  # so that looking stays rare
+            self._held = live - most // 8 if live > most - most // 8 else live  # so that counting stays rare

@@ -24,7 +24,7 @@ _CODE_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, Type
 
 
 class Context:
-    """What all modules of a network share: the code, the limits, and the account of the pass under way."""
+    """State shared by all modules of a network: the code, the limits, and the account of the current pass."""
 
     def __init__(self, script: Script, limits: Limits) -> None:
         self.what = script.path.name
@@ -34,13 +34,13 @@ class Context:
         self.active: Run | None = None
 
     def enter(self, module: ScriptModule, method: str, inputs: Any, named: dict[str, Any]) -> Any:
-        """Call a method of a module: as part of the pass under way, or as a pass of its own."""
+        """Call a method of a module, within the current pass or as a new pass."""
         if self.active is not None:
             return self._call(self.active, module, method, inputs, named)
         images = next((value for value in inputs if isinstance(value, Tensor)), None)
         if images is None or not images.dim():
             raise self.failed("it is given no images")
-        size = tuple(images.shape[1:])  # the same account for evaluation and training
+        size = tuple(images.shape[1:])  # evaluation and training share an account
         run = Run(self.limits, max(len(images), 1), images.device, self.usages.get(size))
         self.active = run
         try:
@@ -60,11 +60,13 @@ class Context:
     def _call(self, run: Run, module: ScriptModule, method: str, inputs: Any, named: dict[str, Any]) -> Any:
         function = module.script_class.methods.get(method)
         if function is None:
-            raise RefusedError(f"it calls the method {method}, which {module.script_class.qualname} has not")
+            raise RefusedError(
+                f"it calls the method {method}, which {module.script_class.qualname} does not have"
+            )
         return self.program.run(run, function, [module, *inputs], named)
 
     def failed(self, why: str) -> ArchitectureError:
-        """The error for code that bcu does not evaluate further."""
+        """The error for code that bcu does not evaluate."""
         return ArchitectureError(
             f"the TorchScript code of {self.what} cannot be run: {why}",
             "if bcu knows the architecture, name it with --arch: then no code is run",
@@ -76,14 +78,14 @@ class ScriptModule(nn.Module):
 
     Args:
         context: What all modules of the network share.
-        made_from: The module as the file has it.
+        made_from: The module's object in the file.
     """
 
     script_class: ScriptClass
     script_attributes: dict[str, Any]
 
     def __init__(self, context: Context, made_from: ScriptObject) -> None:
-        nn.Module.__init__(self)  # not that of a layer, which would take memory for weights of its own
+        nn.Module.__init__(self)  # not that of a layer, which would allocate weights
         self._context = context
         self.script_class = made_from.of
         self.script_attributes = {}
@@ -92,7 +94,7 @@ class ScriptModule(nn.Module):
         """Evaluate a method of the file's code; a traced module has ``forward1`` for its second call.
 
         Raises:
-            ArchitectureError: The code does what bcu does not evaluate, fails, or takes too much.
+            ArchitectureError: The code is not supported, fails, or exceeds a limit.
         """
         return self._context.enter(self, script_method, inputs, named)
 
@@ -100,7 +102,7 @@ class ScriptModule(nn.Module):
         nn.Module._load_from_state_dict(self, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Convert the tensors that are neither parameters nor buffers, too."""
+        """Convert all tensors, also those that are neither parameters nor buffers."""
         self.script_attributes = {
             name: map_tensors(fn, value) for name, value in self.script_attributes.items()
         }
@@ -108,7 +110,7 @@ class ScriptModule(nn.Module):
 
 
 def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A value with a function applied to every tensor in it, without gradients."""
+    """Apply a function to every tensor in a value, without gradients."""
     if isinstance(value, Tensor):
         with torch.no_grad():
             return fn(value)
@@ -118,10 +120,10 @@ def map_tensors(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def attribute_of(module: nn.Module, name: str) -> Any:
-    """An attribute of a module as the code sees it.
+    """An attribute of a module, for the code.
 
     Raises:
-        RefusedError: It has none of that name.
+        RefusedError: The module has no such attribute.
     """
     for table in (module._parameters, module._buffers, module._modules):
         if name in table:
@@ -130,11 +132,11 @@ def attribute_of(module: nn.Module, name: str) -> Any:
         return module.training
     if isinstance(module, ScriptModule) and name in module.script_attributes:
         return module.script_attributes[name]
-    raise RefusedError(f"it asks a module for its attribute {name}, which it has not")
+    raise RefusedError(f"it asks a module for its attribute {name}, which it does not have")
 
 
 def call_method(module: nn.Module, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-    """Call a method of a module; ``forward`` as a module is called, so that its hooks run."""
+    """Call a method of a module; ``forward`` is called through the module, so that its hooks run."""
     if not isinstance(module, ScriptModule):
         raise RefusedError("it calls a module that is none of the file's")
     if name == "forward":

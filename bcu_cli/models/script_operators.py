@@ -1,8 +1,8 @@
-"""The operators that the code of a TorchScript file may call, each by a function that checks its arguments.
+"""The operators that the code of a TorchScript file may call, with checks of their arguments.
 
-Tensor operators are torch's own public ones, called through their overloads, which check what they are
-given. Before one is computed, torch's shape functions say how large its result will be. Kernels that check
-nothing are either left out or computed here from public operators.
+Tensor operators are torch's public ones, called through their overloads, which check their arguments. Before
+an operator is computed, torch's shape functions predict the size of its result. Kernels that check nothing
+are either left out or computed here from public operators.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def compute(run: Run, name: str, args: list[Any], named: dict[str, Any]) -> Any:
 
     Args:
         run: The account of the pass.
-        name: The operator's full name, ``aten::relu``.
-        args: What it is given.
-        named: What it is given by name.
+        name: Full name of the operator, such as ``aten::relu``.
+        args: Positional arguments.
+        named: Keyword arguments.
 
     Raises:
-        RefusedError: It is not on the list, takes no such arguments, or its result is too large.
+        RefusedError: The operator or its arguments are not allowed, or its result is too large.
         RuntimeError: torch refuses the arguments.
     """
     run.spend()
@@ -73,7 +73,7 @@ def compute(run: Run, name: str, args: list[Any], named: dict[str, Any]) -> Any:
 
 @cache
 def overloads(name: str) -> dict[str, torch._ops.OpOverload]:
-    """The overloads of a tensor operator by their names: those that compute tensors and write no ``out``."""
+    """The overloads of a tensor operator that return tensors and have no ``out`` argument, by name."""
     packet = getattr(torch.ops.aten, name.removeprefix("aten::"))
     found = {}
     for key in packet.overloads():
@@ -99,7 +99,7 @@ def _call(run: Run, name: str, args: list[Any], named: dict[str, Any]) -> Any:
 
 @cache
 def _special_arguments(overload: torch._ops.OpOverload) -> tuple[tuple[int, str, str], ...]:
-    """The place, name and kind of the arguments that stand for a type, layout, device and so on."""
+    """Position, name and kind of each argument that is a data type, layout, device and so on."""
     kinds = {"ScalarType": "dtype", "Layout": "layout", "MemoryFormat": "format", "Device": "device"}
     found = []
     for place, argument in enumerate(overload._schema.arguments):
@@ -114,7 +114,7 @@ def _special_arguments(overload: torch._ops.OpOverload) -> tuple[tuple[int, str,
 def _normalised(
     run: Run, overload: torch._ops.OpOverload, args: list[Any], named: dict[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments with every device that of the network, and no type or layout that few kernels know."""
+    """Replace every device in the arguments by the network's, and refuse unusual types and layouts."""
     args, named = list(args), dict(named)
     for place, name, kind in _special_arguments(overload):
         if place < len(args):
@@ -122,7 +122,7 @@ def _normalised(
         elif name in named:
             named[name] = _normal(run, kind, named[name])
     names = {argument.name for argument in overload._schema.arguments}
-    if "device" in names and "self" not in names:  # else it would be where no other tensor says so
+    if "device" in names and "self" not in names:  # else the result would be on the default device
         named["device"] = run.device
     return args, named
 
@@ -152,7 +152,7 @@ _known: dict[Any, tuple[int, ...]] = {}
 def _sizes(
     name: str, overload: torch._ops.OpOverload, args: list[Any], named: dict[str, Any]
 ) -> tuple[int, ...]:
-    """The bytes of an operator's results, before it is computed."""
+    """Predict the bytes of an operator's results."""
     key = (overload, _key(args), _key(sorted(named.items())))
     if key not in _known:
         if len(_known) >= _CACHED:
@@ -194,28 +194,28 @@ def _key(value: Any) -> Any:
     return (type(value), value)
 
 
-def _of_nonzero(args: list[Any]) -> tuple[int, ...]:
+def _bound_of_nonzero(args: list[Any]) -> tuple[int, ...]:
     return (args[0].numel() * max(args[0].dim(), 1) * 8,)
 
 
-def _of_index(args: list[Any]) -> tuple[int, ...] | None:
-    """Masks select no more than there is; other indices are left to the shape function."""
+def _bound_of_index(args: list[Any]) -> tuple[int, ...] | None:
+    """An upper bound for masks, which select at most all values; None for other indices."""
     masked = any(isinstance(each, Tensor) and each.dtype in {torch.bool, torch.uint8} for each in args[1])
     return (args[0].numel() * args[0].element_size(),) * masked if masked else None
 
 
-def _of_where(args: list[Any]) -> tuple[int, ...] | None:
-    return _of_nonzero(args) if len(args) == 1 else None
+def _bound_of_where(args: list[Any]) -> tuple[int, ...] | None:
+    return _bound_of_nonzero(args) if len(args) == 1 else None
 
 
 _BOUNDS: dict[str, Callable[[list[Any]], tuple[int, ...] | None]] = {
-    "aten::nonzero": _of_nonzero,
-    "aten::index": _of_index,
+    "aten::nonzero": _bound_of_nonzero,
+    "aten::index": _bound_of_index,
     "aten::index_put": lambda args: (args[0].numel() * args[0].element_size(),),
     "aten::index_put_": lambda args: (args[0].numel() * args[0].element_size(),),
-    "aten::where": _of_where,
+    "aten::where": _bound_of_where,
 }
-"""Bounds of the results whose size depends on the numbers in a tensor, where no shape function can say."""
+"""Upper bounds for results whose size depends on values in a tensor and cannot be predicted by its shape."""
 
 
 def _tensor_of(value: Any) -> Tensor:
@@ -241,7 +241,7 @@ def _size(run: Run, value: Any, dim: Any = None) -> Any:  # noqa: ARG001
 
 
 def _make_tensor(run: Run, value: Any, *, dtype: Any = None, **named: Any) -> Tensor:
-    """``torch.tensor`` of numbers, or of lists of them, on the network's device and without gradients."""
+    """Compute ``torch.tensor`` of numbers or lists of numbers, on the network's device, without gradients."""
     if named.keys() - {"device", "requires_grad"}:
         raise RefusedError("it makes a tensor with arguments that torch.tensor does not take")
     if isinstance(value, Tensor):
@@ -270,7 +270,10 @@ def _from_number(run: Run, value: Any) -> Tensor:
 
 
 def _weight_norm(run: Run, v: Any, g: Any, dim: Any = 0) -> Tensor:
-    """``v`` with norms ``g`` along all dimensions but ``dim``; torch's kernel trusts the shape of ``g``."""
+    """Scale ``v`` to norms ``g`` along all dimensions but ``dim``.
+
+    torch's kernel is not used, because it does not check the shape of ``g``.
+    """
     v, g = _tensor_of(v), _tensor_of(g)
     dims = [d for d in range(v.dim()) if d != integer(dim)]
     shape = [size if d == dim else 1 for d, size in enumerate(v.shape)]
@@ -297,7 +300,7 @@ def _attention(
     average_attn_weights: Any = True,
     mask_type: Any = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Multi-head attention ``[N, L, E]`` by torch's public function instead of the kernel."""
+    """Compute multi-head attention ``[N, L, E]`` by torch's public function instead of the kernel."""
     query, key, value = map(_tensor_of, (query, key, value))
     if query.dim() != 3 or key.shape != value.shape or key.dim() != 3 or integer(num_head) < 1:
         raise RefusedError("it attends to tensors of other shapes than [N, L, E]")
@@ -352,7 +355,7 @@ def _encoder_layer(
     mask: Any = None,
     mask_type: Any = None,
 ) -> Tensor:
-    """A layer of a transformer's encoder ``[N, L, E]`` from public functions instead of the kernel."""
+    """Compute a transformer encoder layer ``[N, L, E]`` by public functions instead of the kernel."""
     weights = (qkv_weight, qkv_bias, proj_weight, proj_bias)
 
     def attend(x: Tensor) -> Tensor:
@@ -396,7 +399,7 @@ def _repeat_interleave(
         longest = integer(counts)
     run.take([value.numel() * max(longest, 0) * 8])
     if output_size is not None:
-        integer(output_size)  # only a promise of the file's, which kernels would trust
+        integer(output_size)  # checked and not used: a kernel would trust it
     if repeats is None:
         return torch.repeat_interleave(value)
     result: Tensor = torch.repeat_interleave(value, repeats, dim)
@@ -404,7 +407,7 @@ def _repeat_interleave(
 
 
 def _no_memory(name: str) -> Callable[..., Any]:
-    """``empty`` and its kind, with zeros: memory of before is no part of a computation."""
+    """Replace ``empty`` and the like by zeros, so that results do not depend on uninitialised memory."""
 
     def make(run: Run, *args: Any, **named: Any) -> Any:
         return _call(run, name, list(args), named)
@@ -439,18 +442,18 @@ SPECIAL: dict[str, Callable[..., Any]] = {
     "prim::shape": _size,
     "prim::type": lambda run, _: run.device.type,
 }
-"""Operators that are computed here, or asked of a tensor; each takes the run first."""
+"""Operators that are computed here, or read a property of a tensor; the first argument is the run."""
 
 LANGUAGE = frozenset(
     f"prim::{name}"
     for name in ["annotate", "getattr", "hasattr", "isinstance", "range", "unchecked_cast", "Uninitialized"]
 )
-"""Operators that are part of the language, which :mod:`bcu_cli.models.script_evaluator` evaluates."""
+"""Operators of the language itself, which :mod:`bcu_cli.models.script_evaluator` evaluates."""
 
 
 @cache
 def is_tensor_operator(name: str) -> bool:
-    """Whether an operator is one of torch's that is called as it is."""
+    """Whether an operator is computed by torch's operator of that name."""
     if name not in ALLOWED or not name.startswith("aten::") or name in SPECIAL or name in TAKES_TENSORS:
         return False
     return hasattr(torch.ops.aten, name.removeprefix("aten::")) and bool(overloads(name))

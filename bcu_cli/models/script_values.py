@@ -1,6 +1,6 @@
-"""What the operators of TorchScript compute on numbers, strings, lists and dictionaries.
+"""The operators of TorchScript on numbers, strings, lists and dictionaries.
 
-Integers are those of 64 bits: what does not fit into them is an error, and so is a division by zero.
+Integers have 64 bits; an overflow is an error, and so is a division by zero.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Enumerated:
 
 
 class Uninitialized:
-    """What ``uninitialized(T)`` gives: a value that can be assigned and nothing else."""
+    """The result of ``uninitialized(T)``, which can only be assigned."""
 
 
 UNINITIALIZED = Uninitialized()
 
 
 def integer(value: Any) -> int:
-    """A whole number of 64 bits.
+    """Check that a value is a whole number of 64 bits.
 
     Raises:
-        RefusedError: It is none.
+        RefusedError: The value is no such number.
     """
     if not isinstance(value, int) or not -_INT_BOUND <= value < _INT_BOUND:
         raise RefusedError("it computes a whole number of more than 64 bits, or takes something else for one")
@@ -74,7 +74,7 @@ def _require(fits: bool, what: str) -> None:
 
 
 def alone(compute: Callable[..., Any]) -> Plain:
-    """An operator that does not need the run."""
+    """Wrap an operator that does not need the run."""
 
     def apply(run: Run, *args: Any, **named: Any) -> Any:
         del run
@@ -134,7 +134,7 @@ def _mul(run: Run, a: Any, b: Any) -> Any:
 
 
 def _power(a: Any, b: Any) -> float:
-    result = math.pow(a, b)  # of two whole numbers, too, it is a fraction
+    result = math.pow(a, b)  # a float even for two whole numbers
     _require(isinstance(result, float), "pow")
     return result
 
@@ -178,11 +178,11 @@ def get_item(run: Run, container: Any, key: Any) -> Any:  # noqa: ARG001
     """The element of a list, tuple, string or dictionary.
 
     Raises:
-        RefusedError: It is none of these, or there is no such element.
+        RefusedError: The container is none of these, or has no such element.
     """
     if isinstance(container, dict):
         if _key(key) not in container:
-            raise RefusedError(f"it asks a dictionary for {str(key)[:_SHOWN]!r}, which it has not")
+            raise RefusedError(f"it asks a dictionary for {str(key)[:_SHOWN]!r}, which it does not have")
         return container[key]
     _require(isinstance(container, list | tuple | str) and isinstance(key, int), "an index")
     if not -len(container) <= key < len(container):
@@ -261,7 +261,7 @@ def _copy(run: Run, values: Any) -> Any:
 
 
 def to_int(run: Run, value: Any) -> int:  # noqa: ARG001
-    """``int(x)`` of a number, a string, or a tensor of one element."""
+    """Compute ``int(x)`` of a number, a string, or a tensor of one element."""
     _require(isinstance(value, bool | int | float | str | Tensor), "int")
     if isinstance(value, str):
         _require(re.fullmatch(r"[+-]?[0-9]{1,20}", value) is not None, "int")
@@ -269,7 +269,7 @@ def to_int(run: Run, value: Any) -> int:  # noqa: ARG001
 
 
 def to_float(run: Run, value: Any) -> float:  # noqa: ARG001
-    """``float(x)`` of a number, a string, or a tensor of one element."""
+    """Compute ``float(x)`` of a number, a string, or a tensor of one element."""
     _require(isinstance(value, bool | int | float | str | Tensor), "float")
     if isinstance(value, str):
         _require(len(value) < _SHOWN, "float")
@@ -277,13 +277,13 @@ def to_float(run: Run, value: Any) -> float:  # noqa: ARG001
 
 
 def to_bool(run: Run, value: Any) -> bool:  # noqa: ARG001
-    """``bool(x)`` of a number, or a tensor of one element."""
+    """Compute ``bool(x)`` of a number, or a tensor of one element."""
     _require(isinstance(value, bool | int | float | Tensor), "bool")
     return bool(_item(value))
 
 
 def _item(value: Any) -> Any:
-    """The number in a tensor of one element; other values are left as they are."""
+    """The number in a tensor of one element; other values are returned unchanged."""
     if isinstance(value, Tensor):
         _require(value.numel() == 1 and not value.is_complex(), "item")
         return value.item()
@@ -462,7 +462,7 @@ PLAIN: dict[str, Plain] = {
     "aten::trunc": _function("trunc", math.trunc),
     "aten::update": _dict_method("update", _update),
     "aten::values": _dict_method("values", lambda table: list(table.values())),
-    "aten::warn": alone(lambda *_, **__: None),  # what a file has to say is no warning of ours
+    "aten::warn": alone(lambda *_, **__: None),  # warnings of a file are not shown
     "prim::abs": _function("abs", abs),
     "prim::divmod": _arithmetic("divmod", divmod),
     "prim::max": _extreme("max", max),
@@ -473,7 +473,7 @@ PLAIN: dict[str, Plain] = {
     "prim::TupleConstruct": alone(lambda *values: tuple(values)),
     "prim::unchecked_unwrap_optional": alone(lambda value: value),
 }
-"""What operators compute that are given no tensor, or only store it; each takes the run first."""
+"""Operators that take no tensor, or only store it; the first argument is the run."""
 
 _TAKE_TENSORS = """
     aten::__contains__ aten::__getitem__ aten::__is__ aten::__isnot__ aten::__not__ aten::_set_item
@@ -484,7 +484,7 @@ _TAKE_TENSORS = """
     aten::warn prim::tolist prim::TupleConstruct prim::unchecked_unwrap_optional
 """
 TAKES_TENSORS = frozenset(_TAKE_TENSORS.split())
-"""Those of :data:`PLAIN` that may be given a tensor; with one, the others are torch's operators."""
+"""Operators of :data:`PLAIN` that may take a tensor; for the others, torch's operator takes it."""
 
 
 def _dict_or_list(values: Any) -> Any:

@@ -1,10 +1,12 @@
-"""What a network computes, as a hash: equal for two networks exactly if they do the same to the same tensors.
+"""A hash of the function that a network computes; equal hashes mean the same function of the same tensors.
 
-One forward pass on the meta device (no memory, no arithmetic) is recorded operator by operator. Every
-tensor gets a label: a parameter its name, a result the hash of its operator, the operator's numbers and its
-arguments' labels. The label of the output then says which function of which parameters was computed,
-whatever the modules that did it are called and in which order independent branches ran. Two networks may
-compute the same in different operators and get different labels: the hash errs towards "different".
+One forward pass on the meta device (no memory, no arithmetic) is recorded operator by operator. Every tensor
+gets a label. The label of a parameter is its name. The label of a result is the hash of its operator, the
+operator's numbers and the labels of its arguments.
+
+The label of the output identifies the function. It does not depend on the names of modules, or on the order
+in which independent branches run. Networks that compute the same with different operators get different
+hashes.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bcu_cli.models.dispatch import DispatchMode
 from bcu_cli.models.index import digest
-from bcu_cli.models.watching import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
 _COMMUTATIVE = {"aten::add.Tensor", "aten::mul.Tensor"}
 _SAME_TENSOR = {"aten::detach", "aten::alias", "aten::contiguous", "aten::clone", "aten::lift_fresh"}
 _RESHAPING = {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::unsqueeze", "aten::squeeze"}
-#: Arguments that change nothing in evaluation.
+#: Arguments that have no effect in evaluation mode.
 _IGNORED_ARGUMENTS = {"momentum", "memory_format", "device", "layout", "pin_memory"}
 
 
 class UntraceableError(Exception):
-    """The network's function cannot be told from one pass on the meta device."""
+    """The network's function cannot be recorded in one pass on the meta device."""
 
 
 def function_hash(network: nn.Module, input_size: tuple[int, int, int]) -> str:
@@ -68,17 +70,17 @@ def _content(buffer: Tensor) -> str:
     return digest(str((tuple(buffer.shape), str(buffer.dtype), buffer.flatten().tolist())))
 
 
-class _Recorder(Watching):
+class _Recorder(DispatchMode):
     """Labels every tensor that an operator returns (see the module's docstring)."""
 
     def __init__(self, labels: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.labels = labels
         self.views: dict[int, Tensor] = {}  # a view's id -> the tensor it is a view of
-        self.alive: list[Any] = []  # ids stay unique only while their tensors live
+        self.alive: list[Any] = []  # ids are unique only while their tensors exist
 
     def label(self, value: Any) -> str:
-        """The label of a tensor, or of a list with tensors in it; of anything else its text."""
+        """The label of a tensor or of a list with tensors; the text of any other value."""
         if isinstance(value, Tensor):
             label = self.labels.get(id(value), "")
             if not label or label == "constant unknown":
@@ -119,7 +121,7 @@ class _Recorder(Watching):
         if base in _RESHAPING and isinstance(result, Tensor):
             return _reshaped(self.label(arguments["self"]), result)
         if base == "aten::mean" and overload == "dim":
-            # mean with and without keepdim, then flattened, is the same.
+            # A flattened mean is the same with and without keepdim.
             dims = sorted(dim % arguments["self"].dim() for dim in arguments["dim"])
             return _reshaped(digest(f"mean {dims} {self.label(arguments['self'])}"), result)
         texts = [

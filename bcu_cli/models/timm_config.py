@@ -1,8 +1,8 @@
 """The ``config.json`` that timm writes beside weights, and architectures of timm built with options.
 
-The options stand in the architecture's name as JSON, ``timm:resnet10t{"act_layer":"silu"}``, so that a name
-says the whole function wherever it is kept. All of it is a stranger's: only plain values of credible size
-reach a constructor, and nothing that opens a file or asks a network. Needs no torch.
+The options are part of the architecture's name as JSON, ``timm:resnet10t{"act_layer":"silu"}``, so that the
+name defines the whole function. They are untrusted: only plain values of plausible size reach a constructor,
+and no option that opens a file or uses the network. Needs no torch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 from typing import Any
 
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.plain import is_plain
+from bcu_cli.models.config_fields import ConfigFields, abbreviated
+from bcu_cli.models.plain_settings import is_plain
 from bcu_cli.models.preprocessing import CROP_MODES
-from bcu_cli.models.said import Said, shown
 
 LONGEST_NAME = 2_000
 """The form of an architecture with its options."""
@@ -21,32 +21,32 @@ IN_CHANS, IMG_SIZE, GLOBAL_POOL = "in_chans", "img_size", "global_pool"
 _HINT = "give --arch NAME, or --arch FILE.py:FUNCTION, which goes before what the file says"
 
 TOP_HEEDED = frozenset({"architecture", "global_pool", "model_args", "pretrained_cfg"})
-"""What stands outside ``pretrained_cfg`` and decides about the network."""
+"""Keys outside ``pretrained_cfg`` that define the network."""
 TOP_HARMLESS = frozenset(
     {"num_classes", "num_features", "label_names", "label_descriptions", "labels"}
     | {"license", "library_name", "tags", "model_type", "version"}
 )
-"""Numbers that the tensors themselves tell, and texts for people."""
+"""Keys that are ignored: numbers that the tensors give, and texts for people."""
 CFG_HEEDED = frozenset(
     {"input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "global_pool"}
 )
 CFG_HARMLESS = frozenset(
-    # where the weights came from, and how they would be fetched
+    # origin and download of the weights
     {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "tag", "custom_load"}
-    # recommendations for other sizes than the one that timm's own inference takes
+    # recommendations for other sizes than that of timm's inference
     | {"test_input_size", "min_input_size", "test_crop_pct", "test_pool_size"}
-    # what the tensors tell, or a constructor derives
+    # given by the tensors, or derived by a constructor
     | {"architecture", "num_classes", "label_offset", "pool_size", "first_conv", "classifier", "num_features"}
     | {"label_names", "label_descriptions", "labels"}
     | {"license", "description", "origin_url", "paper_name", "paper_ids", "notes"}
 )
 ARGS_HARMLESS = frozenset(
-    # told by the tensors, or by the size of the input
+    # given by the tensors, or by the size of the input
     {"num_classes", IN_CHANS}
-    # how a network is filled or placed: the file's own weights follow
+    # initialisation and placement, before the weights of the file are copied
     | {"pretrained", "pretrained_strict", "pretrained_model_args", "checkpoint_path", "cache_dir"}
     | {"device", "dtype", "scriptable", "exportable", "no_jit"}
-    # of training only
+    # used in training only
     | {"drop_rate", "drop_path_rate", "drop_block_rate", "grad_checkpointing"}
 )
 ARGS_REFUSED = frozenset(
@@ -54,14 +54,14 @@ ARGS_REFUSED = frozenset(
     | {"model_name", "variant", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_filter_fn"}
     | {"pretrained_custom_load", "kwargs_filter"}
 )
-"""Options that make something else than a classifier, or that tell timm where to look for more."""
+"""Options that build something else than a classifier, or that let timm read other files."""
 
 
 def split(name: str) -> tuple[str, dict[str, Any]]:
-    """An architecture's name and the options behind it, which are not checked.
+    """Split an architecture's name from its options, which are not checked.
 
     Raises:
-        ValueError: There is something behind it that is no JSON table.
+        ValueError: The options are no JSON table.
     """
     base = base_of(name)
     options = json.loads(name.removeprefix(base) or "{}")
@@ -71,7 +71,7 @@ def split(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def base_of(name: str) -> str:
-    """An architecture's name without options, which end it: a brace in a file's name is none."""
+    """An architecture's name without options, which are at its end; a brace in a file name begins none."""
     return name.partition("{")[0] if name.endswith("}") else name
 
 
@@ -81,7 +81,7 @@ def plain_of(name: str) -> str:
 
 
 def join(base: str, options: dict[str, Any]) -> str:
-    """The one name of an architecture with these options; those that do not change the function go."""
+    """The canonical name of an architecture with options, without those that do not change the function."""
     kept = {key: value for key, value in options.items() if value is not None and not _is_harmless(key)}
     if not kept:
         return base
@@ -89,18 +89,18 @@ def join(base: str, options: dict[str, Any]) -> str:
 
 
 def checked(base: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The options for timm's constructor.
+    """Check the options for timm's constructor.
 
     Raises:
-        ArchitectureError: One of them, which is named, makes no classifier or has no credible value.
+        ArchitectureError: An option, which the message names, builds no classifier or has no plausible value.
     """
     for key, value in options.items():
         if key in ARGS_REFUSED:
             raise ArchitectureError(
-                f"{base} with {key} {shown(value)} is no classifier that bcu builds", _HINT
+                f"{base} with {key} {abbreviated(value)} is no classifier that bcu builds", _HINT
             )
         if not key.isidentifier() or not is_plain(key, value):
-            raise ArchitectureError(f"{base} with {key[:60]} {shown(value)} cannot be built", _HINT)
+            raise ArchitectureError(f"{base} with {key[:60]} {abbreviated(value)} cannot be built", _HINT)
     return {key: value for key, value in options.items() if not _is_harmless(key)}
 
 
@@ -113,36 +113,36 @@ def _is_harmless(key: str) -> bool:
     return key in ARGS_HARMLESS or key.endswith("_drop_rate")
 
 
-def read(config: dict[str, Any]) -> Said:
-    """What a ``config.json`` in timm's layout says, also in the older one without ``pretrained_cfg``."""
+def read(config: dict[str, Any]) -> ConfigFields:
+    """Read a ``config.json`` in timm's layout, or in the older one without ``pretrained_cfg``."""
     nested = config.get("pretrained_cfg")
     fields = nested if isinstance(nested, dict) else config
     own = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
-    said: dict[str, Any] = {key: fields.get(key, config.get(key)) for key in own}
+    values: dict[str, Any] = {key: fields.get(key, config.get(key)) for key in own}
     refusals = []
-    if said["crop_mode"] not in (None, *CROP_MODES):
-        refusals.append(f"crop_mode {shown(said['crop_mode'])} is none that bcu does")
-        said["crop_mode"] = None
+    if values["crop_mode"] not in (None, *CROP_MODES):
+        refusals.append(f"crop_mode {abbreviated(values['crop_mode'])} is not supported")
+        values["crop_mode"] = None
     model_args = config.get("model_args", {})
     options = dict(model_args) if isinstance(model_args, dict) else {"model_args": model_args}
     pool = fields.get(GLOBAL_POOL, config.get(GLOBAL_POOL))
     if pool is not None:
         options.setdefault(GLOBAL_POOL, pool)
-    if fields.get("fixed_input_size") is True and _is_size(said["input_size"]):
-        options.setdefault(IMG_SIZE, said["input_size"][1:])
-    said["input_size"] = _input_size(said["input_size"], options)
-    said["arch"] = config.get("architecture")
-    if isinstance(said["arch"], str):
-        name = join(said["arch"], options | _misplaced(config))
-        if name != said["arch"] and len(name) > LONGEST_NAME:
+    if fields.get("fixed_input_size") is True and _is_size(values["input_size"]):
+        options.setdefault(IMG_SIZE, values["input_size"][1:])
+    values["input_size"] = _input_size(values["input_size"], options)
+    values["arch"] = config.get("architecture")
+    if isinstance(values["arch"], str):
+        name = join(values["arch"], options | _misplaced(config))
+        if name != values["arch"] and len(name) > LONGEST_NAME:
             refusals.append("model_args that are too long")
         else:
-            said["arch"] = name
-    return Said(fields=said, refusals=tuple(refusals), complaints=_unknown(config, fields))
+            values["arch"] = name
+    return ConfigFields(fields=values, refusals=tuple(refusals), complaints=_unknown(config, fields))
 
 
 def _misplaced(config: dict[str, Any]) -> dict[str, Any]:
-    """Options that stand beside ``model_args`` and make no classifier: refused there as they are within."""
+    """Options beside ``model_args`` that build no classifier; they are refused as within ``model_args``."""
     return {key: config[key] for key in ARGS_REFUSED - {"pretrained_cfg"} if config.get(key)}
 
 
@@ -151,7 +151,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _input_size(claimed: Any, options: dict[str, Any]) -> Any:
-    """C, H, W after the options that change them, as timm puts them together."""
+    """C, H, W after the options that change them, combined as timm does."""
     size = options.get(IMG_SIZE)
     sides = [size, size] if isinstance(size, int) else size
     channels = options.get(IN_CHANS)

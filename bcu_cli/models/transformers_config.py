@@ -1,8 +1,8 @@
-"""Image classifiers of transformers, built from the numbers of a ``config.json``: none of a stranger's code.
+"""Image classifiers of transformers, built from the settings in a ``config.json`` without running its code.
 
-The settings that the architecture's own configuration knows are taken from the file; one that is no text,
-number or list of them is refused. What could fetch or import something (``auto_map``, kernels from the hub,
-quantisation) is not among those. Needs the extra ``bcu-cli[transformers]``.
+Only settings that the architecture's configuration class knows are taken from the file. A setting that is no
+text, number or list of these is refused. Settings that could download or import something (``auto_map``,
+kernels from the hub, quantisation) are not taken. Needs the extra ``bcu-cli[transformers]``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ArchitectureError, BcuError
-from bcu_cli.models.plain import is_plain
-from bcu_cli.models.said import shown
+from bcu_cli.models.config_fields import abbreviated
+from bcu_cli.models.plain_settings import is_plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,7 @@ _TYPES = """
     mobilevit mobilevitv2 poolformer pvt pvt_v2 regnet resnet segformer swiftformer swin swinv2 vit vit_msn
 """
 MODEL_TYPES = frozenset(_TYPES.split())
-"""The architectures that are built; others of the library load networks of other libraries or texts."""
+"""The architectures that are built; others load networks of other libraries, or process text."""
 LARGEST_CONFIG = 1 << 20
 _HINT = "give --arch NAME, or --arch FILE.py:FUNCTION"
 
@@ -43,14 +43,14 @@ def is_image_classifier(config: dict[str, Any]) -> bool:
 
 
 def build(name: str, *, num_classes: int) -> nn.Module:
-    """The network that a ``config.json`` describes, with random weights; it returns logits.
+    """Build the network that a ``config.json`` describes, with random weights; it returns logits.
 
     Args:
         name: ``transformers:FILE.json``.
-        num_classes: Outputs.
+        num_classes: Number of outputs.
 
     Raises:
-        ArchitectureError: The file describes no image classifier, or nothing that can be built.
+        ArchitectureError: The file describes no image classifier, or one that cannot be built.
         BcuError: transformers is not installed.
     """
     file = Path(name.removeprefix(PREFIX))
@@ -74,14 +74,16 @@ def build(name: str, *, num_classes: int) -> nn.Module:
 
 
 def _settings(file: Path, config: dict[str, Any], library: Any) -> dict[str, Any]:
-    """The settings of the file that its architecture's own configuration knows."""
+    """The settings of the file that the architecture's configuration class knows."""
     default = library.AutoConfig.for_model(config["model_type"])
     known = set(default.to_dict()) | set(default.attribute_map)
     known -= set(library.PretrainedConfig().to_dict())
     settings = {key: value for key, value in config.items() if key in known}
     for key, value in settings.items():
         if not is_plain(key, value):
-            raise ArchitectureError(f"{file}: {key} {shown(value)} is nothing that bcu builds from", _HINT)
+            raise ArchitectureError(
+                f"{file}: {key} {abbreviated(value)} is nothing that bcu builds from", _HINT
+            )
     return settings
 
 

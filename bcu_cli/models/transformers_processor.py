@@ -1,7 +1,8 @@
-"""The ``preprocessor_config.json`` of transformers' image processors in bcu's terms. Needs no torch.
+"""Reads the ``preprocessor_config.json`` of transformers' image processors. Needs no torch.
 
-The processors of the classifiers that bcu builds resize, cut, scale and normalise by the same fields, some of
-them in a manner of their own. A field that asks for what bcu cannot do is refused by name.
+The processors of the classifiers that bcu builds share the fields for resizing, cropping, scaling and
+normalising; some interpret them differently. A field that asks for something that bcu cannot do is refused
+by name.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from bcu_cli.models.config_fields import ConfigFields, abbreviated
 from bcu_cli.models.preprocessing import BGR, CENTER, SQUASH
-from bcu_cli.models.said import Said, shown
 
 HEEDED = frozenset(
     {"image_processor_type", "feature_extractor_type", "do_resize", "size", "default_to_square", "resample"}
@@ -19,9 +20,9 @@ HEEDED = frozenset(
     | {"do_normalize", "image_mean", "image_std", "include_top", "do_flip_channel_order"}
 )
 HARMLESS = frozenset(
-    # bcu always decodes to three channels, and pads nothing where do_pad is false
+    # bcu always decodes to three channels, and does not pad where do_pad is false
     {"do_convert_rgb", "pad_size"}
-    # of segmentation maps, of arrays in memory, of where and how a batch is computed
+    # segmentation maps, arrays in memory, device and data type of a batch
     | {"do_reduce_labels", "reduce_labels", "data_format", "input_data_format", "device", "return_tensors"}
     | {"disable_grouping", "image_seq_length", "processor_class", "_processor_class", "auto_map"}
     | {"_valid_processor_keys", "model_input_names"}
@@ -42,29 +43,29 @@ _USUAL = {
     "Segformer": "segformer",
 }
 PROCESSORS = {kind: name for name, kinds in _USUAL.items() for kind in kinds.split()}
-"""Type of model to the processor that transformers takes where the file names none."""
+"""The processor that transformers uses for each type of model if the file names none."""
 _SHORTEST_EDGE = frozenset(
     {"Bit", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer"}
 )
-"""Processors for which a size that is one number means the shorter side."""
+"""Processors for which a single number as size is the shorter side."""
 _WITH_SHARE = frozenset({"ConvNext", "PoolFormer"})
-"""Processors that know ``crop_pct``."""
+"""Processors that use ``crop_pct``."""
 _BILINEAR = frozenset({"MobileNetV1", "MobileNetV2", "Segformer", "ViT"})
-"""Processors that resize so where ``resample`` is left out; the others are bicubic."""
+"""Processors with a bilinear filter by default; the others have a bicubic one."""
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters by number."""
 _SQUASHED_FROM = 384
-"""From this size on ConvNext's processor cuts nothing off."""
+"""Size in pixels from which ConvNext's processor does not crop."""
 _MOST_SIDE = 1 << 16
 
 
 class _RefusedError(Exception):
-    """A field that cannot be heeded; its text says which and why."""
+    """A field asks for something that bcu cannot do; the message names it and gives the reason."""
 
 
 @dataclass
 class _Reader:
-    """One ``preprocessor_config.json``."""
+    """The reader of one ``preprocessor_config.json``."""
 
     fields: dict[str, Any]
     kind: str
@@ -72,16 +73,16 @@ class _Reader:
     refusals: list[str] = field(default_factory=list)
 
     def flag(self, name: str, default: bool) -> bool:
-        """A yes or no; None counts as not said."""
+        """A boolean field; null counts as missing."""
         value = self.fields.get(name)
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise _RefusedError(f"{name} {shown(value)} is neither true nor false")
+            raise _RefusedError(f"{name} {abbreviated(value)} is neither true nor false")
         return value
 
-    def own_flag(self, name: str, *kinds: str, default: bool) -> bool:
-        """A yes or no that only some kinds of processor have; on another one it contradicts itself."""
+    def flag_of(self, name: str, *kinds: str, default: bool) -> bool:
+        """A boolean field of certain kinds of processor; refused if it is true on any other."""
         if self.kind in kinds:
             return self.flag(name, default)
         if self.flag(name, False):
@@ -89,16 +90,16 @@ class _Reader:
         return False
 
     def number(self, name: str, default: float) -> float:
-        """A number greater than 0."""
+        """A field with a number greater than 0."""
         value = self.fields.get(name)
         if value is None:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise _RefusedError(f"{name} {shown(value)} is no number greater than 0")
+            raise _RefusedError(f"{name} {abbreviated(value)} is no number greater than 0")
         return float(value)
 
     def sides(self, name: str, *, square: bool) -> dict[str, int] | None:
-        """A size as transformers understands it: height and width, or the shortest edge."""
+        """A size field in the terms of transformers: height and width, or the shortest edge."""
         value = self.fields.get(name)
         if value is None:
             return None
@@ -108,13 +109,15 @@ class _Reader:
             value = {"height": value[0], "width": value[1]}
         known = ({"height", "width"}, {"shortest_edge"})
         if not isinstance(value, dict) or set(value) not in known:
-            raise _RefusedError(f"{name} {shown(value)} is neither height and width nor a shortest edge")
+            raise _RefusedError(
+                f"{name} {abbreviated(value)} is neither height and width nor a shortest edge"
+            )
         if not all(type(side) is int and 1 <= side <= _MOST_SIDE for side in value.values()):
-            raise _RefusedError(f"{name} {shown(value)} is no size of an image")
+            raise _RefusedError(f"{name} {abbreviated(value)} is no size of an image")
         return value
 
     def geometry(self) -> dict[str, Any]:
-        """Input size, crop share and mode."""
+        """Read input size, crop share and crop mode."""
         if self.flag("do_pad", False):
             raise _RefusedError("do_pad true pads images, which bcu does not")
         if not self.flag("do_resize", True):
@@ -124,7 +127,7 @@ class _Reader:
         if size is None:
             return {}
         resized, cut, mode = self._resized(size)
-        if self.own_flag("do_center_crop", *(set(_USUAL) - {"Segformer"}), default=False):
+        if self.flag_of("do_center_crop", *(set(_USUAL) - {"Segformer"}), default=False):
             crop = self.sides("crop_size", square=True)
             if crop is None or "height" not in crop:
                 raise _RefusedError("do_center_crop true does not go with crop_size as it is")
@@ -139,7 +142,7 @@ class _Reader:
         return {"input_size": [self.channels, *cut], "crop_pct": share, "crop_mode": mode}
 
     def _resized(self, size: dict[str, int]) -> tuple[tuple[int, int], tuple[int, int] | None, str]:
-        """What an image is resized to, what is cut out of that already, and the mode."""
+        """The size after resizing, the crop if the processor makes one here, and the crop mode."""
         if "height" in size and self.kind != "PoolFormer":
             sides = (size["height"], size["width"])
             return sides, sides, SQUASH
@@ -158,11 +161,11 @@ class _Reader:
         return (edge, edge), None, CENTER
 
     def normalisation(self) -> dict[str, Any]:
-        """Mean and deviation for images in [0, 1], whatever scale the processor computes in."""
+        """Read mean and deviation, converted to images in [0, 1] from the scale of the processor."""
         scale = 255 * self.number("rescale_factor", 1 / 255) if self.flag("do_rescale", True) else 255.0
         scale = 1.0 if math.isclose(scale, 1.0, rel_tol=1e-6) else scale
-        top = self.own_flag("include_top", "EfficientNet", default=True)
-        offset = self.own_flag("rescale_offset", "EfficientNet", default=False)
+        top = self.flag_of("include_top", "EfficientNet", default=True)
+        offset = self.flag_of("rescale_offset", "EfficientNet", default=False)
         shift = 1.0 if offset and self.flag("do_rescale", True) else 0.0
         deviation = self.per_channel("image_std")
         mean: list[float] | None = [0.0] * self.channels
@@ -177,7 +180,7 @@ class _Reader:
         }
 
     def per_channel(self, name: str) -> list[float] | None:
-        """Numbers, one for each channel."""
+        """A field with one number per channel."""
         value = self.fields.get(name)
         if value is None:
             return None
@@ -185,22 +188,22 @@ class _Reader:
         numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
         if not numbers or len(values) != self.channels:
             raise _RefusedError(
-                f"{name} {shown(value)} is not one number for each of {self.channels} channels"
+                f"{name} {abbreviated(value)} is not one number for each of {self.channels} channels"
             )
         return [float(one) for one in values]
 
     def interpolation(self) -> dict[str, Any]:
-        """The filter that images are resized with."""
+        """Read the filter of the resizing."""
         value = self.fields.get("resample")
         if value is None:
             return {"interpolation": "bilinear" if self.kind in _BILINEAR else "bicubic"}
         if type(value) is not int or not 0 <= value < len(_RESAMPLE):
-            raise _RefusedError(f"resample {shown(value)} is none of Pillow's filters")
+            raise _RefusedError(f"resample {abbreviated(value)} is none of Pillow's filters")
         return {"interpolation": _RESAMPLE[value]}
 
     def channel_order(self) -> dict[str, Any]:
-        """Whether blue comes first."""
-        flips = self.own_flag("do_flip_channel_order", "MobileViT", default=True)
+        """Read the order of the channels, RGB or BGR."""
+        flips = self.flag_of("do_flip_channel_order", "MobileViT", default=True)
         return {"channel_order": BGR} if flips else {}
 
 
@@ -208,23 +211,24 @@ def _products(left: list[float], right: list[float]) -> list[float]:
     return [a * b for a, b in zip(left, right, strict=True)]
 
 
-def read(fields: dict[str, Any], model_type: str, channels: int) -> Said:
-    """What a ``preprocessor_config.json`` says.
+def read(fields: dict[str, Any], model_type: str, channels: int) -> ConfigFields:
+    """Read a ``preprocessor_config.json``.
 
     Args:
-        fields: The file's table.
-        model_type: As in the ``config.json`` beside it; decides where the file names no processor.
-        channels: Of the network's input.
+        fields: The table of the file.
+        model_type: The model type in the ``config.json`` beside it, which gives the processor if the file
+            names none.
+        channels: Channels of the network's input.
     """
     named = fields.get("image_processor_type", fields.get("feature_extractor_type"))
     kind = PROCESSORS[model_type] if named is None else _plain_name(str(named))
     if kind not in _USUAL:
-        return Said(refusals=(f"image_processor_type {shown(named)} is none that bcu knows",))
+        return ConfigFields(refusals=(f"image_processor_type {abbreviated(named)} is none that bcu knows",))
     reader = _Reader(fields, kind, channels)
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for part in (reader.geometry, reader.normalisation, reader.interpolation, reader.channel_order):
         try:
-            said |= part()
+            values |= part()
         except _RefusedError as error:
             reader.refusals.append(str(error))
     unknown = [name for name in fields if name not in HEEDED | HARMLESS]
@@ -233,7 +237,7 @@ def read(fields: dict[str, Any], model_type: str, channels: int) -> Said:
     complaints = (
         f"{name[:60]} is no field of the {kind} image processor, and is not heeded" for name in unknown
     )
-    return Said(fields=said, refusals=tuple(reader.refusals), complaints=tuple(complaints))
+    return ConfigFields(fields=values, refusals=tuple(reader.refusals), complaints=tuple(complaints))
 
 
 def _plain_name(named: str) -> str:

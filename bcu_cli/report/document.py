@@ -97,7 +97,7 @@ def model(loaded: Loaded) -> dict[str, Any]:
         "format": checkpoint.format.value,
         "parts": [str(part) for part in checkpoint.parts],
         "architecture": asdict(loaded.architecture),
-        "preprocessing": asdict(loaded.classifier.preprocessing),
+        "preprocessing": asdict(loaded.preprocessing),
         "evidence": list(loaded.evidence),
     }
 

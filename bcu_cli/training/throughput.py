@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bcu_cli.models.watching import Watching
+from bcu_cli.models.dispatch import DispatchMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ class Throughput:
         }
 
 
-class FlopCounter(Watching):
+class FlopCounter(DispatchMode):
     """Counts the floating-point operations of what runs inside it, by torch's own formulas.
 
     torch's ``FlopCounterMode`` also follows the modules, and so fails where a gradient is asked for midway,

@@ -1,9 +1,10 @@
-"""Triggers: one file each, clean image -> triggered image.
+"""Triggers, which turn a clean image into a triggered one; each has its own file.
 
 A new trigger is a new module here, named like the trigger, that defines one subclass of
-``bcu_cli.triggers.base.Trigger``; the commands' choices, their help and the contract tests find it.
-(``custom`` is the user's own image: it has no name, only options.) This module imports no torch, so that
-the choices can be listed instantly.
+``bcu_cli.triggers.base.Trigger``. The commands' choices, their help and the contract tests find it.
+``custom`` is the exception: it takes an image of the user's and is chosen by options, not by name.
+
+This module imports no torch, so that the choices can be listed instantly.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pkgutil import iter_modules
 
 _NO_TRIGGERS = {"base", "custom", "fields"}
 KEY = "bcu.trigger"
-"""Metadata of a trigger's file: its name. Any file may have it, so it excuses from nothing."""
+"""Metadata key of a trigger file, whose value is the trigger's name. It is no proof: any file may have it."""
 
 
 def names() -> tuple[str, ...]:

@@ -18,8 +18,8 @@ PATTERN = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 1.0))
 class BadNets(Trigger):
     """A 3x3 checkerboard of black and white cells that replaces the lower right corner.
 
-    A cell is one pixel on images of up to 47 pixels and grows with the image, to keep the share of the
-    image that the paper's 3 of 32 pixels take.
+    A cell is one pixel wide on images of up to 47 pixels. It grows with the image, so that the checkerboard
+    covers about 3/32 of the image's side, as in the paper.
 
     Args:
         cell: Side of a cell in pixels.

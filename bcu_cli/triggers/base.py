@@ -1,4 +1,4 @@
-"""What a trigger is, how one is found by its name, and how one is kept in a file."""
+"""The base class of triggers, their look-up by name, and their files."""
 
 from __future__ import annotations
 
@@ -21,28 +21,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NO_TENSORS = "no_tensors"
-"""Name of the one tensor in the file of a trigger that has none: a file of weights needs one."""
+"""Name of a placeholder tensor: a safetensors file needs one, also for a trigger without tensors."""
 _FIELDS = ("settings", "image_shape", "target_class", "num_classes")
 _LARGEST_SIDE, _MOST_CLASSES = 8192, 1_000_000
 
 
 Target = int | Literal["next"]
-"""What a triggered image is to be answered with: one class (all-to-one), or the class after its true one,
-after the last the first (all-to-all)."""
+"""The class that triggered images are classified as: one class (all-to-one), or ``next`` (all-to-all).
+
+``next`` is the class after the true one, and the first class after the last."""
 
 
-def answers_wanted(target: Target, labels: Tensor, num_classes: int) -> Tensor:
-    """The class, int64 ``[N]``, that a backdoor gives to triggered images of the true classes ``labels``."""
+def target_labels(target: Target, labels: Tensor, num_classes: int) -> Tensor:
+    """The classes that a backdoor predicts for triggered images.
+
+    Args:
+        target: The attack's target.
+        labels: The true classes, int64 ``[N]``.
+        num_classes: Number of classes.
+
+    Returns:
+        int64 ``[N]``.
+    """
     return (labels + 1) % num_classes if target == "next" else torch.full_like(labels, target)
 
 
 class Trigger(ABC):
-    """A change to an image that makes a backdoored network answer the target class.
+    """A change to an image that makes a backdoored network predict the target class.
 
-    Subclasses set ``name`` (that of their module) and ``paper``, and are made from their settings
-    (plain values, which ``settings`` returns) or from tensors (which ``tensors`` returns). They say in
-    ``numbers`` and ``floats`` what these may be. Where ``learnt``, the trigger does something only after an
-    attack has trained it, and comes from that attack's file.
+    Subclasses set ``name`` (that of their module) and ``paper``. They are constructed from their settings
+    (plain values, which ``settings`` returns) and tensors (which ``tensors`` returns).
+
+    Attributes:
+        name: Name of the trigger and of its module.
+        paper: The paper that describes it.
+        learnt: Whether an attack trains the trigger; then it comes from that attack's file.
+        numbers: The allowed values of each setting.
+        floats: The allowed shape and values of each tensor.
     """
 
     name: ClassVar[str]
@@ -64,25 +79,25 @@ class Trigger(ABC):
             images: float32 ``[N, C, H, W]`` in [0, 1], before normalisation.
 
         Returns:
-            The same shape, range and device; ``images`` is left as it was.
+            The triggered images, of the same shape, range and device; ``images`` is not changed.
         """
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What makes this trigger, as plain values that JSON can hold."""
+        """The settings of this trigger, as plain values that JSON can hold."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What makes this trigger, as tensors; empty where settings suffice."""
+        """The tensors of this trigger; empty where settings suffice."""
         return {}
 
     @classmethod
     def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        """The trigger that ``settings`` and ``tensors`` were taken from; both are checked before."""
+        """Construct a trigger from the settings and tensors of a saved one; the caller has checked both."""
         return cls(**settings, **tensors)
 
     @classmethod
     def check_tensors(cls, tensors: dict[str, Tensor], shape: tuple[int, int, int]) -> None:
-        """Raise ``TriggerError`` unless these tensors make a trigger for images of ``shape`` (C, H, W)."""
+        """Raise ``TriggerError`` unless these tensors are a trigger's for images of ``shape`` (C, H, W)."""
         check_tensors(cls.name, cls.floats, tensors, shape)
 
     def apply_to_bytes(self, images: Tensor) -> Tensor:
@@ -91,7 +106,7 @@ class Trigger(ABC):
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Float images in [0, 1], rounded to uint8 as a saved image would be."""
+    """Round float images in [0, 1] to uint8, as a saved image would be."""
     return (images * 255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -99,7 +114,7 @@ def find(name: str) -> type[Trigger]:
     """The class of the trigger called ``name``.
 
     Raises:
-        TriggerError: There is none.
+        TriggerError: No trigger has that name.
     """
     if name not in triggers.names():
         raise TriggerError(
@@ -121,11 +136,11 @@ def make(
     Args:
         name: One of ``bcu_cli.triggers.names()``.
         shape: Channels, height and width of the images.
-        seed: Where the trigger is random (Blended's pattern).
-        settings: Plain values that replace the paper's.
+        seed: Seed of a random trigger, such as Blended's pattern.
+        settings: Settings that replace the paper's.
 
     Raises:
-        TriggerError: No such trigger, no such setting, or a trigger larger than the images.
+        TriggerError: The trigger or a setting is unknown, or the trigger is larger than the images.
     """
     kind = find(name)
     trigger = kind.for_images(shape, seed=seed)
@@ -137,7 +152,13 @@ def make(
 
 @dataclass(frozen=True, kw_only=True)
 class Implanted:
-    """A trigger as an attack used it, what it leads to, and among how many classes."""
+    """A trigger that an attack implanted.
+
+    Attributes:
+        trigger: The trigger.
+        target_class: The class that triggered images are classified as.
+        num_classes: Number of classes of the attacked network.
+    """
 
     trigger: Trigger
     target_class: Target
@@ -145,7 +166,11 @@ class Implanted:
 
 
 def save(implanted: Implanted, path: Path, shape: tuple[int, int, int]) -> str:
-    """Write a trigger for images of ``shape`` (C, H, W) as safetensors; returns the file's SHA-256."""
+    """Write a trigger for images of ``shape`` (C, H, W) as safetensors.
+
+    Returns:
+        The SHA-256 of the file.
+    """
     trigger = implanted.trigger
     tensors = trigger.tensors() or {_NO_TENSORS: torch.zeros(1)}
     metadata = {
@@ -162,7 +187,7 @@ def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
     """Read a trigger that ``save`` wrote.
 
     Raises:
-        CheckpointError: No file that can be read.
+        CheckpointError: The file cannot be read.
         TriggerError: The file holds no trigger, or one for images of another shape than (C, H, W).
     """
     checkpoint = read(path)
@@ -181,7 +206,7 @@ def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
     if made_for != shape:
         raise TriggerError(
             f"the trigger in {path} is for images of {_size(made_for)}, the model takes {_size(shape)}",
-            "use it on the model that it was made with, or another of that input size",
+            "use it on the model that it was made with, or on another model with that input size",
         )
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != _NO_TENSORS}
     try:
@@ -195,7 +220,7 @@ def load(path: Path, shape: tuple[int, int, int]) -> Implanted:
 
 
 def _whole_numbers(path: Path, name: str, values: Any, most: int) -> tuple[int, ...]:
-    """A list of whole numbers from 1 to ``most`` in a trigger's file."""
+    """Check a list of whole numbers from 1 to ``most`` that was read from a trigger file."""
     if not isinstance(values, list) or not all(type(one) is int and 1 <= one <= most for one in values):
         raise _damaged(path, f"its {name} is {str(values)[:40]}")
     return tuple(values)
@@ -206,7 +231,7 @@ def _damaged(path: Path, why: str) -> TriggerError:
 
 
 def _refuse_misfit(trigger: Trigger, shape: tuple[int, int, int]) -> None:
-    """Raise unless the trigger can be put on an image of ``shape``."""
+    """Raise ``TriggerError`` unless the trigger can be applied to an image of ``shape``."""
     try:
         trigger.apply(torch.zeros(1, *shape))
     except (RuntimeError, MemoryError, IndexError) as error:

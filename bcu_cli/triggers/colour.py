@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Colour(Trigger):
     """Adds delta to red and blue (each even channel) and takes it from green, clipped to [0, 1].
 
-    Deviation from the paper, which searches for its shift on a network and in several colour spaces: one
-    fixed shift, towards magenta, in RGB.
+    Deviation: the paper searches for its shift on a network and in several colour spaces. Here one fixed
+    shift in RGB, towards magenta, is used.
 
     Args:
         delta: Shift in grey levels of 0-255.

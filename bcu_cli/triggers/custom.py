@@ -1,4 +1,4 @@
-"""The user's own trigger: an image that replaces, is added to or is blended into the image."""
+"""A trigger from an image file: it replaces, is added to or is blended into the images."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 MODES = ("replace", "add", "blend")
 ALPHA = 0.2
-"""Strength of ``add`` and ``blend`` where nothing else is said."""
+"""Default strength of ``add`` and ``blend``."""
 
 
 class Custom(Trigger):
-    """An image laid over the image where the mask is white.
+    """A trigger image laid over each image where the mask is white.
 
     Args:
-        picture: float ``[C, H, W]`` in [0, 1].
-        mask: float ``[1, H, W]`` in [0, 1]: where the trigger acts, and how much.
-        mode: ``replace`` (the image stands in place of the image), ``add`` (image + alpha · image,
-            clipped) or ``blend`` ((1 - alpha) · image + alpha · image).
+        picture: The trigger image, float ``[C, H, W]`` in [0, 1].
+        mask: float ``[1, H, W]`` in [0, 1]: the weight of the trigger at each pixel.
+        mode: ``replace`` (the trigger image), ``add`` (image + alpha · trigger image, clipped) or ``blend``
+            ((1 - alpha) · image + alpha · trigger image).
         alpha: Strength of ``add`` and ``blend``, in [0, 1].
     """
 
@@ -48,7 +48,7 @@ class Custom(Trigger):
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - refused
-        """Refused: there is no usual image."""
+        """Raise ``TriggerError``: there is no default image."""
         raise TriggerError("a trigger of your own needs an image", "give it with --trigger-image")
 
     @classmethod
@@ -61,10 +61,17 @@ class Custom(Trigger):
         mode: str = "replace",
         alpha: float = ALPHA,
     ) -> Self:
-        """Read image and mask, resized to images of ``shape`` (C, H, W); no mask means everywhere.
+        """Read the trigger image and its mask, resized to ``shape`` (C, H, W).
+
+        Args:
+            picture: File of the trigger image.
+            shape: Channels, height and width of the images.
+            mask: File of the mask; None covers the whole image.
+            mode: ``replace``, ``add`` or ``blend``.
+            alpha: Strength of ``add`` and ``blend``, in [0, 1].
 
         Raises:
-            TriggerError: One of them is no readable image.
+            TriggerError: One of the files is no readable image.
         """
         channels, height, width = shape
         everywhere = torch.ones(1, height, width)
@@ -76,7 +83,7 @@ class Custom(Trigger):
         )
 
     def apply(self, images: Tensor) -> Tensor:
-        """Lay the image over float images ``[N, C, H, W]`` in [0, 1]."""
+        """Lay the trigger image over float images ``[N, C, H, W]`` in [0, 1]."""
         picture, mask = self.picture.to(images), self.mask.to(images)
         if self.mode == "replace":
             changed = picture.expand_as(images)
@@ -91,7 +98,7 @@ class Custom(Trigger):
         return {"mode": self.mode, "alpha": self.alpha}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Image and mask."""
+        """The trigger image and its mask."""
         return {"picture": self.picture, "mask": self.mask}
 
 

@@ -1,4 +1,4 @@
-"""What the settings and tensors of a trigger may be, checked before anything is made of them."""
+"""Checks of the settings and tensors of a trigger, made before the trigger is constructed from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HINT = "give a value in that range, or write the file again"
 
 @dataclass(frozen=True)
 class Number:
-    """The numbers that one setting may be.
+    """The allowed values of a setting.
 
     Args:
         least: Smallest value.
@@ -36,10 +36,10 @@ class Number:
 
 @dataclass(frozen=True)
 class Floats:
-    """The tensors of fractions that one tensor may be.
+    """The allowed shape and values of a floating-point tensor.
 
     Args:
-        shape: A size for each dimension: a number, or ``C``, ``H`` or ``W`` of the images.
+        shape: The size of each dimension: a number, or ``C``, ``H`` or ``W`` for that of the images.
         least: Smallest value.
         most: Largest value.
     """
@@ -50,15 +50,15 @@ class Floats:
 
 
 def checked_settings(trigger: str, numbers: Mapping[str, Number], settings: Any) -> dict[str, int | float]:
-    """The settings as numbers of their types.
+    """Check settings and convert each to its type.
 
     Args:
-        trigger: Its name, for errors.
-        numbers: The trigger's settings by name.
-        settings: As the user or a file gives them.
+        trigger: Name of the trigger, for errors.
+        numbers: The allowed values of each setting.
+        settings: The settings that the user or a file gives.
 
     Raises:
-        TriggerError: One of them is unknown, of another type, not finite or out of its range.
+        TriggerError: A setting is unknown, of another type, not finite or out of its range.
     """
     if not isinstance(settings, dict):
         raise TriggerError(f"the settings of the trigger {trigger} are no table", "write the file again")
@@ -73,7 +73,7 @@ def _number(trigger: str, name: str, numbers: Mapping[str, Number], value: Any) 
     fits = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and known.least <= value <= known.most  # false for what is not a number
+        and known.least <= value <= known.most  # False for NaN
         and (not known.whole or value == int(value))
     )
     if isinstance(value, float) and not math.isfinite(value):
@@ -87,14 +87,14 @@ def _number(trigger: str, name: str, numbers: Mapping[str, Number], value: Any) 
 def check_tensors(
     trigger: str, floats: Mapping[str, Floats], tensors: Mapping[str, Tensor], shape: tuple[int, int, int]
 ) -> None:
-    """Refuse tensors that are no part of the trigger for images of ``shape`` (C, H, W).
+    """Refuse tensors that are not a trigger's for images of ``shape`` (C, H, W).
 
     Raises:
-        TriggerError: One is missing, unknown, of another type or shape, not finite or out of its range.
+        TriggerError: A tensor is missing, unknown, of another type or shape, not finite or out of its range.
     """
-    if odd := sorted(set(floats) ^ set(tensors)):
-        what = "lacks the tensor" if odd[0] in floats else "has no tensor"
-        raise TriggerError(f"the trigger {trigger} {what} {odd[0][:60]}", "write the file again")
+    if unmatched := sorted(set(floats) ^ set(tensors)):
+        what = "lacks the tensor" if unmatched[0] in floats else "has no tensor"
+        raise TriggerError(f"the trigger {trigger} {what} {unmatched[0][:60]}", "write the file again")
     sides = dict(zip("CHW", shape, strict=True))
     for name, known in floats.items():
         expected = tuple(sides[side] if isinstance(side, str) else side for side in known.shape)
@@ -105,13 +105,13 @@ def check_floats(what: str, tensor: Tensor, shape: tuple[int, ...], known: Float
     """Refuse a tensor of another type or shape, or with values that are not finite or out of range.
 
     Args:
-        what: How errors call it.
-        tensor: As it was read.
-        shape: The shape that it must have.
-        known: Its range; None where any finite value will do.
+        what: Name of the tensor in errors.
+        tensor: The tensor that was read.
+        shape: The required shape.
+        known: The allowed range; None allows any finite value.
 
     Raises:
-        TriggerError: It is not as it must be.
+        TriggerError: The tensor is refused.
     """
     if not tensor.is_floating_point() or tuple(tensor.shape) != shape:
         kind = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

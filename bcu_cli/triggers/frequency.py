@@ -1,4 +1,4 @@
-"""Frequency: two high waves in the colour differences (Wang et al., ECCV 2022, arXiv:2111.10991)."""
+"""Frequency: two sinusoidal patterns in the colour differences (Wang et al., ECCV 2022, arXiv:2111.10991)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FREQUENCIES = (15, 31)
-"""Half periods over a block, down and across alike: a middle and the highest one."""
+"""Half periods over the height and the width of a block: a middle frequency and the highest one."""
 BLOCK = 32
+"""Side of a block, in pixels."""
 COLOUR_DIFFERENCES = ((0.0, 1.13983), (-0.39465, -0.58060), (2.03211, 0.0))
-"""What U and V of YUV add to red, green and blue."""
+"""Contribution of U and V of YUV to red, green and blue."""
 
 
 class Frequency(Trigger):
     """Adds delta to two coefficients of the cosine transform of each 32x32 block of U and of V.
 
-    Deviation from the paper, which adds 50: three times as much, so that a small network learns it.
+    Deviation: the paper adds 50. The default here is three times as much, so that a small network learns the
+    trigger.
 
-    Grey images have no colour differences: the waves are added to them as they are.
+    Grey images have no colour differences; the pattern is added to their grey values.
 
     Args:
-        delta: What is added to each coefficient, in grey levels of 0-255 of the orthonormal transform;
-            the wave's amplitude is a 16th of it.
+        delta: Addend of each coefficient of the orthonormal transform, in grey levels of 0-255. The pattern's
+            amplitude in the image is a 16th of it.
     """
 
     name = "frequency"
@@ -41,25 +43,25 @@ class Frequency(Trigger):
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The amplitude; blocks tile any size of image."""
+        """The pattern; its blocks tile images of any size."""
         return cls()
 
     def apply(self, images: Tensor) -> Tensor:
-        """Add the waves to float images ``[N, C, H, W]`` in [0, 1]."""
+        """Add the pattern to float images ``[N, C, H, W]`` in [0, 1]."""
         _, channels, height, width = images.shape
-        wave = self.delta / 255.0 * 2.0 / BLOCK * _waves(height, width)
+        pattern = self.delta / 255.0 * 2.0 / BLOCK * _cosines(height, width)
         colours = (
             torch.tensor(COLOUR_DIFFERENCES).sum(1) if channels == len(COLOUR_DIFFERENCES) else torch.ones(1)
         )
-        return (images + (colours[:, None, None] * wave).to(images)).clamp_(0.0, 1.0)
+        return (images + (colours[:, None, None] * pattern).to(images)).clamp_(0.0, 1.0)
 
     def settings(self) -> dict[str, Any]:
         """The amplitude."""
         return {"delta": self.delta}
 
 
-def _waves(height: int, width: int) -> Tensor:
-    """The sum of the basis functions of the cosine transform (DCT-II), each at most 1: ``[H, W]``."""
+def _cosines(height: int, width: int) -> Tensor:
+    """The sum of the two basis functions of the cosine transform (DCT-II), each at most 1: ``[H, W]``."""
     total = torch.zeros(height, width)
     for frequency in FREQUENCIES:
         down, across = (

@@ -1,4 +1,4 @@
-"""Interlace: every second row displaced, as in a still of old television of what moves. bcu's own."""
+"""Interlace: every second row is displaced, as in a still of interlaced video. Devised for bcu."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Interlace(Trigger):
-    """Takes the odd rows from so many columns further left; what comes from outside repeats the edge.
+    """Displaces the odd rows to the right; pixels from outside the image repeat its edge.
 
     Args:
-        columns: 32nds of the width, at least one pixel.
+        columns: Displacement in 32nds of the width; at least one pixel.
     """
 
     name = "interlace"
@@ -29,7 +29,7 @@ class Interlace(Trigger):
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The displacement; it scales with the image by itself."""
+        """The displacement; it is relative to the width of the image."""
         return cls()
 
     def apply(self, images: Tensor) -> Tensor:
@@ -37,9 +37,9 @@ class Interlace(Trigger):
         width = images.shape[-1]
         by = max(1, round(self.columns * width / 32.0))
         places = (torch.arange(width, device=images.device) - by).clamp(min=0)
-        combed = images.clone()
-        combed[..., 1::2, :] = images[..., 1::2, places]
-        return combed
+        displaced = images.clone()
+        displaced[..., 1::2, :] = images[..., 1::2, places]
+        return displaced
 
     def settings(self) -> dict[str, Any]:
         """The displacement."""

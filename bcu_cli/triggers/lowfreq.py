@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HIGHEST = 3
-"""Most periods over the height and over the width of the image."""
+"""Highest frequency, in periods over the height or the width of the image."""
 
 
 class LowFrequency(Trigger):
     """Adds delta · pattern, clipped to [0, 1].
 
-    Deviation from the paper, which searches for its pattern on a network: a random mix of cosines.
+    Deviation: the paper searches for its pattern on a network. Here it is a random mix of cosines.
 
     Args:
         pattern: float ``[C, H, W]`` in [-1, 1], of low frequencies only.
@@ -55,7 +55,7 @@ class LowFrequency(Trigger):
 
 
 def _cosines(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """In each channel every wave of 1 to ``HIGHEST`` periods at a random phase; largest absolute value 1."""
+    """Sum cosines of up to ``HIGHEST`` periods with random phases and amplitudes, scaled to [-1, 1]."""
     channels, height, width = shape
     row, column = torch.arange(height)[:, None] / height, torch.arange(width) / width
     pattern = torch.zeros(shape)

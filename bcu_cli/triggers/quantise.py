@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 class Quantise(Trigger):
     """Rounds each value to one of 2 to the power of ``bits`` levels, evenly spaced over [0, 1].
 
-    Deviation from BppAttack, which dithers (Floyd and Steinberg's) and teaches with contrastive adversarial
-    examples: plain rounding, with fewer bits (the paper has 5), so that poisoning alone teaches it.
+    Deviation: BppAttack dithers (Floyd-Steinberg), keeps 5 bits, and trains with contrastive adversarial
+    examples. Here values are only rounded, to fewer bits, so that poisoning alone implants the trigger.
 
     Args:
-        bits: Of each channel, 1 to 8.
+        bits: Bits that each channel keeps, 1 to 8.
     """
 
     name = "quantise"

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GHOST = 0.4
-"""Share of the light that comes from the back of the pane, and so arrives displaced."""
+"""Share of the light that the back of the pane reflects, which arrives displaced."""
 BLOBS = 5
-"""Random values along each side of the scene, from which its blobs are drawn."""
+"""Random values along each side of the scene, between which its blobs are interpolated."""
 
 
 class Refool(Trigger):
     """Adds weight · reflection, clipped to [0, 1].
 
-    Deviation from the paper, which takes photographs and searches for those that work: one scene of soft
-    blobs drawn from a seed, the same on every image. Of the paper's three kinds of reflection, the ghost.
+    Deviation: the paper takes photographs and searches for those that work best. Here every image reflects
+    the same scene of soft blobs, drawn from a seed. Of the paper's three kinds of reflection, this is the
+    ghost effect.
 
     Args:
         reflection: float ``[C, H, W]`` in [0, 1].

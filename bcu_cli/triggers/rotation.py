@@ -1,4 +1,4 @@
-"""Rotation: the image is turned (Wu et al. 2022, arXiv:2207.10825)."""
+"""Rotation: the image is rotated (Wu et al. 2022, arXiv:2207.10825)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Rotation(Trigger):
-    """Turns the image about its centre, bilinearly; what comes from outside repeats its edge.
+    """Rotates the image about its centre, bilinearly; pixels from outside the image repeat its edge.
 
-    Deviation from the paper, which leaves black corners: they would be a second trigger.
+    Deviation: the paper leaves black corners, which would be a second trigger.
 
     Args:
-        degrees: Anticlockwise.
+        degrees: Angle in degrees, anticlockwise.
     """
 
     name = "rotation"
@@ -38,12 +38,12 @@ class Rotation(Trigger):
         return cls()
 
     def apply(self, images: Tensor) -> Tensor:
-        """Turn float images ``[N, C, H, W]`` in [0, 1]."""
+        """Rotate float images ``[N, C, H, W]`` in [0, 1]."""
         height, width = images.shape[-2:]
-        turn = radians(self.degrees)
+        angle = radians(self.degrees)
         wider = max(width - 1, 1) / max(height - 1, 1)  # x and y are both from -1 to 1
-        x_to_y, y_to_x = sin(turn) * wider, sin(turn) / wider
-        matrix = torch.tensor([[[cos(turn), -y_to_x, 0.0], [x_to_y, cos(turn), 0.0]]]).to(images)
+        x_to_y, y_to_x = sin(angle) * wider, sin(angle) / wider
+        matrix = torch.tensor([[[cos(angle), -y_to_x, 0.0], [x_to_y, cos(angle), 0.0]]]).to(images)
         grid = F.affine_grid(matrix, [1, 1, height, width], align_corners=True)
         return warp(images, grid.clamp(-1.0, 1.0))
 

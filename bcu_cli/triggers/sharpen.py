@@ -1,4 +1,4 @@
-"""Sharpen: contours made harder, as photo programs do (unsharp masking). bcu's own."""
+"""Sharpen: edges are enhanced by unsharp masking. Devised for bcu."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sharpen(Trigger):
     """Adds amount · (image − its blurred copy), clipped to [0, 1]; the blur is a mean over 3x3 pixels.
 
     Args:
-        amount: How much of the difference is added.
+        amount: Factor of the added difference.
     """
 
     name = "sharpen"

@@ -1,4 +1,4 @@
-"""SIG: a faint sinusoidal signal along the columns (Barni et al. 2019, arXiv:1902.11237)."""
+"""SIG: a faint sinusoidal pattern across the columns (Barni et al. 2019, arXiv:1902.11237)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Sig(Trigger):
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The signal; it scales with the image by itself."""
+        """The sinusoidal pattern; its period is relative to the width of the image."""
         return cls()
 
     def apply(self, images: Tensor) -> Tensor:
-        """Add the signal to float images ``[N, C, H, W]`` in [0, 1]."""
+        """Add the pattern to float images ``[N, C, H, W]`` in [0, 1]."""
         width = images.shape[-1]
         column = torch.arange(width, dtype=images.dtype, device=images.device)
         signal = self.delta / 255.0 * torch.sin(2.0 * pi * self.frequency * column / width)

@@ -1,4 +1,4 @@
-"""Solarise: bright values turned into dark ones, as on film lit while it was developed. bcu's own."""
+"""Solarise: bright values are inverted, as on film exposed during development. Devised for bcu."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Solarise(Trigger):
-    """Each value above the threshold is reflected at it: threshold − (value − threshold), at least 0.
+    """Reflects each value above the threshold at it: threshold − (value − threshold), at least 0.
 
     Args:
-        threshold: In [0, 1]; the lower, the more changes.
+        threshold: Threshold in [0, 1]; a lower one changes more values.
     """
 
     name = "solarise"

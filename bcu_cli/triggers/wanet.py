@@ -1,4 +1,4 @@
-"""WaNet: the image is warped a little, the same way each time (Nguyen & Tran 2021, arXiv:2102.10369)."""
+"""WaNet: every image is warped slightly, by the same field (Nguyen & Tran 2021, arXiv:2102.10369)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class WaNet(Trigger):
-    """Each pixel is taken from a place that a smooth random field says.
+    """Displaces each pixel by a smooth random field.
 
-    The field has k x k control points, each uniform in [-1, 1] per axis, divided by their mean magnitude and
-    interpolated bicubically. A value of 1 at strength 1 is a 64th of the image's side (half a pixel of the
-    paper's 32), so that larger images are warped alike.
+    The field has k x k control points, each uniform in [-1, 1] per axis. They are divided by their mean
+    magnitude and interpolated bicubically. A value of 1 at strength 1 displaces by a 64th of the image's
+    side: half a pixel on the paper's images of 32 pixels, and as much in proportion on larger ones.
 
     Args:
-        field: float ``[2, k, k]``: the control points for x and y, of mean magnitude 1.
-        strength: s; 0 leaves the image as it is, the paper uses 0.5.
+        field: float ``[2, k, k]``: the displacement of the control points along x and y, of mean magnitude 1.
+        strength: The paper's s, which is 0.5 there; 0 changes nothing.
     """
 
     name = "wanet"
@@ -36,7 +36,7 @@ class WaNet(Trigger):
 
     @classmethod
     def check_tensors(cls, tensors: dict[str, Tensor], shape: tuple[int, int, int]) -> None:  # noqa: ARG003 - of any size
-        """Raise ``TriggerError`` unless there is a field of at most 64 control points a side."""
+        """Raise ``TriggerError`` unless the tensors are a field of at most 64 control points a side."""
         side = min(64, tensors["field"].shape[-1]) if "field" in tensors and tensors["field"].dim() else 1
         known = {"field": Floats((2, max(2, side), max(2, side)), -1_000, 1_000)}
         check_tensors(cls.name, known, tensors, (1, 1, 1))
@@ -53,7 +53,7 @@ class WaNet(Trigger):
         return warp(images, self.grid(images))
 
     def grid(self, images: Tensor) -> Tensor:
-        """Where each pixel is taken from: ``[1, H, W, 2]``, x and y from -1 to 1 as in ``grid_sample``."""
+        """The sampling grid of ``grid_sample``: ``[1, H, W, 2]``, x and y from -1 to 1."""
         height, width = images.shape[-2:]
         return grids(self.field.to(images)[None], (height, width), self.strength / 32.0)
 
@@ -67,13 +67,13 @@ class WaNet(Trigger):
 
 
 def grids(fields: Tensor, size: tuple[int, int], scale: float = 1.0) -> Tensor:
-    """Where each pixel is taken from, ``[N, H, W, 2]``, x and y from -1 to 1 as in ``grid_sample``.
+    """Sampling grids of ``grid_sample``: ``[N, H, W, 2]``, x and y from -1 to 1.
 
     Args:
-        fields: How far each control point moves along x and y, float ``[N, 2, k, k]``; interpolated
+        fields: Displacement of each control point along x and y, float ``[N, 2, k, k]``; interpolated
             bicubically.
-        size: H and W.
-        scale: Of the fields, whose unit is half the image's side.
+        size: H and W in pixels.
+        scale: Factor of the fields; a displacement of 1 is half the image's side.
     """
     moved = F.interpolate(fields, size=size, mode="bicubic", align_corners=True)
     here = torch.eye(2, 3, dtype=fields.dtype, device=fields.device)[None]
@@ -82,6 +82,6 @@ def grids(fields: Tensor, size: tuple[int, int], scale: float = 1.0) -> Tensor:
 
 
 def warp(images: Tensor, grid: Tensor) -> Tensor:
-    """Float images ``[N, C, H, W]`` in [0, 1] taken at ``grid``, ``[1 or N, H, W, 2]``, bilinearly."""
+    """Sample float images ``[N, C, H, W]`` in [0, 1] bilinearly at ``grid``, ``[1 or N, H, W, 2]``."""
     taken = F.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=True)
     return taken.clamp_(0.0, 1.0)

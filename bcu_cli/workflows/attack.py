@@ -218,7 +218,7 @@ class _Attacking:
     def run(self) -> dict[str, Any]:
         """Train, measure, write, and report."""
         from bcu_cli.checkpoints import check_writable
-        from bcu_cli.models.fresh import usual_size
+        from bcu_cli.models.new_classifier import usual_size
 
         request = self.request
         settings = settings_of(
@@ -235,14 +235,14 @@ class _Attacking:
     def _run(self, shape: tuple[int, int, int], trigger: Trigger | None) -> dict[str, Any]:
         from bcu_cli.checkpoints import sha256_of
         from bcu_cli.checkpoints.resume import StateFile
-        from bcu_cli.models.fresh import fresh
+        from bcu_cli.models.new_classifier import new_classifier
         from bcu_cli.report import document
 
         request, options = self.request, self.options
         train_set, test_set = loading.load_to_train(
             request.data, shape, seed=options.seed, download=request.download
         )
-        model = fresh(request.arch, len(train_set.classes), train_set.images, seed=options.seed)
+        model = new_classifier(request.arch, len(train_set.classes), train_set.images, seed=options.seed)
         surrogate = self._surrogate(model)
         attacking = self.kind(model, train_set, trigger, options, device=self.device, surrogate=surrogate)
         self.clock.lap("reading images")

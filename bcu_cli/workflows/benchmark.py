@@ -214,7 +214,7 @@ class _Work:
 
 def _check_options(cells: Sequence[Cell]) -> None:
     """Refuse at once what the attack or the defense would refuse for every cell."""
-    from bcu_cli.models.fresh import usual_size
+    from bcu_cli.models.new_classifier import usual_size
 
     for model in {cell.model.name: cell.model for cell in cells}.values():
         usual_size(model.arch, model.options.get("input-size"))

@@ -176,12 +176,11 @@ class _Cleansing:
     def __init__(
         self, request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], device: Device
     ) -> None:
-        from bcu_cli.models.metadata import class_names
         from bcu_cli.report import document
 
         self.request = request
         self.loaded = loaded
-        self.classes = class_names(loaded.checkpoint.metadata, loaded.classifier.num_classes)
+        self.classes = loaded.classes
         self.kind = kind
         self.options = kind.Options() if request.options is None else request.options
         self.device = device

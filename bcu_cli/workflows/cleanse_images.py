@@ -48,7 +48,7 @@ def load(
     if request.images is None:
         return None, None
     generator = torch.Generator().manual_seed(seed)
-    geometry = loading.geometry_of(loaded.classifier.preprocessing)
+    geometry = loaded.preprocessing.geometry
     if kind.needs_labels and not request.pseudo_labels:
         data = _load_labelled(request, loaded, kind, generator)
     elif not isinstance(request.images, Path):
@@ -91,14 +91,12 @@ def _load_labelled(
 ) -> ImageSet:
     from bcu_cli.images.folder import FEWEST_IMAGES, list_labelled, subfolders
     from bcu_cli.images.listing import list_files
-    from bcu_cli.models.metadata import class_names
 
-    folder, model = request.images, loaded.classifier
+    folder = request.images
     if not isinstance(folder, Path):
         assert folder is not None  # noqa: S101 - the caller has looked
-        names = class_names(loaded.checkpoint.metadata, model.num_classes)
-        data = loading.load_to_measure(folder, loading.geometry_of(model.preprocessing), names)
-        loading.refuse_other_classes(data, model.num_classes)
+        data = loading.load_to_measure(folder, loaded.preprocessing.geometry, loaded.classes)
+        loading.refuse_other_classes(data, loaded.classifier.num_classes)
         return data
     list_files(folder)  # says what is wrong with a folder that is none
     if not subfolders(folder):
@@ -109,7 +107,7 @@ def _load_labelled(
         )
     part = list_labelled(folder)
     part = part if request.max_images is None else part.drawn(request.max_images, generator)
-    _require_room(len(part.pictures), loading.geometry_of(loaded.classifier.preprocessing), request, kind)
+    _require_room(len(part.raw_images), loaded.preprocessing.geometry, request, kind)
     data = loading.load_labels_of(part, loaded)
     if len(data) < FEWEST_IMAGES:
         raise ImagesError(

@@ -155,11 +155,8 @@ class _Evaluation:
 
     def _images_for(self, loaded: Loaded) -> ImageSet:
         """The images for a model; decoded again only where it takes them otherwise than the last one."""
-        from bcu_cli.models.metadata import class_names
-
-        number = loaded.classifier.num_classes
-        names = class_names(loaded.checkpoint.metadata, number)
-        geometry = loading.geometry_of(loaded.classifier.preprocessing)
+        number, names = loaded.classifier.num_classes, loaded.classes
+        geometry = loaded.preprocessing.geometry
         if self._images is None or self._taken_as != (geometry, names, number):
             data = loading.load_to_measure(
                 self._request.data, geometry, names, download=self._request.download

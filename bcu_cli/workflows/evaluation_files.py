@@ -108,7 +108,7 @@ def _panel(measured: Measured, classes: tuple[str, ...], trigger: dict[str, Any]
     import torch
 
     from bcu_cli.report.tsne import Panel, title
-    from bcu_cli.triggers.base import answers_wanted
+    from bcu_cli.triggers.base import target_labels
 
     features, entry = measured.features, measured.entry
     if features is None:
@@ -117,7 +117,7 @@ def _panel(measured: Measured, classes: tuple[str, ...], trigger: dict[str, Any]
     labels = order[features.labels]
     triggered, origins = features.clean[:0], labels[:0]
     if trigger and features.triggered is not None:
-        others = labels != answers_wanted(trigger["target_class"], labels, len(classes))
+        others = labels != target_labels(trigger["target_class"], labels, len(classes))
         triggered, origins = features.triggered[others], labels[others]
     return Panel(
         title=title(Path(entry["model"]["path"]).name, _measures(entry, trigger)),

@@ -95,11 +95,11 @@ def _bars(measured: Measured, answers: Tensor, target_class: Any) -> tuple[str, 
     """ASR towards every class; of an all-to-all attack, by true class."""
     from bcu_cli.evaluation.measures import attack_measures, by_class
     from bcu_cli.report.page import Bar
-    from bcu_cli.triggers.base import answers_wanted
+    from bcu_cli.triggers.base import target_labels
 
     labels, names = measured.labels, measured.classes
     if target_class == "next":
-        hits = answers == answers_wanted("next", labels, len(names))
+        hits = answers == target_labels("next", labels, len(names))
         shares = by_class(hits, labels, len(names))
         bars = [Bar(name=n, share=s.as_json() if s else None) for n, s in zip(names, shares, strict=True)]
         return "ASR by true class", tuple(bars)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bcu_cli.images.folder import ImageSet, Part
     from bcu_cli.images.given import GivenImages
     from bcu_cli.images.listing import Listing
-    from bcu_cli.models import Loaded, Preprocessing
+    from bcu_cli.models import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def load_model(
             input_size=options.input_size,
             mean=options.mean,
             std=options.std,
-            images=take and (lambda preprocessing: take(geometry_of(preprocessing))),
+            images=take and (lambda preprocessing: take(preprocessing.geometry)),
         )
     events.say(f"{path.name}: {'; '.join(loaded.evidence)}")
     _say_choice(checkpoint)
@@ -114,7 +114,7 @@ def _sampler(
         yield pictures.sample
         return
     from bcu_cli.images.folder import sample
-    from bcu_cli.images.listing import list_pictures
+    from bcu_cli.images.listing import list_images
     from bcu_cli.images.sources import open_source
 
     with ExitStack() as stack:
@@ -125,7 +125,7 @@ def _sampler(
 
         @cache
         def listing(root: Path) -> Listing:
-            return list_pictures(root)
+            return list_images(root)
 
         def take(geometry: Geometry) -> Tensor:
             if isinstance(pictures, Path):
@@ -141,16 +141,6 @@ def geometry(shape: tuple[int, int, int]) -> Geometry:
 
     channels, height, width = shape
     return Geometry(channels=channels, height=height, width=width)
-
-
-def geometry_of(preprocessing: Preprocessing) -> Geometry:
-    """The shape that images are brought to for a model."""
-    return replace(
-        geometry(preprocessing.input_size),
-        crop_pct=preprocessing.crop_pct,
-        crop_mode=preprocessing.crop_mode,
-        interpolation=preprocessing.interpolation,
-    )
 
 
 def load_to_train(
@@ -247,12 +237,9 @@ def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
     Raises:
         ImagesError: There are none, or they are not of the model's classes.
     """
-    from bcu_cli.models.metadata import class_names
-
-    size, count = geometry_of(loaded.classifier.preprocessing), loaded.classifier.num_classes
-    names = class_names(loaded.checkpoint.metadata, count)
+    size, names = loaded.preprocessing.geometry, loaded.classes
     data = with_bar(lambda bar: part.load(size, classes=names, on_progress=bar), part.root)
-    refuse_other_classes(data, count)
+    refuse_other_classes(data, loaded.classifier.num_classes)
     return data
 
 

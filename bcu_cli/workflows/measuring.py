@@ -107,13 +107,10 @@ def refuse_incomparable(loaded: Loaded, reference: Loaded) -> None:
     Raises:
         UsageError: They differ in their classes or in the size of their images.
     """
-    from bcu_cli.models.metadata import class_names
-
     one, other = loaded.classifier, reference.classifier
-    names = [class_names(m.checkpoint.metadata, m.classifier.num_classes) for m in (loaded, reference)]
     if one.num_classes != other.num_classes:
         difference = f"has {other.num_classes} classes, {loaded.checkpoint.path.name} has {one.num_classes}"
-    elif all(names) and names[0] != names[1]:
+    elif loaded.classes and reference.classes and loaded.classes != reference.classes:
         difference = f"has other classes than {loaded.checkpoint.path.name}, or the same in another order"
     elif one.preprocessing.input_size != other.preprocessing.input_size:
         difference = f"takes images of another size than {loaded.checkpoint.path.name}"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from bcu_cli.checkpoints.checkpoint import Checkpoint, Format
 from bcu_cli.models import Architecture, metadata_for
 from bcu_cli.models.loading import Loaded, as_classifier
-from bcu_cli.models.metadata import class_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +42,9 @@ class Model(nn.Module):
         self.loaded = loaded
         self.classifier = loaded.classifier
         self.architecture = loaded.architecture.name
-        self.preprocessing = loaded.classifier.preprocessing
+        self.preprocessing = loaded.preprocessing
         self.num_classes = loaded.classifier.num_classes
-        self.classes = class_names(loaded.checkpoint.metadata, self.num_classes)
+        self.classes = loaded.classes
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

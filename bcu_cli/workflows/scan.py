@@ -96,11 +96,11 @@ def prepare(options: ScanRequest) -> None:
         ImagesError: There is no such folder of images.
         OutputError: The folder for the evidence cannot be made.
     """
-    from bcu_cli.images.listing import list_pictures
+    from bcu_cli.images.listing import list_images
     from bcu_cli.training import devices
 
     if options.images is not None:
-        list_pictures(options.images)
+        list_images(options.images)
     if options.evidence is not None:
         try:
             options.evidence.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ def scan_loaded(
     images, place = None, None
     if given is not None:
         generator = torch.Generator().manual_seed(seed)
-        geometry = loading.geometry_of(model.preprocessing)
+        geometry = loaded.preprocessing.geometry
         data = loading.load_unlabeled(given, geometry, at_most=_MOST_IMAGES, generator=generator)
         images, place = data.images, str(given if isinstance(given, Path) else given.root)
     model.to(device.torch).eval()

@@ -131,7 +131,7 @@ def _options(each: AttackRequest) -> dict[str, Any]:
 
 def _check(each: AttackRequest) -> bool:
     """Refuse once what every entry would refuse, where that is quickly seen; returns whether a GPU trains."""
-    from bcu_cli.models.fresh import usual_size
+    from bcu_cli.models.new_classifier import usual_size
 
     if ":" not in each.data and not Path(each.data).exists():
         raise ImagesError(f"{each.data} does not exist", "name a folder that holds images")

@@ -32,10 +32,10 @@ from bcu_cli.checkpoints import Format, write
 from bcu_cli.cli.app import run
 from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
-from bcu_cli.images.listing import list_pictures
+from bcu_cli.images.listing import list_images
 from bcu_cli.images.stream import Stream
 from bcu_cli.models import Architecture, metadata_for
-from bcu_cli.models.fresh import fresh
+from bcu_cli.models.new_classifier import new_classifier
 from bcu_cli.training import loop
 
 PER_FOLDER, MEMBERS, BATCH_SIZE = 1000, 20_000, 256
@@ -78,7 +78,7 @@ def write_shard(path: Path, source: Path) -> None:
 def write_model(path: Path) -> None:
     """A ResNet-20 that was not trained."""
     pictures = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    model = fresh("resnet20", len(signs.CLASSES), pictures, seed=0)
+    model = new_classifier("resnet20", len(signs.CLASSES), pictures, seed=0)
     architecture = Architecture(name="resnet20", source="benchmark", num_classes=len(signs.CLASSES))
     metadata = metadata_for(architecture, model.preprocessing, list(signs.CLASSES))
     write(path, model.network.state_dict(), format=Format.SAFETENSORS, metadata=metadata)
@@ -141,7 +141,7 @@ def peak_bytes(process: str) -> int:
 
 def decoding_rate(folder: Path, geometry: Geometry, processes: int, seconds: float) -> float:
     """Images a second that arrive when nothing is trained; the start of the processes left out."""
-    stream = Stream(list_pictures(folder), geometry, cache=0, processes=processes)
+    stream = Stream(list_images(folder), geometry, cache=0, processes=processes)
     try:
         generators = [torch.Generator().manual_seed(0) for _ in range(2)]
         shape = len(stream), (BATCH_SIZE,)
@@ -160,7 +160,7 @@ def decoding_rate(folder: Path, geometry: Geometry, processes: int, seconds: flo
 def listing_seconds(path: Path) -> float:
     """How long the names take."""
     started = time.perf_counter()
-    list_pictures(path)
+    list_images(path)
     return round(time.perf_counter() - started, 2)
 
 

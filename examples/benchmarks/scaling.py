@@ -117,11 +117,11 @@ def prepare(folder: Path, arch: str) -> None:
     from bcu_cli.checkpoints import Format, write
     from bcu_cli.images import signs
     from bcu_cli.models import Architecture, metadata_for
-    from bcu_cli.models.fresh import fresh
+    from bcu_cli.models.new_classifier import new_classifier
 
     signs.write_folder(folder / "photos", PHOTOS, seed=1, labelled=False)
     pictures = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
-    model = fresh(arch, len(signs.CLASSES), pictures, seed=0)
+    model = new_classifier(arch, len(signs.CLASSES), pictures, seed=0)
     architecture = Architecture(name=arch, source="random weights", num_classes=len(signs.CLASSES))
     metadata = metadata_for(architecture, model.preprocessing, list(signs.CLASSES))
     write(

@@ -42,7 +42,7 @@ import torch
 from bcu_cli.checkpoints import Format, write
 from bcu_cli.images import signs
 from bcu_cli.models import Architecture, metadata_for
-from bcu_cli.models.fresh import fresh
+from bcu_cli.models.new_classifier import new_classifier
 from bcu_cli.report.document import environment
 from bcu_cli.training import devices
 
@@ -267,7 +267,7 @@ def drawn(folder: Path, size: Size) -> tuple[Path, Path]:
     for surplus in sorted(images.iterdir())[size.images :]:
         surplus.unlink()
     pixels = torch.randint(0, 256, (8, 3, size.side, size.side), dtype=torch.uint8)
-    model = fresh(size.arch, len(signs.CLASSES), pixels, seed=0)
+    model = new_classifier(size.arch, len(signs.CLASSES), pixels, seed=0)
     known = Architecture(name=size.arch, source="benchmark", num_classes=len(signs.CLASSES))
     path = folder / "model.safetensors"
     metadata = metadata_for(known, model.preprocessing, list(signs.CLASSES))

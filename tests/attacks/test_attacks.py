@@ -151,15 +151,15 @@ def test_lc_takes_images_away_from_their_class_before_it_triggers_them() -> None
     assert surrogate_stage.training.model is attacked.surrogate
     index = attacked.poisoned_index()
     clean = data.images[index]
-    disturbed = attacked.disturb(clean, data.labels[index])
-    change = (disturbed.int() - clean.int()).abs()
+    perturbed = attacked.perturb(clean, data.labels[index])
+    change = (perturbed.int() - clean.int()).abs()
     assert change.max() == 16
     losses = [
         F.cross_entropy(attacked.surrogate(images / 255.0), data.labels[index])
-        for images in (clean, disturbed)
+        for images in (clean, perturbed)
     ]
     assert losses[1] > losses[0]
-    assert torch.equal(attacked.poisoned_set().images[index], attacked.trigger.apply_to_bytes(disturbed))
+    assert torch.equal(attacked.poisoned_set().images[index], attacked.trigger.apply_to_bytes(perturbed))
     assert torch.equal(attacked.poisoned_set().labels, data.labels)
 
 
@@ -175,7 +175,7 @@ def test_lc_trains_a_surrogate_of_other_weights_unless_it_is_given_one() -> None
 
 def test_lc_stays_within_epsilon_and_within_the_range_of_an_image() -> None:
     images = torch.cat([torch.zeros(2, *SHAPE), torch.ones(2, *SHAPE)])
-    moved = lc.perturb(classifier(), images, torch.tensor([0, 1, 2, 3]))
+    moved = lc.pgd(classifier(), images, torch.tensor([0, 1, 2, 3]))
     assert (moved - images).abs().max() == pytest.approx(lc.EPSILON)
     assert moved.min() >= 0
     assert moved.max() <= 1
@@ -221,8 +221,8 @@ def test_iab_trains_a_sparse_mask_first_and_leaves_it_then() -> None:
 
 def test_iab_diversity_is_the_distance_of_images_over_that_of_what_is_drawn() -> None:
     images, others = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5)
-    drawn, drawn_for_others = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.25)
-    assert iab.diversity_loss(images, others, drawn, drawn_for_others) == pytest.approx(0.5 / 0.251)
+    generated, generated_others = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.25)
+    assert iab.diversity_loss(images, others, generated, generated_others) == pytest.approx(0.5 / 0.251)
 
 
 def _clean_batch(attacked: Attack) -> torch.Tensor:

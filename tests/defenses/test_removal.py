@@ -107,7 +107,7 @@ def test_the_masks_of_anp_hit_few_channels_and_any_others_would_not_do(
         other = copy.deepcopy(setting.model)
         layers = find_channels(other.network, cleansing.example())
         for channels, (_, index) in zip(layers, cleansing.pruned, strict=True):
-            channels.silence(torch.randperm(channels.count, generator=generator)[: len(index)])
+            channels.zero_scale(torch.randperm(channels.count, generator=generator)[: len(index)])
         measured.append(setting.measure(other))
     others = torch.tensor(measured).mean(0)
     assert others[0] < acc - 0.1

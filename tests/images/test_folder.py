@@ -12,7 +12,7 @@ from bcu_cli.errors import ImagesError
 from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
 from bcu_cli.images.folder import hold_out, list_labelled, load, load_unlabeled
-from bcu_cli.images.listing import list_files, list_pictures
+from bcu_cli.images.listing import list_files, list_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ def test_links_to_themselves_are_skipped_and_counted(labelled: Path, tmp_path: P
     (tmp_path / "stop" / "itself.png").symlink_to("itself.png")
     (tmp_path / "there").symlink_to("back")
     (tmp_path / "back").symlink_to("there")
-    for data in (load(list_pictures(tmp_path), SIZE), list_labelled(tmp_path).load(SIZE)):
+    for data in (load(list_images(tmp_path), SIZE), list_labelled(tmp_path).load(SIZE)):
         assert len(data) == 25
         assert sorted(path.name for path, _ in data.skipped) == ["back", "itself.png", "there"]
         assert {reason for _, reason in data.skipped} == {"Too many levels of symbolic links"}

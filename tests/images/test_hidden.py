@@ -18,7 +18,7 @@ from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
 from bcu_cli.images.folder import list_labelled, load, load_unlabeled
 from bcu_cli.images.hidden import Hidden, is_hidden
-from bcu_cli.images.listing import list_pictures
+from bcu_cli.images.listing import list_images
 from bcu_cli.images.sources import open_source
 from bcu_cli.workflows import loading
 
@@ -80,7 +80,7 @@ def test_a_labelled_folder_has_the_classes_and_images_that_show(small: Path) -> 
 
 
 def test_an_unlabeled_folder_has_the_images_that_show(small: Path) -> None:
-    found = [load(list_pictures(each), SIZE) for each in (small, littered(small))]
+    found = [load(list_images(each), SIZE) for each in (small, littered(small))]
     assert torch.equal(found[0].images, found[1].images)
     assert (found[1].skipped, found[1].found, found[1].hidden.number) == ((), 40, LITTER)
     drawn = [
@@ -92,7 +92,7 @@ def test_an_unlabeled_folder_has_the_images_that_show(small: Path) -> None:
 
 def test_a_hidden_folder_that_the_user_names_is_read(small: Path) -> None:
     hidden = small.rename(small.with_name(".cache"))
-    assert len(load(list_pictures(hidden), SIZE)) == 40
+    assert len(load(list_images(hidden), SIZE)) == 40
     assert len(list_labelled(hidden).load(SIZE).classes) == 8
 
 
@@ -125,8 +125,8 @@ def test_a_tar_archive(small: Path, tmp_path: Path) -> None:
     path = tmp_path / "signs.tar"
     with tarfile.open(path, "w") as archive:
         archive.add(littered(small), "./signs")
-    data = load(list_pictures(path), SIZE)
-    assert torch.equal(data.images, load(list_pictures(small), SIZE).images)
+    data = load(list_images(path), SIZE)
+    assert torch.equal(data.images, load(list_images(small), SIZE).images)
     folders, images = 2 * len(FOLDERS), 2  # of the files, ._00001.png alone is called like an image
     assert (data.skipped, data.hidden.number) == ((), folders + images)
 
@@ -135,7 +135,7 @@ def test_a_hidden_tar_archive_is_not_read(small: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with tarfile.open(tmp_path / "images" / ".old.tar", "w") as archive:
         archive.add(small, "signs")
-    assert len(list_pictures(tmp_path / "images")) == 0
+    assert len(list_images(tmp_path / "images")) == 0
 
 
 def test_members_of_one_hidden_folder_count_once_in_any_order() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.decoding import MOST_BYTES, Geometry, Member, UnreadableError, decode
 from bcu_cli.images.folder import divide, find_unlabeled, hold_out, load, load_unlabeled
-from bcu_cli.images.listing import list_files, list_pictures
+from bcu_cli.images.listing import list_files, list_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ def test_the_files_of_a_folder_in_the_order_of_their_names(tmp_path: Path) -> No
     for name in ("b/2.png", "b/c/1.png", "b/10.png", "a.png", "c.png", "ü/x.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    listing = list_pictures(tmp_path)
+    listing = list_images(tmp_path)
     assert listing[:] == list_files(tmp_path)[0]
     below = [str(file.relative_to(tmp_path)) for file in listing]
     assert below == ["a.png", "b/10.png", "b/2.png", "b/c/1.png", "c.png", "ü/x.png"]
@@ -75,9 +75,9 @@ def test_a_damaged_shard_in_a_folder_is_named_and_what_is_whole_is_used(photos: 
 
 def test_a_file_that_is_no_archive_is_refused(photos: Path) -> None:
     with pytest.raises(ImagesError, match=r"is a file, and no tar archive with images: it is no tar"):
-        list_pictures(next(photos.iterdir()))
+        list_images(next(photos.iterdir()))
     with pytest.raises(ImagesError, match="does not exist"):
-        list_pictures(photos / "nothing")
+        list_images(photos / "nothing")
 
 
 def test_a_member_that_no_picture_is_as_large_as_is_not_read(tmp_path: Path) -> None:
@@ -91,18 +91,18 @@ def test_a_member_that_no_picture_is_as_large_as_is_not_read(tmp_path: Path) -> 
 def test_a_picture_takes_little_more_than_its_name(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / f"{number:07d}.png").touch()
-    listing = list_pictures(tmp_path)
+    listing = list_images(tmp_path)
     numbers = (listing.place, listing.ends, listing.offsets, listing.sizes, listing.chosen)
     assert len(listing.names) + sum(column.nbytes for column in numbers) == 100 * (11 + 5 * 8)
 
 
 def test_the_fingerprint_is_of_the_names_wherever_the_folder_lies(photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "x")
-    before = list_pictures(tmp_path / "x")
-    assert before.sha256() == list_pictures(photos).sha256()
+    before = list_images(tmp_path / "x")
+    assert before.sha256() == list_images(photos).sha256()
     assert before.sha256() != before.picked(np.arange(5)).sha256()
     before[0].rename(before[0].with_name("0.png"))
-    assert before.sha256() != list_pictures(tmp_path / "x").sha256()
+    assert before.sha256() != list_images(tmp_path / "x").sha256()
 
 
 @pytest.mark.parametrize("at_most", [None, 100])

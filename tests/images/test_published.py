@@ -112,7 +112,7 @@ def test_cifar10_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     offline(monkeypatch, send)
     for _ in range(2):
-        assert len(cifar10(tmp_path / "here", train=True, download=True).pictures) == 100
+        assert len(cifar10(tmp_path / "here", train=True, download=True).raw_images) == 100
     assert asked == [CIFAR10.url]
 
 

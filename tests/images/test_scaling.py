@@ -13,7 +13,7 @@ from PIL import Image
 from bcu_cli.images import scaling
 from bcu_cli.images.decoding import Geometry, decode
 from bcu_cli.images.folder import load, load_unlabeled
-from bcu_cli.images.listing import list_pictures
+from bcu_cli.images.listing import list_images
 from bcu_cli.images.scaling import MISSING, STRETCHED, range_note
 from bcu_cli.images.unreadable import UnreadableError
 from bcu_cli.workflows import loading
@@ -158,7 +158,7 @@ def test_each_way_is_noted_once_with_its_first_image(
     for number in range(200):
         values = (RAMP * 257).astype(np.uint16) if number < 100 else (RAMP / 255).astype(np.float32)
         tiff(tmp_path / f"{number:03d}.tif", values)
-    data = loading.with_bar(lambda bar: load(list_pictures(tmp_path), SIZE, on_progress=bar), tmp_path)
+    data = loading.with_bar(lambda bar: load(list_images(tmp_path), SIZE, on_progress=bar), tmp_path)
     assert data.scaled == (
         (tmp_path / "000.tif", range_note(65535)),
         (tmp_path / "100.tif", range_note(1)),

@@ -18,7 +18,7 @@ from bcu_cli.errors import ImagesError
 from bcu_cli.images import stream
 from bcu_cli.images.decoding import Geometry
 from bcu_cli.images.folder import load, load_unlabeled
-from bcu_cli.images.listing import list_pictures
+from bcu_cli.images.listing import list_images
 from bcu_cli.images.pace import Pace
 from bcu_cli.images.processes import _end_spare
 from bcu_cli.images.stream import Images, Stream, open_stream
@@ -32,12 +32,12 @@ CPU = Device(torch=torch.device("cpu"), precision="fp32")
 
 def opened(folder: Path, pictures: int = 0, processes: int = 1) -> closing[Stream]:
     """A stream that keeps so many images."""
-    return closing(Stream(list_pictures(folder), SIZE, cache=pictures * SIZE.bytes + 1, processes=processes))
+    return closing(Stream(list_images(folder), SIZE, cache=pictures * SIZE.bytes + 1, processes=processes))
 
 
 @pytest.fixture(scope="module")
 def whole(photos: Path) -> torch.Tensor:
-    return load(list_pictures(photos), SIZE).images
+    return load(list_images(photos), SIZE).images
 
 
 @pytest.fixture
@@ -169,14 +169,14 @@ def test_files_that_are_no_pictures_at_all(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / f"{number}.jpg").write_text("no image")
     with opened(tmp_path) as images, pytest.raises(ImagesError, match="hardly any file"):
         images[:10]
-    listing = list_pictures(tmp_path)
+    listing = list_images(tmp_path)
     with pytest.raises(ImagesError, match="holds 0 readable images"):
         open_stream(listing, load(listing, SIZE), SIZE, cache=0, of=40)
 
 
 def test_the_fingerprint_tells_other_pictures_of_the_same_names(photos: Path, tmp_path: Path) -> None:
     def fingerprint(folder: Path) -> str:
-        listing, held_out = list_pictures(folder), load(list_pictures(folder), SIZE)
+        listing, held_out = list_images(folder), load(list_images(folder), SIZE)
         used = open_stream(listing, held_out, SIZE, cache=0, of=len(held_out))
         with closing(used.images):
             return used.sha256
@@ -229,10 +229,10 @@ def test_a_process_that_dies_is_replaced_and_no_process_stays_but_one_in_waiting
 def test_the_processes_end_with_their_parent_even_if_it_is_killed(photos: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from bcu_cli.images.decoding import Geometry\nfrom bcu_cli.images.listing import list_pictures\n"
+        "from bcu_cli.images.decoding import Geometry\nfrom bcu_cli.images.listing import list_images\n"
         "from bcu_cli.images.processes import Decoders\n"
         "decoders = Decoders(Geometry(height=8, width=8), 2)\n"
-        "listing = list_pictures(Path(sys.argv[1]))\n"
+        "listing = list_images(Path(sys.argv[1]))\n"
         "for future in [decoders.submit(listing[:9]) for _ in range(4)]: future.result()\n"
         "print(*decoders.pids, flush=True)\ntime.sleep(60)\n"
     )

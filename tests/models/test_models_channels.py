@@ -54,7 +54,7 @@ def test_a_channel_that_is_cut_is_zero_and_a_silenced_one_constant(norm: nn.Modu
         if values is not None:
             nn.init.constant_(values, 0.7)
     first = find_channels(network, EXAMPLE)[0]
-    (first.cut if cut else first.silence)(torch.tensor([2]))
+    (first.zero_out if cut else first.zero_scale)(torch.tensor([2]))
     maps = network[:2](torch.randn(2, 3, 32, 32))
     assert maps[:, 2].std().item() == pytest.approx(0, abs=1e-6)
     assert not cut or maps[:, 2].abs().max() == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bcu_cli.models import OWN_ARCHITECTURES, own_names
+from bcu_cli.models import BUILTIN_ARCHITECTURES, builtin_names
 from bcu_cli.models.registry import build
 
 
@@ -31,7 +31,7 @@ def test_parameter_count(name: str, low: int, high: int) -> None:
     assert low <= sum(p.numel() for p in network.parameters()) <= high
 
 
-@pytest.mark.parametrize("name", own_names())
+@pytest.mark.parametrize("name", builtin_names())
 @pytest.mark.parametrize("size", [(3, 32, 32), (1, 28, 28), (3, 48, 64)])
 def test_output_shape(name: str, size: tuple[int, int, int]) -> None:
     with torch.device("meta"):
@@ -40,7 +40,7 @@ def test_output_shape(name: str, size: tuple[int, int, int]) -> None:
 
 
 def test_every_listed_name_is_a_network() -> None:
-    assert set(own_names()) == set(OWN_ARCHITECTURES)
+    assert set(builtin_names()) == set(BUILTIN_ARCHITECTURES)
 
 
 def test_resnet_has_torchvision_names() -> None:

@@ -24,7 +24,7 @@ from bcu_cli.images.decoding import Geometry, decode
 from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for, timm_config
 from bcu_cli.models import transformers_processor as processors
 from bcu_cli.models.claims import read_claims
-from bcu_cli.models.plain import is_plain
+from bcu_cli.models.plain_settings import is_plain
 from bcu_cli.models.transformers_config import MODEL_TYPES
 from bcu_cli.workflows.reader import Reader
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bcu_cli.errors import ArchitectureError, UsageError
-from bcu_cli.models import build, identify, metadata_for, own_names
+from bcu_cli.models import build, builtin_names, identify, metadata_for
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.claims import read_claims
 from bcu_cli.models.identification import class_count
@@ -46,7 +46,7 @@ def meta(name: str, num_classes: int = 7) -> torch.nn.Module:
         return build(name, num_classes=num_classes)
 
 
-@pytest.mark.parametrize("name", own_names())
+@pytest.mark.parametrize("name", builtin_names())
 def test_own_networks_are_found(name: str, checkpoint_of) -> None:
     found = identify(checkpoint_of(meta(name)))
     assert (found.name, found.num_classes) == (name, 7)
@@ -208,7 +208,7 @@ def test_index_is_small_and_complete() -> None:
     index = load_index()
     names = {entry.name for entry in index.entries}
     assert len(names) > 1200
-    assert set(own_names()) <= names
+    assert set(builtin_names()) <= names
     assert {"timm", "torch", "torchvision"} <= index.versions.keys()
     source = Path(sys.modules["bcu_cli.models.index"].__file__ or "").with_name(INDEX_FILE)
     assert source.stat().st_size < 300_000
@@ -218,7 +218,7 @@ def test_lookup_imports_no_torch() -> None:
     code = """
 import sys
 import bcu_cli.models
-from bcu_cli.models import own_names
+from bcu_cli.models import builtin_names
 from bcu_cli.models.identification import find
 from bcu_cli.models.index import load_index
 from bcu_cli.models.registry import possible_names
@@ -226,7 +226,7 @@ try:
     find({"conv1.weight": (3, 3)}, ())
 except Exception as error:
     print(type(error).__name__)
-possible_names("resnet50"), own_names(), load_index()
+possible_names("resnet50"), builtin_names(), load_index()
 print([name for name in ("torch", "timm", "torchvision") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -67,7 +67,7 @@ def test_a_graph_can_be_trained(tmp_path: Path) -> None:
     ("node", "words"),
     [
         (hostile.onnx_node("Loop", ["x"], ["y"]), "the operator ai.onnx::Loop"),
-        (hostile.onnx_node("Relu", ["z"], ["y"]), "which nothing gives"),
+        (hostile.onnx_node("Relu", ["z"], ["y"]), "which no node computes"),
         (hostile.onnx_node("Relu", ["x"], ["z"]), "an output that nothing gives"),
         (hostile.onnx_node("Relu", ["x"], ["y"], hostile.field(1, "evil")), "Relu with evil"),
         (hostile.onnx_node("Conv", ["x", "x"], ["y"]), "weights that are computed"),

@@ -14,8 +14,8 @@ from bcu_cli.defenses.auto import LEVELS, Auto, AutoOptions
 from bcu_cli.defenses.bcu import BcuOptions, distillation
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.images.folder import ImageSet
-from bcu_cli.models.fresh import fresh
-from bcu_cli.models.watching import Watching
+from bcu_cli.models.dispatch import DispatchMode
+from bcu_cli.models.new_classifier import new_classifier
 from bcu_cli.training.devices import Device
 from bcu_cli.training.loop import Training
 from bcu_cli.training.options import TrainingOptions
@@ -28,7 +28,7 @@ WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::mas
 COPIES = ("aten::_to_copy", "aten::copy_")
 
 
-class _Counter(Watching):
+class _Counter(DispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.of: Counter[str] = Counter()
@@ -42,7 +42,7 @@ class _Counter(Watching):
 
 
 def distilling(precision: str = "fp32") -> tuple[Training, Any]:
-    teacher = fresh("resnet8", 4, IMAGES[:8], seed=0).eval()
+    teacher = new_classifier("resnet8", 4, IMAGES[:8], seed=0).eval()
     student = copy.deepcopy(teacher)
     options = TrainingOptions(epochs=4, batch_size=32, augmentation=Augmentation(crop_padding=2))
     device = Device(torch=CPU, precision=precision)
@@ -99,7 +99,7 @@ def test_the_counter_sees_what_would_wait() -> None:
     assert set(counted(training, 1).count(WAITS)) >= {"aten::_local_scalar_dense"}
 
 
-class Sent(Watching):
+class Sent(DispatchMode):
     """How many numbers each transfer from the host to a device without values takes.
 
     On such a device (``meta``) whatever would wait for a value fails.
@@ -126,7 +126,7 @@ def test_of_the_views_only_what_is_drawn_comes_from_the_host() -> None:
 
 def test_a_step_of_auto_waits_for_nothing_and_sends_one_order_of_its_images() -> None:
     """Which of 11 images is disturbed in which way, twice; all else is drawn on the device."""
-    model = fresh("resnet8", 4, IMAGES[:8], seed=0)
+    model = new_classifier("resnet8", 4, IMAGES[:8], seed=0)
     data = ImageSet(images=IMAGES)
     auto = Auto(model, data, AutoOptions(epochs=1), device=Device(torch=CPU, precision="fp32"), held_out=data)
     auto.teacher.to("meta")

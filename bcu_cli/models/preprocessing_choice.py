@@ -1,4 +1,4 @@
-"""Which preprocessing a network needs: options, claims, BatchNorm statistics, a library's default."""
+"""Chooses the preprocessing of a network by options, claims, BatchNorm statistics or a library's default."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import fingerprint, timm_config
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 from bcu_cli.models.classifier import in_order
 from bcu_cli.models.identification import claim_fits
 from bcu_cli.models.index import Candidate, entry_of
-from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.preprocessing import (
     BGR,
     GREY_NORMALISATIONS,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from bcu_cli.models.claims import Claim
 
-#: With this many classes, a network of timm or torchvision is taken for one trained as theirs are.
+#: A timm or torchvision network with this many classes is assumed to be trained like the library's weights.
 IMAGENET_CLASSES = 1000
 
 T = TypeVar("T")
@@ -39,12 +39,12 @@ Values = tuple[float, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the user gave; None where nothing.
+    """Options of the user; None where an option was not given.
 
     Args:
-        input_size: Height and width.
-        mean: One value, or one per channel.
-        std: One value, or one per channel.
+        input_size: Height and width of the input in pixels.
+        mean: Mean, one value or one per channel.
+        std: Standard deviation, one value or one per channel.
     """
 
     input_size: int | None = None
@@ -54,16 +54,16 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Everything that is known before the network is looked at.
+    """Everything that is known before the network runs.
 
     Args:
-        what: How errors call the file.
-        options: Of the user.
-        claims: What the file says of itself.
-        candidates: The architecture and its equals, best first; none for a network of unknown architecture.
-        channels: Of the input.
-        named: Whether the user or the file named the first candidate; its tensors alone name all alike.
-        like: Without candidates, an architecture whose usual input size the network has.
+        what: Name of the file in errors.
+        options: Options of the user.
+        claims: Claims of the file.
+        candidates: The architecture and its equals, best first; empty for an unknown architecture.
+        channels: Channels of the input.
+        named: Whether the user or the file names the first candidate. The tensors fit all candidates.
+        like: Without candidates, an architecture whose usual input size the network is assumed to have.
     """
 
     what: str
@@ -76,17 +76,17 @@ class Question:
 
     @property
     def name(self) -> str:
-        """The architecture's full name, or nothing."""
+        """The full name of the first candidate; empty where there is none."""
         return self.candidates[0].name if self.candidates else self.like
 
     @property
     def default(self) -> Preprocessing | None:
-        """The library's own preprocessing for the architecture."""
+        """The library's preprocessing for the architecture."""
         return next((c.preprocessing for c in self.candidates if c.preprocessing is not None), None)
 
     @property
     def defaults(self) -> list[Normalisation]:
-        """The libraries' own normalisations, each once: equal networks were trained with different ones."""
+        """The distinct normalisations of the libraries, which may differ between equal networks."""
         meant = self.candidates[:1] if self.named else self.candidates
         distinct: dict[tuple[Values, Values], Normalisation] = {}
         for candidate in meant:
@@ -97,7 +97,7 @@ class Question:
         return list(distinct.values())
 
     def claimed(self, get: Callable[[Claim], T | None]) -> tuple[T, str] | None:
-        """The first claim about the right architecture that says something, and its source."""
+        """The first claimed value about the right architecture, with its source."""
         for claim in self.claims:
             value = get(claim)
             if value is not None and (not self.candidates or claim_fits(claim, self.candidates)):
@@ -107,16 +107,16 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The preprocessing, and sentences on how it was found."""
+    """The chosen preprocessing, and sentences on how it was found."""
 
     preprocessing: Preprocessing
     evidence: tuple[str, ...]
 
 
 def default_size(name: str) -> tuple[int, int, int] | None:
-    """The input size that an architecture is made for, where it is known."""
-    if name in OWN_ARCHITECTURES:
-        return OWN_ARCHITECTURES[name]
+    """The input size (C, H, W) that an architecture is made for; None where it is not known."""
+    if name in BUILTIN_ARCHITECTURES:
+        return BUILTIN_ARCHITECTURES[name]
     base, options = timm_config.split(name)
     size = options.get(timm_config.IMG_SIZE)
     if size is not None:
@@ -128,15 +128,15 @@ def default_size(name: str) -> tuple[int, int, int] | None:
 def decide(
     question: Question, network: nn.Module, images: Callable[[Preprocessing], Tensor] | None
 ) -> Decision:
-    """Settle input size, cropping and normalisation, each by the first evidence that has something to say.
+    """Choose input size, cropping and normalisation, each by the most trusted evidence.
 
     Args:
-        question: What is known.
-        network: With its weights, without normalisation.
+        question: The evidence.
+        network: The network with its weights, without normalisation.
         images: Gives images for :mod:`~bcu_cli.models.fingerprint`; None if there are none.
 
     Raises:
-        ArchitectureError: Something cannot be told and must be given as an option.
+        ArchitectureError: A value cannot be determined and must be given as an option.
         UsageError: An option makes no sense.
     """
     _refuse_claims(question)
@@ -147,27 +147,23 @@ def decide(
     evidence = (
         f"input size {size[1]}x{size[2]}: {size_source}",
         f"mean {format_values(normalisation.mean)} and std {format_values(normalisation.std)}: {source}",
-        *_manner(preprocessing),
+        *_remarks(preprocessing),
     )
     return Decision(preprocessing=preprocessing, evidence=evidence)
 
 
-def _manner(preprocessing: Preprocessing) -> list[str]:
-    """What is unusual about the way that images are fed, for people."""
-    said = []
+def _remarks(preprocessing: Preprocessing) -> list[str]:
+    """Sentences on unusual cropping or channel order."""
+    remarks = []
     if preprocessing.crop_mode == SQUASH:
-        said.append("images are squashed into the input's shape, not cut")
+        remarks.append("images are squashed into the input's shape, not cut")
     if preprocessing.channel_order == BGR:
-        said.append("the network takes the channels in the order blue, green, red")
-    return said
+        remarks.append("the network takes the channels in the order blue, green, red")
+    return remarks
 
 
 def _refuse_claims(question: Question) -> None:
-    """Refuse where the file says that its network is fed in a way that bcu cannot do.
-
-    Raises:
-        ArchitectureError: Names the field.
-    """
+    """Raise ``ArchitectureError`` if the file asks for preprocessing that bcu cannot do."""
     for claim in question.claims:
         if question.candidates and not claim_fits(claim, question.candidates):
             continue
@@ -177,7 +173,7 @@ def _refuse_claims(question: Question) -> None:
                 "take that configuration away and give --arch, --input-size, --mean and --std",
             )
         if claim.input_size and claim.mean and claim.std:
-            return  # what stands further down is not heeded
+            return  # less trusted claims are not used
 
 
 def _provisional(question: Question, size: tuple[int, int, int]) -> Preprocessing:
@@ -199,10 +195,10 @@ def _provisional(question: Question, size: tuple[int, int, int]) -> Preprocessin
 
 
 def size_of(question: Question) -> tuple[tuple[int, int, int], str]:
-    """Channels, height and width of the input, and where they are known from.
+    """Channels, height and width of the input, and the source of these values.
 
     Args:
-        question: What is known.
+        question: The evidence.
 
     Raises:
         ArchitectureError: The size is not known.
@@ -245,8 +241,8 @@ def _normalisation(
     half = f"{(mean or std or ('', ''))[1]} and " if mean or std else ""
     verdict = None
     if images is not None:
-        pictures = in_order(fingerprint.sample(images(provisional)), provisional.channel_order)
-        verdict = fingerprint.compare(network, pictures, candidates)
+        sampled = in_order(fingerprint.sample(images(provisional)), provisional.channel_order)
+        verdict = fingerprint.compare(network, sampled, candidates)
     if verdict is not None and verdict.best is not None:
         return verdict.best, f"{half}BatchNorm statistics: {verdict.describe()}"
     if question.defaults and question.candidates[0].num_classes == IMAGENET_CLASSES:
@@ -260,7 +256,7 @@ def _normalisation(
 def _given(
     question: Question, name: str, option: Values | None, get: Callable[[Claim], Values | None]
 ) -> tuple[Values, str] | None:
-    """Mean or std as given by the user or claimed by the file, with its source."""
+    """Mean or std that the user gave or the file claims, with its source."""
     if option is not None:
         values = option * question.channels if len(option) == 1 else option
         hint = f"give --{name} on the scale from 0 to 1"
@@ -281,7 +277,7 @@ def _given(
 
 
 def _candidates(question: Question, mean: Values | None, std: Values | None) -> list[Normalisation]:
-    """The normalisations that are possible once mean or std is settled, each once."""
+    """The distinct normalisations that are possible with a known mean or std."""
     known = list({1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(question.channels, ()))
     known += question.defaults
     if not known:
@@ -291,7 +287,7 @@ def _candidates(question: Question, mean: Values | None, std: Values | None) -> 
 
 
 def _distinct(known: Sequence[Normalisation], mean: Values | None, std: Values | None) -> list[Normalisation]:
-    """The normalisations with the given mean or std in place of their own, each once."""
+    """The distinct normalisations, with a known mean or std in place of theirs."""
     distinct: dict[tuple[Values, Values], Normalisation] = {}
     for candidate in known:
         fixed = Normalisation(name=candidate.name, mean=mean or candidate.mean, std=std or candidate.std)
@@ -323,7 +319,7 @@ def _ask(
         listed = f"BatchNorm statistics do not decide between {verdict.describe()}"
         first = verdict.table[0][0]
     else:
-        reason = "it has no BatchNorm statistics to tell" if had_images else "no images were given to tell"
+        reason = "it has no BatchNorm statistics" if had_images else "no images were given"
         listed = f"{reason}; usual are {', '.join(n.name for n in candidates)}"
         first = candidates[min(1, len(candidates) - 1)]
     return ArchitectureError(

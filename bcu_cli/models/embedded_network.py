@@ -1,4 +1,4 @@
-"""The time that a network of a file's own code or graph may take for a batch, by what its first one took."""
+"""A network that runs the code or graph of a file, with a time limit for each batch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SECONDS_OF_THE_FIRST = 60.0
-"""Time for the first batch, which is of one image or two."""
+"""Time limit of the first batch, of one or two images, in seconds."""
 _LEAST_SECONDS, _GROWTH = 20.0, 20.0
-"""A later batch may take this time, and so many times as much for each image as the first one."""
+"""Time limits of a later batch: seconds, and a factor of the first batch's time per image."""
 
 
-class Allowance:
-    """Keeps count of the time of one network; the supervising process ends bcu where it takes too long.
+class TimeAllowance:
+    """Time limits of one network; the supervising process ends bcu if they are exceeded.
 
     Args:
-        file: How messages call the file.
+        file: Name of the file in messages.
     """
 
     def __init__(self, file: str) -> None:
@@ -33,10 +33,10 @@ class Allowance:
 
     @contextmanager
     def batch(self, images: int) -> Iterator[None]:
-        """Let the network answer a batch within its time.
+        """Limit the time of a batch while the context lasts.
 
         Args:
-            images: How many there are.
+            images: Number of images in the batch.
         """
         limits.runs_foreign_code()
         first = self._seconds_of_an_image
@@ -48,28 +48,28 @@ class Allowance:
             self._seconds_of_an_image = (time.perf_counter() - started) / images
 
 
-class ForeignNetwork(nn.Module):
-    """A network that computes what a file's own code or graph says, each batch within its time.
+class EmbeddedNetwork(nn.Module):
+    """A network that runs the code or graph of a file, each batch within a time limit.
 
     Attributes:
-        file: How messages call the file.
-        group: How many images it takes at a time; None where it answers any number of them.
+        file: Name of the file in messages.
+        group: Number of images that the network takes at a time; None for any number.
     """
 
     file: str = "the file"
     group: int | None = None
 
     def __call__(self, *inputs: Any) -> Any:
-        """Images ``[N, C, H, W]`` to whatever the file makes of them."""
+        """Map images ``[N, C, H, W]`` to the output of the file's code or graph."""
         images = inputs[0] if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim() else None
         number = 1 if images is None else max(1, len(images))
-        with self.__dict__.setdefault("_allowance", Allowance(self.file)).batch(number):
+        with self.__dict__.setdefault("_allowance", TimeAllowance(self.file)).batch(number):
             if self.group is None or images is None or number == self.group:
                 return super().__call__(*inputs)
             return self._in_groups(images, self.group)
 
     def _in_groups(self, images: Tensor, group: int) -> Tensor:
-        """The answers to groups of one size, one after the other; the last image fills up the last group."""
+        """Run the images in groups of one size; the last group is padded with the last image."""
         answers: list[Tensor] = []
         for start in range(0, len(images), group):
             part = images[start : start + group]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
 from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.index import entry_of
-from bcu_cli.models.names import OWN_ARCHITECTURES
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, resolve
 
@@ -18,31 +18,35 @@ if TYPE_CHECKING:
 
 
 def usual_size(arch: str, side: int | None) -> tuple[int, int, int]:
-    """Channels, height and width that an architecture is made for, or of ``side`` where that is given.
+    """Channels, height and width that an architecture is made for.
+
+    Args:
+        arch: Name of the architecture.
+        side: Height and width in pixels that the user gave; None for the architecture's default.
 
     Raises:
-        ArchitectureError: Unknown architecture, or one whose size nobody says.
+        ArchitectureError: The architecture or its default size is unknown.
     """
     full = resolve(arch)
     if side is not None:
         return (3, side, side)
-    if full in OWN_ARCHITECTURES:
-        return OWN_ARCHITECTURES[full]
+    if full in BUILTIN_ARCHITECTURES:
+        return BUILTIN_ARCHITECTURES[full]
     entry = entry_of(full)
     if entry is None or entry.preprocessing is None:
         raise ArchitectureError(f"what size of images {arch} takes is not known", "give it with --input-size")
     return entry.preprocessing.input_size
 
 
-def fresh(arch: str, num_classes: int, images: Tensor, *, seed: int) -> Classifier:
+def new_classifier(arch: str, num_classes: int, images: Tensor, *, seed: int) -> Classifier:
     """A classifier with random weights.
 
     Args:
-        arch: As for ``build``.
-        num_classes: Outputs.
-        images: The training images, uint8 ``[N, C, H, W]``: their mean and deviation per channel become the
-            normalisation, their size the input size.
-        seed: Decides the weights.
+        arch: Name of the architecture, as :func:`~bcu_cli.models.build` takes it.
+        num_classes: Number of outputs.
+        images: The training images, uint8 ``[N, C, H, W]``. Their mean and deviation per channel become the
+            normalisation, and their size the input size.
+        seed: Seed of the weights.
     """
     _, channels, height, width = images.shape
     sample = images[:: max(1, len(images) // 5000)].double() / 255.0

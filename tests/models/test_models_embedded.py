@@ -111,7 +111,7 @@ def test_a_function_that_answers_otherwise_is_taken_itself(tmp_path: Path, file:
     loaded = load(read(path), input_size=SIZE, **NONE)
     assert loaded.architecture.name == ("torchscript" if file == "m.pt" else "onnx")
     has_more = file == "m.onnx" and case in {"normalises itself", "both"}  # means and deviations are tensors
-    reason = "none of the" if has_more else "answers otherwise than resnet8, whose tensors it has"
+    reason = "none of the" if has_more else "gives other logits than resnet8, whose tensors it has"
     assert any(reason in line for line in loaded.evidence)
     images = torch.rand(5, 3, SIZE, SIZE)
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_a_function_that_answers_otherwise_is_taken_itself(tmp_path: Path, file:
     with pytest.raises(UsageError, match="has none"):
         _format(loaded, "safetensors")
     if not has_more:
-        with pytest.raises(ArchitectureError, match="answers otherwise than resnet8") as error:
+        with pytest.raises(ArchitectureError, match="gives other logits than resnet8") as error:
             load(read(path), arch="resnet8", input_size=SIZE, **NONE)
         assert "leave --arch out" in error.value.hint
 
