@@ -85,7 +85,7 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def within(seconds: float, doing: str) -> Iterator[None]:
+def time_limit(seconds: float, doing: str) -> Iterator[None]:
     """Let the supervisor end this process if the block takes longer.
 
     Args:
@@ -119,7 +119,7 @@ def report(event: dict[str, Any]) -> None:
         _link.send({"event": event})
 
 
-def runs_foreign_code() -> None:
+def report_foreign_code() -> None:
     """Say that code of a file runs from now on: after a signal, the supervisor waits two seconds at most."""
     if not _link.foreign:
         _link.foreign = True
@@ -127,7 +127,7 @@ def runs_foreign_code() -> None:
 
 
 @contextmanager
-def reading(path: Path, size: int) -> Iterator[None]:
+def reading_limits(path: Path, size: int) -> Iterator[None]:
     """Limit memory and time for the reading of a file.
 
     Args:
@@ -137,12 +137,12 @@ def reading(path: Path, size: int) -> Iterator[None]:
     import torch  # noqa: F401 - the memory and time of its import are not the file's
 
     seconds = READING_SECONDS + READING_SECONDS_PER_BYTE * size
-    with within(seconds, f"reading {path}"), memory(READING_BYTES + READING_BYTES_PER_BYTE * size):
+    with time_limit(seconds, f"reading {path}"), memory_limit(READING_BYTES + READING_BYTES_PER_BYTE * size):
         yield
 
 
 @contextmanager
-def memory(extra: int) -> Iterator[None]:
+def memory_limit(extra: int) -> Iterator[None]:
     """Limit the memory that the block may take beside what the process has; an allocation beyond it fails.
 
     Args:
@@ -153,14 +153,14 @@ def memory(extra: int) -> Iterator[None]:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limit("RLIMIT_DATA", used + extra)
+    set_limit("RLIMIT_DATA", used + extra)
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def limit(name: str, most: int | None, *, for_good: bool = False) -> None:
+def set_limit(name: str, most: int | None, *, for_good: bool = False) -> None:
     """Limit this process; what the system or the user limits more stays so.
 
     Args:

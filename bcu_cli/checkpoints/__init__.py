@@ -7,7 +7,7 @@ code does what they name.
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline, Place
+from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline, Placeholder
 from .onnx_file import Graph, Node, load_graph
 from .operators import forbidden_operators, is_pure
 from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
@@ -31,7 +31,7 @@ __all__ = [
     "Node",
     "Omission",
     "Outline",
-    "Place",
+    "Placeholder",
     "Rule",
     "Script",
     "ScriptCode",

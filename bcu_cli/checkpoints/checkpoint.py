@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 
-class Place(enum.Enum):
+class Placeholder(enum.Enum):
     """Stands in a table of a :class:`Checkpoint` for what is written there: a table, a weight, a text."""
 
-    OF_WEIGHTS = "weights"
-    OF_METADATA = "metadata"
+    WEIGHTS = "weights"
+    METADATA = "metadata"
 
 
 class Format(enum.StrEnum):
@@ -122,7 +122,7 @@ class Checkpoint(Description):
         nesting: The keys that lead to the weights in a pickle: ``()``, ``("state_dict",)``, …
         prefix: What stood before every name, such as ``module.`` or ``_orig_mod.``; may be empty.
         tables: The tables on the way to a pickle's weights, one for each key of ``nesting`` and one more, in
-            the file's order: what is written back, and a :class:`Place` where the next table, a weight or the
+            the file's order: what is written back, and a :class:`Placeholder` where the next table, a weight or the
             metadata stood.
         omitted: Entries beside the weights that are not written back: objects, an optimizer, an average or
             another copy of the weights (it may hold a backdoor).
@@ -141,13 +141,13 @@ class Checkpoint(Description):
     choice: str = ""
 
     @property
-    def beside(self) -> dict[str, Any]:
+    def extra_entries(self) -> dict[str, Any]:
         """What stood beside the weights and is written back, keyed by its path joined with ``/``."""
         return {
             "/".join([*self.nesting[:depth], shown(key)]): value
             for depth, table in enumerate(self.tables)
             for key, value in table.items()
-            if not isinstance(value, Place)
+            if not isinstance(value, Placeholder)
         }
 
     @property

@@ -20,9 +20,9 @@ from .checkpoint import Finding
 from .exported_schema import NAME_RULE, Check, UnknownFormError
 from .exported_text import is_plain, is_size_arithmetic, operator_of
 from .inert import StorageRef, tensor_fault
-from .opcodes import BrokenPickleError, look
 from .operators import forbidden_operators, is_dangerous
-from .saved_archive import look_at_unguarded
+from .pickle_inspection import BrokenPickleError, inspect_pickle
+from .saved_archive import find_faults_strictly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,8 +77,8 @@ def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
             if not _KNOWN_MEMBERS.fullmatch(name):
                 message = f"carries {name}, which is no weight, graph or sample of torch.export"
                 findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
-            findings += _look_at_member(archive, name)
-        findings += _look_at_tables(archive)
+            findings += _inspect_member(archive, name)
+        findings += _find_pickled_tensors(archive)
         check, unknown = _checked(archive)
     findings += [Finding(rule=rule, message=text, severity="unsafe") for rule, text in check.faults]
     operators = tuple(sorted({operator_of(target) for target in check.targets}))
@@ -143,7 +143,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
             raise damaged(path, "its table of weights is not as torch writes it") from error
 
 
-def _look_at_tables(archive: TorchArchive) -> list[Finding]:
+def _find_pickled_tensors(archive: TorchArchive) -> list[Finding]:
     """Each weight or constant that torch's loader would unpickle, and it does so without any limit."""
     findings = []
     for name in archive.names:
@@ -165,10 +165,10 @@ def _is_unpickled(entry: dict[str, Any], table: str) -> bool:
     return entry.get("use_pickle") is not False or odd
 
 
-def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
+def _inspect_member(archive: TorchArchive, name: str) -> list[Finding]:
     """What is unsafe about a member that is a pickle, or an archive of torch with pickles in it."""
     if name.endswith(".pkl"):
-        return _look(archive, name, archive.read(name))
+        return _inspect_pickle(archive, name, archive.read(name))
     if not name.startswith("data/sample_inputs/"):
         return []
     data = archive.read(name)
@@ -177,12 +177,12 @@ def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
     if not data.startswith(b"PK\x03\x04"):
         message = f"has {name}, which is no archive of torch.save: torch opens it without limits"
         odd = Finding(rule="export-pickle", message=message, severity="unsafe")
-        return _look(archive, name, data) or [odd]
+        return _inspect_pickle(archive, name, data) or [odd]
     with TorchArchive(archive.path, data=data) as inner:
-        return _look_at_keys(inner, name) or look_at_unguarded(inner)
+        return _check_keys(inner, name) or find_faults_strictly(inner)
 
 
-def _look_at_keys(inner: TorchArchive, name: str) -> list[Finding]:
+def _check_keys(inner: TorchArchive, name: str) -> list[Finding]:
     """What is unsafe about the keys of dictionaries among the sample inputs.
 
     They end up in the source of a function that torch makes.
@@ -202,9 +202,9 @@ def _texts(data: bytes) -> Iterator[str]:
         return  # broken behind what was found before
 
 
-def _look(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
+def _inspect_pickle(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
     try:
-        return look(data, strict=True)
+        return inspect_pickle(data, strict=True)
     except BrokenPickleError as error:
         raise damaged(archive.path, f"its {name} cannot be followed ({error})") from error
 

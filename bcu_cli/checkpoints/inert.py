@@ -61,7 +61,7 @@ REBUILDERS = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", 
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class RecordedCall:
     """A call that the pickle asked for and that was not made."""
 
     name: str
@@ -92,16 +92,16 @@ class Global:
     """A global by its name; calling it only notes the call."""
 
     name: str
-    calls: list[Recipe]
+    calls: list[RecordedCall]
 
     @property
     def kind(self) -> str:
         """Its own name, as Python 3 has it."""
         return plain_name(self.name)
 
-    def __call__(self, *args: Any, **_: Any) -> Recipe:
+    def __call__(self, *args: Any, **_: Any) -> RecordedCall:
         """Note the call, and that of the function that a tensor with attributes of its own is made by."""
-        self.calls.append(Recipe(self.name, args))
+        self.calls.append(RecordedCall(self.name, args))
         made = self.calls[-1]
         if self.name == _FROM_TYPE and isinstance(args[0], Global) and isinstance(args[2], tuple):
             args[0](*args[2])
@@ -110,7 +110,7 @@ class Global:
 
 def shown(key: Any) -> str:
     """A key of a table as a text; only its type if it is of a kind whose text can be of any length."""
-    if isinstance(key, Recipe | Global):
+    if isinstance(key, RecordedCall | Global):
         return key.kind
     return str(key) if type(key) in (str, int, float, bool, type(None)) else type(key).__name__
 
@@ -129,7 +129,7 @@ class StorageRef:
         return self.numel * ITEM_BYTES[self.kind]
 
 
-class Record:
+class ScriptRecord:
     """An object of a class of a TorchScript archive: its class's name and its attributes."""
 
     qualname = ""
@@ -153,14 +153,14 @@ class Contents:
     """What a pickle holds: its object, and all tensors and storages, also those that the object hides."""
 
     value: Any
-    tensors: list[Recipe]
+    tensors: list[RecordedCall]
     storages: dict[str, StorageRef]
 
 
 def open_inertly(data: bytes) -> Contents:
     """Unpickle without importing or calling anything.
 
-    Look at it first (:func:`bcu_cli.checkpoints.opcodes.look`), which also stops tricks with the memo.
+    Look at it first (:func:`bcu_cli.checkpoints.pickle_inspection.look`), which also stops tricks with the memo.
 
     Raises:
         Exception: Of any kind, if the pickle is not well-formed.
@@ -223,9 +223,9 @@ class InertUnpickler(pickle._Unpickler):  # Python's own in Python: broken bytes
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
         self.stack: list[Any]
-        self.calls: list[Recipe] = []
+        self.calls: list[RecordedCall] = []
         self.storages: dict[str, StorageRef] = {}
-        self._records: dict[str, type[Record]] = {}
+        self._records: dict[str, type[ScriptRecord]] = {}
 
     def load_reduce(self) -> None:
         """Note a call; TorchScript writes the single argument of an enumeration without its tuple."""
@@ -236,7 +236,7 @@ class InertUnpickler(pickle._Unpickler):  # Python's own in Python: broken bytes
     def load_build(self) -> None:
         """Give attributes to an object of a TorchScript archive; nothing else gets any."""
         state = self.stack.pop()
-        if isinstance(self.stack[-1], Record):
+        if isinstance(self.stack[-1], ScriptRecord):
             self.stack[-1].__setstate__(state)
 
     def load_newobj(self) -> None:
@@ -261,7 +261,7 @@ class InertUnpickler(pickle._Unpickler):  # Python's own in Python: broken bytes
             return OrderedDict
         if qualname.startswith("__torch__."):
             if qualname not in self._records:
-                self._records[qualname] = type("Record", (Record,), {"qualname": qualname})
+                self._records[qualname] = type("ScriptRecord", (ScriptRecord,), {"qualname": qualname})
             return self._records[qualname]
         return Global(qualname, self.calls)
 

@@ -15,7 +15,7 @@ from bcu_cli.errors import CheckpointError, UnsafeFileError
 from .archive import damaged
 from .checkpoint import Finding
 from .onnx_schema import SCHEMA
-from .onnx_tensors import check, numbers, read_tensor, unfit
+from .onnx_tensors import check_tensor, read_tensor, unfit, unpack_numbers
 from .protobuf import BrokenMessageError, Decoder, Message, TooManyFieldsError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Look:
+class Inspection:
     """What is found in a file by looking at all of it.
 
     Attributes:
@@ -93,7 +93,7 @@ class Look:
     metadata: dict[str, str]
 
 
-def look_at(path: Path) -> Look:
+def inspect_model(path: Path) -> Inspection:
     """Look at every graph and tensor of a file; no tensor is read.
 
     Raises:
@@ -106,7 +106,7 @@ def look_at(path: Path) -> Look:
     error: CheckpointError | None = None
     for tensor in _tensors(model):
         try:
-            if external := check(path, tensor):
+            if external := check_tensor(path, tensor):
                 files[external.file] += external.length
         except UnsafeFileError as unsafe:
             findings[unsafe.message] = Finding(rule=unsafe.rule, message=unsafe.message, severity="unsafe")
@@ -129,7 +129,7 @@ def look_at(path: Path) -> Look:
     if error and not any(finding.severity == "unsafe" for finding in findings.values()):
         raise error
     metadata = {pair.get("key", ""): pair.get("value", "") for pair in model["metadata_props"]}
-    return Look(list(findings.values()), tuple(operators), tuple(sorted(files)), metadata)
+    return Inspection(list(findings.values()), tuple(operators), tuple(sorted(files)), metadata)
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
@@ -137,7 +137,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 
     These are the constants of the graph but whole numbers of at most one dimension, with which it only
     reckons shapes. Exporters keep equal tensors once: a constant that is passed on under another name has
-    both. Look at the file first (:func:`look_at`).
+    both. Look at the file first (:func:`inspect_model`).
 
     Raises:
         CheckpointError: The file is damaged.
@@ -154,7 +154,7 @@ def load_graph(checkpoint: Checkpoint) -> Graph:
         CheckpointError: It is damaged, or of a form that bcu does not run.
     """
     path = checkpoint.path
-    for finding in look_at(path).findings:
+    for finding in inspect_model(path).findings:
         if finding.severity == "unsafe":
             hint = "if the network is of a known architecture, name it with --arch: then the graph is not run"
             raise UnsafeFileError(f"{path} {finding.message}", hint, rule=finding.rule)
@@ -319,7 +319,7 @@ def _value(path: Path, attribute: Message) -> Any:
         return str(attribute["s"], "utf-8", "replace")
     if attribute["floats"]:
         try:
-            return numbers(attribute["floats"], "f")
+            return unpack_numbers(attribute["floats"], "f")
         except ValueError as error:
             raise unfit(path, f"an attribute of {error}") from error
     return attribute["ints"] if attribute["ints"] or attribute.get("type") == 7 else None

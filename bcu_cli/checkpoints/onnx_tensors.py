@@ -67,7 +67,7 @@ class External:
     length: int
 
 
-def check(path: Path, tensor: Message) -> External | None:
+def check_tensor(path: Path, tensor: Message) -> External | None:
     """Check that a tensor's bytes are there and as many as its shape and type take; none is read.
 
     Returns:
@@ -111,11 +111,11 @@ def read_tensor(path: Path, tensor: Message) -> torch.Tensor:
     """The tensor, in memory of its own.
 
     Raises:
-        CheckpointError: As of :func:`check`.
+        CheckpointError: As of :func:`check_tensor`.
     """
     import torch
 
-    external = check(path, tensor)
+    external = check_tensor(path, tensor)
     dtype, _, field = _TYPES[tensor["data_type"]]
     if external is not None:
         with external.file.open("rb") as file:
@@ -142,7 +142,7 @@ def unfit(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is no sound ONNX model: {why}", _HINT, rule=LAYOUT_RULE)
 
 
-def numbers(chunks: list[memoryview], kind: str) -> list[Any]:
+def unpack_numbers(chunks: list[memoryview], kind: str) -> list[Any]:
     """The values of a field of numbers of fixed size; ``kind`` is ``f`` or ``d``.
 
     Raises:

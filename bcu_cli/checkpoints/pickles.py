@@ -10,7 +10,7 @@ from bcu_cli.errors import CheckpointError, UnsafeFileError
 from . import saved_archive
 from .archive import MAX_PICKLE_BYTES, TorchArchive, damaged
 from .inert import KIND_DTYPES, open_inertly, size_fault
-from .opcodes import OBJECT_WORDS, BrokenPickleError, look
+from .pickle_inspection import OBJECT_PREFIX, BrokenPickleError, inspect_pickle
 from .pickle_machine import follow
 from .sniff import Kind
 from .weights import Weights, find_weights
@@ -44,7 +44,7 @@ def find_faults(path: Path, kind: Kind) -> list[Finding]:
     position = 0
     for data in _streams(path, kind):
         try:
-            findings += look(data, position=position)
+            findings += inspect_pickle(data, position=position)
         except BrokenPickleError as error:
             raise damaged(path, f"its pickle cannot be followed ({error})") from error
         position += len(data)
@@ -83,12 +83,12 @@ def refuse_if_unsafe(path: Path, findings: list[Finding]) -> None:
         message = f"{path} {_join(first)} (a pickle can run any program); it was not opened"
         hint = "do not open it with anything else; report it to where you found it"
         raise UnsafeFileError(message, hint, rule=unsafe[0].rule)
-    names = [text.removeprefix(OBJECT_WORDS) for text in texts]
+    names = [text.removeprefix(OBJECT_PREFIX) for text in texts]
     if any(name.startswith("torch.nn.modules.") for name in names):
         classes = [name for name in names if not name.startswith("torch.nn.")] or names
         message = f"{path} holds a whole pickled object, not weights ({_join(classes)}); it was not opened"
     else:
-        message = f"{path} {OBJECT_WORDS}{_join(names)}, which weights do not need; it was not opened"
+        message = f"{path} {OBJECT_PREFIX}{_join(names)}, which weights do not need; it was not opened"
     raise UnsafeFileError(message, _RESAVE, rule="pickle-object")
 
 
@@ -128,7 +128,7 @@ def load(path: Path, kind: Kind, key: str | None = None) -> Weights:
 
         def memory(of: StorageRef) -> torch.UntypedStorage:
             file.seek(positions[of.key])
-            return saved_archive.memory_of(bytearray(file.read(of.nbytes)))
+            return saved_archive.as_storage(bytearray(file.read(of.nbytes)))
 
         value = _values(path, streams[_LEGACY_OBJECT], memory)
     return find_weights(path, value, key)
@@ -143,7 +143,7 @@ def _value_in_archive(archive: TorchArchive) -> Any:
     is_big = "byteorder" in archive.names and archive.read("byteorder") == b"big"
 
     def memory(of: StorageRef) -> torch.UntypedStorage:
-        made = saved_archive.memory_of(bytearray(archive.read(saved_archive.STORAGE + of.key)))
+        made = saved_archive.as_storage(bytearray(archive.read(saved_archive.STORAGE + of.key)))
         if is_big:
             made.byteswap(getattr(torch, KIND_DTYPES[of.kind]))  # type: ignore[no-untyped-call]
         return made

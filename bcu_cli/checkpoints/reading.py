@@ -153,7 +153,7 @@ def _weights(path: Path, kind: Kind, key: str | None = None) -> Weights:
     if kind is Kind.EXPORTED:
         return flat_weights(path, exported.load(path), {})
     if kind is Kind.ONNX:
-        return flat_weights(path, onnx_file.load(path), onnx_file.look_at(path).metadata)
+        return flat_weights(path, onnx_file.load(path), onnx_file.inspect_model(path).metadata)
     if kind is not Kind.SHARDS:
         return pickles.load(path, kind, key)
     tensors: dict[str, Any] = {}
@@ -180,8 +180,8 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
     elif kind is Kind.EXPORTED:
         findings, operators = exported.find_faults(path)
     elif kind is Kind.ONNX:
-        look = onnx_file.look_at(path)
-        findings, operators, files = look.findings, look.operators, (path, *look.files)
+        model = onnx_file.inspect_model(path)
+        findings, operators, files = model.findings, model.operators, (path, *model.files)
     else:
         findings = pickles.find_faults(path, kind)
         if kind is Kind.PLAIN_PICKLE and all(finding.rule == "pickle-object" for finding in findings):

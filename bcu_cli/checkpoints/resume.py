@@ -23,7 +23,7 @@ SECONDS_BETWEEN = 30.0
 _KIND = b"bcu: the state of an interrupted run, "
 _LAYOUT = _KIND + b"layout 2\n"
 _NO_DIGEST = b"0" * 64 + b"\n"
-START_ANEW = "start anew without --resume, or remove it"
+START_OVER = "start anew without --resume, or remove it"
 """The hint for a state that is of no use."""
 
 
@@ -59,7 +59,7 @@ class StateFile:
             return None
         except OSError as error:
             message = f"{self.path} cannot be read: {error.strerror}"
-            raise CheckpointError(message, START_ANEW) from error
+            raise CheckpointError(message, START_OVER) from error
         return self._unpacked(content)
 
     def save(self, state: dict[str, Any]) -> None:
@@ -97,14 +97,14 @@ class StateFile:
 
     def _unpacked(self, content: bytes) -> dict[str, Any]:
         if not content.startswith(_LAYOUT):
-            raise CheckpointError(f"{self.path} was left by another version of bcu", START_ANEW)
+            raise CheckpointError(f"{self.path} was left by another version of bcu", START_OVER)
         start = len(_LAYOUT + self._run)
         run, digest = content[len(_LAYOUT) : start], content[start : start + len(_NO_DIGEST)]
         payload = memoryview(content)[start + len(_NO_DIGEST) :]
         whole = hashlib.sha256(content[:start])
         whole.update(payload)
         if digest != whole.hexdigest().encode() + b"\n":
-            raise CheckpointError(f"{self.path} is damaged and cannot be resumed from", START_ANEW)
+            raise CheckpointError(f"{self.path} is damaged and cannot be resumed from", START_OVER)
         if run != self._run:
             raise UsageError(
                 f"{self.path} was left by a run with other options, images, model or version of bcu",
@@ -116,9 +116,9 @@ class StateFile:
             state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         except Exception as error:  # its bytes are as they were written: another version cannot read them
             message = f"{self.path} was left by a run with another version of torch"
-            raise CheckpointError(message, START_ANEW) from error
+            raise CheckpointError(message, START_OVER) from error
         if not isinstance(state, dict):
-            raise CheckpointError(f"{self.path} holds no state of a run", START_ANEW)
+            raise CheckpointError(f"{self.path} holds no state of a run", START_OVER)
         return state
 
 

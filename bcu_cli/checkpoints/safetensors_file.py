@@ -207,7 +207,7 @@ def dump(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[
 
 
 def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
-    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             twin = Counter(name for name, _ in pairs).most_common(1)[0][0]
             message = f"{path} names {twin!r} twice in its header"
@@ -218,7 +218,7 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
     try:
         if not text.startswith(b"{"):
             raise ValueError("it does not begin with {")
-        return dict(json.loads(text.decode("utf-8"), object_pairs_hook=without_twins))
+        return dict(json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates))
     except (ValueError, RecursionError) as error:
         raise damaged(path, "its header is not valid JSON", "safetensors-header") from error
 

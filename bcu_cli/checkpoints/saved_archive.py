@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .archive import damaged
 from .checkpoint import Finding
 from .inert import open_inertly
-from .opcodes import BrokenPickleError, look
+from .pickle_inspection import BrokenPickleError, inspect_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +43,7 @@ def find_faults(archive: TorchArchive, *, strict: bool = False) -> list[Finding]
             findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
         if name.endswith(".pkl"):
             try:
-                findings += look(archive.read(name), strict=strict)
+                findings += inspect_pickle(archive.read(name), strict=strict)
             except BrokenPickleError as error:
                 raise damaged(archive.path, f"its pickle cannot be followed ({error})") from error
     return findings
@@ -66,7 +66,7 @@ def check_storages(archive: TorchArchive, storages: Mapping[str, StorageRef]) ->
             raise damaged(archive.path, f"its storage {key} has {size:,} bytes and claims {storage.nbytes:,}")
 
 
-def memory_of(data: bytearray) -> torch.UntypedStorage:
+def as_storage(data: bytearray) -> torch.UntypedStorage:
     """The bytes of a storage as the memory of tensors, without a copy."""
     import torch
 
@@ -74,7 +74,7 @@ def memory_of(data: bytearray) -> torch.UntypedStorage:
     return flat.untyped_storage()
 
 
-def look_at_unguarded(archive: TorchArchive) -> list[Finding]:
+def find_faults_strictly(archive: TorchArchive) -> list[Finding]:
     """What is unsafe about an archive that others open without any limit, down to the sizes of its storages.
 
     Raises:

@@ -11,9 +11,9 @@ from bcu_cli.errors import CheckpointError, OutputError, UnsafeFileError
 from .archive import TorchArchive, damaged
 from .bytecode import BYTECODE, UnreadableBytecodeError, operators_of
 from .checkpoint import Finding
-from .inert import KIND_DTYPES, Recipe, Record, StorageRef, open_inertly, size_fault
-from .opcodes import BrokenPickleError, look
+from .inert import KIND_DTYPES, RecordedCall, ScriptRecord, StorageRef, open_inertly, size_fault
 from .operators import UnreadableCodeError, forbidden_operators, is_dangerous, list_operators
+from .pickle_inspection import BrokenPickleError, inspect_pickle
 from .script_code import ScriptClass, ScriptCode, declared, parse_all
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
         CheckpointError: The archive is damaged, or its code is not readable.
     """
     with TorchArchive(path) as archive:
-        findings = _look_at_pickles(archive)
+        findings = _inspect_pickles(archive)
         operators = _operators(archive)
         lite = _lite_operators(archive)
     if lite is None:
@@ -126,7 +126,7 @@ def open_script(checkpoint: Checkpoint) -> Script:
     """
     path = checkpoint.path
     with TorchArchive(path) as archive:
-        findings = [finding for finding in _look_at_pickles(archive) if finding.severity == "unsafe"]
+        findings = [finding for finding in _inspect_pickles(archive) if finding.severity == "unsafe"]
         refused = [*forbidden_operators(_operators(archive)), *(finding.message for finding in findings)]
         if refused:
             message = f"{path} holds code that bcu does not run: {', '.join(refused[:3])}"
@@ -191,12 +191,12 @@ def _lite_operators(archive: TorchArchive) -> tuple[str, ...] | None:
         return None
 
 
-def _look_at_pickles(archive: TorchArchive) -> list[Finding]:
+def _inspect_pickles(archive: TorchArchive) -> list[Finding]:
     findings = []
     for name in archive.names:
         if name.endswith(".pkl"):
             try:
-                findings += look(archive.read(name), script=True)
+                findings += inspect_pickle(archive.read(name), script=True)
             except BrokenPickleError as error:
                 raise damaged(archive.path, f"its {name} cannot be followed ({error})") from error
     return findings
@@ -252,14 +252,14 @@ def _open_pickle(archive: TorchArchive, name: str) -> Any:
 
 def _named_tensors(
     path: Path, module: Any, classes: dict[str, ScriptClass], prefix: str = "", depth: int = 0
-) -> Iterator[tuple[str, Recipe]]:
+) -> Iterator[tuple[str, RecordedCall]]:
     """The tensors of a module in the order of ``state_dict``: its parameters, its buffers, its parts."""
     if not _is_module(module, classes) or depth > _MAX_DEPTH:
         raise damaged(path, "its objects do not fit its code")
     declared = classes[module.qualname]
     for name in [*declared.parameters, *declared.buffers]:
         value = module.attributes.get(name)
-        if isinstance(value, Recipe):
+        if isinstance(value, RecordedCall):
             yield prefix + name, value
         elif value is not None:
             raise damaged(path, f"{prefix + name!r} is no tensor")
@@ -268,9 +268,11 @@ def _named_tensors(
             yield from _named_tensors(path, value, classes, f"{prefix}{name}.", depth + 1)
 
 
-def _is_module(value: Any, classes: dict[str, ScriptClass]) -> TypeGuard[Record]:
+def _is_module(value: Any, classes: dict[str, ScriptClass]) -> TypeGuard[ScriptRecord]:
     return (
-        isinstance(value, Record) and value.qualname in classes and classes[value.qualname].kind == "Module"
+        isinstance(value, ScriptRecord)
+        and value.qualname in classes
+        and classes[value.qualname].kind == "Module"
     )
 
 
@@ -293,7 +295,7 @@ class _ValueReader:
         self._tensors: dict[tuple[Any, ...], torch.Tensor] = {}
         self._objects: dict[int, ScriptObject] = {}
 
-    def tensor(self, recipe: Recipe) -> torch.Tensor:
+    def tensor(self, recipe: RecordedCall) -> torch.Tensor:
         """The tensor that a recipe describes; its sizes were checked with :func:`size_fault`.
 
         Tensors of one storage share their memory, and the same place in it gives the same tensor.
@@ -316,9 +318,9 @@ class _ValueReader:
             return type(value)(self.value(item, depth + 1) for item in value)
         if isinstance(value, dict):
             return {self.value(key, depth + 1): self.value(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, Record):
+        if isinstance(value, ScriptRecord):
             return self._object(value, depth)
-        if isinstance(value, Recipe):
+        if isinstance(value, RecordedCall):
             return self._made(value, depth)
         raise damaged(self._archive.path, f"it holds a {type(value).__name__}, which no network needs")
 
@@ -340,7 +342,7 @@ class _ValueReader:
         for key, flat in self._storages.items():
             yield key, flat.view(torch.uint8).numpy().tobytes()
 
-    def _object(self, record: Record, depth: int) -> ScriptObject:
+    def _object(self, record: ScriptRecord, depth: int) -> ScriptObject:
         of = self._classes.get(record.qualname)
         if of is None or of.kind not in {"Module", "Enum"}:
             raise damaged(self._archive.path, "its objects do not fit its code")
@@ -351,7 +353,7 @@ class _ValueReader:
                 made.attributes[name] = self.value(value, depth + 1)
         return self._objects[id(record)]
 
-    def _made(self, recipe: Recipe, depth: int) -> Any:
+    def _made(self, recipe: RecordedCall, depth: int) -> Any:
         """The value of a call that the pickle asks for: a typed list, a device, a tensor."""
         if recipe.name.startswith("torch.jit._pickle.") and recipe.args:
             return self.value(recipe.args[0], depth + 1)

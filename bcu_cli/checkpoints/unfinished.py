@@ -50,12 +50,12 @@ class Unfinished:
             with suppress(OSError):
                 self._name.unlink()
 
-    def whole(self) -> Path:
+    def readable_path(self) -> Path:
         """Where what was written so far can be read, before it has its name."""
         self.file.flush()
         return self._name or _by_number(self.file.fileno())
 
-    def become(self, target: Path) -> None:
+    def move_to(self, target: Path) -> None:
         """Take the place of ``target``, whole and on the disk."""
         self.file.flush()
         os.fsync(self.file.fileno())

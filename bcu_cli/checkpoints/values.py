@@ -41,10 +41,10 @@ class _Maker(Global):
 
 
 def open_values(data: bytes, memory: Callable[[StorageRef], torch.UntypedStorage]) -> Any:
-    """Unpickle what :func:`bcu_cli.checkpoints.opcodes.look` found no fault with.
+    """Unpickle what :func:`bcu_cli.checkpoints.pickle_inspection.look` found no fault with.
 
     The sizes must have been checked too (:func:`bcu_cli.checkpoints.inert.size_fault`). An object of a class
-    is a :class:`~bcu_cli.checkpoints.inert.Recipe`, and a class or function by itself a
+    is a :class:`~bcu_cli.checkpoints.inert.RecordedCall`, and a class or function by itself a
     :class:`~bcu_cli.checkpoints.inert.Global`.
 
     Args:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import CheckpointError
 
-from .beside import LEFT_OUT, Keeper, is_optimizer, is_tensor
-from .checkpoint import Omission, Place
+from .checkpoint import Omission, Placeholder
+from .extra_entries import LEFT_OUT, EntryFilter, is_optimizer, is_tensor
 from .inert import shown
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _collect(path: Path, value: Any, choice: _Choice) -> Weights:
     if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_SHARING * path.stat().st_size:
         message = f"{path}: its tensors claim to be many times larger than the file"
         raise CheckpointError(message, "get the file again", rule="impossible-size")
-    keeper = Keeper(tensors, _is_average, _MAX_SHARING_BESIDE * path.stat().st_size)
+    keeper = EntryFilter(tensors, _is_average, _MAX_SHARING_BESIDE * path.stat().st_size)
     metadata: dict[str, str] = {}
     tables = []
     for depth in range(len(nesting) + 1):
@@ -189,16 +189,20 @@ def _collect(path: Path, value: Any, choice: _Choice) -> Weights:
 
 
 def _kept_table(
-    table: dict[Any, Any], keeper: Keeper, above: tuple[str, ...], places: set[str], texts: dict[str, Any]
+    table: dict[Any, Any],
+    keeper: EntryFilter,
+    above: tuple[str, ...],
+    places: set[str],
+    texts: dict[str, Any],
 ) -> dict[Any, Any]:
     """One table on the way to the weights as it is to be written back."""
     kept_table: dict[Any, Any] = OrderedDict() if type(table) is OrderedDict else {}
     for key, item in _items(table):
         is_text = isinstance(key, str)
         if is_text and key in places:
-            kept_table[key] = Place.OF_WEIGHTS
+            kept_table[key] = Placeholder.WEIGHTS
         elif is_text and key in texts:
-            kept_table[key] = Place.OF_METADATA
+            kept_table[key] = Placeholder.METADATA
         elif (kept := keeper.keep("/".join([*above, shown(key)]), key, item)) is not LEFT_OUT:
             kept_table[key] = kept
     return kept_table

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from bcu_cli.errors import CheckpointError, OutputError
 
 from . import safetensors_file, torchscript
-from .checkpoint import Checkpoint, Format, Omission, Place
+from .checkpoint import Checkpoint, Format, Omission, Placeholder
 from .unfinished import Unfinished, remove_unfinished
 from .weights import METADATA_KEY, OWN_METADATA_KEY
 
@@ -81,8 +81,8 @@ def atomic_write(path: Path, *, check: Check | None = None) -> Iterator[BinaryIO
         with Unfinished(target.parent) as unfinished:
             yield unfinished.file
             if check:
-                check(unfinished.whole())
-            unfinished.become(target)
+                check(unfinished.readable_path())
+            unfinished.move_to(target)
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -244,7 +244,7 @@ def _dump_pickle(
     for depth in range(len(like.tables) - 1, -1, -1):
         places = named if depth == len(like.nesting) else {like.nesting[depth]: value}
         value = _filled(like.tables[depth], places, metadata)
-    if like.nesting and metadata and Place.OF_METADATA not in _values(like.tables[0]):
+    if like.nesting and metadata and Placeholder.METADATA not in _values(like.tables[0]):
         taken = [*like.tables[0], *(each.name for each in like.omitted)]
         value[OWN_METADATA_KEY if METADATA_KEY in taken else METADATA_KEY] = dict(metadata)
     torch.save(value, file)
@@ -254,9 +254,9 @@ def _filled(table: dict[Any, Any], places: Mapping[str, Any], metadata: Mapping[
     """A table as the file had it, with what is new in its places; what had no place comes last."""
     made = type(table)()
     for key, value in table.items():
-        if value is Place.OF_METADATA:
+        if value is Placeholder.METADATA:
             made[key] = dict(metadata)
-        elif value is not Place.OF_WEIGHTS:
+        elif value is not Placeholder.WEIGHTS:
             made[key] = _own_copy(value)
         elif key in places:
             made[key] = _own_copy(places[key])
@@ -264,8 +264,8 @@ def _filled(table: dict[Any, Any], places: Mapping[str, Any], metadata: Mapping[
     return made
 
 
-def _values(table: dict[Any, Any]) -> list[Place]:
-    return [value for value in table.values() if isinstance(value, Place)]
+def _values(table: dict[Any, Any]) -> list[Placeholder]:
+    return [value for value in table.values() if isinstance(value, Placeholder)]
 
 
 def _own_copy(value: Any) -> Any:
@@ -303,7 +303,7 @@ def lost_in(like: Checkpoint, format: Format) -> tuple[Omission, ...]:  # noqa: 
     """
     if format is like.format:
         return ()
-    names = list(like.beside)
+    names = list(like.extra_entries)
     if format is Format.TORCHSCRIPT and like.metadata:
         names.append(METADATA_KEY)
     return tuple(Omission(name=name, why=f"{format.value} has no place for it") for name in names)

@@ -29,7 +29,11 @@ class Engine(Protocol):
     """What runs commands, and asks after each which others come next."""
 
     def __call__(
-        self, commands: Iterable[Command], *, stop: Stop, on_end: Callable[[str, Ended], Iterable[Command]]
+        self,
+        commands: Iterable[Command],
+        *,
+        stop: Stop,
+        on_end: Callable[[str, CommandResult], Iterable[Command]],
     ) -> None:
         """Run them; once a stop is requested no more are started, and those that run are ended."""
 
@@ -45,7 +49,7 @@ if os.getppid() == int(sys.argv[1]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class CommandResult:
     """What a process ended with, and after how many seconds; a negative code is the signal that killed it."""
 
     code: int
@@ -94,7 +98,7 @@ class _Child:
         """Once: a second signal would make it stop without keeping its state."""
         self._process.terminate()
 
-    def end(self) -> Ended:
+    def end(self) -> CommandResult:
         """What it has ended with; it is killed where it has not, and so is what it has started itself."""
         with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -105,7 +109,7 @@ class _Child:
                 file.seek(0)
                 texts.append(file.read().decode(errors="replace"))
         seconds = round(time.perf_counter() - self._started, 3)
-        return Ended(code=code, out=texts[0], err=texts[1], seconds=seconds)
+        return CommandResult(code=code, out=texts[0], err=texts[1], seconds=seconds)
 
 
 def with_threads(count: int) -> dict[str, str]:
@@ -113,7 +117,7 @@ def with_threads(count: int) -> dict[str, str]:
     return {name: str(count) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
-def failure(ended: Ended, hint: str) -> BcuError:
+def failure(ended: CommandResult, hint: str) -> BcuError:
     """Why a command of bcu ended without a result; ``hint`` is for where it did not say so itself."""
     try:
         error = json.loads(ended.out)["error"]
@@ -125,7 +129,7 @@ def failure(ended: Ended, hint: str) -> BcuError:
         return BcuError(f"it ended with exit code {ended.code}: {last}", hint)
 
 
-def run_one(command: Sequence[str], environment: Mapping[str, str], folder: str) -> Ended:
+def run_one(command: Sequence[str], environment: Mapping[str, str], folder: str) -> CommandResult:
     """Run a command in a folder; where this process is interrupted meanwhile, it is asked to stop."""
     child = _Child(command, environment, folder=folder)
     try:
@@ -145,7 +149,7 @@ def run_all(
     jobs: int,
     environment: Mapping[str, str],
     stop: Stop,
-    on_end: Callable[[str, Ended], Iterable[Command]],
+    on_end: Callable[[str, CommandResult], Iterable[Command]],
     keep_open: Sequence[int] = (),
 ) -> None:
     """Run commands in their order, so many at a time.

@@ -79,7 +79,7 @@ def running(options: EngineOptions, *, jobs: int, threads: int, lock: int) -> It
         yield partial(children.run_all, jobs=jobs, environment=environment, keep_open=[lock])
 
 
-def at_a_time(jobs: str | None, entries: int, *, on_gpu: bool) -> tuple[int, int]:
+def choose_parallelism(jobs: str | None, entries: int, *, on_gpu: bool) -> tuple[int, int]:
     """The number of commands that run at a time, and of threads for each.
 
     ``auto`` is one a core on the CPU, where two processes of one thread train 1.35 times as many images a

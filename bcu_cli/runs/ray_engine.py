@@ -58,7 +58,7 @@ def _run_all(
     commands: Iterable[children.Command],
     *,
     stop: Stop,
-    on_end: Callable[[str, children.Ended], Iterable[children.Command]],
+    on_end: Callable[[str, children.CommandResult], Iterable[children.Command]],
 ) -> None:
     """As ``children.run_all``; Ray decides how many run at a time."""
     threads, folder = children.with_threads(1), str(Path.cwd())  # Ray starts its workers elsewhere
@@ -80,10 +80,10 @@ def _run_all(
                 running |= start(more)
 
 
-def _ended(ray: Any, reference: Any) -> children.Ended:
+def _ended(ray: Any, reference: Any) -> children.CommandResult:
     """What a task ended with; one that was cancelled, or whose machine is lost, has failed."""
     try:
-        ended: children.Ended = ray.get(reference)
+        ended: children.CommandResult = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return children.Ended(code=1, out="", err=f"{type(error).__name__}: {error}", seconds=0.0)
+        return children.CommandResult(code=1, out="", err=f"{type(error).__name__}: {error}", seconds=0.0)
     return ended

@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli import events, limits
-from bcu_cli.checkpoints.resume import START_ANEW
+from bcu_cli.checkpoints.resume import START_OVER
 from bcu_cli.errors import CheckpointError, OutputError, TrainingError
 from bcu_cli.runs import signals
-from bcu_cli.runs.locked import locked_output
+from bcu_cli.runs.locks import locked_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -210,7 +210,7 @@ def _restore(stage: Stage, state: Any, keeper: StateFile) -> None:
 
 
 def _unfit(keeper: StateFile, why: str) -> CheckpointError:
-    return CheckpointError(f"{keeper.path} does not fit this run: {why}", START_ANEW)
+    return CheckpointError(f"{keeper.path} does not fit this run: {why}", START_OVER)
 
 
 def _save(stages: list[Stage], keeper: StateFile) -> str:

@@ -35,7 +35,7 @@ _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP) if os.na
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class ChildExit:
     """How a child ended.
 
     Attributes:
@@ -97,7 +97,7 @@ def run(
     *,
     request: bytes | None = None,
     on_event: Callable[[dict[str, Any]], object] | None = None,
-) -> Ended:
+) -> ChildExit:
     """Run a process of ours until it ends, breaks a limit, or is told to stop.
 
     Args:
@@ -171,13 +171,13 @@ class _Supervised:
         self._kill_at: float | None = None
         self._broken: float | None = None
 
-    def watch(self, request: bytes | None) -> Ended:
+    def watch(self, request: bytes | None) -> ChildExit:
         """Stay until it has ended."""
         try:
             output = self._follow(request)
         finally:
             self._kill()
-        return Ended(
+        return ChildExit(
             code=self._process.wait(),
             output=output,
             doing=str(self._state.get("doing", "")),

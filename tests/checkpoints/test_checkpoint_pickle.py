@@ -273,7 +273,7 @@ def test_nested_weights_and_what_stands_beside_them(tmp_path: Path) -> None:
     assert list(checkpoint.tensors) == [f"layer{index}.weight" for index in range(4)]
     assert torch.equal(checkpoint.tensors["layer3.weight"], torch.full((2,), 3.0))
     assert checkpoint.metadata == {"source": "hub"}
-    assert checkpoint.beside == {
+    assert checkpoint.extra_entries == {
         "epoch": 7,
         "classes": ["stop", "go"],
         "args": {"lr": 0.1, "betas": (0.9, 0.99)},
@@ -289,7 +289,7 @@ def test_nested_weights_and_what_stands_beside_them(tmp_path: Path) -> None:
     assert written["model"]["arch"] == "resnet18"
     assert list(written["model"]["state_dict"]) == list(weights)
     again = read(tmp_path / "out.pth")
-    assert again.beside == checkpoint.beside
+    assert again.extra_entries == checkpoint.extra_entries
     assert again.left_out == ()
 
 

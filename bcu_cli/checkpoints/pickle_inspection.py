@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from .pickle_machine import GlobalUse
 
 
-__all__ = ["OBJECT_WORDS", "BrokenPickleError", "look"]
+__all__ = ["OBJECT_PREFIX", "BrokenPickleError", "inspect_pickle"]
 
-OBJECT_WORDS = "holds an object of "  # how the message of an unsafe "pickle-object" begins
+OBJECT_PREFIX = "holds an object of "  # how the message of an unsafe "pickle-object" begins
 _MOST_NAMED = 5
 
 
-def look(data: bytes, *, script: bool = False, strict: bool = False, position: int = 0) -> list[Finding]:
+def inspect_pickle(
+    data: bytes, *, script: bool = False, strict: bool = False, position: int = 0
+) -> list[Finding]:
     """What is unsafe about one pickle, by the globals that it asks for and what it does with them.
 
     Objects whose making does nothing are one note all together.
@@ -96,7 +98,7 @@ def _finding(use: GlobalUse, effect: Effect, position: int) -> Finding:
     elif effect is Effect.ACTS:
         rule, message = "pickle-global", f"asks for {use.name} when opened"
     else:
-        rule, message = "pickle-object", OBJECT_WORDS + use.name
+        rule, message = "pickle-object", OBJECT_PREFIX + use.name
     return Finding(rule=rule, message=message, severity="unsafe", offset=position + use.offset)
 
 

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Omission
-from .inert import Global, Recipe, shown
+from .inert import Global, RecordedCall, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ _NAMES = (".weight", ".bias", ".running_mean", ".running_var")
 _TABLES = (dict, OrderedDict, Counter)
 
 
-class Keeper:
+class EntryFilter:
     """Decides what is kept of the entries beside the weights, and notes what is not.
 
     A pickle of a few bytes can hold a list of a million times the same list, under any number of names: what
@@ -87,7 +87,7 @@ class Keeper:
         """Why an entry is left out, and the class of the object that it is; two empty texts if it is kept."""
         if not self._counts(value) or depth > _MAX_DEPTH:
             return "it is too large to be kept", ""
-        if isinstance(value, Recipe | Global):
+        if isinstance(value, RecordedCall | Global):
             return f"an object of {value.kind}", value.kind
         if not self._is_key(key):
             return f"its key is a {type(key).__name__}", ""
