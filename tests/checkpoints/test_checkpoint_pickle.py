@@ -205,7 +205,7 @@ def test_zip_tricks_are_refused(tmp_path: Path) -> None:
         archive.writestr("a/data.pkl", data)
         archive.writestr("a/x", b"1")
         archive.writestr("a/x", b"2")
-    with pytest.raises(CheckpointError, match="stands twice"):
+    with pytest.raises(CheckpointError, match="misplaced or duplicated"):
         read(bad)
 
 

@@ -77,7 +77,7 @@ def test_a_stop_after_the_last_step_keeps_the_state(
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(KeyboardInterrupt):
         resuming.train(stages(), keeper, resume=False)
-    assert "stopped after the last step; --resume goes on from there" in capfd.readouterr().err
+    assert "stopped after the last step; --resume continues from there" in capfd.readouterr().err
     assert keeper.path.exists()
     after = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert after == before
