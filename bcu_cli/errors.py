@@ -21,7 +21,7 @@ class BcuError(Exception):
 
 
 class UsageError(BcuError):
-    """An option or argument that makes no sense, alone or with the others."""
+    """An option or argument that is invalid, alone or in combination with others."""
 
 
 class CheckpointError(BcuError):

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .inert import shown
+from .inert import key_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,7 +144,7 @@ class Checkpoint(Description):
     def extra_entries(self) -> dict[str, Any]:
         """The entries besides the weights that are written back, by their paths, joined with ``/``."""
         return {
-            "/".join([*self.nesting[:depth], shown(key)]): value
+            "/".join([*self.nesting[:depth], key_text(key)]): value
             for depth, table in enumerate(self.tables)
             for key, value in table.items()
             if not isinstance(value, Placeholder)

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Omission
-from .inert import Global, RecordedCall, shown
+from .inert import Global, RecordedCall, key_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,7 +74,7 @@ class EntryFilter:
     def _keep_table(self, name: str, table: dict[Any, Any], depth: int) -> Any:
         made, before = type(table)(), len(self.omitted)
         for key, item in dict.items(table):
-            kept = self._keep(f"{name}/{shown(key)}", key, item, depth + 1)
+            kept = self._keep(f"{name}/{key_text(key)}", key, item, depth + 1)
             if kept is not LEFT_OUT:
                 made[key] = kept
         if table and not made:  # all its entries are omitted: list the table, not each entry
@@ -98,7 +98,7 @@ class EntryFilter:
         if type(value) in _TABLES:
             return (f"other weights, which {MAY_HOLD}" if self._are_weights(value) else ""), ""
         if is_tensor(value):
-            return self._reason_of_tensor(value), ""
+            return self._tensor_reason(value), ""
         if type(value) in (list, tuple, set):
             reasons = (self._reason(None, item, depth + 1) for item in value)
             inner = (self._reason_inside(item, depth + 1) for item in value if type(item) in _TABLES)
@@ -115,7 +115,7 @@ class EntryFilter:
                 return found
         return "", ""
 
-    def _reason_of_tensor(self, tensor: torch.Tensor) -> str:
+    def _tensor_reason(self, tensor: torch.Tensor) -> str:
         import torch
 
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":

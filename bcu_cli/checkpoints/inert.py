@@ -109,7 +109,7 @@ class Global:
         return made
 
 
-def shown(key: Any) -> str:
+def key_text(key: Any) -> str:
     """A key of a table as a text; the name of its type if its text could be very long."""
     if isinstance(key, RecordedCall | Global):
         return key.kind

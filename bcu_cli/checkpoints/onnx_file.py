@@ -264,7 +264,7 @@ def _check_graphs(path: Path, model: Message) -> None:
         for name in names:
             if name in seen:
                 message = f"{path} has two values of the name {name[:60]!r}"
-                hint = "such a file means different things to different readers; get it again"
+                hint = "different readers see different networks in such a file; get it again"
                 raise CheckpointError(message, hint, rule="onnx-duplicate-name")
             seen.add(name)
 

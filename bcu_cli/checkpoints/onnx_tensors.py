@@ -91,7 +91,7 @@ def check_tensor(path: Path, tensor: Message) -> External | None:
     held = [key for key in _TYPED if tensor[key]]
     if tensor.get("data_location") == _EXTERNAL:
         if held or "raw_data" in tensor:
-            raise unfit(path, f"{name} lies in two places")
+            raise unfit(path, f"{name} has its data in two places")
         return _external(path, tensor, name, count * width)
     if "raw_data" in tensor:
         found = len(tensor["raw_data"])
@@ -139,7 +139,7 @@ def read_tensor(path: Path, tensor: Message) -> torch.Tensor:
 
 def unfit(path: Path, why: str) -> CheckpointError:
     """The error for a file that violates the ONNX format."""
-    return CheckpointError(f"{path} is no sound ONNX model: {why}", _HINT, rule=LAYOUT_RULE)
+    return CheckpointError(f"{path} is no valid ONNX model: {why}", _HINT, rule=LAYOUT_RULE)
 
 
 def unpack_numbers(chunks: list[memoryview], kind: str) -> list[Any]:
@@ -188,9 +188,9 @@ def _external(path: Path, tensor: Message, name: str, needed: int) -> External:
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(needed)))
     except ValueError as error:
-        raise unfit(path, f"{name} lies at no whole number of bytes") from error
+        raise unfit(path, f"{name} has an offset or length that is no integer") from error
     if offset < 0 or length != needed:
-        raise unfit(path, f"{name} takes {needed:,} bytes and says that it has {length:,} from {offset:,} on")
+        raise unfit(path, f"{name} needs {needed:,} bytes and claims {length:,} at offset {offset:,}")
     try:
         size = file.stat().st_size if file.is_file() else None
     except OSError:  # the name is not valid for a file

@@ -46,13 +46,13 @@ def inspect_pickle(
         return _findings_before(error, _judge(error, script=script, strict=strict, position=position))
     findings = _judge(program, script=script, strict=strict, position=position)
     if program.end != len(data):
-        message = f"hides {len(data) - program.end:,} bytes behind the end of its pickle"
+        message = f"hides {len(data) - program.end:,} bytes after the end of its pickle"
         offset = position + program.end
         findings.append(Finding(rule="pickle-trailing", message=message, severity="unsafe", offset=offset))
     if program.faults and not findings:
         raise BrokenPickleError(program.faults[0])
     if program.faults and not _is_unsafe(findings):
-        message = f"does with objects what only a program does: {program.faults[0]}"
+        message = f"does with objects what weights never need: {program.faults[0]}"
         findings.append(Finding(rule="pickle-hidden-global", message=message, severity="unsafe"))
     return findings
 
@@ -60,10 +60,10 @@ def inspect_pickle(
 def _findings_before(error: BrokenPickleError, findings: list[Finding]) -> list[Finding]:
     """The findings about a pickle that is not in canonical form; raises the error if none is unsafe."""
     if error.ambiguous:
-        message = f"{error}, so that different programs read different things in it"
+        message = f"{error}, so different programs read it differently"
         return [*findings, Finding(rule="pickle-ambiguous", message=message, severity="unsafe")]
     if _is_unsafe(findings):
-        message = "is broken behind that, where its program would already have run"
+        message = "is broken after that, when its program would already have run"
         return [*findings, Finding(rule="pickle-broken", message=message, severity="unsafe")]
     raise error
 

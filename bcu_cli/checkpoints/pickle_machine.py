@@ -552,7 +552,7 @@ class _Machine:
         self.charge(_weight(arguments))
         name = function.name if isinstance(function, _Global) else None
         if not isinstance(function, _Global):
-            self.faults.append("it calls what it made itself")
+            self.faults.append("it calls a value that it computed")
         elif fault := self._fault_of_call(name, arguments):
             self.faults.append(fault)
         if name and name not in _REBUILDERS:

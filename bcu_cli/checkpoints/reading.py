@@ -236,7 +236,7 @@ def _renamed(path: Path, kind: Kind) -> Finding | None:
     suffix = path.suffix.lower()
     if suffix not in MODEL_SUFFIXES or suffix in _SUFFIXES[_FORMATS[kind]]:
         return None
-    message = f"is called {suffix} and is in truth a {kind.value}"
+    message = f"has the suffix {suffix}, but its content is a {kind.value}"
     return Finding(rule="renamed-file", message=message, severity="note")
 
 

@@ -15,9 +15,8 @@ class Rule:
 
     Attributes:
         id: Stable id, in lower case with hyphens.
-        level: ``unsafe`` (opening the file with an ordinary loader could do harm), ``suspicious`` (the
-            network behaves as if it had a backdoor), ``unread`` (bcu did not read or judge the file) or
-            ``note``.
+        level: ``unsafe`` (an ordinary loader could do harm), ``suspicious`` (the network behaves as if it had
+            a backdoor), ``unread`` (bcu did not read or judge the file) or ``note``.
         title: What violates the rule, in a few words.
         help: What the violation means and what to do, in a few sentences.
     """

@@ -211,7 +211,7 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             twin = Counter(name for name, _ in pairs).most_common(1)[0][0]
             message = f"{path} names {twin!r} twice in its header"
-            hint = "such a file means different things to different readers"
+            hint = "different readers see different tensors in such a file"
             raise CheckpointError(message, hint, rule="safetensors-duplicate-key")
         return dict(pairs)
 

@@ -79,7 +79,7 @@ def sniff(path: Path) -> Kind:
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(path)
-    _refuse_what_others_open(path, head)
+    _refuse_hidden_archives(path, head)
     if (kind := _signed_kind(head)) is not None:
         return kind
     _refuse_known(path, head, "unsupported-format", _FOREIGN)
@@ -100,7 +100,7 @@ def _refuse_known(path: Path, head: bytes, rule: str, table: list[tuple[bytes, s
             raise CheckpointError(f"{path} is {what}", hint, rule=rule)
 
 
-def _refuse_what_others_open(path: Path, head: bytes) -> None:
+def _refuse_hidden_archives(path: Path, head: bytes) -> None:
     """Refuse tar archives, and zip archives and HDF5 files that begin with other data.
 
     Raises:
@@ -120,7 +120,7 @@ def _refuse_what_others_open(path: Path, head: bytes) -> None:
         while place < size:
             file.seek(place)
             if file.read(len(_HDF5)) == _HDF5:
-                what = "an HDF5 file behind something else (Keras weights can hold programs)"
+                what = "an HDF5 file after other data (Keras weights can hold programs)"
                 raise CheckpointError(f"{path} is {what}", _CONVERT, rule="unsupported-format")
             place *= 2
 
@@ -181,7 +181,7 @@ def _zip_kind(path: Path) -> Kind:
     elif "model.weights.h5" in below_root:
         what, hint = "a Keras model (.keras)", _CONVERT
     elif any("exported_program" in name for name in below_root):
-        what, hint = "a torch.export archive of before torch 2.7", _EXPORT
+        what, hint = "a torch.export archive from before torch 2.7", _EXPORT
     raise CheckpointError(f"{path} is {what}", hint, rule="unsupported-format")
 
 

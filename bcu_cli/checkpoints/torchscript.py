@@ -325,7 +325,7 @@ class _ValueReader:
         if isinstance(value, ScriptRecord):
             return self._object(value, depth)
         if isinstance(value, RecordedCall):
-            return self._made(value, depth)
+            return self._call_result(value, depth)
         raise damaged(self._archive.path, f"it holds a {type(value).__name__}, which no network needs")
 
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -357,7 +357,7 @@ class _ValueReader:
                 made.attributes[name] = self.value(value, depth + 1)
         return self._objects[id(record)]
 
-    def _made(self, call: RecordedCall, depth: int) -> Any:
+    def _call_result(self, call: RecordedCall, depth: int) -> Any:
         """Build the result of a recorded call: a typed list, a device or a tensor."""
         if call.name.startswith("torch.jit._pickle.") and call.args:
             return self.value(call.args[0], depth + 1)

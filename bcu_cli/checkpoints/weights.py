@@ -11,7 +11,7 @@ from bcu_cli.errors import CheckpointError
 
 from .checkpoint import Omission, Placeholder
 from .extra_entries import LEFT_OUT, EntryFilter, is_optimizer, is_tensor
-from .inert import shown
+from .inert import key_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -168,13 +168,13 @@ def _collect(path: Path, value: Any, choice: _Choice) -> Weights:
     if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_SHARING * path.stat().st_size:
         message = f"{path}: its tensors claim to be many times larger than the file"
         raise CheckpointError(message, "get the file again", rule="impossible-size")
-    keeper = EntryFilter(tensors, _is_average, _MAX_SHARING_BESIDE * path.stat().st_size)
+    entry_filter = EntryFilter(tensors, _is_average, _MAX_SHARING_BESIDE * path.stat().st_size)
     metadata: dict[str, str] = {}
     tables = []
     for depth in range(len(nesting) + 1):
         places = set(nesting[depth : depth + 1]) if depth < len(nesting) else set(found)
         texts = {} if depth else _metadata_of(value)
-        tables.append(_kept_table(value, keeper, nesting[:depth], places, texts))
+        tables.append(_kept_table(value, entry_filter, nesting[:depth], places, texts))
         metadata |= next(iter(texts.values()), {})
         value = None if depth == len(nesting) else value[nesting[depth]]
     return Weights(
@@ -183,7 +183,7 @@ def _collect(path: Path, value: Any, choice: _Choice) -> Weights:
         prefix=prefix,
         metadata=metadata,
         tables=tuple(tables),
-        omitted=tuple(keeper.omitted),
+        omitted=tuple(entry_filter.omitted),
         others=choice.others,
         choice=choice.why,
     )
@@ -191,7 +191,7 @@ def _collect(path: Path, value: Any, choice: _Choice) -> Weights:
 
 def _kept_table(
     table: dict[Any, Any],
-    keeper: EntryFilter,
+    entry_filter: EntryFilter,
     above: tuple[str, ...],
     places: set[str],
     texts: dict[str, Any],
@@ -204,7 +204,7 @@ def _kept_table(
             kept_table[key] = Placeholder.WEIGHTS
         elif is_text and key in texts:
             kept_table[key] = Placeholder.METADATA
-        elif (kept := keeper.keep("/".join([*above, shown(key)]), key, item)) is not LEFT_OUT:
+        elif (kept := entry_filter.keep("/".join([*above, key_text(key)]), key, item)) is not LEFT_OUT:
             kept_table[key] = kept
     return kept_table
 

@@ -1,4 +1,4 @@
-"""Atomic writing of model files: they are completed beside the target and then renamed to it."""
+"""Atomic writing of model files: a file replaces its target only once it is complete."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _cannot_write(path: Path, error: OSError) -> OutputError:
 def _find_input(source: Path, wanted: os.stat_result) -> Path | None:
     """The path of the file ``wanted`` if it is ``source`` or lies below it; else None."""
     if not source.is_dir():
-        return source if _is(source, wanted) else None
+        return source if _is_same_file(source, wanted) else None
     seen = set[str]()
     for folder, folders, names in os.walk(source, followlinks=True):
         real = os.path.realpath(folder)
@@ -134,12 +134,12 @@ def _find_input(source: Path, wanted: os.stat_result) -> Path | None:
             continue
         seen.add(real)
         for name in names:
-            if _is(Path(folder, name), wanted):
+            if _is_same_file(Path(folder, name), wanted):
                 return Path(folder, name)
     return None
 
 
-def _is(path: Path, wanted: os.stat_result) -> bool:
+def _is_same_file(path: Path, wanted: os.stat_result) -> bool:
     try:
         return os.path.samestat(path.stat(), wanted)
     except OSError:  # missing, or a broken link

@@ -109,7 +109,7 @@ def read_members(file: IO[bytes], size: int) -> list[Member]:
     position = 0
     for entry in _entries(directory, count):
         if entry.offset != position:
-            raise ZipError(f"there are bytes before its zip member {_shown(entry.name)}")
+            raise ZipError(f"there are bytes before its zip member {_quoted_name(entry.name)}")
         member, position = _locate(file, entry)
         if position > start:
             raise ZipError("its zip members claim more bytes than the file has", "impossible-size")
@@ -205,17 +205,17 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
         extra = directory[at + _CENTRAL_BYTES + named : at + _CENTRAL_BYTES + named + more]
         at += _CENTRAL_BYTES + named + more
         if at > len(directory) or comment or disk:
-            raise ZipError(f"its zip member {_shown(name)} has a comment or is on another disk")
+            raise ZipError(f"its zip member {_quoted_name(name)} has a comment or is on another disk")
         if (
             version > _LATEST or attributes & _MAX_16
         ):  # torch takes a member with such attributes for a folder
-            raise ZipError(f"its zip member {_shown(name)} is no plain file")
+            raise ZipError(f"its zip member {_quoted_name(name)} is no plain file")
         fields = _fields(extra, name)
         sizes = (size, packed, offset)
         large = iter(_zip64_values(fields.pop(_ZIP64_FIELD, b""), sizes.count(_MAX_32), name))
         size, packed, offset = (next(large) if value == _MAX_32 else value for value in sizes)
         if fields:
-            raise ZipError(f"its zip member {_shown(name)} has fields that torch does not write")
+            raise ZipError(f"its zip member {_quoted_name(name)} has fields that torch does not write")
         yield _Entry(name, flags, method, checksum, packed, size, offset, attributes)
     if at != len(directory):
         raise ZipError("there are bytes after its zip directory")
@@ -235,7 +235,7 @@ def _locate(file: IO[bytes], entry: _Entry) -> tuple[Member, int]:
         or version > _LATEST
         or (rest[:named], flags, method) != (entry.name, entry.flags, entry.method)
     ):
-        raise ZipError(f"its zip member {_shown(entry.name)} has two headers that differ")
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} has two headers that differ")
     name = _checked_name(entry)
     fields = _fields(rest[named:], entry.name)
     padding = fields.pop(_PADDING_FIELD, b"")
@@ -268,15 +268,17 @@ def _checked_name(entry: _Entry) -> str:
         ZipError: The member is encrypted, compressed with another method, or has an unclear name.
     """
     if entry.flags & _ENCRYPTED:
-        raise ZipError(f"its zip member {_shown(entry.name)} is encrypted", "zip-encrypted")
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} is encrypted", "zip-encrypted")
     if entry.flags & ~(_SIZES_FOLLOW | _UTF_8 | _COMPRESSION_LEVEL) or entry.method not in (0, 8):
-        raise ZipError(f"its zip member {_shown(entry.name)} is packed as torch never does", "zip-compressed")
+        raise ZipError(
+            f"its zip member {_quoted_name(entry.name)} is packed as torch never does", "zip-compressed"
+        )
     if not entry.method and entry.packed != entry.size:
-        raise ZipError(f"its zip member {_shown(entry.name)} is of two sizes")
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} is of two sizes")
     try:
         name = entry.name.decode("utf-8" if entry.flags & _UTF_8 else "ascii")
     except UnicodeDecodeError as error:
-        raise ZipError(f"its zip member {_shown(entry.name)} has a name that is no text") from error
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} has a name that is no text") from error
     if not name.isprintable():
         raise ZipError(f"its zip member {name!r} has a name that cannot be printed")
     return name
@@ -289,7 +291,7 @@ def _check_descriptor(file: IO[bytes], entry: _Entry, at: int, *, is_large: bool
     found = _read(file, at, count)
     values = struct.unpack(form, found[4:])
     if found[:4] != _DESCRIPTOR or values != (entry.checksum, entry.packed, entry.size):
-        raise ZipError(f"its zip member {_shown(entry.name)} is followed by wrong sizes")
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} is followed by wrong sizes")
     return count
 
 
@@ -301,7 +303,7 @@ def _fields(extra: bytes, name: bytes) -> dict[int, bytes]:
         kind, length = struct.unpack_from("<2H", extra, at) if len(extra) - at >= 4 else (0, _MAX_16)
         at += 4 + length
         if at > len(extra) or kind in fields:
-            raise ZipError(f"its zip member {_shown(name)} has broken fields")
+            raise ZipError(f"its zip member {_quoted_name(name)} has broken fields")
         fields[kind] = extra[at - length : at]
     return fields
 
@@ -309,7 +311,7 @@ def _fields(extra: bytes, name: bytes) -> dict[int, bytes]:
 def _zip64_values(field: bytes, count: int, name: bytes) -> tuple[int, ...]:
     """The 64-bit numbers in a zip64 field, which replace numbers that do not fit into 32 bits."""
     if len(field) != 8 * count:
-        raise ZipError(f"its zip member {_shown(name)} has sizes in a form that torch does not write")
+        raise ZipError(f"its zip member {_quoted_name(name)} has sizes in a form that torch does not write")
     return struct.unpack(f"<{count}Q", field)
 
 
@@ -323,5 +325,5 @@ def _read(file: IO[bytes], at: int, count: int) -> bytes:
     return data
 
 
-def _shown(name: bytes) -> str:
+def _quoted_name(name: bytes) -> str:
     return repr(name.decode("utf-8", "replace"))

@@ -65,7 +65,7 @@ class CommandResult:
     seconds: float
 
 
-def tied(command: Sequence[str]) -> list[str]:
+def stopping_with_parent(command: Sequence[str]) -> list[str]:
     """The program and arguments that run a command which Linux stops when this process dies."""
     return [sys.executable, "-IS", "-c", _START_TIED, str(os.getpid()), *command]
 
@@ -83,7 +83,7 @@ class _Child:
         self._started = time.perf_counter()
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - end closes them
         self._process = subprocess.Popen(  # noqa: S603 - the command is bcu's
-            tied(command),
+            stopping_with_parent(command),
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._err,

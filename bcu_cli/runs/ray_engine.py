@@ -75,12 +75,12 @@ def _run_all(
                 ray.cancel(reference)
         ready, _ = ray.wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS)
         for reference in ready:
-            more = on_end(running.pop(reference), _ended(ray, reference))
+            more = on_end(running.pop(reference), _result(ray, reference))
             if not stop.requested:
                 running |= start(more)
 
 
-def _ended(ray: Any, reference: Any) -> children.CommandResult:
+def _result(ray: Any, reference: Any) -> children.CommandResult:
     """The result of a task; a task that was cancelled or whose machine was lost has failed."""
     try:
         ended: children.CommandResult = ray.get(reference)

@@ -100,8 +100,8 @@ def train(
 
     Args:
         stages: The stages; each is requested from the iterable when the stages before it are done.
-        state_file: File of the state. It is also written when all stages are done; the caller removes it once the
-            output is written.
+        state_file: File of the state. It is also written when all stages are done; the caller removes it once
+            the output is written.
         resume: Whether to resume from an existing state.
         on_epoch: Called after each epoch; returns a text to show beside the progress bar.
 
@@ -117,15 +117,7 @@ def train(
     from bcu_cli.training import ranks
     from bcu_cli.training.devices import is_out_of_memory
 
-    kept = ranks.same(state_file.load() if resume and ranks.rank() == 0 else None)
-    if resume and kept is None:
-        events.say(f"there is no {state_file.path} to resume from; starting over")
-    elif not resume and state_file.path.exists():
-        events.say(
-            f"ignoring {state_file.path} of an interrupted run; --resume would have continued that run"
-        )
-
-    states = {} if kept is None else _states(kept, state_file)
+    states = _load_states(state_file, resume=resume)
     done: list[Stage] = []
     asked = ranks.Anyone()
     with stoppable() as stop:
@@ -137,7 +129,7 @@ def train(
                 elif states and not done:
                     raise _unfit(state_file, f"it does not begin with {stage.title}")
                 done.append(stage)
-                _run_stage(stage, partial(_keep, done, state_file, stop, asked), on_epoch)
+                _run_stage(stage, partial(_save_if_due, done, state_file, stop, asked), on_epoch)
         except RankLostError:
             _save(done, state_file)
             raise
@@ -192,6 +184,20 @@ def _state(stages: list[Stage]) -> dict[str, Any]:
     return {"stages": [{"title": stage.title, "training": stage.training.state()} for stage in stages]}
 
 
+def _load_states(state_file: StateFile, *, resume: bool) -> dict[str, list[Any]]:
+    """The saved trainings by the titles of their stages; empty if the run starts from the beginning."""
+    from bcu_cli.training import ranks
+
+    kept = ranks.same(state_file.load() if resume and ranks.rank() == 0 else None)
+    if resume and kept is None:
+        events.say(f"there is no {state_file.path} to resume from; starting over")
+    elif not resume and state_file.path.exists():
+        events.say(
+            f"ignoring {state_file.path} of an interrupted run; --resume would have continued that run"
+        )
+    return {} if kept is None else _states(kept, state_file)
+
+
 def _states(kept: dict[str, Any], state_file: StateFile) -> dict[str, list[Any]]:
     """The saved trainings, by the titles of their stages; this run may need only a part of them."""
     stages = kept.get("stages")
@@ -236,7 +242,7 @@ def _save(stages: list[Stage], state_file: StateFile) -> str:
     return "--resume continues from there"
 
 
-def _keep(stages: list[Stage], state_file: StateFile, stop: Stop, asked: Anyone) -> None:
+def _save_if_due(stages: list[Stage], state_file: StateFile, stop: Stop, asked: Anyone) -> None:
     """Save the state at regular intervals and when the user asks for a stop.
 
     Raises:

@@ -103,7 +103,7 @@ def test_nothing_is_executed(tmp_path: Path, form: str, protocol: int) -> None:
 def test_a_second_pickle_behind_the_first_is_unsafe(tmp_path: Path) -> None:
     path = zip_with(tmp_path / "evil.pt", pickle.dumps({}) + evil_pickle(tmp_path / "canary"))
     assert [finding.rule for finding in inspect_only(path).findings] == ["pickle-trailing"]
-    with pytest.raises(UnsafeFileError, match="behind the end"):
+    with pytest.raises(UnsafeFileError, match="after the end"):
         read(path)
 
 
@@ -197,7 +197,7 @@ def test_zip_tricks_are_refused(tmp_path: Path) -> None:
     data = pickle.dumps({})
     with pytest.raises(CheckpointError, match=r"2 members data\.pkl"):
         read(zip_of(bad, {"a/data.pkl": data, "b/data.pkl": data}))
-    with pytest.raises(CheckpointError, match="not in its place"):
+    with pytest.raises(CheckpointError, match="misplaced or duplicated"):
         read(zip_of(bad, {"a/data.pkl": data, "b/other": data}))
     with pytest.raises(CheckpointError, match="is compressed"):
         read(zip_of(bad, {"a/data.pkl": data, "a/data/0": bytes(10**6)}, zipfile.ZIP_DEFLATED))
