@@ -108,7 +108,7 @@ def _choose(tables: list[_Table], value: dict[Any, Any]) -> _Choice:
     why = "the first table with the most tensors that is no average"
     average = next((table for table in whole if table.nesting == ("state_dict_ema",)), None)
     if average and best.nesting == ("state_dict",) and "metric" in value:
-        best, why = average, "the average, for which timm reports the metric"
+        best, why = average, "the average, which timm validates and whose metric it reports"
     others = tuple(table.path for table in whole if table is not best)
     return _Choice(nesting=best.nesting, others=others, why=why if others else "")
 

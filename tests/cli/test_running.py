@@ -244,7 +244,7 @@ def test_memory_that_ends_in_a_constructor_keeps_what_is_done(keeper: StateFile,
     with pytest.raises(TrainingError, match="not enough memory for the first stage"):
         resuming.train(stages(), keeper, resume=False)
     assert not keeper.path.exists()
-    with pytest.raises(TrainingError, match="memory for the stage after first; --resume goes on"):
+    with pytest.raises(TrainingError, match="memory for the stage after first; --resume continues"):
         resuming.train(stages(stage()), keeper, resume=False)
     done = resuming.train([stage(), stage("second")], keeper, resume=True)
     assert [each.training.throughput().images > 0 for each in done] == [False, True]
