@@ -42,9 +42,9 @@ def _run_here(words: list[str]) -> int:
     limits.join_supervisor()
     from bcu_cli.cli import output
     from bcu_cli.cli.app import run
-    from bcu_cli.runs import messages
+    from bcu_cli.runs import library_warnings
 
-    messages.neutralise(output.warn)
+    library_warnings.neutralise(output.warn)
     return run(words)
 
 

@@ -1,4 +1,4 @@
-"""The errors a user can meet: each says what is wrong and, as its hint, what to do about it.
+"""The errors that users can see: each has a message (what is wrong) and a hint (what to do about it).
 
 The library raises them; only ``bcu_cli.cli`` prints them and chooses the exit code.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 
 class BcuError(Exception):
-    """Something that could not be done, in one line, with one line of advice.
+    """An operation failed; the base class of all errors that bcu raises on purpose.
 
     Args:
-        message: What is wrong, naming the file, the option or the tensor.
-        hint: What the user can do about it; empty where there is nothing to say.
+        message: One line that says what is wrong and names the file, the option or the tensor.
+        hint: One line that says what the user can do about it; may be empty.
 
     Example:
         >>> try:
@@ -28,16 +28,16 @@ class BcuError(Exception):
 
 
 class UsageError(BcuError):
-    """An option or argument that makes no sense, alone or with the others."""
+    """An option or argument that is invalid, alone or in combination with others."""
 
 
 class CheckpointError(BcuError):
-    """A model file that cannot be read: missing, broken, or of a kind that bcu does not open.
+    """A model file that cannot be read: missing, damaged, or of a kind that bcu does not open.
 
     Args:
-        message: As above.
-        hint: As above.
-        rule: The id of the rule that it broke, one of :data:`bcu_cli.checkpoints.rules.RULES`.
+        message: What is wrong, as in :class:`BcuError`.
+        hint: What the user can do about it, as in :class:`BcuError`.
+        rule: Id of the rule that the file violates, one of :data:`bcu_cli.checkpoints.rules.RULES`.
     """
 
     def __init__(self, message: str, hint: str = "", *, rule: str = "damaged-file") -> None:
@@ -46,15 +46,15 @@ class CheckpointError(BcuError):
 
 
 class UnsafeFileError(CheckpointError):
-    """A model file that would run code if it were opened the ordinary way; it was not opened."""
+    """A model file that could run code if it were opened with an ordinary loader; bcu did not open it."""
 
 
 class ArchitectureError(BcuError):
-    """Weights that cannot be made into a classifier: unknown, ambiguous or not matching."""
+    """Weights whose architecture is unknown or ambiguous, or does not match them."""
 
 
 class AnswersError(BcuError):
-    """Answers of a network that make no sense: of another shape or type than logits, NaN or infinite."""
+    """Outputs of a network that are no logits: a wrong shape or type, NaN or infinite values."""
 
 
 class ImagesError(BcuError):
@@ -66,11 +66,11 @@ class TriggerError(BcuError):
 
 
 class TrainingError(BcuError):
-    """A training that cannot go on: out of memory, or a loss that is not a number."""
+    """Training that cannot continue: memory ran out, or the loss is NaN."""
 
 
 class RankLostError(TrainingError):
-    """Another process of the training has ended; this one is as it was after the last whole step."""
+    """Another process of distributed training has ended; this one has the state after the last full step."""
 
 
 class ScanError(BcuError):
@@ -82,11 +82,11 @@ class OutputError(BcuError):
 
 
 class InstallationError(BcuError):
-    """Packages that are missing or do not fit each other: no fault of any file."""
+    """Python packages that are missing or incompatible; no file is at fault."""
 
 
 def faulty_installation(error: BaseException) -> InstallationError | None:
-    """What is wrong with the installed packages, where that is what an error of theirs means; else None."""
+    """The :class:`InstallationError` that an error of a missing or incompatible package means; else None."""
     if "torchvision::nms does not exist" in str(error):
         return InstallationError(
             "the installed torch and torchvision were not built for each other",

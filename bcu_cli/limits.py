@@ -1,8 +1,8 @@
-"""Limits on work with foreign files: the memory of this process, and the time that its supervisor allows.
+"""Limits of memory and time for work with untrusted files.
 
-A process cannot stop itself while it hangs in a loop of C++. So it tells the process that supervises it
-(:mod:`bcu_cli.runs.supervisor`) what it does and how long that may take. Without a supervisor the limits of
-time are silent; those of memory always hold.
+A process cannot stop itself while it hangs in a C++ loop. So it reports to its supervisor
+(:mod:`bcu_cli.runs.supervisor`) what it does and how long that may take. Without a supervisor the time limits
+have no effect; the memory limits always hold.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SYSTEM_HAS_LIMITS = resource is not None
-"""Whether this system lets a process limit its memory and what it writes."""
+"""Whether this system lets a process limit its memory and the size of the files it writes."""
 READING_BYTES = 3 * 2**29
-"""Memory for reading any file. An import of torch that was built for CUDA takes 0.8 GB of it."""
+"""Memory for reading any file, in bytes. Importing a CUDA build of torch takes 0.8 GB of it."""
 READING_BYTES_PER_BYTE = 6
-"""Memory for each byte of a file: a search for NaN in one large tensor takes 2 to 4 times the tensor."""
+"""Memory for each byte of a file, in bytes: searching a large tensor for NaN takes 2 to 4 times its size."""
 READING_SECONDS = 100.0
-"""Time for reading any file. A slow disk may take most of it to import torch."""
+"""Time for reading any file, in seconds. Importing torch from a slow disk may take most of it."""
 READING_SECONDS_PER_BYTE = 60 / 10**9
 
 PIPE = "BCU_SUPERVISOR"
-"""The variable with the file descriptor that leads to the supervisor."""
+"""Environment variable that holds the file descriptor of the pipe to the supervisor."""
 _PR_SET_PDEATHSIG = 1
 
 
 class _Link:
-    """The line to the supervising process, and what it was told last."""
+    """Connection to the supervisor, and the state that was reported to it last."""
 
     def __init__(self) -> None:
         self.pipe: int | None = None
@@ -47,8 +47,8 @@ class _Link:
         self.keeps = 0
         self.foreign = False
 
-    def tell(self) -> None:
-        """Send what this process does now; the clock of its limit starts anew."""
+    def report_state(self) -> None:
+        """Send what this process does now; this restarts the clock of the time limit."""
         seconds, doing = self.work[-1] if self.work else (None, "")
         self.send({"seconds": seconds, "doing": doing, "keeps": self.keeps > 0, "foreign": self.foreign})
 
@@ -58,7 +58,7 @@ class _Link:
             return
         try:
             os.write(self.pipe, json.dumps(message).encode() + b"\n")
-        except OSError:  # the supervisor is gone, and this process is about to go, too
+        except OSError:  # the supervisor has ended, so this process will be killed soon
             self.pipe = None
 
 
@@ -66,18 +66,18 @@ _link = _Link()
 
 
 def join_supervisor() -> None:
-    """Take up the line to the supervisor that started this process; nothing where none did."""
+    """Connect to the supervisor that started this process, if one did."""
     if (pipe := os.environ.pop(PIPE, None)) is None:
         return
     _link.pipe = int(pipe)
     os.set_inheritable(_link.pipe, False)
     end_with_parent()
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it writes to a terminal of which it is not in front
-    _link.tell()
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # lets a background process group write to the terminal
+    _link.report_state()
 
 
 def end_with_parent() -> None:
-    """Let Linux kill this process when its parent dies, however that dies."""
+    """Let Linux kill this process when its parent dies, for whatever reason."""
     if sys.platform == "linux":
         import ctypes
 
@@ -85,88 +85,88 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def within(seconds: float, doing: str) -> Iterator[None]:
-    """Let the supervisor end this process if the block takes longer.
+def time_limit(seconds: float, doing: str) -> Iterator[None]:
+    """Let the supervisor kill this process if the block takes longer than the limit.
 
     Args:
-        seconds: How long it may take.
-        doing: What is done, for the message: "reading model.pt".
+        seconds: The limit, in seconds.
+        doing: What the block does, for the message: "reading model.pt".
     """
     _link.work.append((seconds, doing))
-    _link.tell()
+    _link.report_state()
     try:
         yield
     finally:
         _link.work.pop()
-        _link.tell()
+        _link.report_state()
 
 
 @contextmanager
 def keeping_state() -> Iterator[None]:
-    """Let the supervisor wait after a first signal until the block has kept its state."""
+    """Let the supervisor wait after a first signal until the block has saved its state."""
     _link.keeps += 1
-    _link.tell()
+    _link.report_state()
     try:
         yield
     finally:
         _link.keeps -= 1
-        _link.tell()
+        _link.report_state()
 
 
 def report(event: dict[str, Any]) -> None:
-    """Send the supervisor an event (:mod:`bcu_cli.events`) as plain values; nothing where there is none."""
+    """Send an event (:mod:`bcu_cli.events`), as plain values, to the supervisor if there is one."""
     if _link.pipe is not None:
         _link.send({"event": event})
 
 
-def runs_foreign_code() -> None:
-    """Say that code of a file runs from now on: after a signal, the supervisor waits two seconds at most."""
+def report_foreign_code() -> None:
+    """Report that code from a file runs from now on; the supervisor then waits 2 seconds after a signal."""
     if not _link.foreign:
         _link.foreign = True
-        _link.tell()
+        _link.report_state()
 
 
 @contextmanager
-def reading(path: Path, size: int) -> Iterator[None]:
+def reading_limits(path: Path, size: int) -> Iterator[None]:
     """Limit memory and time for the reading of a file.
 
     Args:
         path: The file.
-        size: Its bytes, with those of all the files that it is an index of.
+        size: Size in bytes, including all files that an index lists.
     """
-    import torch  # noqa: F401 - the memory and time of its import are not the file's
+    import torch  # noqa: F401 - its import does not count towards the limits
 
     seconds = READING_SECONDS + READING_SECONDS_PER_BYTE * size
-    with within(seconds, f"reading {path}"), memory(READING_BYTES + READING_BYTES_PER_BYTE * size):
+    with time_limit(seconds, f"reading {path}"), memory_limit(READING_BYTES + READING_BYTES_PER_BYTE * size):
         yield
 
 
 @contextmanager
-def memory(extra: int) -> Iterator[None]:
-    """Limit the memory that the block may take beside what the process has; an allocation beyond it fails.
+def memory_limit(extra: int) -> Iterator[None]:
+    """Limit the memory that the block may allocate; an allocation beyond the limit fails.
 
     Args:
-        extra: Bytes.
+        extra: Memory on top of what the process has already, in bytes.
     """
     used = _data_bytes()
     if resource is None or used is None:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limit("RLIMIT_DATA", used + extra)
+    set_limit("RLIMIT_DATA", used + extra)
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def limit(name: str, most: int | None, *, for_good: bool = False) -> None:
-    """Limit this process; what the system or the user limits more stays so.
+def set_limit(name: str, most: int | None, *, for_good: bool = False) -> None:
+    """Limit a resource of this process; a stricter limit that the system or the user set stays in force.
 
     Args:
-        name: Such as ``RLIMIT_DATA``.
-        most: The limit; None is without a limit.
-        for_good: Whether the process may not raise it again.
+        name: Name of the resource, such as ``RLIMIT_DATA``.
+        most: The limit, in the resource's unit; None removes it.
+        for_good: Whether the process may never raise the limit again.
     """
     if resource is None:
         return
@@ -179,9 +179,9 @@ def limit(name: str, most: int | None, *, for_good: bool = False) -> None:
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what led to it, is that no memory was left; C++ has no error of its own for it."""
+    """Whether an error or one of its causes is a lack of memory; C++ libraries report it by message only."""
     signs = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory")
-    seen: set[int] = set()  # errors can be causes of each other: Python does not look for circles
+    seen: set[int] = set()  # chains of causes can be circular
     reason: BaseException | None = error
     while reason is not None and id(reason) not in seen:
         if isinstance(reason, MemoryError) or any(text in str(reason) for text in signs):
@@ -192,7 +192,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
 
 
 def _data_bytes() -> int | None:
-    """What counts towards ``RLIMIT_DATA`` now; None where the system does not tell."""
+    """Memory that counts towards ``RLIMIT_DATA`` now, in bytes; None where the system does not report it."""
     try:
         pages = Path("/proc/self/statm").read_text().split()[5]
     except (OSError, IndexError):

@@ -1,13 +1,13 @@
-"""Bytes to named tensors and back: what a model file is, whether it is safe, its weights, and writing them.
+"""Reading and writing model files, and checking whether they are safe to open.
 
-Nothing here imports torch until tensors are read or written, and nothing that a file brings along is run. The
-code of TorchScript (:func:`open_script`) and the graph of ONNX (:func:`load_graph`) are only data; bcu's own
-code does what they name.
+No code from a file is run. TorchScript code (:func:`open_script`) and ONNX graphs (:func:`load_graph`) are
+read as data; bcu implements the operators that they name. torch is imported only when tensors are read or
+written.
 """
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline, Place
+from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline, Placeholder
 from .onnx_file import Graph, Node, load_graph
 from .operators import forbidden_operators, is_pure
 from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
@@ -31,7 +31,7 @@ __all__ = [
     "Node",
     "Omission",
     "Outline",
-    "Place",
+    "Placeholder",
     "Rule",
     "Script",
     "ScriptCode",

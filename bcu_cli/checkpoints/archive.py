@@ -1,4 +1,4 @@
-"""Zip archives of torch, opened with every check that a stranger's archive needs."""
+"""Zip archives of torch, opened with the checks that an untrusted archive needs."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .zip_directory import Member, ZipError, read_members
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAX_PICKLE_BYTES = 16 * 2**20  # 130,000 tensors' worth of names and shapes
-MAX_TEXT_BYTES = 64 * 2**20  # all compressed members of an archive together: the code of a TorchScript file
+MAX_PICKLE_BYTES = 16 * 2**20  # enough for the names and shapes of 130,000 tensors
+MAX_TEXT_BYTES = 64 * 2**20  # uncompressed size of all compressed members, which hold TorchScript code
 _DAMAGED_HINT = "download the file again, or compare its checksum with the publisher's"
 _PICKLES = (".pkl", ".debug_pkl")
 
 
 def damaged(path: Path, why: str, rule: str = "damaged-file") -> CheckpointError:
-    """The error for a file that is not whole, or was never right."""
+    """The error for a file that is incomplete or malformed."""
     return CheckpointError(f"{path} is cut short or damaged: {why}", _DAMAGED_HINT, rule=rule)
 
 
 def refused(path: Path, why: str, rule: str = "zip-layout") -> CheckpointError:
-    """The error for an archive that is built as torch builds none, and can hide something."""
+    """The error for an archive whose layout torch never writes and which may hide something."""
     hint = "torch.save does not write such files; get it from its publisher again"
     return CheckpointError(f"{path} was not opened: {why}", hint, rule=rule)
 
 
 def member_names(path: Path) -> list[str]:
-    """The names of a zip's members.
+    """The names of the members of a zip archive.
 
     Raises:
-        CheckpointError: The archive is damaged, or different readers could see different members in it.
+        CheckpointError: The archive is damaged or ambiguous (readers could see different members).
     """
     with path.open("rb") as file:
         return [member.name for member in _members(path, file, path.stat().st_size)]
@@ -56,18 +56,18 @@ def _as_checkpoint_error(path: Path, error: ZipError) -> CheckpointError:
 
 
 class TorchArchive:
-    """A zip written by torch: one top folder with ``data.pkl``, storages beside it, and perhaps code.
+    """A zip written by torch: one top folder that holds ``data.pkl``, the storages, and sometimes code.
 
     Use it as a context manager. Members are named without the top folder.
 
     Args:
         path: The file.
-        marker: The one member that marks the top folder.
-        data: The archive itself, where it is a member of the file; None where it is the file.
+        marker: The member that identifies the top folder.
+        data: Content of the archive if it is nested in the file; None if the file is the archive.
 
     Raises:
-        CheckpointError: The archive is damaged, or of a form that torch never writes and that can hide
-            something: compressed weights, overlapping or twin members, names that leave the folder.
+        CheckpointError: The archive is damaged, or has a form that torch never writes and that may hide
+            something: compressed weights, overlapping or duplicate members, names outside the folder.
     """
 
     def __init__(self, path: Path, *, marker: str = "data.pkl", data: bytes | None = None) -> None:
@@ -89,17 +89,25 @@ class TorchArchive:
 
     @property
     def names(self) -> list[str]:
-        """Names of all members, in the archive's order."""
+        """The names of all members, in the archive's order."""
         return list(self._members)
 
     def size_of(self, name: str) -> int:
-        """A member's size in bytes; the error of a damaged file if there is no such member."""
+        """The uncompressed size of a member, in bytes.
+
+        Raises:
+            CheckpointError: There is no such member.
+        """
         if name not in self._members:
             raise damaged(self.path, f"its member {name!r} is missing")
         return self._members[name].size
 
     def read(self, name: str) -> bytes:
-        """A member's bytes, complete and with the right checksum."""
+        """The bytes of a member, checked against its size and checksum.
+
+        Raises:
+            CheckpointError: There is no such member, or it is damaged.
+        """
         self.size_of(name)
         try:
             return self._members[name].read(self._file)
@@ -116,11 +124,11 @@ class TorchArchive:
             raise refused(self.path, f"it holds {len(roots)} members {self._marker} where one is expected")
         root = roots.pop()
         members: dict[str, Member] = {}
-        seen: set[str] = set()  # torch's own reader finds members whatever the case of their letters
+        seen: set[str] = set()  # torch's reader ignores the case of member names
         for member in found:
             name = member.name.removeprefix(root)
             if not member.name.startswith(root) or name.casefold() in seen:
-                why = f"its zip member {member.name!r} is not in its place or stands twice"
+                why = f"its zip member {member.name!r} is misplaced or duplicated"
                 raise refused(self.path, why)
             members[name] = member
             seen.add(name.casefold())
@@ -154,5 +162,5 @@ class TorchArchive:
 
 
 def _may_be_compressed(name: str) -> bool:
-    """Whether torch compresses a member: the code of a TorchScript file and its table of source lines."""
+    """Whether torch compresses a member: TorchScript code and its table of source lines."""
     return name.startswith("code/") and name.endswith((".py", ".debug_pkl"))

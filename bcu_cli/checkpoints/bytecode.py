@@ -1,4 +1,4 @@
-"""The operators in ``bytecode.pkl``, which torch's lite interpreter runs instead of an archive's code."""
+"""Operators in ``bytecode.pkl``, which torch's lite interpreter runs instead of the archive's code."""
 
 from __future__ import annotations
 
@@ -54,28 +54,28 @@ _TABLES = ("instructions", "operators", "constants", "types", "register_size")
 
 
 class UnreadableBytecodeError(Exception):
-    """The bytecode is not of the form that torch writes, so that it cannot be said what it calls."""
+    """The bytecode is not in the form that torch writes, so the operators it calls are unknown."""
 
 
 def operators_of(data: bytes) -> tuple[str, ...]:
-    """Every operator and foreign class that a ``bytecode.pkl`` names, sorted.
+    """Every operator and custom class that a ``bytecode.pkl`` names, sorted.
 
     Raises:
-        UnreadableBytecodeError: It is not of the form that torch writes.
+        UnreadableBytecodeError: The bytecode is not in the form that torch writes.
     """
     try:
         value = open_inertly(data).value
         version, *functions = value
         if type(value) is not tuple or type(version) is not int:
             raise UnreadableBytecodeError
-        return tuple(sorted({name for function in functions for name in _of_function(function)}))
+        return tuple(sorted({name for function in functions for name in _function_operators(function)}))
     except UnreadableBytecodeError:
         raise
-    except Exception as error:  # the unpickler raises whatever the broken bytes led to
+    except Exception as error:  # broken bytes can raise any error in the unpickler
         raise UnreadableBytecodeError from error
 
 
-def _of_function(function: Any) -> set[str]:
+def _function_operators(function: Any) -> set[str]:
     name, tables, *schema = function
     if not isinstance(name, str) or not name.startswith("__torch__.") or len(schema) > 1:
         raise UnreadableBytecodeError

@@ -1,4 +1,4 @@
-"""The records that reading a model file gives."""
+"""Records that describe a model file and its weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .inert import shown
+from .inert import key_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     import torch
 
 
-class Place(enum.Enum):
-    """Stands in a table of a :class:`Checkpoint` for what is written there: a table, a weight, a text."""
+class Placeholder(enum.Enum):
+    """Marks a place in a table of a :class:`Checkpoint` that is filled when the file is written again."""
 
-    OF_WEIGHTS = "weights"
-    OF_METADATA = "metadata"
+    WEIGHTS = "weights"
+    METADATA = "metadata"
 
 
 class Format(enum.StrEnum):
-    """The model file formats that can be read; all but ``torch.export``'s and ONNX can be written."""
+    """The model file formats that bcu reads; it writes all but ``torch.export`` archives and ONNX."""
 
     SAFETENSORS = "safetensors"
     PICKLE = "pickle"
@@ -33,14 +33,14 @@ class Format(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing about a file that its user should know.
+    """One fact about a file that its user should know.
 
     Attributes:
-        rule: A stable id, such as ``pickle-global``.
+        rule: Stable id of the rule, such as ``pickle-global``.
         message: What was found, in one line.
-        severity: ``unsafe`` if opening the file the ordinary way could do harm, ``suspicious`` if its network
-            behaves as if it had a backdoor, else ``note``.
-        offset: Where in the file's pickle the opcode stands, in bytes, where there is one.
+        severity: ``unsafe`` if opening the file with an ordinary loader could do harm, ``suspicious`` if its
+            network behaves as if it had a backdoor, else ``note``.
+        offset: Offset of the opcode in the file's pickle, in bytes; None where no opcode is concerned.
     """
 
     rule: str
@@ -54,9 +54,9 @@ class Omission:
     """An entry of a file that is not written back.
 
     Attributes:
-        name: Its path, the keys joined with ``/``.
+        name: Path of the entry, its keys joined with ``/``.
         why: The reason, for people.
-        kind: The class of the object that it is or holds, where that is the reason; else empty.
+        kind: Class of the object that is or is in the entry, if that is the reason; else empty.
     """
 
     name: str
@@ -66,18 +66,18 @@ class Omission:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a file is, found without running or loading anything in it.
+    """What a file is, found by static inspection: nothing in it is run or loaded.
 
     Attributes:
         path: The file.
-        format: Its format, by content.
+        format: Format of the file, by its content.
         kind: The format in words for people, such as ``zip pickle of torch.save``.
-        sha256: Of the whole file, in hexadecimal (of a model in several files: over the hashes of its
-            index and of each); None where that would take long and was not asked for.
-        size: Of the file, in bytes.
-        findings: What the static look found; empty for an ordinary file.
-        operators: TorchScript, torch.export and ONNX only: every operator that is named in them, sorted.
-        parts: The other files that its tensors are in: of an index, or the external data of ONNX.
+        sha256: SHA-256 of the whole file, in hexadecimal. For a model in several files, it is the hash of
+            the hashes of the index and the files. None for a large file whose hash was not asked for.
+        size: Size of the file, in bytes.
+        findings: Results of the static inspection; empty for an ordinary file.
+        operators: Every operator that TorchScript code or a graph (torch.export, ONNX) names, sorted.
+        parts: The other files that hold its tensors: those that an index lists, or ONNX external data.
     """
 
     path: Path
@@ -97,13 +97,13 @@ class Description:
 
 @dataclass(frozen=True, kw_only=True)
 class Outline(Description):
-    """What a safetensors file holds, by its header alone.
+    """The contents of a safetensors file according to its header; no tensor is read.
 
     Attributes:
-        shapes: Of the tensors, by name without the wrapper's prefix, in the file's order.
-        dtypes: Of the tensors, as torch calls them (``float32``), by name.
-        metadata: As of a :class:`Checkpoint`.
-        prefix: As of a :class:`Checkpoint`.
+        shapes: Shapes of the tensors, by name without the wrapper's prefix, in the file's order.
+        dtypes: Types of the tensors in torch's names (``float32``), by name.
+        metadata: Metadata of the file, as in :class:`Checkpoint`.
+        prefix: Prefix of all names, as in :class:`Checkpoint`.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -114,20 +114,20 @@ class Outline(Description):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Description):
-    """A file's weights, and what is needed to write others in their place.
+    """The weights of a file, and all that is needed to write the file again with other weights.
 
     Attributes:
         tensors: The classifier's tensors on the CPU by name without ``prefix``, in the file's order.
-        metadata: Text: safetensors' ``__metadata__``, or the table ``metadata`` beside a pickle's weights.
+        metadata: Texts from safetensors' ``__metadata__``, or from the table ``metadata`` of a pickle.
         nesting: The keys that lead to the weights in a pickle: ``()``, ``("state_dict",)``, …
-        prefix: What stood before every name, such as ``module.`` or ``_orig_mod.``; may be empty.
-        tables: The tables on the way to a pickle's weights, one for each key of ``nesting`` and one more, in
-            the file's order: what is written back, and a :class:`Place` where the next table, a weight or the
-            metadata stood.
-        omitted: Entries beside the weights that are not written back: objects, an optimizer, an average or
-            another copy of the weights (it may hold a backdoor).
-        others: The paths of other tables that hold as many tensors, and were not taken for the weights.
-        choice: Why these weights were taken and not the others, for people; empty where there are none.
+        prefix: Prefix of every name in the file, such as ``module.`` or ``_orig_mod.``; may be empty.
+        tables: The tables on the way to a pickle's weights, from the outermost to the table of weights, with
+            the entries that are written back. Each has a :class:`Placeholder` for the next table, a weight
+            or the metadata.
+        omitted: Entries besides the weights that are not written back: objects, optimizer state, averages
+            and other copies of the weights (they may hold the backdoor).
+        others: Paths of other tables with about as many tensors, which could have been the weights too.
+        choice: Why these weights were chosen among several tables, for people; else empty.
     """
 
     sha256: str
@@ -141,26 +141,26 @@ class Checkpoint(Description):
     choice: str = ""
 
     @property
-    def beside(self) -> dict[str, Any]:
-        """What stood beside the weights and is written back, keyed by its path joined with ``/``."""
+    def extra_entries(self) -> dict[str, Any]:
+        """The entries besides the weights that are written back, by their paths, joined with ``/``."""
         return {
-            "/".join([*self.nesting[:depth], shown(key)]): value
+            "/".join([*self.nesting[:depth], key_text(key)]): value
             for depth, table in enumerate(self.tables)
             for key, value in table.items()
-            if not isinstance(value, Place)
+            if not isinstance(value, Placeholder)
         }
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """The paths of what is not written back, each with the class of the object that it is."""
+        """The paths of the omitted entries, each with its class if it is an object."""
         return tuple(f"{each.name} ({each.kind})" if each.kind else each.name for each in self.omitted)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors, by name."""
+        """Shapes of the tensors, by name."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """Of the tensors, as torch calls them (``float32``), by name."""
+        """Types of the tensors in torch's names (``float32``), by name."""
         return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self.tensors.items()}

@@ -1,7 +1,8 @@
-"""What a global that a pickle asks for can do when some program opens the pickle the ordinary way.
+"""What a global named in a pickle can do when an ordinary loader opens the pickle.
 
-What the pickle does with the global decides. A name alone does nothing; a class whose ``__new__`` is called
-gives an empty object; a constructor gets arguments and may use them; a function runs. Nothing is imported.
+The effect depends on how the pickle uses the global. A name alone does nothing. Calling only ``__new__``
+makes an empty object. A constructor gets arguments and may use them, and a function runs. Nothing is
+imported here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import builtins
 import enum
 import re
 import sys
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # what Python 2 called its modules and names
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2 names to Python 3 names
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Effect(enum.IntEnum):
-    """What a global can do, the worst last."""
+    """What a global can do, from harmless to harmful."""
 
     NONE = 0
-    """Nothing: weights need it."""
+    """It has no effect, and weights need it."""
     INERT = 1
-    """It makes a value, or an object that gets its attributes and nothing else."""
+    """It makes a plain value, or an object by setting attributes only."""
     OBJECT = 2
-    """It makes an object, or a tensor of another kind, by code that gets arguments of the pickle's choice."""
+    """It makes an object or an unusual tensor, and its code gets arguments from the pickle."""
     ACTS = 3
     """It may run, import, open or write anything."""
 
@@ -42,9 +43,9 @@ STORAGES = frozenset(
     [f"{module}.{kind}Storage" for module in ("torch", "torch.cuda") for kind in _KINDS.split()]
     + ["torch.storage.UntypedStorage", "torch.storage.TypedStorage"]
 )
-"""The classes of storages."""
+"""Storage classes of torch."""
 DTYPES = frozenset(f"torch.{name}" for name in _TYPES.split())
-"""The types of elements."""
+"""Element types of torch."""
 _WEIGHTS = (
     STORAGES
     | DTYPES
@@ -70,7 +71,7 @@ _WEIGHTS = (
     }
 )
 
-_VALUES = re.compile(  # classes of Python's own library whose constructors compute a value and nothing else
+_VALUES = re.compile(  # classes of the standard library whose constructors only compute a value
     r"builtins\.(bool|bytearray|bytes|complex|dict|float|frozenset|int|list|object|range|set|slice|str|tuple)"
     r"|(pathlib|pathlib\._local|pathlib\._abc|decimal|fractions|uuid|ipaddress|enum|numbers)\.[A-Z]\w+"
     r"|datetime\.(date|time|datetime|timedelta|timezone)"
@@ -79,18 +80,18 @@ _VALUES = re.compile(  # classes of Python's own library whose constructors comp
     r"|array\.(array|_array_reconstructor)|re\._compile|random\.Random|time\.struct_time"
     r"|argparse\.Namespace|functools\.partial|logging\.getLogger|dataclasses\._\w+_TYPE"
 )
-_TYPES_ALONE = re.compile(r"typing\.[A-Z]\w+|collections\.abc\.[A-Z]\w+")  # never made, only named
-_REBUILDERS = re.compile(  # functions and classes of numpy that make arrays, scalars and generators
+_TYPES_ALONE = re.compile(r"typing\.[A-Z]\w+|collections\.abc\.[A-Z]\w+")  # named, never instantiated
+_REBUILDERS = re.compile(  # numpy functions and classes that make arrays, scalars and random generators
     r"numpy\.(core|_core)\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)"
     r"|numpy\.(dtype|ndarray|bool_?|[a-z]+(8|16|32|64|128|256)|dtypes\.\w+DType)"
     r"|numpy\.random\._pickle\.__(randomstate|bit_generator|generator)_ctor"
     r"|numpy\.random\.bit_generator\.(__pyx_unpickle_SeedSequence|SeedSequence)"
     r"|numpy\.random\._\w+\.[A-Z]\w+|numpy\.random\.__RandomState_ctor"
 )
-_HOLDERS = frozenset({"builtins.getattr", "operator.getitem", "copyreg._reconstructor"})
-_KEEPERS = frozenset({"collections.defaultdict", "functools.partial"})  # they keep what they are given
+_ACCESSORS = frozenset({"builtins.getattr", "operator.getitem", "copyreg._reconstructor"})
+_CALLABLE_HOLDERS = frozenset({"collections.defaultdict", "functools.partial"})  # they hold a callable
 _DATA_OF_TORCH = ("optim.", "amp.", "cuda.amp.", "torch_version.", "distributed.fsdp.")
-_IN_SOME_VERSIONS = re.compile(  # modules of Python's library, of which the Python that runs may have none
+_IN_SOME_VERSIONS = re.compile(  # standard library modules that only some Python versions have
     r"(_pyrepl|annotationlib|asynchat|asyncore|binhex|cgi|cgitb|compression|crypt|distutils|formatter|imp|lib2to3"
     r"|mailcap|msilib|nntplib|ossaudiodev|parser|pipes|smtpd|spwd|sunau|symbol|telnetlib|uu|xdrlib)"
 )
@@ -104,18 +105,18 @@ _CLASS = re.compile(r"_*[A-Z]\w*|<\w+>")
 
 
 def effects(uses: Iterable[GlobalUse], calls: Iterable[Call]) -> list[tuple[GlobalUse, Effect]]:
-    """What each global of a pickle can do, given all the calls that the pickle asks for."""
+    """The effect of each global of a pickle, given all calls that the pickle makes."""
     by_name: dict[str, list[Call]] = {}
     for call in calls:
         by_name.setdefault(call.name, []).append(call)
         if plain_name(call.name) == "copyreg._reconstructor" and call.arguments:
             made = call.arguments[0].text or ""
-            by_name.setdefault(made, []).append(replace(call, name=made, makes=True))
+            by_name.setdefault(made, []).append(replace(call, name=made, only_new=True))
     return [(use, _effect(use, by_name.get(use.name or "", []))) for use in uses]
 
 
 def script_effect(name: str | None) -> Effect:
-    """What a global of a TorchScript archive can do, of which torch gives no choice."""
+    """The effect of a global in a TorchScript archive; torch's own loader accepts a fixed set of them."""
     if name is None:
         return Effect.ACTS
     own = name.startswith("__torch__.") and not name.startswith("__torch__.torch.classes.")
@@ -135,7 +136,7 @@ _SCRIPT = STORAGES | {
 
 
 def _effect_of_name(name: str) -> Effect:
-    """The effect where nothing is known but a name: an object at best."""
+    """The effect of a global of which only the name is known; at best it makes an object."""
     return (
         Effect.OBJECT
         if _CLASS.fullmatch(name.rpartition(".")[2]) and not _is_of_python(name)
@@ -144,7 +145,7 @@ def _effect_of_name(name: str) -> Effect:
 
 
 def plain_name(name: str) -> str:
-    """A global's name as Python 3 has it, where the pickle may have that of Python 2."""
+    """The Python 3 name of a global, which the pickle may name as in Python 2."""
     module, _, last = name.rpartition(".")
     module, last = NAME_MAPPING.get((module, last), (IMPORT_MAPPING.get(module, module), last))
     return f"{module}.{last}"
@@ -168,7 +169,7 @@ def _effect(use: GlobalUse, calls: Sequence[Call]) -> Effect:
     inner = use.name.removeprefix(f"{use.module}.").split(".")[:-1]
     if not all(_CLASS.fullmatch(part) for part in inner):
         return Effect.ACTS  # a module within a module: any other name can be reached through it
-    if _is_value(name) or name in _HOLDERS:
+    if _is_value(name) or name in _ACCESSORS:
         return max((_effect_of_value(name, call) for call in calls), default=Effect.INERT)
     if name.startswith("torch."):
         return max((_effect_of_torch(name, call) for call in calls), default=_reference_of_torch(name))
@@ -188,10 +189,10 @@ def _is_value(name: str) -> bool:
 
 
 def _effect_of_value(name: str, call: Call) -> Effect:
-    """The effect of a constructor that does nothing itself, unless it is given what it would call."""
+    """The effect of a constructor of plain values, which acts only if it is given something to call."""
     arguments = call.arguments
     if arguments is None:
-        return Effect.INERT if name not in _HOLDERS else Effect.ACTS
+        return Effect.INERT if name not in _ACCESSORS else Effect.ACTS
     if name == "builtins.getattr":
         return Effect.INERT if _is_member(arguments) else Effect.ACTS
     if name == "operator.getitem":
@@ -199,15 +200,15 @@ def _effect_of_value(name: str, call: Call) -> Effect:
         return Effect.INERT if of_typing and arguments[0].kind == "global" else Effect.ACTS
     if name == "copyreg._reconstructor" or name.endswith(".multiarray._reconstruct"):  # no ``__init__`` runs
         return Effect.INERT if arguments and arguments[0].kind == "global" else Effect.ACTS
-    if name in _KEEPERS:
+    if name in _CALLABLE_HOLDERS:
         return Effect.INERT
     given = [plain_name(one.text) for one in arguments if one.kind in ("global", "result") and one.text]
-    known = all(one in _WEIGHTS or (_is_value(one) and one not in _KEEPERS) for one in given)
+    known = all(one in _WEIGHTS or (_is_value(one) and one not in _CALLABLE_HOLDERS) for one in given)
     return Effect.INERT if known else Effect.ACTS
 
 
 def _is_member(arguments: Sequence[Argument]) -> bool:
-    """Whether they are a class and the name of something in it, as of an enumeration or a method."""
+    """Whether the arguments are a class and the name of its member, such as an enumeration value."""
     if len(arguments) != 2 or arguments[0].kind != "global" or arguments[1].kind != "text":
         return False
     name = arguments[0].text or ""
@@ -218,33 +219,33 @@ def _is_member(arguments: Sequence[Argument]) -> bool:
 
 def _effect_of_torch(name: str, call: Call) -> Effect:
     rest = name.removeprefix("torch.")
-    if rest.startswith("_utils._rebuild_"):  # of sparse and quantized tensors
+    if rest.startswith("_utils._rebuild_"):  # makes sparse and quantized tensors
         return Effect.OBJECT
     if not _CLASS.fullmatch(rest.rpartition(".")[2]):
         return Effect.ACTS
     is_data = rest.startswith(_DATA_OF_TORCH) and not _ACTING.search(rest.rpartition(".")[2])
-    if is_data and (call.makes or _is_simple(call.arguments)):
+    if is_data and (call.only_new or _is_simple(call.arguments)):
         return Effect.INERT
-    return Effect.OBJECT if call.makes or rest.startswith(("nn.", "optim.")) else Effect.ACTS
+    return Effect.OBJECT if call.only_new or rest.startswith(("nn.", "optim.")) else Effect.ACTS
 
 
 def _reference_of_torch(name: str) -> Effect:
-    """The effect of naming something of torch: none, but that quantized tensors are no ordinary weights."""
+    """The effect of naming a global of torch without calling it; names for quantized tensors count more."""
     return Effect.OBJECT if name.startswith(("torch.per_", "torch.Q")) else Effect.INERT
 
 
 def _effect_of_foreign(name: str, call: Call) -> Effect:
-    """The effect of a call of what is neither of Python nor of torch."""
+    """The effect of calling a global of a third-party library."""
     last = name.rpartition(".")[2]
-    if not call.makes and not _CLASS.fullmatch(last):
+    if not call.only_new and not _CLASS.fullmatch(last):
         return Effect.ACTS
     if _ACTING.search(last) or _ACTING_MODULES.fullmatch(name):
         return Effect.OBJECT
-    return Effect.INERT if call.makes or _is_simple(call.arguments) else Effect.OBJECT
+    return Effect.INERT if call.only_new or _is_simple(call.arguments) else Effect.OBJECT
 
 
 def _is_simple(arguments: Sequence[Argument] | None) -> bool:
-    """Whether they are at most one number, word or table, as the members of enumerations are stored."""
+    """Whether the arguments are at most one number, word or table, like those of enumeration members."""
     if arguments is None or len(arguments) > 1:
         return False
     return all(

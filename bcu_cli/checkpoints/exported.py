@@ -1,8 +1,8 @@
-"""Archives of ``torch.export`` (.pt2): the weights, read from their raw members; the graph is only listed.
+"""Archives of ``torch.export`` (.pt2): reading the weights and listing the operators of the graph.
 
-torch has no safe way to load such an archive. It needs none here: a JSON table names each tensor, its shape
-and the member that holds its bytes. The graph, the sample inputs and everything else stay unopened, and what
-could run when others open them (pickles, compiled code) is looked for.
+torch has no safe loader for such archives, and bcu needs none. A JSON table names each tensor, its shape and
+the member with its bytes. The graph and the sample inputs are never loaded, only searched for what could run
+in other programs: pickles and compiled code.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .checkpoint import Finding
 from .exported_schema import NAME_RULE, Check, UnknownFormError
 from .exported_text import is_plain, is_size_arithmetic, operator_of
 from .inert import StorageRef, tensor_fault
-from .opcodes import BrokenPickleError, look
 from .operators import forbidden_operators, is_dangerous
-from .saved_archive import look_at_unguarded
+from .pickle_inspection import BrokenPickleError, inspect_pickle
+from .saved_archive import find_faults_strictly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     import torch
 
 MARKER = "archive_format"
-"""The member that every archive of torch.export has below its top folder."""
+"""The member that every ``torch.export`` archive has in its top folder."""
 OPERATOR_RULE, UNCHECKED_RULE = "export-operator", "export-unchecked-operator"
 _OTHER_ARITHMETIC = re.compile(r"(prims|quantized_decomposed)::\w+", re.ASCII)
-"""What decompositions leave in a graph."""
+"""Operators that decompositions put into a graph."""
 _WEIGHTS, _TABLE = "data/weights/", "_config.json"
-_KINDS = {  # torch's numbers of its types in these tables: (as a storage is called, as torch calls it)
+_KINDS = {  # type code in the tables: (name of the storage class, name of the torch dtype)
     1: ("ByteStorage", "uint8"),
     2: ("CharStorage", "int8"),
     3: ("ShortStorage", "int16"),
@@ -62,11 +62,14 @@ _KERNELS = """
     _embedding_bag _embedding_bag_forward_only _unsafe_index _unsafe_index_put _unsafe_view
 """
 _UNCHECKED = frozenset(f"aten::{name}" for name in _KERNELS.split())
-"""Kernels behind checked functions: called by themselves with odd tensors, some reach beyond their memory."""
+"""Internal kernels that do not check their arguments: wrong tensors can make them leave their memory."""
 
 
 def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
-    """Look at an archive: compiled code, pickles among its members, and the operators of its graphs.
+    """Find compiled code and pickles in an archive, and list the operators of its graphs.
+
+    Returns:
+        The findings, and the operators, sorted.
 
     Raises:
         CheckpointError: The archive is damaged.
@@ -75,10 +78,10 @@ def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
         findings = []
         for name in archive.names:
             if not _KNOWN_MEMBERS.fullmatch(name):
-                message = f"carries {name}, which is no weight, graph or sample of torch.export"
+                message = f"carries {name}, which is no weight, graph or sample input of torch.export"
                 findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
-            findings += _look_at_member(archive, name)
-        findings += _look_at_tables(archive)
+            findings += _inspect_member(archive, name)
+        findings += _find_pickled_tensors(archive)
         check, unknown = _checked(archive)
     findings += [Finding(rule=rule, message=text, severity="unsafe") for rule, text in check.faults]
     operators = tuple(sorted({operator_of(target) for target in check.targets}))
@@ -90,7 +93,7 @@ def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
 
 
 def _checked(archive: TorchArchive) -> tuple[Check, str]:
-    """What is found in the graphs and tables, and the first thing in them that is not as torch writes it."""
+    """The result of checking all graphs and tables, and the first part that torch would not write."""
     check, unknown = Check(), ""
     for name in archive.names:
         is_table = name.startswith("data/") and name.endswith(_TABLE)
@@ -104,7 +107,7 @@ def _checked(archive: TorchArchive) -> tuple[Check, str]:
 
 
 def _judge(operators: tuple[str, ...]) -> list[Finding]:
-    """What is unsafe, or not covered, about the operators that graphs call."""
+    """Findings about operators that are unsafe or do not check their arguments."""
     findings = []
     for name in forbidden_operators(operators):
         if not is_size_arithmetic(name) and not _OTHER_ARITHMETIC.fullmatch(name) and is_dangerous(name):
@@ -123,7 +126,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     """Read the parameters and buffers under the names that the exported module gave them.
 
     Raises:
-        CheckpointError: The archive is damaged, holds no weights, or weights that only a pickle describes.
+        CheckpointError: The archive is damaged, holds no weights, or stores weights as pickles.
     """
     with TorchArchive(path, marker=MARKER) as archive:
         if "byteorder" in archive.names and archive.read("byteorder") != b"little":
@@ -143,8 +146,8 @@ def load(path: Path) -> dict[str, torch.Tensor]:
             raise damaged(path, "its table of weights is not as torch writes it") from error
 
 
-def _look_at_tables(archive: TorchArchive) -> list[Finding]:
-    """Each weight or constant that torch's loader would unpickle, and it does so without any limit."""
+def _find_pickled_tensors(archive: TorchArchive) -> list[Finding]:
+    """Findings about weights and constants that torch's loader would unpickle without restrictions."""
     findings = []
     for name in archive.names:
         if not (name.startswith("data/") and name.endswith(_TABLE)):
@@ -159,34 +162,31 @@ def _look_at_tables(archive: TorchArchive) -> list[Finding]:
 
 
 def _is_unpickled(entry: dict[str, Any], table: str) -> bool:
-    """Whether torch takes an entry for a pickle: it says so, or is a constant in a member of no tensor."""
+    """Whether torch unpickles an entry: it is marked so, or it is a constant whose member is no tensor."""
     is_constant = table.startswith("data/constants/")
     odd = is_constant and not _TENSOR_CONSTANT.fullmatch(str(entry.get("path_name")))
     return entry.get("use_pickle") is not False or odd
 
 
-def _look_at_member(archive: TorchArchive, name: str) -> list[Finding]:
-    """What is unsafe about a member that is a pickle, or an archive of torch with pickles in it."""
+def _inspect_member(archive: TorchArchive, name: str) -> list[Finding]:
+    """Findings about a member that is a pickle or a nested archive of torch."""
     if name.endswith(".pkl"):
-        return _look(archive, name, archive.read(name))
+        return _inspect_pickle(archive, name, archive.read(name))
     if not name.startswith("data/sample_inputs/"):
         return []
     data = archive.read(name)
     if not data:
-        return []  # no sample inputs were kept
+        return []  # the file was saved without sample inputs
     if not data.startswith(b"PK\x03\x04"):
         message = f"has {name}, which is no archive of torch.save: torch opens it without limits"
         odd = Finding(rule="export-pickle", message=message, severity="unsafe")
-        return _look(archive, name, data) or [odd]
+        return _inspect_pickle(archive, name, data) or [odd]
     with TorchArchive(archive.path, data=data) as inner:
-        return _look_at_keys(inner, name) or look_at_unguarded(inner)
+        return _check_keys(inner, name) or find_faults_strictly(inner)
 
 
-def _look_at_keys(inner: TorchArchive, name: str) -> list[Finding]:
-    """What is unsafe about the keys of dictionaries among the sample inputs.
-
-    They end up in the source of a function that torch makes.
-    """
+def _check_keys(inner: TorchArchive, name: str) -> list[Finding]:
+    """Findings about dictionary keys in the sample inputs, which torch pastes into generated source code."""
     odd = next((text for text in _texts(inner.read("data.pkl")) if not is_plain(text)), None)
     if odd is None:
         return []
@@ -195,16 +195,16 @@ def _look_at_keys(inner: TorchArchive, name: str) -> list[Finding]:
 
 
 def _texts(data: bytes) -> Iterator[str]:
-    """All texts in a pickle that was looked at before."""
+    """All texts in a pickle that has been inspected before."""
     try:
         yield from (value for _, value, _ in pickletools.genops(io.BytesIO(data)) if isinstance(value, str))
     except ValueError:
-        return  # broken behind what was found before
+        return  # a broken end, which the inspection has handled
 
 
-def _look(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
+def _inspect_pickle(archive: TorchArchive, name: str, data: bytes) -> list[Finding]:
     try:
-        return look(data, strict=True)
+        return inspect_pickle(data, strict=True)
     except BrokenPickleError as error:
         raise damaged(archive.path, f"its {name} cannot be followed ({error})") from error
 
@@ -219,10 +219,10 @@ def _json(archive: TorchArchive, name: str) -> Any:
 
 
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A table of JSON; one with a key that stands twice means different things to different readers."""
+    """A JSON object; duplicate keys are refused, since readers disagree on which of them counts."""
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key is duplicated")
     return table
 
 

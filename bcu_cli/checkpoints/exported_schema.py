@@ -1,7 +1,8 @@
-"""The tables of a ``torch.export`` archive, checked field by field against what torch writes into them.
+"""The schema of the JSON tables in a ``torch.export`` archive, checked field by field.
 
-The facts are those of torch's ``torch._export.serde.schema``. torch evaluates many of the texts when it loads
-an archive or runs its graph (:mod:`.exported_text`), and believes the types; here each field has its kind.
+The schema follows ``torch._export.serde.schema``. When torch loads an archive or runs its graph, it
+evaluates many of the texts (:mod:`.exported_text`) and does not check types. Here every field has a kind
+that its value must match.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 NAME_RULE, EXPRESSION_RULE, SPEC_RULE = "export-name", "export-expression", "export-spec"
 _MOST_FAULTS = 20
 
-_TEXTS: dict[str, tuple[str, Callable[[str], bool]]] = {  # kind: (the rule that others break, what is one)
+_TEXTS: dict[str, tuple[str, Callable[[str], bool]]] = {  # kind: (rule that a bad text violates, test)
     "name": (NAME_RULE, texts.is_name),
     "argument": (NAME_RULE, texts.is_argument),
     "path": (NAME_RULE, texts.is_path),
@@ -131,15 +132,15 @@ _ALL = {name: _fields(text) for name, text in (_RECORDS | _UNIONS).items()}
 
 
 class UnknownFormError(Exception):
-    """A table has a field, or a value of a type, that bcu does not know; the text says where."""
+    """A table has an unknown field or a value of an unexpected type; the message says where."""
 
 
 class Check:
-    """What is found in the tables of an archive, one after the other.
+    """Checks the tables of an archive and collects the results.
 
     Attributes:
-        faults: Texts that torch would run and that are of no known form: (rule, message), without doubles.
-        targets: All that the graphs call.
+        faults: Texts that torch would evaluate and that have no known form, as unique (rule, message).
+        targets: Everything that the graphs call.
     """
 
     def __init__(self) -> None:
@@ -147,10 +148,15 @@ class Check:
         self.targets: set[str] = set()
 
     def check(self, table: Any, kind: str, source: str) -> None:
-        """Check a table of the kind ``Program`` or ``Payload``, with all that is in it.
+        """Check a table and everything in it.
+
+        Args:
+            table: The table, as parsed from JSON.
+            kind: ``Program`` or ``Payload``.
+            source: Name of the member that holds it, for messages.
 
         Raises:
-            UnknownFormError: It has a field or type that torch does not write. The rest is checked first.
+            UnknownFormError: A field or type is not one that torch writes. The rest is checked first.
         """
         unknown = ""
         pending: list[tuple[Any, str, str]] = [(table, kind, source)]
@@ -164,7 +170,7 @@ class Check:
             raise UnknownFormError(unknown)
 
     def _inside(self, value: Any, kind: str, where: str) -> Iterator[tuple[Any, str, str]]:
-        """The parts of a value with their kinds; a value without parts is checked."""
+        """Check a value, and give its parts, each with its kind and its place, to be checked next."""
         if kind.endswith("?"):
             yield from () if value is None else [(value, kind[:-1], where)]
         elif kind.startswith("["):
@@ -215,7 +221,7 @@ def _typed(value: Any, kind: type, where: str) -> Any:
 
 
 def _is_float(value: Any) -> bool:
-    """Whether a value is a number as JSON or as torch writes it, which calls infinity by its name."""
+    """Whether a value is a JSON number, or one of the names that torch writes for infinity and NaN."""
     if isinstance(value, str):
         return value in {"Infinity", "-Infinity", "NaN"}
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1000)

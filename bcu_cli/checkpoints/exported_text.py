@@ -1,8 +1,8 @@
-"""The texts of a ``torch.export`` archive that torch turns into Python code, each with a grammar of its own.
+"""Grammars of the texts in a ``torch.export`` archive that torch turns into Python code.
 
-torch pastes names into source that it executes, evaluates expressions with sympy, and looks targets up by
-their names. A text passes here only if it is of the few forms that torch writes; nothing is searched for
-what is bad.
+torch pastes names into source code that it executes, evaluates expressions with sympy, and looks up targets
+by name. These functions work as allow-lists: a text passes only if it has one of the few forms that torch
+writes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PLAIN = re.compile(r"[^\"'\\\x00-\x1f\x7f-\x9f\u2028\u2029]*")
 _TEXT = re.compile(r"[^\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]*")
 _DEVICE = re.compile(r"[a-z]{1,20}(:\d{1,4})?")
 _SYMBOL = re.compile(r"(s|u|d|i|ps|zf|zuf)\d{1,6}")
-"""How torch calls the unknown sizes of a graph."""
+"""The names that torch gives to the symbolic sizes of a graph."""
 _WORDS = frozenset({"True", "False", "true", "false", "oo", "int_oo", "inf", "math"})
 _FUNCTION_NAMES = """
     Add Mul Pow Max Min Abs Mod PythonMod FloorDiv CleanDiv CeilDiv IntTrueDiv FloatTrueDiv TrueDiv
@@ -33,7 +33,7 @@ _FUNCTION_NAMES = """
     BooleanTrue BooleanFalse Infinity NegativeInfinity
 """
 _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
-"""Functions of numbers, by the names that sympy and torch's own part of it write."""
+"""Arithmetic functions, by the names that sympy and torch's extension of it write."""
 _POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift", "RShift"})
 _GUARD_FUNCTIONS = frozenset({"max", "min", "abs", "int", "float", "IsNonOverlappingAndDenseIndicator"})
 _MATH_FUNCTIONS = frozenset({"floor", "ceil", "trunc", "isnan", "sqrt", "pow"})
@@ -58,14 +58,14 @@ _CONTROL_FLOW = """
     invoke_subgraph wrap tag_activation_checkpoint
 """
 _HIGHER_ORDER = frozenset(_CONTROL_FLOW.split())
-"""Control flow whose graphs stand in the archive and are looked at too."""
-_OF_TORCH_FUNC = """
+"""Control flow operators, whose graphs are in the archive and are checked too."""
+_FUNC_NAMES = """
     _add_batch_dim _remove_batch_dim _vmap_increment_nesting _vmap_decrement_nesting lazy_load_decompositions
     _make_dual _unpack_dual _jvp_increment_nesting _jvp_decrement_nesting _unwrap_for_grad _enter_dual_level
     _exit_dual_level
 """
-_LOOPS_OVER_BATCHES = frozenset(_OF_TORCH_FUNC.split())
-"""What ``torch.vmap`` and the derivatives of ``torch.func`` leave in a graph."""
+_FUNC_TRANSFORMS = frozenset(_FUNC_NAMES.split())
+"""Operators that ``torch.vmap`` and the derivatives of ``torch.func`` put into a graph."""
 _SIZE_ARITHMETIC = re.compile(
     r"math\.(ceil|floor|trunc|sqrt|pow|log2?|exp|a?(sin|cos|tan)h?)|"
     r"torch\.(_?sym_(sqrt|float|int|max|min|not|ite|sum)|_sym_a?(sin|cos|tan)h?|_sym_(exp|log2))|"
@@ -77,12 +77,12 @@ _SIGNS = re.compile(r"__(and|or|xor|iand|ior|ixor|lshift|rshift|ilshift|irshift)
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is a plain name of a value in Python: ASCII, no keyword and none of Python's own."""
+    """Whether a text is an ASCII identifier, and neither a keyword nor a dunder name (``__x__``)."""
     return bool(_NAME.fullmatch(text)) and not keyword.iskeyword(text) and not _HIDDEN.fullmatch(text)
 
 
 def is_argument(text: str) -> bool:
-    """Whether a text can be the name of an operator's argument; some are keywords, some have none."""
+    """Whether a text can name an operator's argument; such a name may be empty or a keyword."""
     return not text or (bool(_NAME.fullmatch(text)) and not _HIDDEN.fullmatch(text))
 
 
@@ -107,7 +107,7 @@ def is_device(text: str) -> bool:
 
 
 def is_sources(text: str) -> bool:
-    """Whether a text lists functions as ``name,target;...`` and no target can lead out of torch."""
+    """Whether a text lists functions as ``name,target;...`` and no target is outside torch."""
     if not is_plain(text):
         return False
     targets = [item.partition(",")[2] for item in text.split(";")]
@@ -118,7 +118,10 @@ def is_sources(text: str) -> bool:
 
 
 def operator_of(target: str) -> str:
-    """``torch.ops.aten.conv2d.default`` as ``aten::conv2d``; anything else as it stands."""
+    """The operator of a target: ``torch.ops.aten.conv2d.default`` gives ``aten::conv2d``.
+
+    A target of another form is returned unchanged.
+    """
     match = _OPERATOR.fullmatch(target)
     if match is None or (match[2].startswith("__") and not _SIGNS.fullmatch(match[2])):
         return target
@@ -126,26 +129,26 @@ def operator_of(target: str) -> str:
 
 
 def is_size_arithmetic(operator: str) -> bool:
-    """Whether a target computes with sizes, or is control flow whose graphs are looked at too."""
+    """Whether a target only computes sizes, or is control flow whose graphs are checked too."""
     if operator.startswith("torch.ops.higher_order."):
         return operator.removeprefix("torch.ops.higher_order.") in _HIGHER_ORDER
     if operator.startswith("torch._functorch.predispatch."):
-        return operator.removeprefix("torch._functorch.predispatch.") in _LOOPS_OVER_BATCHES
+        return operator.removeprefix("torch._functorch.predispatch.") in _FUNC_TRANSFORMS
     return _SIZE_ARITHMETIC.fullmatch(operator) is not None
 
 
 def is_expression(text: str) -> bool:
-    """Whether sympy, which evaluates the text as Python, would only compute with sizes."""
+    """Whether a text is pure size arithmetic; sympy evaluates such texts as Python code."""
     return bool(_EXPRESSION_CHARACTERS.fullmatch(text)) and _holds(text, _is_part_of_expression)
 
 
 def is_guard(text: str) -> bool:
-    """Whether a condition on the inputs, which torch pastes into a function, only compares their sizes."""
+    """Whether a guard only compares sizes of the inputs; torch pastes guards into a function."""
     return bool(_GUARD_CHARACTERS.fullmatch(text)) and _holds(text, _is_part_of_guard)
 
 
 def _holds(text: str, is_part: Callable[[ast.AST], bool]) -> bool:
-    """Whether a text parses as one expression, each part of which is of the kind."""
+    """Whether a text parses as one expression all of whose nodes pass ``is_part``."""
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -222,7 +225,7 @@ def _is_sympy_constant(name: str, node: ast.Call) -> bool:
 
 
 def _is_exponent(node: ast.expr) -> bool:
-    """Whether what stands in an exponent keeps the power small: a small number, or an unknown size."""
+    """Whether an exponent keeps the power small: it is a small number or a symbolic size."""
     if isinstance(node, ast.Call) and _called(node) == "Integer" and len(node.args) == 1:
         node = node.args[0]
     value = _integer(node)
@@ -234,7 +237,7 @@ def _is_exponent(node: ast.expr) -> bool:
 
 
 def _integer(node: ast.expr) -> int | None:
-    """The whole number that stands there, of at most 64 bits; else None."""
+    """The value of an integer literal of at most 64 bits; None for anything else."""
     sign = -1 if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) else 1
     inner = node.operand if isinstance(node, ast.UnaryOp) and sign < 0 else node
     value = inner.value if isinstance(inner, ast.Constant) else None
@@ -243,11 +246,11 @@ def _integer(node: ast.expr) -> int | None:
 
 
 def spec_fault(text: str, *, of_inputs: bool) -> str | None:
-    """What is wrong with the structure of inputs or outputs; None where it is made of known containers.
+    """What is wrong with a description of inputs or outputs; None if all its containers are known.
 
     Args:
-        text: As torch writes it: JSON of ``[1, {"type": ..., "context": ..., "children_spec": [...]}]``.
-        of_inputs: It is of inputs, whose keywords torch pastes into source.
+        text: The description: JSON of ``[1, {"type": ..., "context": ..., "children_spec": [...]}]``.
+        of_inputs: Whether it describes inputs, whose keywords torch pastes into source code.
     """
     try:
         protocol, root = json.loads(text)
@@ -271,7 +274,7 @@ def spec_fault(text: str, *, of_inputs: bool) -> str | None:
 
 
 def _is_container(kind: Any, context: Any, children: int) -> bool:
-    """Whether a node of a structure is a leaf or a container of Python, torch or transformers."""
+    """Whether a node of a description is a leaf or a known container of Python, torch or transformers."""
     if kind is None:
         return context is None and not children
     if kind in _SEQUENCES:
@@ -294,8 +297,8 @@ def _is_container(kind: Any, context: Any, children: int) -> bool:
         "collections.OrderedDict",
         "torch.fx.immutable_collections.immutable_dict",
     }
-    is_answer = isinstance(kind, str) and re.fullmatch(r"transformers\.modeling_outputs\.[A-Z]\w{0,99}", kind)
-    return bool(is_table or is_answer) and _are_keys(_loaded(context), children)
+    is_output = isinstance(kind, str) and re.fullmatch(r"transformers\.modeling_outputs\.[A-Z]\w{0,99}", kind)
+    return bool(is_table or is_output) and _are_keys(_loaded(context), children)
 
 
 def _are_keys(keys: Any, number: int) -> bool:
@@ -307,7 +310,7 @@ def _are_keys(keys: Any, number: int) -> bool:
 
 
 def _loaded(context: Any) -> Any:
-    """The value of a context that is itself JSON; the text where it is none, which is no context."""
+    """The value of a context that is a JSON text; a context that is no valid JSON is returned unchanged."""
     try:
         return json.loads(context) if isinstance(context, str) else context
     except (ValueError, RecursionError):
@@ -315,7 +318,7 @@ def _loaded(context: Any) -> Any:
 
 
 def _keywords(root: Any) -> list[Any]:
-    """The names of the keyword arguments in a structure of (positional arguments, keyword arguments)."""
+    """The keyword names in a description of (positional arguments, keyword arguments)."""
     children = root["children_spec"]
     if root["type"] != "builtins.tuple" or len(children) != 2 or children[1]["type"] != "builtins.dict":
         return []

@@ -1,6 +1,6 @@
-"""Models of the Hugging Face hub: ``hf-hub:owner/name[@revision]``, fetched by its own library.
+"""Models of the Hugging Face hub, ``hf-hub:owner/name[@revision]``, downloaded by ``huggingface_hub``.
 
-Only files are fetched, into the library's cache; nothing that a repository holds is run.
+Files are only downloaded, into the library's cache; no code of a repository is run.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ _PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
 def is_reference(path: Path) -> bool:
-    """Whether what stands for a path is a model of the hub."""
+    """Whether a path is a reference to a model of the hub."""
     return str(path).startswith("hf-hub:")
 
 
 def fetch_model(reference: Path) -> Path:
-    """The folder with a repository's configuration and weights, safetensors where it has them.
+    """Download a repository's configuration and weights, preferring safetensors, and return their folder.
 
     Raises:
-        UsageError: It is no reference.
-        CheckpointError: It cannot be fetched.
+        UsageError: The reference is malformed.
+        CheckpointError: The files cannot be downloaded.
     """
-    folder = _fetch(reference, _SAFE, below=False)
-    return folder if any(folder.glob("*.safetensors")) else _fetch(reference, _PICKLED, below=False)
+    folder = _fetch(reference, _SAFE, recursive=False)
+    return folder if any(folder.glob("*.safetensors")) else _fetch(reference, _PICKLED, recursive=False)
 
 
 def fetch_all(reference: Path, suffixes: Sequence[str]) -> Path:
-    """The folder with all of a repository's files of some kinds, at any depth.
+    """Download all files of a repository with given suffixes, at any depth, and return their folder.
 
     Args:
         reference: ``hf-hub:owner/name[@revision]``.
-        suffixes: Of the files.
+        suffixes: Suffixes of the files, such as ``.pt``.
 
     Raises:
-        UsageError: It is no reference.
-        CheckpointError: It cannot be fetched.
+        UsageError: The reference is malformed.
+        CheckpointError: The files cannot be downloaded.
     """
-    return _fetch(reference, ["*.json", *(f"*{suffix}" for suffix in suffixes)], below=True)
+    return _fetch(reference, ["*.json", *(f"*{suffix}" for suffix in suffixes)], recursive=True)
 
 
-def _fetch(reference: Path, patterns: Sequence[str], *, below: bool) -> Path:
+def _fetch(reference: Path, patterns: Sequence[str], *, recursive: bool) -> Path:
     parts = _REFERENCE.fullmatch(str(reference))
     if parts is None:
         raise UsageError(f"{reference} names no model of the hub", "like hf-hub:timm/resnet18.a1_in1k@main")
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-    disable_progress_bars()  # they would write between the lines of our own
+    disable_progress_bars()  # they would mix with bcu's own output
     try:
         folder = snapshot_download(
             parts["repo"],
             revision=parts["revision"],
             allow_patterns=list(patterns),
-            ignore_patterns=None if below else ["*/*"],
+            ignore_patterns=None if recursive else ["*/*"],
         )
-    except Exception as error:  # the library's errors and those of its HTTP client have no common base
+    except Exception as error:  # the library and its HTTP client have no common base class of errors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = "check the name and the revision, and for a private or gated model the variable HF_TOKEN"
         raise CheckpointError(

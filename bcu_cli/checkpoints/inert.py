@@ -1,7 +1,8 @@
-"""Opening a pickle so that nothing happens: every object becomes a note of what it would have been.
+"""Unpickling without side effects: nothing is imported or called, calls are only recorded.
 
-Used for the tensors of a TorchScript archive, which has no safe loader of its own, for what stands beside
-weights, and to compare the sizes that a pickle claims with the file's before memory is taken for them.
+This reads the tensors of TorchScript archives, for which torch has no safe loader, and the entries besides
+the weights. It also compares the tensor sizes that a pickle claims with the file's size before memory is
+allocated.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ KIND_DTYPES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
-"""The type of elements of each kind of storage but the untyped."""
+"""The element type of each typed storage class."""
 _DTYPE_ARGUMENT = 6
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
-_MAKING_OTHERS = (  # they make an object of the class that they are given
+_GENERIC_MAKERS = (  # functions that make an object of a class given as their first argument
     "builtins.getattr",
     "__builtin__.getattr",
     "copyreg._reconstructor",
@@ -57,25 +58,25 @@ _MAKING_OTHERS = (  # they make an object of the class that they are given
     "numpy._core.multiarray._reconstruct",
 )
 REBUILDERS = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
-"""The functions of torch that make a tensor of a storage."""
+"""The functions of torch that make a tensor from a storage."""
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
-    """A call that the pickle asked for and that was not made."""
+class RecordedCall:
+    """A call in a pickle, recorded but not made."""
 
     name: str
     args: tuple[Any, ...]
 
     @property
     def kind(self) -> str:
-        """The name of the class whose object it would have been."""
-        if self.name in _MAKING_OTHERS and self.args and isinstance(self.args[0], Global):
+        """The name of the class of which the call would have made an object."""
+        if self.name in _GENERIC_MAKERS and self.args and isinstance(self.args[0], Global):
             return self.args[0].kind
         return "numpy.generic" if self.name.endswith(".multiarray.scalar") else plain_name(self.name)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Ignore an entry that the pickle would set, as of a dictionary of a user's class."""
+        """Ignore an item that the pickle would set, such as an entry of a custom dictionary class."""
 
     def extend(self, items: list[Any]) -> None:
         """Ignore items that the pickle would append."""
@@ -84,40 +85,40 @@ class Recipe:
         """Ignore an item that the pickle would append."""
 
     def add(self, item: Any) -> None:
-        """Ignore an item that the pickle would put into a set."""
+        """Ignore an item that the pickle would add to a set."""
 
 
 @dataclass(frozen=True, eq=False)
 class Global:
-    """A global by its name; calling it only notes the call."""
+    """A global by its name; calling it only records the call."""
 
     name: str
-    calls: list[Recipe]
+    calls: list[RecordedCall]
 
     @property
     def kind(self) -> str:
-        """Its own name, as Python 3 has it."""
+        """The Python 3 name of the global."""
         return plain_name(self.name)
 
-    def __call__(self, *args: Any, **_: Any) -> Recipe:
-        """Note the call, and that of the function that a tensor with attributes of its own is made by."""
-        self.calls.append(Recipe(self.name, args))
+    def __call__(self, *args: Any, **_: Any) -> RecordedCall:
+        """Record the call; for a tensor with attributes, record the call that makes the tensor too."""
+        self.calls.append(RecordedCall(self.name, args))
         made = self.calls[-1]
         if self.name == _FROM_TYPE and isinstance(args[0], Global) and isinstance(args[2], tuple):
             args[0](*args[2])
         return made
 
 
-def shown(key: Any) -> str:
-    """A key of a table as a text; only its type if it is of a kind whose text can be of any length."""
-    if isinstance(key, Recipe | Global):
+def key_text(key: Any) -> str:
+    """A key of a table as a text; the name of its type if its text could be very long."""
+    if isinstance(key, RecordedCall | Global):
         return key.kind
     return str(key) if type(key) in (str, int, float, bool, type(None)) else type(key).__name__
 
 
 @dataclass(frozen=True)
 class StorageRef:
-    """The memory that a tensor would use: ``numel`` elements of the kind ``FloatStorage`` and so on."""
+    """A reference to the storage of tensors: ``numel`` elements of a kind such as ``FloatStorage``."""
 
     kind: str
     key: str
@@ -125,45 +126,46 @@ class StorageRef:
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Size of the storage, in bytes."""
         return self.numel * ITEM_BYTES[self.kind]
 
 
-class Record:
-    """An object of a class of a TorchScript archive: its class's name and its attributes."""
+class ScriptRecord:
+    """An object in a TorchScript archive: the name of its class, and its attributes."""
 
     qualname = ""
     attributes: dict[str, Any]
     arguments: tuple[Any, ...]
 
     def __new__(cls, *arguments: Any) -> Self:
-        """Take the place of an object; the only argument is the value of an enumeration's member."""
+        """Create the record of an object; an enumeration member has its value as the only argument."""
         record = super().__new__(cls)
         record.attributes = {}
         record.arguments = arguments
         return record
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the attributes; a state of another form (a quantized layer's) is not looked into."""
+        """Keep the attributes; a state of another form (of a quantized layer) is ignored."""
         self.attributes = state if isinstance(state, dict) else {}
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a pickle holds: its object, and all tensors and storages, also those that the object hides."""
+    """The contents of a pickle: its value, and all its tensors and storages, even those not in the value."""
 
     value: Any
-    tensors: list[Recipe]
+    tensors: list[RecordedCall]
     storages: dict[str, StorageRef]
 
 
 def open_inertly(data: bytes) -> Contents:
     """Unpickle without importing or calling anything.
 
-    Look at it first (:func:`bcu_cli.checkpoints.opcodes.look`), which also stops tricks with the memo.
+    Inspect the pickle first (:func:`bcu_cli.checkpoints.pickle_inspection.inspect_pickle`): that limits the
+    work of unpickling.
 
     Raises:
-        Exception: Of any kind, if the pickle is not well-formed.
+        Exception: The pickle is malformed; the exception can be of any class.
     """
     unpickler = InertUnpickler(data)
     value = unpickler.load()
@@ -172,7 +174,12 @@ def open_inertly(data: bytes) -> Contents:
 
 
 def size_fault(contents: Contents, limit: int) -> str | None:
-    """What is wrong with the sizes that the contents claim, if they are to come from ``limit`` bytes."""
+    """What is wrong with the tensor sizes that a pickle claims; None if they fit.
+
+    Args:
+        contents: The contents of the pickle.
+        limit: Size of the file, in bytes.
+    """
     total = sum(storage.nbytes for storage in contents.storages.values())
     if total > limit:
         return f"its tensors claim {total:,} bytes and the file has {limit:,}"
@@ -184,7 +191,12 @@ def size_fault(contents: Contents, limit: int) -> str | None:
 
 
 def tensor_fault(args: tuple[Any, ...], limit: int) -> str | None:
-    """What is wrong with a tensor of (storage, offset, shape, stride), to come from ``limit`` bytes."""
+    """What is wrong with the sizes that a tensor claims; None if they fit.
+
+    Args:
+        args: Storage, offset, shape and stride, in elements.
+        limit: Size of the file, in bytes.
+    """
     if len(args) < 4 or not isinstance(args[0], StorageRef):
         return "a tensor has no storage"
     storage, offset, shape, stride = args[:4]
@@ -203,49 +215,49 @@ def tensor_fault(args: tuple[Any, ...], limit: int) -> str | None:
 
 
 def _bytes_of_dtype(dtype: Global) -> int:
-    """The size of an element, by the digits in its type's name; the largest where that does not say."""
+    """The size of an element in bytes, from the digits in the dtype's name; 16 if there are none."""
     if dtype.name == "torch.bool":
         return 1
     bits = re.search(r"[a-z](\d+)", dtype.name)
     return int(bits[1]) // 8 if bits else 16
 
 
-class InertUnpickler(pickle._Unpickler):  # Python's own in Python: broken bytes cannot crash it
-    """Python's unpickler, with notes in the place of all that a pickle would import, make or call.
+class InertUnpickler(pickle._Unpickler):  # the version in pure Python, which broken bytes cannot crash
+    """An unpickler that records what a pickle would import, create or call.
 
     Args:
         data: The pickle.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-    """By the code of an instruction, what follows it."""
+    """The handler of each opcode."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
         self.stack: list[Any]
-        self.calls: list[Recipe] = []
+        self.calls: list[RecordedCall] = []
         self.storages: dict[str, StorageRef] = {}
-        self._records: dict[str, type[Record]] = {}
+        self._records: dict[str, type[ScriptRecord]] = {}
 
     def load_reduce(self) -> None:
-        """Note a call; TorchScript writes the single argument of an enumeration without its tuple."""
+        """Record a call; TorchScript writes the single argument of an enumeration without a tuple."""
         arguments = self.stack.pop()
         function = self.stack[-1]
         self.stack[-1] = function(*arguments) if isinstance(arguments, tuple) else function(arguments)
 
     def load_build(self) -> None:
-        """Give attributes to an object of a TorchScript archive; nothing else gets any."""
+        """Set the attributes of a TorchScript object; other objects get none."""
         state = self.stack.pop()
-        if isinstance(self.stack[-1], Record):
+        if isinstance(self.stack[-1], ScriptRecord):
             self.stack[-1].__setstate__(state)
 
     def load_newobj(self) -> None:
-        """Note the making of an object."""
+        """Record the creation of an object."""
         arguments = self.stack.pop()
         self.stack.append(self.stack.pop()(*arguments))
 
     def load_newobj_ex(self) -> None:
-        """Note the making of an object with arguments by name."""
+        """Record the creation of an object with keyword arguments."""
         keywords, arguments = self.stack.pop(), self.stack.pop()
         self.stack.append(self.stack.pop()(*arguments, **keywords))
 
@@ -255,25 +267,29 @@ class InertUnpickler(pickle._Unpickler):  # Python's own in Python: broken bytes
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
 
     def find_class(self, module: str, name: str) -> Any:
-        """Take a note's maker for the place of a global."""
+        """The stand-in for a global; only ``OrderedDict`` is the real class."""
         qualname = f"{module}.{name}"
         if qualname == "collections.OrderedDict":
             return OrderedDict
         if qualname.startswith("__torch__."):
             if qualname not in self._records:
-                self._records[qualname] = type("Record", (Record,), {"qualname": qualname})
+                self._records[qualname] = type("ScriptRecord", (ScriptRecord,), {"qualname": qualname})
             return self._records[qualname]
         return Global(qualname, self.calls)
 
     def persistent_load(self, pid: Any) -> Any:
-        """Take a note for the place of a storage."""
+        """The reference that stands in for a storage."""
         return self.storage_ref(pid)
 
     def storage_ref(self, pid: Any) -> StorageRef:
-        """What a persistent id says of its storage."""
+        """The storage that a persistent id describes.
+
+        Raises:
+            pickle.UnpicklingError: It is not the id of a storage in the form that torch writes.
+        """
         tag, kind, key, _, numel, *part = pid
         if part not in ([], [None]):
-            raise pickle.UnpicklingError("it has a part of a storage, as torch wrote before 0.4")
+            raise pickle.UnpicklingError("it has a part of a storage, as torch before 0.4 wrote")
         kind = kind.name.rpartition(".")[2] if isinstance(kind, Global) else ""
         if tag != "storage" or kind not in ITEM_BYTES or not isinstance(key, str):
             raise pickle.UnpicklingError("it refers to something that is no storage")

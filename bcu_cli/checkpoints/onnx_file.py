@@ -1,6 +1,7 @@
-"""ONNX models: weights, operators and graph, read by bcu itself; no library of ONNX is needed, or run.
+"""ONNX models: weights, operators and graph, read without any ONNX library.
 
-Format: the ONNX project's ``onnx.proto`` and "Open Neural Network Exchange Intermediate Representation".
+The format is defined by the ONNX project's ``onnx.proto`` and its "Open Neural Network Exchange Intermediate
+Representation".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bcu_cli.errors import CheckpointError, UnsafeFileError
 from .archive import damaged
 from .checkpoint import Finding
 from .onnx_schema import SCHEMA
-from .onnx_tensors import check, numbers, read_tensor, unfit
+from .onnx_tensors import check_tensor, read_tensor, unfit, unpack_numbers
 from .protobuf import BrokenMessageError, Decoder, Message, TooManyFieldsError
 
 if TYPE_CHECKING:
@@ -27,24 +28,24 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 OPERATOR_RULE = "onnx-operator"
-_HALF = 10  # as ONNX numbers its types
-_MOST_BYTES = 2**31  # of any protobuf, says the format
+_HALF = 10  # ONNX's type code of float16
+_MOST_BYTES = 2**31  # the protobuf format's limit for a message
 _STANDARD = ("ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "ai.onnx.preview")
 _OF_RUNTIMES = ("com.microsoft", "com.microsoft.nchwc")
-"""Domains of operators that ONNX Runtime has built in; its optimiser writes them."""
+"""Domains of operators that are built into ONNX Runtime, whose optimiser writes them."""
 _DANGEROUS = ("com.microsoft::EPContext", "com.microsoft::PythonOp", "com.microsoft::PythonOpGrad")
-"""These load compiled code, from the file or from a path in it, or run Python."""
+"""Operators that run Python, or load compiled code from the file or from a path in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One operation of a graph.
+    """One node of a graph.
 
     Attributes:
-        operator: Such as ``ai.onnx::Conv``.
-        inputs: The names of its values; an input that is left out is an empty text.
-        outputs: Likewise.
-        attributes: Numbers, texts, tensors, lists of numbers, and None for what bcu does not know.
+        operator: Full name of the operator, such as ``ai.onnx::Conv``.
+        inputs: Names of the input values; an omitted input is an empty text.
+        outputs: Names of the output values; an omitted output is an empty text.
+        attributes: Numbers, texts, tensors and lists of numbers; None for a type that bcu does not know.
     """
 
     operator: str
@@ -55,16 +56,16 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A graph as it stands in a file, with nothing known of what its operators do.
+    """The graph of a file.
 
     Attributes:
-        input: The name of its one input.
-        input_shape: Of it; None where a size is not fixed. Empty where nothing is said of it.
-        output: The name of its first output.
-        nodes: In an order in which they can run.
+        input: Name of its only input.
+        input_shape: Shape of the input, with None for a size that is not fixed; empty if it is not given.
+        output: Name of its first output.
+        nodes: The nodes, each after those that it depends on.
         tensors: The constants, by name.
-        version: Of the set of ONNX's own operators.
-        takes_half: Whether its input is of half precision.
+        version: Version of ONNX's standard operator set.
+        takes_half: Whether its input has half precision.
     """
 
     input: str
@@ -77,14 +78,14 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is found in a file by looking at all of it.
+class Inspection:
+    """The result of inspecting a whole file.
 
     Attributes:
-        findings: What its user should know.
-        operators: All that its graphs, those within others, and its functions name, sorted.
-        files: Those that hold tensors and lie beside the file, sorted.
-        metadata: Texts.
+        findings: Facts that its user should know.
+        operators: All operators that its graphs, nested graphs and functions name, sorted.
+        files: Files beside it that hold tensors, sorted.
+        metadata: The texts of ``metadata_props``, by key.
     """
 
     findings: list[Finding]
@@ -93,12 +94,12 @@ class Look:
     metadata: dict[str, str]
 
 
-def look_at(path: Path) -> Look:
-    """Look at every graph and tensor of a file; no tensor is read.
+def inspect_model(path: Path) -> Inspection:
+    """Inspect every graph and tensor of a file without reading the tensors.
 
     Raises:
-        CheckpointError: The file is damaged, breaks the format, or lacks its external data, and nothing
-            unsafe was found in it before.
+        CheckpointError: The file is damaged, violates the format or lacks its external data, and holds
+            nothing unsafe. If it does, the findings are returned instead.
     """
     model = _decode(path)
     findings: dict[str, Finding] = {}
@@ -106,7 +107,7 @@ def look_at(path: Path) -> Look:
     error: CheckpointError | None = None
     for tensor in _tensors(model):
         try:
-            if external := check(path, tensor):
+            if external := check_tensor(path, tensor):
                 files[external.file] += external.length
         except UnsafeFileError as unsafe:
             findings[unsafe.message] = Finding(rule=unsafe.rule, message=unsafe.message, severity="unsafe")
@@ -116,10 +117,10 @@ def look_at(path: Path) -> Look:
         if taken > file.stat().st_size:
             what = f"tensors take {taken:,} bytes of {file.name}, which has fewer"
             error = error or damaged(path, what, "impossible-size")
-    own = {_operator(function, "name") for function in model["functions"]}
-    operators = sorted({_operator(node, "op_type") for node in _nodes(model)} | own)
+    functions = {_operator(function, "name") for function in model["functions"]}
+    operators = sorted({_operator(node, "op_type") for node in _nodes(model)} | functions)
     for operator in operators:
-        if (severity := _severity(operator, operator in own)) is not None:
+        if (severity := _severity(operator, operator in functions)) is not None:
             message = f"has a graph that calls {operator}, which is no operator of ONNX"
             findings[message] = Finding(rule=OPERATOR_RULE, message=message, severity=severity)
     try:
@@ -129,15 +130,15 @@ def look_at(path: Path) -> Look:
     if error and not any(finding.severity == "unsafe" for finding in findings.values()):
         raise error
     metadata = {pair.get("key", ""): pair.get("value", "") for pair in model["metadata_props"]}
-    return Look(list(findings.values()), tuple(operators), tuple(sorted(files)), metadata)
+    return Inspection(list(findings.values()), tuple(operators), tuple(sorted(files)), metadata)
 
 
 def load(path: Path) -> dict[str, torch.Tensor]:
     """Read the weights under the names that the graph gives them.
 
-    These are the constants of the graph but whole numbers of at most one dimension, with which it only
-    reckons shapes. Exporters keep equal tensors once: a constant that is passed on under another name has
-    both. Look at the file first (:func:`look_at`).
+    Weights are all constants of the graph except integers of at most one dimension, which only serve to
+    compute shapes. Exporters store equal tensors once: a constant that an ``Identity`` node passes on is
+    returned under both names. Inspect the file first (:func:`inspect_model`).
 
     Raises:
         CheckpointError: The file is damaged.
@@ -147,14 +148,14 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_graph(checkpoint: Checkpoint) -> Graph:
-    """Read the graph of a file to run it.
+    """Read the graph of a file in order to run it.
 
     Raises:
-        UnsafeFileError: It calls operators of somebody's own.
-        CheckpointError: It is damaged, or of a form that bcu does not run.
+        UnsafeFileError: The graph calls custom operators.
+        CheckpointError: The file is damaged, or the graph has a form that bcu does not run.
     """
     path = checkpoint.path
-    for finding in look_at(path).findings:
+    for finding in inspect_model(path).findings:
         if finding.severity == "unsafe":
             hint = "if the network is of a known architecture, name it with --arch: then the graph is not run"
             raise UnsafeFileError(f"{path} {finding.message}", hint, rule=finding.rule)
@@ -206,7 +207,7 @@ def _decode(path: Path) -> Message:
 
 
 def _graphs(message: Message) -> Iterator[Message]:
-    """All graphs in a model, a function or a graph, itself among them; functions have nodes as graphs do."""
+    """All graphs and functions within a message, including the message itself if it is one."""
     pending = [message]
     while pending:
         item = pending.pop()
@@ -231,7 +232,7 @@ def _nodes(message: Message) -> Iterator[Message]:
 
 
 def _tensors(model: Message) -> Iterator[Message]:
-    """Every tensor in a file: initializers, those in attributes, and the parts of sparse ones."""
+    """Every tensor in a file: initializers, tensors in attributes, and the parts of sparse tensors."""
     attributes = [one for node in _nodes(model) for one in node["attribute"]]
     attributes += [one for function in model["functions"] for one in function["attribute_proto"]]
     sparse = [one for graph in _graphs(model) for one in graph.get("sparse_initializer", [])]
@@ -245,10 +246,14 @@ def _tensors(model: Message) -> Iterator[Message]:
 
 
 def _check_graphs(path: Path, model: Message) -> None:
-    """Raise where a name stands for two values in one graph, or tensors are sparse."""
+    """Refuse redefined standard operators, sparse tensors, and names of two values in one graph.
+
+    Raises:
+        CheckpointError: The file has one of them.
+    """
     for function in model["functions"]:
         if (function.get("domain") or "ai.onnx") in _STANDARD:
-            raise unfit(path, f"it has a meaning of its own for {_operator(function, 'name')[:60]}")
+            raise unfit(path, f"it redefines {_operator(function, 'name')[:60]}")
     for graph in _graphs(model):
         if graph.get("sparse_initializer"):
             message = f"{path} has sparse tensors"
@@ -259,7 +264,7 @@ def _check_graphs(path: Path, model: Message) -> None:
         for name in names:
             if name in seen:
                 message = f"{path} has two values of the name {name[:60]!r}"
-                hint = "such a file means different things to different readers; get it again"
+                hint = "different readers see different networks in such a file; get it again"
                 raise CheckpointError(message, hint, rule="onnx-duplicate-name")
             seen.add(name)
 
@@ -268,12 +273,12 @@ def _operator(message: Message, key: str) -> str:
     return f"{message.get('domain') or 'ai.onnx'}::{message.get(key, '')}"
 
 
-def _severity(operator: str, is_own: bool) -> Literal["unsafe", "note"] | None:
-    """How bad it is that an operator is called; None for ONNX's own and for the file's own functions."""
+def _severity(operator: str, is_function: bool) -> Literal["unsafe", "note"] | None:
+    """How bad a call of an operator is; None for standard operators and functions defined in the file."""
     domain = operator.partition("::")[0]
     if operator in _DANGEROUS:
         return "unsafe"
-    if is_own or domain in _STANDARD:
+    if is_function or domain in _STANDARD:
         return None
     return "note" if domain in _OF_RUNTIMES else "unsafe"
 
@@ -283,7 +288,7 @@ def _is_constant(node: Message) -> bool:
 
 
 def _constants(path: Path, graph: Message) -> dict[str, torch.Tensor]:
-    """The initializers, what the nodes for constants give, and both under the names they are passed on by."""
+    """The initializers and the values of ``Constant`` nodes, also under the names of ``Identity`` nodes."""
     import torch
 
     found = {tensor.get("name", ""): read_tensor(path, tensor) for tensor in graph["initializer"]}
@@ -308,7 +313,7 @@ def _is_weight(tensor: torch.Tensor) -> bool:
 
 
 def _value(path: Path, attribute: Message) -> Any:
-    """The value of an attribute; None for a graph, a sparse tensor and the like."""
+    """The value of an attribute; None for a type that bcu does not read, such as a graph."""
     if "t" in attribute:
         return read_tensor(path, attribute["t"])
     if "f" in attribute:
@@ -319,7 +324,7 @@ def _value(path: Path, attribute: Message) -> Any:
         return str(attribute["s"], "utf-8", "replace")
     if attribute["floats"]:
         try:
-            return numbers(attribute["floats"], "f")
+            return unpack_numbers(attribute["floats"], "f")
         except ValueError as error:
             raise unfit(path, f"an attribute of {error}") from error
     return attribute["ints"] if attribute["ints"] or attribute.get("type") == 7 else None

@@ -1,4 +1,4 @@
-"""What an ONNX file is made of (``onnx.proto`` of the ONNX project), and how one is told from other files."""
+"""The schema of ONNX files (``onnx.proto`` of the ONNX project), and how they are recognised."""
 
 from __future__ import annotations
 
@@ -74,22 +74,22 @@ SCHEMA: Schema = {
     "shape": {1: ("dim", "*dimension")},
     "dimension": {1: ("dim_value", "int"), 2: ("dim_param", "text")},
 }
-"""The messages and fields that are looked at; descriptions and hints for devices are not."""
+"""The messages and fields that bcu reads; it ignores others, such as descriptions and device hints."""
 
 _VERSION, _GRAPH = 1, 7
-_NAMES = (2, 3, 4)  # of the producer, its version, and the model's domain
+_NAMES = (2, 3, 4)  # fields with the producer's name, its version, and the model's domain
 _MODEL_WIRES = dict.fromkeys((_VERSION, 5), VARINT)
 _MODEL_WIRES |= dict.fromkeys((*_NAMES, 6, _GRAPH, 8, 14, 20, 25, 26), BYTES)
 _GRAPH_FIELDS = frozenset({1, 2, 5, 10, 11, 12, 13, 14, 15, 16})
-_NEWEST_IR = 63  # today it is 13
+_NEWEST_IR = 63  # an upper limit; the newest version today is 13
 
 
 def looks_like_onnx(head: bytes) -> bool:
-    """Whether a file that begins like this is an ONNX model.
+    """Whether a file with these first bytes is an ONNX model.
 
-    There is no signature. Writers put the fields in the order of their numbers: first the version of the
-    format, then texts about the producer, then the graph. Other protobufs that begin so (TensorFlow's saved
-    models) have something else where a text or a graph should be.
+    ONNX files have no signature. Writers put the fields in the order of their numbers: first the version of
+    the format, then texts about the producer, then the graph. Other protobufs that begin with the same fields
+    (TensorFlow's saved models) have no text or graph in the places where ONNX has them.
     """
     seen: set[int] = set()
     try:
@@ -104,7 +104,7 @@ def looks_like_onnx(head: bytes) -> bool:
                 return False
             seen.add(number)
     except (UnicodeDecodeError, BrokenMessageError):
-        pass  # what came before decides: the file may be cut short
+        pass  # the file may be cut short: the fields before the error decide
     return bool(seen & {_NAMES[0], _GRAPH})
 
 

@@ -1,7 +1,7 @@
-"""The tensors of an ONNX file: whether each has the bytes that it says, and where those lie.
+"""The tensors of an ONNX file: checking their sizes, finding their bytes, and reading them.
 
-Bytes stand in the tensor itself, in a form for each type of number, or in another file (external data). Which
-file is a path that somebody else wrote: it is only opened where it lies in the model's folder.
+The bytes are in the tensor itself, in a field that depends on its type, or in another file (external data).
+The path of that file is untrusted: the file is only opened if it lies in the model's folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-_TYPES = {  # ONNX's numbers of its types: (as torch calls it, bytes of one value, the field for its values)
+_TYPES = {  # ONNX type code: (name of the torch dtype, bytes per value, field that holds the values)
     1: ("float32", 4, "float_data"),
     2: ("uint8", 1, "int32_data"),
     3: ("int8", 1, "int32_data"),
@@ -40,13 +40,13 @@ _TYPES = {  # ONNX's numbers of its types: (as torch calls it, bytes of one valu
 }
 _LARGEST_SIZE = 2**31
 _TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
-_BITS_OF_HALVES = ("float16", "bfloat16")  # stand as the number that their 16 bits make
+_BITS_OF_HALVES = ("float16", "bfloat16")  # stored as integers that hold their 16 bits
 _EXTERNAL = 1
 _MOST_ONE_BY_ONE, _MOST_ATTRIBUTE_BYTES = 2**24, 2**22
-"""Numbers of a tensor, and bytes of an attribute, that are read one by one: each takes some forty bytes."""
+"""Limits of values in a tensor and bytes in an attribute that are read one by one, at 40 bytes for each."""
 _MOST_DIMENSIONS = 64
 _LAST_BYTES = bytes(range(0x80))
-"""Those that end a varint."""
+"""The bytes that can end a varint."""
 LAYOUT_RULE = "onnx-layout"
 EXTERNAL_RULE = "onnx-external-path"
 _HINT = "export the model again, or get the file from its publisher again"
@@ -54,12 +54,12 @@ _HINT = "export the model again, or get the file from its publisher again"
 
 @dataclass(frozen=True)
 class External:
-    """Where the bytes of a tensor lie outside of the file.
+    """The place of a tensor's bytes in another file.
 
     Attributes:
-        file: Which lies in the model's folder, and is long enough.
-        offset: In bytes.
-        length: In bytes.
+        file: The other file, which lies in the model's folder and is long enough.
+        offset: Offset of the tensor's data, in bytes.
+        length: Length of the tensor's data, in bytes.
     """
 
     file: Path
@@ -67,15 +67,15 @@ class External:
     length: int
 
 
-def check(path: Path, tensor: Message) -> External | None:
-    """Check that a tensor's bytes are there and as many as its shape and type take; none is read.
+def check_tensor(path: Path, tensor: Message) -> External | None:
+    """Check that a tensor has as many bytes as its shape and type need, without reading them.
 
     Returns:
-        Where they lie, if outside of the file.
+        The place of the bytes, if they are in another file.
 
     Raises:
-        UnsafeFileError: They lie outside of the model's folder.
-        CheckpointError: They do not fit, are not there, or are of a kind that bcu does not know.
+        UnsafeFileError: The bytes are in a file outside the model's folder.
+        CheckpointError: The bytes are missing or too few, or the tensor's type is unknown.
     """
     name = repr(tensor.get("name", "")[:60])
     dims = tensor["dims"]
@@ -91,7 +91,7 @@ def check(path: Path, tensor: Message) -> External | None:
     held = [key for key in _TYPED if tensor[key]]
     if tensor.get("data_location") == _EXTERNAL:
         if held or "raw_data" in tensor:
-            raise unfit(path, f"{name} lies in two places")
+            raise unfit(path, f"{name} has its data in two places")
         return _external(path, tensor, name, count * width)
     if "raw_data" in tensor:
         found = len(tensor["raw_data"])
@@ -108,14 +108,14 @@ def check(path: Path, tensor: Message) -> External | None:
 
 
 def read_tensor(path: Path, tensor: Message) -> torch.Tensor:
-    """The tensor, in memory of its own.
+    """Read a tensor into newly allocated memory.
 
     Raises:
-        CheckpointError: As of :func:`check`.
+        CheckpointError: The tensor is damaged, missing or of an unknown type, as in :func:`check_tensor`.
     """
     import torch
 
-    external = check(path, tensor)
+    external = check_tensor(path, tensor)
     dtype, _, field = _TYPES[tensor["data_type"]]
     if external is not None:
         with external.file.open("rb") as file:
@@ -129,7 +129,7 @@ def read_tensor(path: Path, tensor: Message) -> torch.Tensor:
         message = f"{path} holds {math.prod(tensor['dims']):,} numbers one by one"
         raise CheckpointError(message, "export it with raw data", rule="unsupported-weights")
     else:
-        return _of_varints(tensor[field], dtype).reshape(tensor["dims"])
+        return _tensor_from_varints(tensor[field], dtype).reshape(tensor["dims"])
     if not data:
         return torch.empty(tensor["dims"], dtype=getattr(torch, dtype))
     if dtype == "bool":
@@ -138,15 +138,19 @@ def read_tensor(path: Path, tensor: Message) -> torch.Tensor:
 
 
 def unfit(path: Path, why: str) -> CheckpointError:
-    """The error for a file that is not as ONNX says."""
-    return CheckpointError(f"{path} is no sound ONNX model: {why}", _HINT, rule=LAYOUT_RULE)
+    """The error for a file that violates the ONNX format."""
+    return CheckpointError(f"{path} is no valid ONNX model: {why}", _HINT, rule=LAYOUT_RULE)
 
 
-def numbers(chunks: list[memoryview], kind: str) -> list[Any]:
-    """The values of a field of numbers of fixed size; ``kind`` is ``f`` or ``d``.
+def unpack_numbers(chunks: list[memoryview], kind: str) -> list[Any]:
+    """The values of a field of floating-point numbers.
+
+    Args:
+        chunks: The bytes of the field.
+        kind: ``f`` for 32-bit or ``d`` for 64-bit numbers.
 
     Raises:
-        ValueError: The bytes are no whole number of them.
+        ValueError: The bytes are too many, or no whole number of values.
     """
     data = b"".join(map(bytes, chunks))
     if len(data) > _MOST_ATTRIBUTE_BYTES:
@@ -163,7 +167,7 @@ def _count_varints(value: memoryview | int) -> int:
     return len(data) - len(data.translate(None, _LAST_BYTES))
 
 
-def _of_varints(values: list[memoryview | int], dtype: str) -> torch.Tensor:
+def _tensor_from_varints(values: list[memoryview | int], dtype: str) -> torch.Tensor:
     import torch
 
     def each() -> Iterator[int]:
@@ -177,19 +181,19 @@ def _of_varints(values: list[memoryview | int], dtype: str) -> torch.Tensor:
 
 
 def _external(path: Path, tensor: Message, name: str, needed: int) -> External:
-    """Where the bytes lie: ``location`` below the model's folder, from ``offset`` (0) on ``length`` bytes."""
-    said = {pair.get("key", ""): pair.get("value", "") for pair in tensor["external_data"]}
-    location = said.get("location", "")
+    """The place of a tensor's bytes: ``length`` bytes from ``offset`` on in the file ``location``."""
+    entries = {pair.get("key", ""): pair.get("value", "") for pair in tensor["external_data"]}
+    location = entries.get("location", "")
     file = _inside(path, location, name)
     try:
-        offset, length = int(said.get("offset", "0")), int(said.get("length", str(needed)))
+        offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(needed)))
     except ValueError as error:
-        raise unfit(path, f"{name} lies at no whole number of bytes") from error
+        raise unfit(path, f"{name} has an offset or length that is no integer") from error
     if offset < 0 or length != needed:
-        raise unfit(path, f"{name} takes {needed:,} bytes and says that it has {length:,} from {offset:,} on")
+        raise unfit(path, f"{name} needs {needed:,} bytes and claims {length:,} at offset {offset:,}")
     try:
         size = file.stat().st_size if file.is_file() else None
-    except OSError:  # a name that no file can have
+    except OSError:  # the name is not valid for a file
         size = None
     if size is None:
         message = f"{path} has {name} in the file {location[:120]!r}, which is not there"
@@ -201,9 +205,9 @@ def _external(path: Path, tensor: Message, name: str, needed: int) -> External:
 
 
 def _inside(path: Path, location: str, name: str) -> Path:
-    """The file at a location, which must be below the model's folder, also with every link followed.
+    """The file at a location, which must be below the model's folder even after links are resolved.
 
-    In the caches of hubs a model is itself a link, and what belongs to it a link into the same folder.
+    In the caches of hubs, the model and its external data are links into one folder, which is allowed.
     """
     steps = PurePosixPath(location).parts
     odd = not steps or set(location) & set("\\:\0") or location.startswith("/") or ".." in steps
@@ -213,7 +217,7 @@ def _inside(path: Path, location: str, name: str) -> Path:
             real = file.resolve()
             if real.is_relative_to(path.parent.resolve()) or real.parent == path.resolve().parent:
                 return file
-        except (OSError, RuntimeError):  # links in a circle, a name that is too long
+        except (OSError, RuntimeError):  # circular links, or a name that is too long
             pass
     message = f"{path} has {name} in the file {location[:120]!r}, which does not lie in the model's folder"
     raise UnsafeFileError(message, "other programs would open that file", rule=EXTERNAL_RULE)

@@ -1,12 +1,12 @@
-"""Which operators does the code of a TorchScript archive name, and are they all harmless?
+"""Lists the operators that TorchScript code names, and checks them against an allow-list.
 
-The code is text in a subset of Python's grammar, so Python's own parser reads it; nothing is compiled. What
-it can call is found by the way each call is written:
+The code is text in a subset of Python's grammar, so Python's parser reads it; nothing is compiled. The form
+of a call shows what it can call:
 
-- ``torch.relu(x)`` and ``ops.prim.RaiseException(...)`` are operators by name (``aten::relu``, …);
-- ``x.save(...)`` may be a method of the archive's own classes, an operator on a tensor, or both;
-- ``len(x)`` is a builtin, unless the name is a local one, which then must stand for the archive's own code;
-- everything else (a computed callee, ``torch`` itself as a value, ``with``, …) gets a name of its own in
+- ``torch.relu(x)`` and ``ops.prim.RaiseException(...)`` name operators (``aten::relu``, …);
+- ``x.save(...)`` may be a method of a class in the archive, an operator on a tensor, or both;
+- ``len(x)`` is a builtin, unless ``len`` is a local name, which then must stand for code in the archive;
+- everything else (a computed callee, ``torch`` itself as a value, ``with``, …) is listed under a name in
   angle brackets, which is on no allow-list.
 """
 
@@ -61,9 +61,9 @@ _PRIM = """
     unchecked_unwrap_optional Uninitialized
 """
 ALLOWED = frozenset([f"aten::{name}" for name in _ATEN.split()] + [f"prim::{name}" for name in _PRIM.split()])
-"""Operators that only compute tensors and numbers from those they are given, and check what they are given.
+"""Operators that only compute tensors and numbers from their arguments, and check their arguments.
 
-:mod:`bcu_cli.models.script_operators` has a function for each.
+:mod:`bcu_cli.models.script_operators` has a function for each of them.
 """
 
 BUILTINS = {
@@ -81,12 +81,12 @@ BUILTINS = {
     "uninitialized": "prim::Uninitialized",
     "print": "prim::Print",
 }
-"""Builtins as the code calls them, and the operators that they stand for."""
+"""The operators that the builtins in the code stand for."""
 
 _ROOTS = ("torch", "ops", "__torch__")
 _FILE_OPERATORS = ("aten::save", "aten::from_file")
 _KNOWN_NAMESPACES = ("aten", "prim", "quantized", "torchvision")
-_MARKS_OF_ODD_CODE = ("<with>", "<custom class")  # torch writes such code; bcu only does not run it
+_MARKS_OF_ODD_CODE = ("<with>", "<custom class")  # torch writes such code, but bcu does not run it
 _REFUSED_NODES = {
     ast.With: "<with>",
     ast.Lambda: "<lambda>",
@@ -102,11 +102,11 @@ _REFUSED_NODES = {
     ast.NamedExpr: "<:=>",
     ast.JoinedStr: "<f-string>",
 }
-_MAX_NESTING = 90  # Python's own parser takes fewer than 100 blocks and 200 brackets
+_MAX_NESTING = 90  # Python's parser allows fewer than 100 blocks and 200 brackets
 _MAX_HEIGHT = 200
 _OPENING, _CLOSING = "([{", ")]}"
 _NESTING = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|[(\[{)\]}]|\n *")
-"""Strings, brackets, and the starts of lines."""
+"""Matches strings, brackets, and the starts of lines."""
 _PLAIN_TOKENS = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP, tokenize.NEWLINE, tokenize.NL}
 _PLAIN_TOKENS |= {tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
@@ -116,17 +116,17 @@ class UnreadableCodeError(Exception):
 
 
 def is_pure(operators: Iterable[str]) -> bool:
-    """Whether all the operators only compute: no files, no processes, no code of somebody's own."""
+    """Whether all operators are on the allow-list, so that they reach no files, processes or other code."""
     return not forbidden_operators(operators)
 
 
 def forbidden_operators(operators: Iterable[str]) -> tuple[str, ...]:
-    """Those of the operators that are not on the allow-list, sorted."""
+    """The operators that are not on the allow-list, sorted."""
     return tuple(sorted(set(operators) - ALLOWED))
 
 
 def is_dangerous(operator: str) -> bool:
-    """Whether an operator is not just unknown: it reaches files or foreign code, or is disguised."""
+    """Whether an operator is more than unknown: it reaches files or custom code, or is disguised."""
     if operator in ALLOWED or operator.startswith(_MARKS_OF_ODD_CODE):
         return False
     return operator in _FILE_OPERATORS or operator.split("::")[0] not in _KNOWN_NAMESPACES
@@ -136,8 +136,8 @@ def parse(text: str) -> ast.Module:
     """Parse one code file of an archive.
 
     Raises:
-        UnreadableCodeError: It does not parse, or uses spellings (comments, odd strings, line joins) that
-            torch never writes and that its parser may read in another way than Python's.
+        UnreadableCodeError: The code does not parse, or it uses forms (comments, unusual strings, line joins)
+            that torch never writes and that torch's parser may read differently from Python's.
     """
     try:
         if not text.isascii() or any(char in text for char in "\r\f\v\0") or "\\\n" in text:
@@ -160,8 +160,8 @@ def list_operators(modules: Iterable[ast.Module], is_operator: Callable[[str], b
     """Every operator that the code names, sorted.
 
     Args:
-        modules: The archive's code.
-        is_operator: Tells whether torch has an operator of this full name (``aten::save``).
+        modules: The parsed code files of the archive.
+        is_operator: Whether torch has an operator with this full name (``aten::save``).
     """
     modules = list(modules)
     found: set[str] = set()
@@ -184,7 +184,7 @@ def list_operators(modules: Iterable[ast.Module], is_operator: Callable[[str], b
 
 
 def _refuse_deep(text: str) -> None:
-    """Refuse code that is nested deeper than torch writes it, before a parser sees it: in one pass."""
+    """Refuse too deeply nested code before it reaches the parser."""
     depth = 0
     for mark in _NESTING.finditer(text):
         part = mark.group()
@@ -199,7 +199,7 @@ def _refuse_deep(text: str) -> None:
 
 
 def _refuse_tall(tree: ast.Module) -> None:
-    """Refuse code whose tree is taller than any of torch's; each level costs the evaluation a call."""
+    """Refuse code whose syntax tree is too tall, since evaluation recurses once for each level."""
     level: list[ast.AST] = [tree]
     for _ in range(_MAX_HEIGHT):
         level = [part for node in level for part in ast.iter_child_nodes(node)]
@@ -213,7 +213,7 @@ def _is_plain_string(text: str) -> bool:
 
 
 def _outside_functions(module: ast.Module) -> list[ast.AST]:
-    """All nodes that are in no function; torch puts only declarations there."""
+    """All nodes outside functions, where torch puts only declarations."""
     inside = {
         id(part)
         for node in ast.walk(module)
@@ -240,16 +240,16 @@ class _Scope:
         self._methods = methods
         self._is_operator = is_operator
         self._found = found
-        self._rooted: set[int] = set()  # nodes that are the inner part of a chain from a root
+        self._rooted: set[int] = set()  # ids of nodes within attribute chains that begin with a root
 
     def visit_anywhere(self, node: ast.AST) -> None:
-        """Note what matters wherever it stands: whole chains are met before their inner parts."""
+        """Record forbidden syntax and attribute chains; whole chains are visited before their parts."""
         if type(node) in _REFUSED_NODES:
             self._found.add(_REFUSED_NODES[type(node)])
         if isinstance(node, ast.Attribute) and id(node) not in self._rooted:
             chain = _chain(node)
             if chain and chain[0] in _ROOTS:
-                self._note_chain(chain)
+                self._record_chain(chain)
                 self._rooted.update(id(part) for part in ast.walk(node))
         elif isinstance(node, ast.Name) and node.id in _ROOTS and id(node) not in self._rooted:
             self._found.add(f"<{node.id} as a value>")
@@ -257,20 +257,20 @@ class _Scope:
             self._found.add(f"<{node.arg} as an argument>")
 
     def visit_function(self, function: ast.FunctionDef) -> None:
-        """Note the calls of one function."""
+        """Record the calls in one function."""
         nodes = [part for statement in function.body for part in ast.walk(statement)]
         if any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in nodes) or function.decorator_list:
             self._found.add("<nested or decorated function>")
-        self.visit_calls(nodes, _own_functions(function, nodes))
+        self.visit_calls(nodes, _archive_functions(function, nodes))
 
-    def visit_calls(self, nodes: list[ast.AST], own_functions: set[str]) -> None:
-        """Note what the calls among the nodes call."""
+    def visit_calls(self, nodes: list[ast.AST], archive_functions: set[str]) -> None:
+        """Record the operators that the calls among the nodes name."""
         stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         for node in nodes:
             if isinstance(node, ast.Call):
-                self._note_call(node.func, stored, own_functions)
+                self._record_call(node.func, stored, archive_functions)
 
-    def _note_chain(self, chain: list[str]) -> None:
+    def _record_chain(self, chain: list[str]) -> None:
         if chain[0] == "torch":
             self._found.add("aten::" + ".".join(chain[1:]))
         elif chain[0] == "ops":
@@ -278,17 +278,17 @@ class _Scope:
         elif chain[:3] == ["__torch__", "torch", "classes"]:
             self._found.add("<custom class " + ".".join(chain[3:5]) + ">")
 
-    def _note_call(self, function: ast.expr, stored: set[str], own_functions: set[str]) -> None:
+    def _record_call(self, function: ast.expr, stored: set[str], archive_functions: set[str]) -> None:
         chain = _chain(function)
         if isinstance(function, ast.Name):
-            if function.id in own_functions:
+            if function.id in archive_functions:
                 return
             local = function.id in stored
             known = BUILTINS.get(function.id, f"prim::{function.id}")
             self._found.add(f"<value {function.id} called>" if local else known)
         elif isinstance(function, ast.Attribute):
             if chain and chain[0] in _ROOTS:
-                return  # noted as a whole, or the archive's own
+                return  # recorded as a chain, or defined in the archive
             operator = f"aten::{function.attr}"
             if function.attr not in self._methods or self._is_operator(operator):
                 self._found.add(operator)
@@ -296,8 +296,8 @@ class _Scope:
             self._found.add("<computed call>")
 
 
-def _own_functions(function: ast.FunctionDef, nodes: list[ast.AST]) -> set[str]:
-    """Local names that can only stand for functions and classes of the archive (``_0 = __torch__.f``)."""
+def _archive_functions(function: ast.FunctionDef, nodes: list[ast.AST]) -> set[str]:
+    """Local names that can only stand for functions and classes in the archive (``_0 = __torch__.f``)."""
     stores = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
     own = [
         node.targets[0].id

@@ -1,9 +1,9 @@
-"""The pickle machine, followed without carrying out a single instruction.
+"""Abstract interpretation of a pickle: its program is followed, and none of its instructions is executed.
 
-A pickle is a program for a small stack machine. Python has two readers of it, torch a third, and they differ
-wherever bytes are not as Python writes them. So one canonical form is read here, and all else is refused. The
-stack and the memo are followed with strings, the sizes of containers and the names of globals, so that names
-put together from the stack are seen and so that the work of opening the pickle is known beforehand.
+A pickle is a program for a small stack machine. Python has two readers for it and torch a third; they differ
+where bytes are not as Python writes them. So only one canonical form is accepted here. Stack and memo hold
+strings, names of globals and sizes of containers. This reveals global names that are assembled on the
+stack, and the work that opening the pickle would take.
 """
 
 from __future__ import annotations
@@ -16,21 +16,25 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_OPCODES = 1_000_000  # of about 20,000 tensors
-MAX_WORK = 4_000_000  # elements that are copied, hashed or compared when the pickle is opened: under a second
-_MAX_KEY_DEPTH = 100  # the hash of a deeper tuple can overflow C's stack
-_HEAVIEST = 2**40  # weights beyond it are not told apart
-_KEPT_ITEMS = 16  # of a tuple's items, to check the arguments of calls
-_BYTES_A_UNIT = 16  # copying bytes is that much cheaper than copying elements
+MAX_OPCODES = 1_000_000  # enough for about 20,000 tensors
+MAX_WORK = 4_000_000  # elements copied, hashed or compared when the pickle is opened: less than a second
+_MAX_KEY_DEPTH = 100  # hashing a deeper tuple can overflow the C stack
+_HEAVIEST = 2**40  # larger weights are capped to it
+_KEPT_ITEMS = 16  # longest tuple whose items are kept, to check the arguments of calls
+_BYTES_A_UNIT = 16  # bytes that cost as much to copy as one element
 _MAX_DIGITS = 1000
 _UNDERFLOW = "it takes more from its stack than is there"
 
 
 @dataclass(frozen=True)
 class GlobalUse:
-    """A global that a pickle asks for, and where; ``name`` is None if it can only be known by running it.
+    """A global that a pickle imports.
 
-    ``module`` is what is imported for it: the first part of ``name``.
+    Attributes:
+        name: Full name; None if only running the pickle would reveal it.
+        opcode: Name of the opcode that imports it.
+        offset: Offset of the opcode in the pickle, in bytes.
+        module: The module that is imported, which is the first part of ``name``.
     """
 
     name: str | None
@@ -41,12 +45,12 @@ class GlobalUse:
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a call, as far as it matters to what the call can do.
+    """An argument of a call, reduced to what decides the effect of the call.
 
     Attributes:
-        kind: ``plain`` for numbers, bytes, None and truth, ``table`` for dictionaries, ``items`` for other
-            containers, ``global`` for what the pickle asks for, ``result`` for what a call made.
-        text: The text itself, or the name of the global or of what was called.
+        kind: ``plain`` for numbers, bytes, booleans and None, ``table`` for dictionaries, ``items`` for other
+            containers, ``global`` for globals, ``result`` for results of calls.
+        text: The text itself, or the name of the global or of the called global.
     """
 
     kind: Literal["text", "plain", "table", "items", "global", "result"]
@@ -55,29 +59,29 @@ class Argument:
 
 @dataclass(frozen=True)
 class Call:
-    """A call that a pickle asks for.
+    """A call that a pickle makes.
 
     Attributes:
-        name: The global that is called.
-        makes: Only the ``__new__`` of a class is called, not its ``__init__``.
-        arguments: What it is given; None where that is too much to tell.
+        name: Name of the global that is called.
+        only_new: Whether only ``__new__`` of a class is called, and not ``__init__``.
+        arguments: The arguments; None if there are too many to keep.
     """
 
     name: str
-    makes: bool
+    only_new: bool
     arguments: tuple[Argument, ...] | None
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a whole pickle does.
+    """The effects of a whole pickle.
 
     Attributes:
-        uses: The globals that it asks for, in order.
-        end: The offset behind its last opcode.
-        faults: What it does with torch's own functions and classes that torch never does.
-        calls: The calls that it asks for, without those that rebuild tensors and without repetitions.
-        holds_module: Whether it gives an object the state that an ``nn.Module`` has.
+        uses: The globals that it imports, in order.
+        end: Offset of the first byte after its last opcode.
+        faults: Descriptions of operations on torch's functions and classes that torch never writes.
+        calls: The distinct calls that it makes, without those that rebuild tensors.
+        holds_module: Whether it sets the state of an object to that of an ``nn.Module``.
     """
 
     uses: list[GlobalUse]
@@ -91,11 +95,11 @@ class BrokenPickleError(Exception):
     """The bytes are not a complete pickle in canonical form.
 
     Attributes:
-        uses: What it asks for before it breaks.
-        calls: The calls that it asks for before it breaks.
-        ambiguous: It is written so that readers differ about it, which no library does.
-        heavy: Readers can go on with it, and it was not followed further for what that would take.
-        cut: It may go on behind the bytes that were given.
+        uses: The globals that it imports before the error.
+        calls: The calls that it makes before the error.
+        ambiguous: Whether readers could disagree about it; no library writes such pickles.
+        heavy: Whether it exceeds a limit of size or work, though it may be well-formed.
+        cut: Whether the error is that the given bytes end too early.
     """
 
     def __init__(
@@ -109,31 +113,33 @@ class BrokenPickleError(Exception):
         self.cut = cut
 
 
-class _Thing:
-    """A value that is no string, by what it costs to copy and to hash.
+class _Item:
+    """A value other than a string, reduced to the cost of copying and hashing it.
 
-    ``weight`` is its number of elements, all the way down; ``odd`` how many values in it could be made to
-    collide in a table of hashes; ``depth`` how deep it is nested.
+    Attributes:
+        weight: Number of elements, including nested ones.
+        collidable: Number of values in it whose hashes an attacker could make equal.
+        depth: Depth of nesting.
     """
 
-    __slots__ = ("depth", "odd", "weight")
+    __slots__ = ("collidable", "depth", "weight")
 
-    def __init__(self, weight: int = 1, odd: int = 0, depth: int = 0) -> None:
+    def __init__(self, weight: int = 1, collidable: int = 0, depth: int = 0) -> None:
         self.weight = weight
-        self.odd = odd
+        self.collidable = collidable
         self.depth = depth
 
 
-class _Global(_Thing):
+class _Global(_Item):
     __slots__ = ("name",)
 
     def __init__(self, name: str | None) -> None:
-        super().__init__(odd=1)
+        super().__init__(collidable=1)
         self.name = name
 
 
-class _Made(_Thing):
-    """The result of a call of ``name``."""
+class _CallResult(_Item):
+    """The result of a call of the global ``name``."""
 
     __slots__ = ("name",)
 
@@ -142,18 +148,18 @@ class _Made(_Thing):
         self.name = name
 
 
-class _Tuple(_Thing):
+class _Tuple(_Item):
     __slots__ = ("count", "items")
 
     def __init__(self, items: list[_Value]) -> None:
-        self.weight, self.odd, self.depth = 1, 1, 0
-        _fill(self, items)
+        self.weight, self.collidable, self.depth = 1, 1, 0
+        _add_items(self, items)
         self.count = len(items)
         self.items = tuple(items) if len(items) <= _KEPT_ITEMS and self.depth <= _MAX_KEY_DEPTH else ()
 
 
-class _Table(_Thing):
-    """A dictionary; ``is_module`` if it has the attributes of an ``nn.Module``."""
+class _Table(_Item):
+    """A dictionary; ``is_module`` says whether it holds the attributes of an ``nn.Module``."""
 
     __slots__ = ("is_module",)
 
@@ -162,9 +168,9 @@ class _Table(_Thing):
         self.is_module = False
 
 
-_Value: TypeAlias = str | _Thing
-_PLAIN: Final = _Thing()  # nothing, truth, a number that collides with few others, bytes
-_LARGE: Final = _Thing(odd=1)  # numbers of more than 56 bits can be chosen to have one hash
+_Value: TypeAlias = str | _Item
+_PLAIN: Final = _Item()  # None, a boolean, a short number, or bytes
+_LARGE: Final = _Item(collidable=1)  # numbers of more than 56 bits can be chosen to have equal hashes
 
 _Named: TypeAlias = tuple[str, str]
 _Argument: TypeAlias = "Callable[[bytes, int], tuple[Any, int]]"
@@ -173,18 +179,18 @@ _NAME = re.compile(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*|\.<\w+>)*|<\w+>")
 _COUNT = re.compile(rb"0|[1-9][0-9]{0,17}")
 _INTEGER = re.compile(rb"00|01|-?(0|[1-9][0-9]{0,999})")
 _FLOAT = re.compile(rb"-?([0-9]{1,400}(\.[0-9]{1,400})?(e[+-]?[0-9]{1,3})?|inf)|nan")
-_LIKE_A_NUMBER = re.compile(  # to some reader
+_LIKE_A_NUMBER = re.compile(  # what at least one reader accepts as a number
     rb"\s*[+-]?([0-9._][0-9a-fox_.+-]*l?|inf|infinity|nan|l)?\s*(\0.*)?", re.IGNORECASE | re.DOTALL
 )
 _QUOTED = re.compile(rb"'[^'\\]*'|\"[^\"\\]*\"")
 
 
 def follow(data: bytes) -> Program:
-    """Follow the first pickle in ``data``.
+    """Follow the program of the first pickle in ``data``.
 
     Raises:
-        BrokenPickleError: There is no complete pickle in canonical form at the start of ``data``, or opening
-            it would take too much work.
+        BrokenPickleError: ``data`` does not begin with a complete pickle in canonical form, or opening it
+            would take too much work.
     """
     machine = _Machine(data)
     try:
@@ -200,29 +206,29 @@ def _weight(value: _Value) -> int:
     return 1 if isinstance(value, str) else value.weight
 
 
-def _odd(value: _Value) -> int:
-    return 0 if isinstance(value, str) else value.odd
+def _collidable(value: _Value) -> int:
+    return 0 if isinstance(value, str) else value.collidable
 
 
 def _depth(value: _Value) -> int:
     return 0 if isinstance(value, str) else value.depth
 
 
-def _fill(container: _Thing, items: list[_Value]) -> None:
-    """Count items into a container."""
+def _add_items(container: _Item, items: list[_Value]) -> None:
+    """Add the weights of items to a container."""
     for item in items:
         if isinstance(item, str):
             container.weight += 1
             continue
         container.weight += item.weight
-        container.odd += item.odd
+        container.collidable += item.collidable
         if item.depth >= container.depth:
             container.depth = item.depth + 1
-    if container.weight > _HEAVIEST or container.odd > _HEAVIEST:
-        container.weight = container.odd = _HEAVIEST
+    if container.weight > _HEAVIEST or container.collidable > _HEAVIEST:
+        container.weight = container.collidable = _HEAVIEST
 
 
-# Arguments of opcodes: from the bytes and where the argument begins, its value and where it ends.
+# Readers of opcode arguments: they take the bytes and the start, and return the value and the end.
 
 
 def _cut() -> BrokenPickleError:
@@ -245,7 +251,7 @@ def _number(form: str) -> _Argument:
 
 
 def _counted(form: str, *, as_text: bool = False) -> _Argument:
-    """Bytes or a text behind their number."""
+    """A reader of bytes or a text with their length before them."""
     length = _number(form)
 
     def read(data: bytes, at: int) -> tuple[Any, int]:
@@ -273,7 +279,7 @@ def _line(data: bytes, at: int) -> tuple[bytes, int]:
 
 
 def _matching(form: re.Pattern[bytes], most: int, suffix: bytes = b"") -> _Argument:
-    """A line of one form: readers differ about blanks, underscores, signs and prefixes in numbers."""
+    """A reader of a line in one form; pickle readers disagree about other ways to write numbers."""
 
     def read(data: bytes, at: int) -> tuple[bytes, int]:
         line, end = _line(data, at)
@@ -292,7 +298,7 @@ def _index(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _quoted(data: bytes, at: int) -> tuple[_Value, int]:
-    """A line in quotes; a text only where nothing in it depends on the reader's way with escapes."""
+    """Read a quoted line; the text is known only if it needs no escapes, which readers treat differently."""
     line, end = _line(data, at)
     bare = line.strip()
     if len(bare) < 2 or bare[:1] not in (b"'", b'"') or bare[:1] != bare[-1:]:
@@ -306,7 +312,7 @@ def _raw_line(data: bytes, at: int) -> tuple[_Value, int]:
 
 
 def _names(data: bytes, at: int) -> tuple[_Named | None, int]:
-    """The module and name of a global in two lines; None if no module or class can be called so."""
+    """Read the module and the name of a global from two lines; None if they are no valid names."""
     module, middle = _line(data, at)
     name, end = _line(data, middle)
     try:
@@ -328,7 +334,7 @@ def _argument(value: _Value) -> Argument:
         return Argument("table")
     if isinstance(value, _Global):
         return Argument("global", value.name)
-    return Argument("result", value.name) if isinstance(value, _Made) else Argument("items")
+    return Argument("result", value.name) if isinstance(value, _CallResult) else Argument("items")
 
 
 def _arguments(value: _Value) -> tuple[Argument, ...] | None:
@@ -338,13 +344,13 @@ def _arguments(value: _Value) -> tuple[Argument, ...] | None:
 
 
 class _Machine:
-    """The pickle machine's stack and memo."""
+    """The pickle machine, with the abstract values on its stack and in its memo."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.stack: list[_Value] = []
         self.marks: list[int] = []
-        self.fence = 0  # below it the stack belongs to what stands before the last mark
+        self.fence = 0  # height of the stack at the last mark
         self.memo: dict[int, _Value] = {}
         self.uses: list[GlobalUse] = []
         self.faults: list[str] = []
@@ -355,10 +361,10 @@ class _Machine:
         self._protocol = 0
         self._frame_end = 0
         self._work = 0
-        self._odd_keys = 0
+        self._collidable_keys = 0
 
     def run(self) -> int:
-        """Follow all opcodes; returns the offset behind the last."""
+        """Follow all opcodes, and return the offset after the last one."""
         data, length, table = self.data, len(self.data), _OPCODES
         at = 0
         while at < length:
@@ -425,7 +431,7 @@ class _Machine:
     # The memo.
 
     def put(self, index: int) -> None:
-        if index > self.count:  # the real machine would take memory for all the entries below
+        if index > self.count:  # a real reader would allocate all entries below the index
             raise BrokenPickleError(f"it skips to entry {index} of its memo", heavy=True)
         self.memo[index] = self.top()
 
@@ -437,12 +443,12 @@ class _Machine:
             raise BrokenPickleError(f"it asks for entry {index} of its memo, which is empty")
         self.stack.append(self.memo[index])
 
-    # The form.
+    # Protocol and frames.
 
     def protocol(self, value: int) -> None:
         if self.position:
             raise _ambiguous("changes its protocol on the way")
-        if value > 5:  # which is the latest
+        if value > 5:  # the latest protocol
             raise _ambiguous(f"is of protocol {value}, which does not exist")
         self._protocol = value
 
@@ -471,8 +477,8 @@ class _Machine:
             self.faults.append("it changes what it imports")
         for item in items if as_keys else ():
             self.hash(item)
-        if isinstance(container, _Thing):
-            _fill(container, items)
+        if isinstance(container, _Item):
+            _add_items(container, items)
 
     def set_items(self, items: list[_Value]) -> None:
         if len(items) % 2:
@@ -485,18 +491,23 @@ class _Machine:
         self.extend(items)
 
     def make_container(self, items: list[_Value], *, every: int = 0) -> None:
-        """Push a new container; ``every`` that many items there is a key."""
-        self.stack.append(_Table() if every == 2 else _Thing())
+        """Push a new container with items.
+
+        Args:
+            items: The items.
+            every: 2 for a dictionary (keys alternate with values), 1 for a set, 0 for a list.
+        """
+        self.stack.append(_Table() if every == 2 else _Item())
         self.set_items(items) if every == 2 else self.extend(items, as_keys=bool(every))
 
     def hash(self, key: _Value) -> None:
-        """Count what it takes to find a key in a table, where all keys but texts may collide."""
+        """Charge the work of hashing a key and comparing it to keys that collide with it."""
         if key is _PLAIN or isinstance(key, str):
             return
         if key.depth > _MAX_KEY_DEPTH:
             raise BrokenPickleError("it uses a deeply nested value as a key", heavy=True)
-        self._odd_keys += 1
-        self.charge(key.weight * self._odd_keys)
+        self._collidable_keys += 1
+        self.charge(key.weight * self._collidable_keys)
 
     def charge(self, work: int) -> None:
         self._work += work
@@ -505,48 +516,48 @@ class _Machine:
 
     # Globals and calls.
 
-    def use(self, named: _Named | None, opcode: str) -> _Global:
-        """Note that a global is asked for."""
+    def record_global(self, named: _Named | None, opcode: str) -> _Global:
+        """Record that a global is imported."""
         if named and f"{named[0]}.".startswith("__builtin__.") and self._protocol >= 3:
-            named = None  # only older protocols mean builtins by it, newer ones any module of that name
+            named = None  # protocols up to 2 mean builtins; later ones mean any module of that name
         name = ".".join(named) if named else None
         self.uses.append(GlobalUse(name, opcode, self.position, named[0] if named else ""))
         return _Global(name)
 
-    def ask(self, named: _Named | None) -> None:
-        self.stack.append(self.use(named, "GLOBAL"))
+    def push_global(self, named: _Named | None) -> None:
+        self.stack.append(self.record_global(named, "GLOBAL"))
 
-    def ask_from_stack(self, _: Any) -> None:
+    def push_stack_global(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         known = _named(module, name) if isinstance(module, str) and isinstance(name, str) else None
-        self.stack.append(self.use(known, "STACK_GLOBAL"))
+        self.stack.append(self.record_global(known, "STACK_GLOBAL"))
 
-    def hidden(self, opcode: str) -> None:
-        """Push what only running the pickle would show."""
-        self.stack.append(self.use(None, opcode))
+    def push_unknown(self, opcode: str) -> None:
+        """Push a value that only running the pickle would reveal."""
+        self.stack.append(self.record_global(None, opcode))
 
-    def instance(self, named: _Named | None) -> None:
-        self.call(self.use(named, "INST"), _Tuple(self.pop_mark()))
+    def make_instance(self, named: _Named | None) -> None:
+        self.call(self.record_global(named, "INST"), _Tuple(self.pop_mark()))
 
-    def persistent(self, reference: _Value) -> None:
-        """Push the storage that a reference stands for: (word, class, key, device, size, part of another)."""
+    def push_storage(self, reference: _Value) -> None:
+        """Push the storage that a reference stands for: (word, class, key, device, size, view)."""
         self.charge(_weight(reference))
         for item in reference.items[2:] if isinstance(reference, _Tuple) else ():
             if isinstance(item, _Tuple):
                 self.hash(item)
-        self.stack.append(_Made(None, _PLAIN))
+        self.stack.append(_CallResult(None, _PLAIN))
 
-    def call(self, function: _Value, arguments: _Value, *, makes: bool = False) -> None:
-        """Push the result of a call, after a look at whether torch makes such calls."""
+    def call(self, function: _Value, arguments: _Value, *, only_new: bool = False) -> None:
+        """Push the result of a call, and record a fault if torch never makes such a call."""
         self.charge(_weight(arguments))
         name = function.name if isinstance(function, _Global) else None
         if not isinstance(function, _Global):
-            self.faults.append("it calls what it made itself")
+            self.faults.append("it calls a value that it computed")
         elif fault := self._fault_of_call(name, arguments):
             self.faults.append(fault)
         if name and name not in _REBUILDERS:
-            self.calls[Call(name, makes, _arguments(arguments))] = None
-        self.stack.append(_Made(name, arguments))
+            self.calls[Call(name, only_new, _arguments(arguments))] = None
+        self.stack.append(_CallResult(name, arguments))
 
     def _fault_of_call(self, name: str | None, arguments: _Value) -> str | None:
         items = arguments.items if isinstance(arguments, _Tuple) else ()
@@ -560,9 +571,9 @@ class _Machine:
         if name in _HASHING:
             if _depth(arguments) > _MAX_KEY_DEPTH:
                 raise BrokenPickleError("it uses a deeply nested value as a key", heavy=True)
-            odd = _odd(arguments)
-            self._odd_keys += odd
-            self.charge(odd * _weight(arguments) if odd > 1 else 0)
+            collidable = _collidable(arguments)
+            self._collidable_keys += collidable
+            self.charge(collidable * _weight(arguments) if collidable > 1 else 0)
         if name == _FROM_TYPE:
             function, kind = items[:2] if len(items) == 4 else (_PLAIN, _PLAIN)
             if not isinstance(function, _Global) or function.name not in _REBUILDERS:
@@ -572,20 +583,20 @@ class _Machine:
         return None
 
     def build(self, state: _Value) -> None:
-        """Give the object on top of the stack a state."""
+        """Set the state of the object on top of the stack."""
         target = self.top()
         self.charge(_weight(state))
         parts = state.items if isinstance(state, _Tuple) else (state,)
         self.holds_module |= any(isinstance(part, _Table) and part.is_module for part in parts)
         if isinstance(target, _Global):
             self.faults.append("it changes what it imports")
-        elif isinstance(target, _Made) and target.name in _WITHOUT_STATE:
+        elif isinstance(target, _CallResult) and target.name in _WITHOUT_STATE:
             is_old = target.name == _PARAMETER and isinstance(state, _Tuple) and state.count == 3
-            if not is_old:  # torch before 0.4 gave parameters three flags
+            if not is_old:  # torch before 0.4 set three flags of parameters
                 self.faults.append(f"it changes the state of what {target.name} made")
 
 
-_MODULE_KEY = "_modules"  # among the attributes of every nn.Module, and hardly of anything else
+_MODULE_KEY = "_modules"  # an attribute of every nn.Module, and hardly of any other class
 _PARAMETER = "torch.nn.parameter.Parameter"
 _FROM_TYPE = "torch._tensor._rebuild_from_type_v2"
 _REBUILDERS = frozenset(
@@ -593,7 +604,7 @@ _REBUILDERS = frozenset(
     for what in ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
 )
 _NEVER_CALLED = frozenset({"torch.Tensor", "torch.storage.UntypedStorage", "torch.storage.TypedStorage"})
-"""Classes that a pickle only names: calling them takes as much memory as the pickle likes."""
+"""Classes that torch's pickles only name; a call could allocate any amount of memory."""
 _HASHING = frozenset({"builtins.set", "__builtin__.set", "collections.Counter", "collections.OrderedDict"})
 _WITHOUT_STATE = _REBUILDERS | _NEVER_CALLED | {_FROM_TYPE, _PARAMETER}
 
@@ -614,8 +625,8 @@ def _push_bytes_as_text(machine: _Machine, value: bytes) -> None:
     machine.stack.append(value.decode() if value.isascii() else _PLAIN)
 
 
-def _new(machine: _Machine, _: Any) -> None:
-    machine.stack.append(_Thing())
+def _push_container(machine: _Machine, _: Any) -> None:
+    machine.stack.append(_Item())
 
 
 def _discard_to_mark(machine: _Machine, _: Any) -> None:
@@ -627,14 +638,14 @@ def _call(machine: _Machine, _: Any) -> None:
     machine.call(machine.pop(), arguments)
 
 
-def _make(machine: _Machine, _: Any) -> None:
+def _call_new(machine: _Machine, _: Any) -> None:
     arguments = machine.pop()
-    machine.call(machine.pop(), arguments, makes=True)
+    machine.call(machine.pop(), arguments, only_new=True)
 
 
-def _make_with_keywords(machine: _Machine, _: Any) -> None:
+def _call_new_with_keywords(machine: _Machine, _: Any) -> None:
     keywords, arguments = machine.pop(), machine.pop()
-    machine.call(machine.pop(), _Tuple([arguments, keywords]), makes=True)
+    machine.call(machine.pop(), _Tuple([arguments, keywords]), only_new=True)
 
 
 def _call_to_mark(machine: _Machine, _: Any) -> None:
@@ -681,10 +692,10 @@ _TABLE: dict[bytes, tuple[_Argument | None, _Action]] = {
     b"B": (_counted("<I"), _push_plain),
     b"C": (_counted("B"), _push_plain),
     b"\x8e": (_counted("<Q"), _push_plain),
-    b"\x96": (_counted("<Q"), _new),
-    b"]": (None, _new),
+    b"\x96": (_counted("<Q"), _push_container),
+    b"]": (None, _push_container),
     b"}": (None, lambda machine, _: machine.push(_Table())),
-    b"\x8f": (None, _new),
+    b"\x8f": (None, _push_container),
     b")": (None, lambda machine, _: machine.make_tuple([])),
     b"t": (None, lambda machine, _: machine.make_tuple(machine.pop_mark())),
     b"\x85": (None, lambda machine, _: machine.make_short_tuple(1)),
@@ -705,20 +716,20 @@ _TABLE: dict[bytes, tuple[_Argument | None, _Action]] = {
     b"g": (_index, _Machine.get),
     b"h": (_number("B"), _Machine.get),
     b"j": (_number("<I"), _Machine.get),
-    b"c": (_names, _Machine.ask),
-    b"\x93": (None, _Machine.ask_from_stack),
-    b"i": (_names, _Machine.instance),
+    b"c": (_names, _Machine.push_global),
+    b"\x93": (None, _Machine.push_stack_global),
+    b"i": (_names, _Machine.make_instance),
     b"o": (None, _call_to_mark),
     b"R": (None, _call),
-    b"\x81": (None, _make),
-    b"\x92": (None, _make_with_keywords),
+    b"\x81": (None, _call_new),
+    b"\x92": (None, _call_new_with_keywords),
     b"b": (None, lambda machine, _: machine.build(machine.pop())),
-    b"P": (_line, lambda machine, _: machine.hidden("PERSID")),
-    b"Q": (None, lambda machine, _: machine.persistent(machine.pop())),
-    b"\x82": (_number("B"), lambda machine, _: machine.hidden("EXT1")),
-    b"\x83": (_number("<H"), lambda machine, _: machine.hidden("EXT2")),
-    b"\x84": (_number("<i"), lambda machine, _: machine.hidden("EXT4")),
-    b"\x97": (None, lambda machine, _: machine.hidden("NEXT_BUFFER")),
+    b"P": (_line, lambda machine, _: machine.push_unknown("PERSID")),
+    b"Q": (None, lambda machine, _: machine.push_storage(machine.pop())),
+    b"\x82": (_number("B"), lambda machine, _: machine.push_unknown("EXT1")),
+    b"\x83": (_number("<H"), lambda machine, _: machine.push_unknown("EXT2")),
+    b"\x84": (_number("<i"), lambda machine, _: machine.push_unknown("EXT4")),
+    b"\x97": (None, lambda machine, _: machine.push_unknown("NEXT_BUFFER")),
     b"\x98": (None, lambda machine, _: machine.push(machine.pop())),
 }
 _OPCODES = {code[0]: entry for code, entry in _TABLE.items()}

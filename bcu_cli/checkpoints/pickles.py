@@ -1,4 +1,4 @@
-"""Pickles of ``torch.save``: looked at first, then read by bcu's own unpickler or not at all."""
+"""Pickles of ``torch.save``: inspected first, and read with a restricted unpickler only if they are safe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bcu_cli.errors import CheckpointError, UnsafeFileError
 from . import saved_archive
 from .archive import MAX_PICKLE_BYTES, TorchArchive, damaged
 from .inert import KIND_DTYPES, open_inertly, size_fault
-from .opcodes import OBJECT_WORDS, BrokenPickleError, look
+from .pickle_inspection import OBJECT_PREFIX, BrokenPickleError, inspect_pickle
 from .pickle_machine import follow
 from .sniff import Kind
 from .weights import Weights, find_weights
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 _LEGACY_STREAMS = 5  # magic number, protocol, system, object, storage keys; then the data
 _LEGACY_OBJECT = 3
-_COUNT_BYTES = 8  # before the data of each storage stands its number of elements
-_RESAVE = "whoever trusts it can open it and run torch.save(model.state_dict(), ...); bcu reads that"
+_COUNT_BYTES = 8  # size of the element count before the data of each storage
+_RESAVE = "if you trust it, open it and run torch.save(model.state_dict(), ...); bcu reads the result"
 _OTHER_LIBRARIES = re.compile(r"\b(sklearn|joblib|xgboost|lightgbm)\.")
 
 
 def find_faults(path: Path, kind: Kind) -> list[Finding]:
-    """What the static look finds in all pickles of the file; nothing is opened.
+    """The findings about all pickles of a file; none of them is opened.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -44,7 +44,7 @@ def find_faults(path: Path, kind: Kind) -> list[Finding]:
     position = 0
     for data in _streams(path, kind):
         try:
-            findings += look(data, position=position)
+            findings += inspect_pickle(data, position=position)
         except BrokenPickleError as error:
             raise damaged(path, f"its pickle cannot be followed ({error})") from error
         position += len(data)
@@ -52,9 +52,9 @@ def find_faults(path: Path, kind: Kind) -> list[Finding]:
 
 
 def _streams(path: Path, kind: Kind) -> list[bytes]:
-    """The pickles at the start of a file that is no archive; the last with all behind it, if it is broken."""
+    """The pickles at the start of a file that is no zip; a broken one includes all bytes after it."""
     with path.open("rb") as file:
-        head = file.read(MAX_PICKLE_BYTES + 1)  # for the look to say that it is too large
+        head = file.read(MAX_PICKLE_BYTES + 1)  # one byte too many, so that the inspection refuses it
     if kind is Kind.PLAIN_PICKLE:
         return [head]
     streams: list[bytes] = []
@@ -62,17 +62,17 @@ def _streams(path: Path, kind: Kind) -> list[bytes]:
         try:
             end = follow(head).end
         except BrokenPickleError:
-            return [*streams, head]  # for the look to say what is wrong with it
+            return [*streams, head]  # the inspection reports the error
         streams.append(head[:end])
         head = head[end:]
     return streams
 
 
 def refuse_if_unsafe(path: Path, findings: list[Finding]) -> None:
-    """Raise what the findings call for.
+    """Refuse a file with unsafe findings.
 
     Raises:
-        UnsafeFileError: The file asks for what weights do not need.
+        UnsafeFileError: A finding is unsafe.
     """
     unsafe = [finding for finding in findings if finding.severity == "unsafe"]
     if not unsafe:
@@ -83,20 +83,20 @@ def refuse_if_unsafe(path: Path, findings: list[Finding]) -> None:
         message = f"{path} {_join(first)} (a pickle can run any program); it was not opened"
         hint = "do not open it with anything else; report it to where you found it"
         raise UnsafeFileError(message, hint, rule=unsafe[0].rule)
-    names = [text.removeprefix(OBJECT_WORDS) for text in texts]
+    names = [text.removeprefix(OBJECT_PREFIX) for text in texts]
     if any(name.startswith("torch.nn.modules.") for name in names):
         classes = [name for name in names if not name.startswith("torch.nn.")] or names
         message = f"{path} holds a whole pickled object, not weights ({_join(classes)}); it was not opened"
     else:
-        message = f"{path} {OBJECT_WORDS}{_join(names)}, which weights do not need; it was not opened"
+        message = f"{path} {OBJECT_PREFIX}{_join(names)}, which weights do not need; it was not opened"
     raise UnsafeFileError(message, _RESAVE, rule="pickle-object")
 
 
 def refuse_other_library(path: Path, findings: list[Finding]) -> None:
-    """Raise if the pickled objects, none of them dangerous in itself, are those of another kind of model.
+    """Refuse a pickle with the model of another library, such as scikit-learn.
 
     Raises:
-        CheckpointError: It is a model of scikit-learn or the like.
+        CheckpointError: A finding names an object of such a library.
     """
     if any(_OTHER_LIBRARIES.search(finding.message) for finding in findings):
         message = f"{path} is a pickle of scikit-learn or a similar library, not an image classifier of torch"
@@ -105,15 +105,15 @@ def refuse_other_library(path: Path, findings: list[Finding]) -> None:
 
 
 def load(path: Path, kind: Kind, key: str | None = None) -> Weights:
-    """Read the weights of a file whose pickles were looked at and found harmless.
+    """Read the weights of a file whose pickles have passed the inspection.
 
     Args:
         path: The file.
-        kind: Which kind of pickle it is.
-        key: As of :func:`bcu_cli.checkpoints.weights.find_weights`.
+        kind: The kind of pickle.
+        key: Path of the table to read, as in :func:`bcu_cli.checkpoints.weights.find_weights`.
 
     Raises:
-        CheckpointError: The file is damaged, claims more than it has, or holds no weights.
+        CheckpointError: The file is damaged, holds fewer bytes than it claims, or holds no weights.
     """
     if kind is Kind.PLAIN_PICKLE:
         message = f"{path} is a plain pickle, not a file of torch.save"
@@ -123,19 +123,19 @@ def load(path: Path, kind: Kind, key: str | None = None) -> Weights:
         with TorchArchive(path) as archive:
             return find_weights(path, _value_in_archive(archive), key)
     streams = _streams(path, kind)
-    positions = _check_data_behind(path, streams)
+    positions = _storage_offsets(path, streams)
     with path.open("rb") as file:
 
         def memory(of: StorageRef) -> torch.UntypedStorage:
             file.seek(positions[of.key])
-            return saved_archive.memory_of(bytearray(file.read(of.nbytes)))
+            return saved_archive.as_storage(bytearray(file.read(of.nbytes)))
 
         value = _values(path, streams[_LEGACY_OBJECT], memory)
     return find_weights(path, value, key)
 
 
 def _value_in_archive(archive: TorchArchive) -> Any:
-    """The value in an archive that has exactly the storages that its pickle claims."""
+    """The value of an archive's pickle, after a check that the archive has exactly the storages it needs."""
     import torch
 
     data = archive.read("data.pkl")
@@ -143,7 +143,7 @@ def _value_in_archive(archive: TorchArchive) -> Any:
     is_big = "byteorder" in archive.names and archive.read("byteorder") == b"big"
 
     def memory(of: StorageRef) -> torch.UntypedStorage:
-        made = saved_archive.memory_of(bytearray(archive.read(saved_archive.STORAGE + of.key)))
+        made = saved_archive.as_storage(bytearray(archive.read(saved_archive.STORAGE + of.key)))
         if is_big:
             made.byteswap(getattr(torch, KIND_DTYPES[of.kind]))  # type: ignore[no-untyped-call]
         return made
@@ -158,12 +158,16 @@ def _values(path: Path, data: bytes, memory: Callable[[StorageRef], torch.Untype
         return open_values(data, memory)
     except CheckpointError:
         raise
-    except Exception as error:  # the unpickler raises whatever the broken bytes led to
+    except Exception as error:  # broken bytes can raise any error in the unpickler
         raise damaged(path, f"its pickle cannot be followed ({_first_line(error)})") from error
 
 
-def _check_data_behind(path: Path, streams: list[bytes]) -> dict[str, int]:
-    """Where the data of each storage begin; raises unless a file ends with them, in its own order."""
+def _storage_offsets(path: Path, streams: list[bytes]) -> dict[str, int]:
+    """The offset of each storage's data in a legacy file, in bytes.
+
+    Raises:
+        CheckpointError: The data after the pickles are not exactly the storages, in the listed order.
+    """
     contents = _contents(path, streams[_LEGACY_OBJECT])
     keys = _contents(path, streams[-1]).value
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(contents.storages):
@@ -186,7 +190,7 @@ def _contents(path: Path, data: bytes) -> Contents:
     try:
         contents = open_inertly(data)
         fault = size_fault(contents, path.stat().st_size)
-    except Exception as error:  # the unpickler raises whatever the broken bytes led to
+    except Exception as error:  # broken bytes can raise any error in the unpickler
         raise damaged(path, f"its pickle cannot be followed ({_first_line(error)})") from error
     if fault:
         raise damaged(path, fault, "impossible-size")

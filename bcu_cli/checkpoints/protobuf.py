@@ -1,8 +1,8 @@
-"""Messages of Protocol Buffers, read strictly and in Python alone, by tables of the fields that are known.
+"""A strict Protocol Buffers decoder in pure Python, driven by tables of known fields.
 
-A protobuf parser in C is one more thing that a hostile file can crash, and a lenient one merges what stands
-twice, so that two readers can see two models. Unknown fields are passed over, as the format asks; texts and
-numbers are not copied until they are needed.
+A hostile file could crash a parser in C. A lenient parser merges duplicate fields, so that two readers can
+see different models. Unknown fields are skipped, as the format demands. Texts and numbers are not copied
+until they are needed.
 """
 
 from __future__ import annotations
@@ -14,45 +14,49 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Wire types; 3 and 4 (groups) are out of use, and refused."""
+"""Wire types; the deprecated types 3 and 4 (groups) are refused."""
 _FIXED = {FIXED64: 8, FIXED32: 4}
-_WIRES = {  # by the type of a field; messages are bytes
+_WIRES = {  # type of a field: the wire types it may have; all other types are BYTES
     "int": (VARINT,),
     "float": (FIXED32,),
     "numbers": (BYTES, FIXED32, FIXED64),
     "varints": (BYTES, VARINT),
 }
 _MOST_FIELDS = 300_000
-"""Of all messages of a file together; a network's thousand operators have some tens of thousands."""
+"""Limit of the fields of all messages in a file; a network of 1,000 operators has about 30,000."""
 _MOST_DEPTH = 40
 _MOST_VARINT_BYTES = 10
 _MAX_FIELD = 2**29 - 1
 
 Message: TypeAlias = dict[str, Any]
 Schema: TypeAlias = Mapping[str, Mapping[int, tuple[str, str]]]
-"""Name of a kind of message to the numbers of its fields to (name, type): ``int`` (signed), ``float``,
-``text``, ``bytes``, ``ints`` or the name of a kind of message, with ``*`` before it where it may stand more
-than once. ``ints`` are varints, one by one or packed. ``numbers`` (of fixed size) and ``varints`` are given
-as they stand, since there may be very many: their bytes, or a varint alone."""
+"""Maps each kind of message to its fields, and the number of each field to (name, type).
+
+A type is ``int`` (signed), ``float``, ``text``, ``bytes``, ``ints`` (varints, one by one or packed) or a kind
+of message; ``*`` before it marks a repeated field. ``numbers`` (of fixed size) and ``varints`` can be very
+many, so they are not decoded: their values are bytes, or a single varint."""
 
 
 class BrokenMessageError(Exception):
-    """The bytes are no such message; the text says why."""
+    """The bytes are no valid message of the schema; the text says why."""
 
 
 class TooManyFieldsError(BrokenMessageError):
-    """There are more fields than any honest file has."""
+    """There are more fields than any legitimate file has."""
 
 
 def fields(data: memoryview, *, is_cut: bool = False) -> Iterator[tuple[int, int, Any]]:
-    """Each field of a message: its number, its wire type, and its value (an int, or its bytes).
+    """Iterate over the fields of a message.
 
     Args:
         data: The message.
-        is_cut: It is only the beginning of one: of the last bytes give what is there.
+        is_cut: Whether ``data`` is only the beginning of a message; the last value may then be incomplete.
+
+    Yields:
+        The number of a field, its wire type, and its value (an int, or its bytes).
 
     Raises:
-        BrokenMessageError: While iterating: it is cut short, or breaks the format.
+        BrokenMessageError: The message is cut short or violates the format.
     """
     at = 0
     while at < len(data):
@@ -77,7 +81,11 @@ def fields(data: memoryview, *, is_cut: bool = False) -> Iterator[tuple[int, int
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The unsigned number of up to 64 bits at an offset, and the offset behind it."""
+    """Read an unsigned number of up to 64 bits, and return it with the offset after it.
+
+    Raises:
+        BrokenMessageError: The number is cut short or too long.
+    """
     value = 0
     for i in range(_MOST_VARINT_BYTES):
         if at + i >= len(data):
@@ -90,12 +98,12 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def signed(value: int) -> int:
-    """An int64 of its varint."""
+    """Convert the unsigned value of a varint to an int64."""
     return value - 2**64 if value >= 2**63 else value
 
 
 def packed(data: memoryview) -> Iterator[int]:
-    """The int64s of a packed field."""
+    """Iterate over the int64 values of a packed field."""
     at = 0
     while at < len(data):
         value, at = varint(data, at)
@@ -103,10 +111,10 @@ def packed(data: memoryview) -> Iterator[int]:
 
 
 class Decoder:
-    """Reads messages by a schema, and counts what it reads.
+    """Decodes messages by a schema, and limits the total number of fields.
 
     Args:
-        schema: The kinds of message.
+        schema: The known kinds of message and their fields.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -114,10 +122,11 @@ class Decoder:
         self._left = _MOST_FIELDS
 
     def decode(self, data: memoryview, kind: str, depth: int = 0) -> Message:
-        """The known fields by name; those that may stand more than once as lists, also where there is none.
+        """Decode the known fields of a message, by name; a repeated field is a list, which may be empty.
 
         Raises:
-            BrokenMessageError: It is broken, nested too deeply, too long, or something stands twice.
+            BrokenMessageError: The message is broken, nested too deeply or too long, or it has a duplicate
+                field.
         """
         if depth > _MOST_DEPTH:
             raise BrokenMessageError("it is nested too deeply")

@@ -1,4 +1,4 @@
-"""Reading a model file of any format."""
+"""Reading and inspecting model files of any format."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ _OTHER_SUFFIXES = (
     ".joblib",
 )
 MODEL_SUFFIXES = frozenset([*_OTHER_SUFFIXES, *(one for suffixes in _SUFFIXES.values() for one in suffixes)])
-"""How files are called that hold models, of the formats that bcu reads and of others."""
+"""The suffixes of model files, in formats that bcu reads and in others."""
 
-_HUB_NAMES = (  # of timm and transformers on the hub, the preferred first
+_HUB_NAMES = (  # file names of timm and transformers on the hub, in order of preference
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
 WHOLE_BYTES = 2**30
-"""Up to this size a safetensors file is read whole to describe it, in about a second."""
+"""Largest safetensors file, in bytes, that is read completely to describe it; that takes about a second."""
 
 
 def inspect_only(path: Path) -> Description:
-    """Say what a file is and what is unsafe about it, without loading or running anything of it.
+    """Describe a file and find what is unsafe about it, without loading or running anything in it.
 
-    Of a safetensors file of more than :data:`WHOLE_BYTES` only the header is read, and no hash made. For a
-    folder it is the model in it (:func:`model_in`), for an index of several files all of them.
+    Only the header of a safetensors file above :data:`WHOLE_BYTES` is read, and no hash is computed. A folder
+    stands for the model in it (:func:`model_in`), and an index for all files that it lists.
 
     Raises:
-        CheckpointError: It is no model file that bcu reads, or it is damaged.
+        CheckpointError: The file is no model file that bcu reads, or it is damaged.
     """
     path = model_in(path)
     kind = sniff(path)
@@ -73,10 +73,10 @@ def inspect_only(path: Path) -> Description:
 
 
 def outline(description: Description) -> Outline:
-    """Names, shapes and types of a safetensors file's tensors, by its header alone.
+    """Read the names, shapes and types of the tensors from the header of a safetensors file.
 
     Raises:
-        CheckpointError: It is damaged or holds no tensors.
+        CheckpointError: The file is damaged or holds no tensors.
     """
     header = safetensors_file.read_header(description.path)
     if not header.tensors:
@@ -93,20 +93,20 @@ def outline(description: Description) -> Outline:
 
 
 def read(path: Path, *, weights_key: str | None = None) -> Checkpoint:
-    """Read a model file's weights.
+    """Read the weights of a model file.
 
-    The code of a TorchScript archive and the graph of an ONNX model are not run, so that what
-    :func:`open_script` and :func:`load_graph` would refuse in them is only a finding here. For a folder it is
-    the model in it, for an index the tensors of all its files.
+    TorchScript code and ONNX graphs are not run here. So operators in them that :func:`open_script` and
+    :func:`load_graph` would refuse are only findings. A folder stands for the model in it, and an index for
+    all files that it lists.
 
     Args:
-        path: The file.
-        weights_key: Which of several tables in a pickle holds the weights, its keys joined with ``/``; None
-            is to be found out.
+        path: The file, the folder, or a reference to the hub.
+        weights_key: Path of the table in a pickle that holds the weights, its keys joined with ``/``; by
+            default the table is chosen automatically.
 
     Raises:
-        UnsafeFileError: Opening it the ordinary way could run somebody's program; it was not opened.
-        CheckpointError: It is no model file that bcu reads, is damaged, or holds no weights.
+        UnsafeFileError: An ordinary loader could run code from the file; it was not opened.
+        CheckpointError: The file is no model file that bcu reads, is damaged, or holds no weights.
     """
     path = model_in(path)
     kind = sniff(path)
@@ -118,12 +118,13 @@ def read(path: Path, *, weights_key: str | None = None) -> Checkpoint:
 
 
 def model_in(path: Path) -> Path:
-    """The model file that a path stands for: itself or, for a folder as hubs have them, the one in it.
+    """The model file that a path stands for.
 
-    A model of the hub (``hf-hub:owner/name``) is fetched.
+    A file stands for itself, and a folder for the model file in it. A reference to the hub
+    (``hf-hub:owner/name``) is downloaded first.
 
     Raises:
-        CheckpointError: The folder holds none, or several; or it cannot be fetched.
+        CheckpointError: The folder holds no model file or several, or the download fails.
     """
     path = hub.fetch_model(path) if hub.is_reference(path) else Path(path)
     if not path.is_dir():
@@ -142,7 +143,7 @@ def model_in(path: Path) -> Path:
 
 def _weights(path: Path, kind: Kind, key: str | None = None) -> Weights:
     if key is not None and kind not in {Kind.ZIP_PICKLE, Kind.LEGACY_PICKLE, Kind.PLAIN_PICKLE}:
-        message = f"{path} holds one table of weights alone, as every {kind.value} does"
+        message = f"{path} holds only one table of weights, as every {kind.value} does"
         raise CheckpointError(message, "leave --weights-key out", rule="no-weights")
     if kind is Kind.SAFETENSORS:
         return flat_weights(path, *safetensors_file.load(path))
@@ -153,7 +154,7 @@ def _weights(path: Path, kind: Kind, key: str | None = None) -> Weights:
     if kind is Kind.EXPORTED:
         return flat_weights(path, exported.load(path), {})
     if kind is Kind.ONNX:
-        return flat_weights(path, onnx_file.load(path), onnx_file.look_at(path).metadata)
+        return flat_weights(path, onnx_file.load(path), onnx_file.inspect_model(path).metadata)
     if kind is not Kind.SHARDS:
         return pickles.load(path, kind, key)
     tensors: dict[str, Any] = {}
@@ -180,8 +181,8 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
     elif kind is Kind.EXPORTED:
         findings, operators = exported.find_faults(path)
     elif kind is Kind.ONNX:
-        look = onnx_file.look_at(path)
-        findings, operators, files = look.findings, look.operators, (path, *look.files)
+        model = onnx_file.inspect_model(path)
+        findings, operators, files = model.findings, model.operators, (path, *model.files)
     else:
         findings = pickles.find_faults(path, kind)
         if kind is Kind.PLAIN_PICKLE and all(finding.rule == "pickle-object" for finding in findings):
@@ -201,7 +202,7 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
 
 
 def _describe_shards(path: Path, *, hashed: bool) -> Description:
-    """One description of an index and all its files."""
+    """Describe an index and all files that it lists as one model."""
     parts = []
     for part in shards.read_index(path):
         kind = sniff(part)
@@ -227,7 +228,7 @@ def _describe_shards(path: Path, *, hashed: bool) -> Description:
 
 
 def _hash(hashes: list[str]) -> str:
-    """That of the file; of a model in several, over those of them all."""
+    """The hash of a model: that of its only file, or the hash of the hashes of all its files."""
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
@@ -235,7 +236,7 @@ def _renamed(path: Path, kind: Kind) -> Finding | None:
     suffix = path.suffix.lower()
     if suffix not in MODEL_SUFFIXES or suffix in _SUFFIXES[_FORMATS[kind]]:
         return None
-    message = f"is called {suffix} and is in truth a {kind.value}"
+    message = f"has the suffix {suffix}, but its content is a {kind.value}"
     return Finding(rule="renamed-file", message=message, severity="note")
 
 

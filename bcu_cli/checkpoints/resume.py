@@ -1,8 +1,8 @@
-"""The state of an interrupted run, in a file beside the output that it was to write.
+"""The state of an interrupted run, kept in a file beside the run's output.
 
-The file begins with three lines: what it is and in which layout, the run that it belongs to, and the SHA-256
-of these two lines and of all that follows, which is what ``torch.save`` writes. Nothing of it is used before
-the hash has been compared.
+The file begins with three lines: the file type and layout, the hash of the run's fingerprint, and the SHA-256
+of all other bytes. The rest is the state, written by ``torch.save``. It is not loaded before the SHA-256 has
+been verified.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from bcu_cli.errors import CheckpointError, OutputError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS_BETWEEN = 30.0
+SECONDS_BETWEEN = 30.0  # interval at which the state is saved, in seconds
 _KIND = b"bcu: the state of an interrupted run, "
 _LAYOUT = _KIND + b"layout 2\n"
 _NO_DIGEST = b"0" * 64 + b"\n"
-START_ANEW = "start anew without --resume, or remove it"
-"""The hint for a state that is of no use."""
+START_OVER = "start over without --resume, or remove it"
+"""The hint for a state that cannot be used."""
 
 
 class StateFile:
-    """Keeps the state of one run.
+    """Saves, loads and removes the state of one run.
 
     Args:
-        output: The file that the run is to write; the state lies beside it as ``NAME.resume``.
-        fingerprint: What decides the run: a state with another one is of another run.
-        writes: Whether it is this process that keeps it; where several train together only one does.
+        output: The file that the run will write; the state is beside it as ``NAME.resume``.
+        fingerprint: Text of everything that determines the run; a state with another one is not resumed.
+        writes: Whether this process writes the state; in distributed training only one process does.
     """
 
     def __init__(self, output: Path, fingerprint: str, *, writes: bool = True) -> None:
         self.path = path_of(output)
         self._run = hashlib.sha256(fingerprint.encode()).hexdigest().encode() + b"\n"
         self.failed = False
-        """Whether a state could not be written, so far."""
+        """Whether any attempt to write the state has failed so far."""
         self._writes = writes
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The state that an earlier run left, or None.
+        """Load the state that an interrupted run saved; None if there is none.
 
         Raises:
-            CheckpointError: The file is damaged, or of another version of bcu.
+            CheckpointError: The file is damaged, or another version of bcu wrote it.
             UsageError: It belongs to a run with other options, files or seed.
-            OutputError: It is no state of a run.
+            OutputError: The file is not a state of a run.
         """
         refuse_foreign(self.path)
         try:
@@ -59,18 +59,18 @@ class StateFile:
             return None
         except OSError as error:
             message = f"{self.path} cannot be read: {error.strerror}"
-            raise CheckpointError(message, START_ANEW) from error
+            raise CheckpointError(message, START_OVER) from error
         return self._unpacked(content)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state, in place of the last one.
+        """Write the state, replacing the last one.
 
         Raises:
-            OutputError: It cannot be written, or another file has taken its place; the last state stays.
+            OutputError: The state cannot be written, or a foreign file is in its place; the last state stays.
         """
         if not self._writes:
             return
-        self._saved_at = time.monotonic()  # also where it fails: the next attempt has the same time
+        self._saved_at = time.monotonic()  # a failed attempt waits for the interval too
         self.failed, failed_before = True, self.failed
         refuse_foreign(self.path)
         with atomic_write(self.path) as file:
@@ -82,14 +82,14 @@ class StateFile:
         self.failed = failed_before
 
     def is_due(self) -> bool:
-        """Whether it is ``SECONDS_BETWEEN`` since the state was written last: a sudden end may come."""
+        """Whether the last save was ``SECONDS_BETWEEN`` or more seconds ago."""
         return self._writes and time.monotonic() - self._saved_at >= SECONDS_BETWEEN
 
     def remove(self) -> None:
-        """Remove the state: the run is over, and nothing is left to resume.
+        """Remove the state of a run that has finished.
 
         Raises:
-            OutputError: Another file has taken its place.
+            OutputError: A foreign file is in its place.
         """
         if self._writes:
             refuse_foreign(self.path)
@@ -97,37 +97,39 @@ class StateFile:
 
     def _unpacked(self, content: bytes) -> dict[str, Any]:
         if not content.startswith(_LAYOUT):
-            raise CheckpointError(f"{self.path} was left by another version of bcu", START_ANEW)
+            raise CheckpointError(f"{self.path} was left by another version of bcu", START_OVER)
         start = len(_LAYOUT + self._run)
         run, digest = content[len(_LAYOUT) : start], content[start : start + len(_NO_DIGEST)]
         payload = memoryview(content)[start + len(_NO_DIGEST) :]
         whole = hashlib.sha256(content[:start])
         whole.update(payload)
         if digest != whole.hexdigest().encode() + b"\n":
-            raise CheckpointError(f"{self.path} is damaged and cannot be resumed from", START_ANEW)
+            raise CheckpointError(f"{self.path} is damaged and cannot be resumed from", START_OVER)
         if run != self._run:
             raise UsageError(
                 f"{self.path} was left by a run with other options, images, model or version of bcu",
-                "repeat that run's options, or start anew without --resume",
+                "repeat that run's options, or start over without --resume",
             )
         import torch
 
         try:
             state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        except Exception as error:  # its bytes are as they were written: another version cannot read them
+        except (
+            Exception
+        ) as error:  # the hash matched, so the bytes are intact but this torch cannot read them
             message = f"{self.path} was left by a run with another version of torch"
-            raise CheckpointError(message, START_ANEW) from error
+            raise CheckpointError(message, START_OVER) from error
         if not isinstance(state, dict):
-            raise CheckpointError(f"{self.path} holds no state of a run", START_ANEW)
+            raise CheckpointError(f"{self.path} holds no state of a run", START_OVER)
         return state
 
 
 class _Hashed:
-    """A file whose bytes are hashed as they are written, where ``torch.save`` writes.
+    """A file object for ``torch.save`` that hashes the bytes as they are written.
 
     Args:
-        file: The file.
-        head: Its first bytes, which are written and hashed at once.
+        file: The file to write to.
+        head: First bytes, which are written and hashed immediately.
     """
 
     def __init__(self, file: BinaryIO, head: bytes) -> None:
@@ -145,10 +147,10 @@ class _Hashed:
             raise
 
     def flush(self) -> None:
-        """Nothing: whoever gave the file flushes it."""
+        """Do nothing; the owner of the file flushes it."""
 
     def pickle(self, state: dict[str, Any]) -> None:
-        """Write a state; torch's own error says nothing of the system's, which is raised in its place."""
+        """Write a state; a write error is raised as the system's error, whose reason torch's error hides."""
         import torch
 
         try:
@@ -163,15 +165,15 @@ class _Hashed:
 
 
 def path_of(output: Path) -> Path:
-    """Where the state of a run lies that is to write ``output``."""
+    """The path of the state of a run that writes ``output``."""
     return output.with_name(output.name + ".resume")
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse a file in the place of a state that bcu has not written, which is never replaced or removed.
+    """Refuse a file that lies in the state's place and is not bcu's; it is never replaced or removed.
 
     Raises:
-        OutputError: It is there.
+        OutputError: There is such a file.
     """
     try:
         if stat.S_ISREG(path.stat().st_mode):
@@ -181,9 +183,9 @@ def refuse_foreign(path: Path) -> None:
     except FileNotFoundError:
         if not path.is_symlink():
             return
-    except OSError:  # what cannot be read is not known to be bcu's
+    except OSError:  # an unreadable file may be foreign
         pass
     raise OutputError(
-        f"{path} is in the way: the state of an interrupted run would lie there, and it is none",
+        f"{path} is in the way: bcu would write the state of an interrupted run there",
         "move that file, or choose another --out",
     )

@@ -1,7 +1,7 @@
-"""safetensors: a strict parser of the header that needs no torch, reading, and a writer with fixed bytes.
+"""Reading and writing safetensors files: a strict header parser without torch, and a deterministic writer.
 
-Both are bcu's own: the library writes the metadata in an order that changes from run to run, and does not
-open files whose names are not UTF-8.
+The ``safetensors`` library is not used: its order of the metadata changes from run to run, and it cannot open
+files whose names are not UTF-8.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_HEADER_BYTES = 100_000_000
-MAX_DIMENSIONS = 64  # torch's own limit
+MAX_DIMENSIONS = 64  # torch's limit
 _DTYPES = {  # name in the file: (name in torch, bytes per element)
     "BOOL": ("bool", 1),
     "U8": ("uint8", 1),
@@ -44,7 +44,7 @@ _DTYPES = {  # name in the file: (name in torch, bytes per element)
     "F64": ("float64", 8),
     "C64": ("complex64", 8),
 }
-_NOT_FINITE = {  # name in the file: the bits that tell, and what they are in an infinity or NaN
+_NOT_FINITE = {  # name in the file: (bit mask, value of the masked bits in infinity and NaN)
     "F8_E4M3": (0x7F, 0x7F),
     "F8_E5M2": (0x7C, 0x7C),
     "F8_E4M3FNUZ": (0xFF, 0x80),
@@ -59,12 +59,12 @@ _NAMES = {f"torch.{dtype}": name for name, (dtype, _) in _DTYPES.items()}
 
 
 class NoSuchDtypeError(ValueError):
-    """A tensor is of a dtype that safetensors does not have."""
+    """The dtype of a tensor does not exist in safetensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """One tensor as the header declares it; ``start`` and ``stop`` are bytes in the data after the header."""
+    """One tensor as the header declares it; ``start`` and ``stop`` are byte offsets after the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """A checked header: the tensors in its order, the metadata, and where the data begin in the file."""
+    """A valid header: the tensors in its order, the metadata, and the offset of the data in bytes."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
@@ -82,11 +82,11 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of a safetensors file; touches neither the data nor torch.
+    """Read and check the header of a safetensors file; this reads no tensor data and needs no torch.
 
     Raises:
-        CheckpointError: The header breaks any rule of the format: its size, its JSON, a name that stands
-            twice, an unknown dtype, tensors that overlap, leave a gap or do not end where the file ends.
+        CheckpointError: The header violates the format: by its size, its JSON, a duplicate name, an unknown
+            dtype, or tensors that overlap, leave gaps or do not fill the file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -106,12 +106,12 @@ def read_header(path: Path) -> Header:
 
 
 def torch_dtype(info: TensorInfo) -> str:
-    """What torch calls a tensor's type: ``float32`` for ``F32``."""
+    """The name of a tensor's type in torch: ``float32`` for ``F32``."""
     return _DTYPES[info.dtype][0]
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read the tensors, in the header's order and on the CPU, and the metadata.
+    """Read the tensors, on the CPU and in the header's order, and the metadata.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -122,7 +122,7 @@ def load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         for name, info in header.tensors.items():
             file.seek(header.data_start + info.start)
             data = bytearray(info.stop - info.start)
-            if file.readinto(data) != len(data):  # it was cut off since its header was checked
+            if file.readinto(data) != len(data):  # the file has become shorter since its header was checked
                 raise _cut_short(path, name)
             tensors[name] = _tensor(data, info)
     return tensors, header.metadata
@@ -137,11 +137,11 @@ def _tensor(data: bytearray, info: TensorInfo) -> torch.Tensor:
 
 
 def _cut_short(path: Path, name: str) -> CheckpointError:
-    return damaged(path, f"the data of {name!r} cannot be read to their end")
+    return damaged(path, f"the data of {name!r} cannot be read completely")
 
 
 def count_not_finite(path: Path) -> dict[str, int]:
-    """How many values of each tensor are NaN or infinite, where there are any; needs no torch.
+    """Count the NaN and infinite values of each tensor that has any; this needs no torch.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -166,7 +166,7 @@ def _count(file: BinaryIO, info: TensorInfo) -> int | None:
     count, left = 0, info.stop - info.start
     while left:
         data = file.read(min(left, _CHUNK_BYTES))
-        if len(data) != min(left, _CHUNK_BYTES):  # it was cut off since its header was checked
+        if len(data) != min(left, _CHUNK_BYTES):  # the file has become shorter
             return None
         values = np.frombuffer(data, unsigned)
         count += int(np.count_nonzero((values & unsigned.type(bits)) == wanted))
@@ -175,13 +175,13 @@ def _count(file: BinaryIO, info: TensorInfo) -> int | None:
 
 
 def dump(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and metadata; the same tensors give the same bytes.
+    """Write tensors and metadata deterministically: equal tensors give equal bytes.
 
     Names keep their order in the header. The data are sorted by element size, largest first, so that each
-    tensor is aligned, and tensors that share memory are written each for itself.
+    tensor is aligned. Tensors that share memory are written separately.
 
     Raises:
-        NoSuchDtypeError: A tensor has a dtype that safetensors does not have.
+        NoSuchDtypeError: The dtype of a tensor does not exist in safetensors.
     """
     import torch
 
@@ -207,24 +207,24 @@ def dump(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[
 
 
 def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
-    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             twin = Counter(name for name, _ in pairs).most_common(1)[0][0]
             message = f"{path} names {twin!r} twice in its header"
-            hint = "such a file means different things to different readers"
+            hint = "different readers see different tensors in such a file"
             raise CheckpointError(message, hint, rule="safetensors-duplicate-key")
         return dict(pairs)
 
     try:
         if not text.startswith(b"{"):
             raise ValueError("it does not begin with {")
-        return dict(json.loads(text.decode("utf-8"), object_pairs_hook=without_twins))
+        return dict(json.loads(text.decode("utf-8"), object_pairs_hook=without_duplicates))
     except (ValueError, RecursionError) as error:
         raise damaged(path, "its header is not valid JSON", "safetensors-header") from error
 
 
 def _check_metadata(path: Path, metadata: Any) -> dict[str, str]:
-    if metadata is None:  # as some writers say that there are none
+    if metadata is None:  # some writers write null for empty metadata
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise damaged(path, "its __metadata__ is not a table of texts", "safetensors-header")

@@ -1,4 +1,4 @@
-"""What may be in an archive of ``torch.save``: its pickle, the storages that it names, a few marks."""
+"""Checks of an archive of ``torch.save``: its members, its pickles and its storages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .archive import damaged
 from .checkpoint import Finding
 from .inert import open_inertly
-from .opcodes import BrokenPickleError, look
+from .pickle_inspection import BrokenPickleError, inspect_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .inert import StorageRef
 
 STORAGE = "data/"
-"""The folder of the storages."""
+"""The folder of the storages in an archive."""
 _MEMBERS = re.compile(
     r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d+",
     re.ASCII,
@@ -27,11 +27,11 @@ _MEMBERS = re.compile(
 
 
 def find_faults(archive: TorchArchive, *, strict: bool = False) -> list[Finding]:
-    """What is unsafe about an archive of ``torch.save``: members that it has no use for, and its pickles.
+    """Findings about the pickles of an archive of ``torch.save``, and about members that it should not have.
 
     Args:
         archive: The archive.
-        strict: Call every object in it unsafe, since others open it without any limit.
+        strict: Whether to report every object as unsafe, because torch opens the archive unrestricted.
 
     Raises:
         CheckpointError: A member is damaged, or a pickle cannot be followed.
@@ -43,17 +43,17 @@ def find_faults(archive: TorchArchive, *, strict: bool = False) -> list[Finding]
             findings.append(Finding(rule="archive-program", message=message, severity="unsafe"))
         if name.endswith(".pkl"):
             try:
-                findings += look(archive.read(name), strict=strict)
+                findings += inspect_pickle(archive.read(name), strict=strict)
             except BrokenPickleError as error:
                 raise damaged(archive.path, f"its pickle cannot be followed ({error})") from error
     return findings
 
 
 def check_storages(archive: TorchArchive, storages: Mapping[str, StorageRef]) -> None:
-    """Raise unless an archive holds exactly the storages that its pickle names, each of the right size.
+    """Check that an archive holds exactly the storages that its pickle names, each of the right size.
 
     Raises:
-        CheckpointError: It does not.
+        CheckpointError: A storage is missing, unused or of the wrong size.
     """
     held = {name.removeprefix(STORAGE) for name in archive.names if name.startswith(STORAGE)}
     if wrong := held ^ set(storages):
@@ -66,25 +66,25 @@ def check_storages(archive: TorchArchive, storages: Mapping[str, StorageRef]) ->
             raise damaged(archive.path, f"its storage {key} has {size:,} bytes and claims {storage.nbytes:,}")
 
 
-def memory_of(data: bytearray) -> torch.UntypedStorage:
-    """The bytes of a storage as the memory of tensors, without a copy."""
+def as_storage(data: bytearray) -> torch.UntypedStorage:
+    """A torch storage over the given bytes, which are not copied."""
     import torch
 
     flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     return flat.untyped_storage()
 
 
-def look_at_unguarded(archive: TorchArchive) -> list[Finding]:
-    """What is unsafe about an archive that others open without any limit, down to the sizes of its storages.
+def find_faults_strictly(archive: TorchArchive) -> list[Finding]:
+    """Findings about an archive that torch opens unrestricted; the sizes of its storages are checked too.
 
     Raises:
-        CheckpointError: As of :func:`find_faults` and :func:`check_storages`.
+        CheckpointError: The archive is damaged, as in :func:`find_faults` and :func:`check_storages`.
     """
     if findings := find_faults(archive, strict=True):
         return findings
     try:
         storages = open_inertly(archive.read("data.pkl")).storages
-    except Exception as error:  # the unpickler raises whatever the broken bytes led to
+    except Exception as error:  # broken bytes can raise any error in the unpickler
         raise damaged(archive.path, "a pickle in it cannot be followed") from error
     check_storages(archive, storages)
     return []

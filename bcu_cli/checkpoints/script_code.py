@@ -1,6 +1,6 @@
-"""What the code of a TorchScript archive declares: classes with their methods, and functions.
+"""The classes and functions that the code of a TorchScript archive declares.
 
-The code is only parsed. :mod:`bcu_cli.models.script` evaluates it, with operators of bcu's own.
+The code is only parsed here. :mod:`bcu_cli.models.script` evaluates it with operators that bcu implements.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_CODE_BYTES = 4 * 2**20
-"""The code of the largest network of timm takes less than a tenth of this."""
+"""Limit of the code in an archive, in bytes; the largest network of timm needs less than a tenth of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class ScriptClass:
     """One class that the code declares.
 
     Args:
-        qualname: Its full name, ``__torch__.M``.
-        kind: Its base: ``Module``, ``NamedTuple``, ``Enum``, or empty for a plain class.
-        parameters: The attributes that are parameters, in order.
-        buffers: The attributes that are buffers, in order.
-        fields: The names of all annotated attributes, in order.
-        constants: The values of its constants and of an enumeration's members.
-        methods: Its methods by name.
+        qualname: Full name of the class, such as ``__torch__.M``.
+        kind: Name of its base class, ``Module``, ``NamedTuple`` or ``Enum``; empty for a plain class.
+        parameters: Names of the attributes that are parameters, in order.
+        buffers: Names of the attributes that are buffers, in order.
+        fields: Names of all annotated attributes, in order.
+        constants: Values of the constants, or of the members of an enumeration, by name.
+        methods: The methods, by name.
     """
 
     qualname: str
@@ -43,7 +43,7 @@ class ScriptClass:
 
 @dataclass(frozen=True)
 class ScriptCode:
-    """The classes and functions of an archive by their full names."""
+    """The classes and functions of an archive, by their full names."""
 
     classes: dict[str, ScriptClass]
     functions: dict[str, ast.FunctionDef]
@@ -53,10 +53,10 @@ def parse_all(texts: Mapping[str, bytes]) -> dict[str, ast.Module]:
     """Parse the code files of an archive.
 
     Args:
-        texts: The files by the names of their modules.
+        texts: Contents of the files, by the names of their modules.
 
     Raises:
-        UnreadableCodeError: One is not as torch writes it, or they are too long together.
+        UnreadableCodeError: A file is not in the form that torch writes, or the code is too long.
     """
     if sum(map(len, texts.values())) > MAX_CODE_BYTES:
         raise UnreadableCodeError(f"it is longer than {MAX_CODE_BYTES:,} bytes")
@@ -80,7 +80,7 @@ def declared(modules: Mapping[str, ast.Module]) -> ScriptCode:
 
 
 def literal(node: ast.expr) -> Any:
-    """The value of a literal; None where the expression is none."""
+    """The value of a literal; None if the expression is no literal."""
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -110,7 +110,7 @@ def _declare(made: ScriptClass, target: ast.expr, value: ast.expr | None) -> Non
 
 def _assign(made: ScriptClass, target: ast.expr, value: ast.expr) -> None:
     if not isinstance(target, ast.Name):
-        return  # of __annotations__["0"] = ..., which names the type of a module in a list
+        return  # __annotations__["0"] = ... declares the type of a module in a list
     if target.id == "__parameters__":
         made.parameters.extend(_strings(value))
     elif target.id == "__buffers__":

@@ -1,6 +1,6 @@
-"""Models in several files, with an index of which tensor is in which: the layout of large models on hubs.
+"""Models in several files with an index, as hubs store large models.
 
-The index is JSON with a ``weight_map`` from tensor names to file names. The files must lie beside it.
+The index is JSON with a ``weight_map`` from tensor names to file names. The files must be in its folder.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _HINT = "download the whole folder again"
 
 
 def is_index(head: bytes) -> bool:
-    """Whether a file that begins like this is an index."""
+    """Whether a file with these first bytes is an index."""
     return head.lstrip()[:1] == b"{" and b'"weight_map"' in head
 
 
 def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
-    """The files of a model, in the order of their names, and the names of the tensors in each.
+    """Read the files that an index lists, sorted by name, with the names of the tensors in each.
 
     Raises:
-        CheckpointError: The index makes no sense, leads out of its folder, or a file is missing.
+        CheckpointError: The index is malformed, names a file outside its folder, or a file is missing.
     """
     try:
         if not path.is_file():
@@ -59,10 +59,10 @@ def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
 
 
 def size_with_parts(path: Path) -> int:
-    """Bytes of a model file, with those of all the files that it is an index of; 0 where it is not there."""
+    """The size of a model file and of all files that it lists as an index, in bytes; 0 if it is missing."""
     files = [path]
     if path.name.endswith(INDEX_SUFFIX):
-        with suppress(CheckpointError):  # reading it says what is wrong
+        with suppress(CheckpointError):  # reading the model reports the error
             files += read_index(path)
     size = 0
     for file in files:
@@ -72,10 +72,10 @@ def size_with_parts(path: Path) -> int:
 
 
 def check_part(index: Path, part: Path, promised: Collection[str], found: Mapping[str, object]) -> None:
-    """Raise unless a file holds exactly the tensors that the index promises.
+    """Check that a file holds exactly the tensors that the index lists for it.
 
     Raises:
-        CheckpointError: It does not.
+        CheckpointError: A tensor is missing or not listed.
     """
     if wrong := set(promised) ^ set(found):
         where = "not in" if min(wrong) in promised else "without being promised in"

@@ -1,4 +1,4 @@
-"""What kind of file is this? Decided by its first bytes and, for a zip, by its members; never by its name."""
+"""Recognises the kind of a file by its first bytes and, for a zip, by its members; never by its name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Kind(enum.StrEnum):
-    """The kinds of file that are read; the values are for people."""
+    """The kinds of file that bcu reads; the values are texts for people."""
 
     SAFETENSORS = "safetensors"
     ZIP_PICKLE = "zip pickle of torch.save"
@@ -36,18 +36,18 @@ class Kind(enum.StrEnum):
     SHARDS = "index of a model in several files"
 
 
-# The pickled number that torch.save began with; in any protocol, with or without a frame.
+# The pickled magic number at the start of a legacy file; in any protocol, with or without a frame.
 _LEGACY_MAGIC = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 _HEAD_BYTES = 64 * 1024
-_MOST_PICKLES = 100  # that are looked at, one behind the other
-_PNG = rb"\x89PNG\r\n\x1a\n"  # its first line asks a pickle's reader for an object of its own; then it breaks
+_MOST_PICKLES = 100  # consecutive pickles that are followed
+_PNG = rb"\x89PNG\r\n\x1a\n"  # no pickle, though its first bytes are valid opcodes
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CONVERT = "convert it to safetensors with the tools of the library that wrote it"
 _UNPACK = "unpack it and give bcu the model file inside"
 _NO_MODEL = "give bcu the model file itself (.safetensors, .pt, .pth)"
 _EXPORT = "save its weights with torch.save(model.state_dict(), ...) or as safetensors"
 
-_FOREIGN = [  # formats of models and archives: (pattern at the very start of the file, what it is, hint)
+_FOREIGN = [  # other model and archive formats: (pattern at the start of the file, what it is, hint)
     (rb"GGUF", "a GGUF file (a language model's weights)", "bcu reads image classifiers"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow weights)", _CONVERT),
     (rb"\x93NUMPY", "a NumPy array file (.npy)", _CONVERT),
@@ -56,7 +56,7 @@ _FOREIGN = [  # formats of models and archives: (pattern at the very start of th
     (rb"BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive", _UNPACK),
     (rb"\x7fELF|MZ", "a program", _NO_MODEL),
 ]
-_NO_MODELS = [  # what lies beside models: as above
+_NO_MODELS = [  # other files that often lie beside models, in the same form
     (_PNG + rb"|\xff\xd8\xff|GIF8|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*", "an image", _NO_MODEL),
     (rb"%PDF", "a PDF document", _NO_MODEL),
     (
@@ -69,17 +69,17 @@ _NO_MODELS = [  # what lies beside models: as above
 
 
 def sniff(path: Path) -> Kind:
-    """Tell what kind of file this is.
+    """Recognise the kind of a file.
 
     Raises:
-        CheckpointError: It cannot be opened, is empty, or is none of the kinds that bcu reads: the message
-            names what it is instead, and the rule is ``not-a-model`` for what often lies beside models.
-        UnsafeFileError: It is of two formats at once.
+        CheckpointError: The file cannot be opened, is empty, or is of no kind that bcu reads. The message
+            says what it is, and the rule is ``not-a-model`` for files that often lie beside models.
+        UnsafeFileError: The file has two formats at once.
     """
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(path)
-    _refuse_what_others_open(path, head)
+    _refuse_hidden_archives(path, head)
     if (kind := _signed_kind(head)) is not None:
         return kind
     _refuse_known(path, head, "unsupported-format", _FOREIGN)
@@ -100,8 +100,13 @@ def _refuse_known(path: Path, head: bytes, rule: str, table: list[tuple[bytes, s
             raise CheckpointError(f"{path} is {what}", hint, rule=rule)
 
 
-def _refuse_what_others_open(path: Path, head: bytes) -> None:
-    """Raise for an archive, which others find by its end or behind a start of any kind."""
+def _refuse_hidden_archives(path: Path, head: bytes) -> None:
+    """Refuse tar archives, and zip archives and HDF5 files that begin with other data.
+
+    Raises:
+        CheckpointError: The file is a tar archive, or holds an HDF5 file after other data.
+        UnsafeFileError: The file ends as a zip archive and does not begin as one.
+    """
     size = path.stat().st_size
     if _is_tar(head):
         what = "a tar archive (torch before 0.1.10 wrote such checkpoints)"
@@ -111,17 +116,17 @@ def _refuse_what_others_open(path: Path, head: bytes) -> None:
         if not is_archive and ends_as_zip(file, size):
             message = f"{path} does not begin as a zip archive and ends as one; it was not opened"
             raise UnsafeFileError(message, "other programs could open another model in it", rule="polyglot")
-        place = 512  # and twice that, and so on: where HDF5 lets other formats stand before it
+        place = 512  # an HDF5 file may begin at offset 512, 1024, 2048, …
         while place < size:
             file.seek(place)
             if file.read(len(_HDF5)) == _HDF5:
-                what = "an HDF5 file behind something else (Keras weights can hold programs)"
+                what = "an HDF5 file after other data (Keras weights can hold programs)"
                 raise CheckpointError(f"{path} is {what}", _CONVERT, rule="unsupported-format")
             place *= 2
 
 
 def _is_tar(head: bytes) -> bool:
-    """Whether a file begins with the header of a tar archive, of any age: it holds its own checksum."""
+    """Whether a file begins with a tar header of any version, recognised by the checksum in it."""
     header = head[:512]
     if len(header) < 512 or not re.fullmatch(rb" *[0-7]{1,7}[ \0]{0,7}", header[148:156]):
         return False
@@ -152,7 +157,7 @@ def _head(path: Path) -> bytes:
 
 
 def _signed_kind(head: bytes) -> Kind | None:
-    """The kind of a file that begins as only that kind does; None for others."""
+    """The kind of a file that has a signature; None if it has none."""
     if _LEGACY_MAGIC.match(head):
         return Kind.LEGACY_PICKLE
     if head[8:9] == b"{" and head[4:8] == bytes(4):  # a header size below 4 GiB, then JSON
@@ -176,17 +181,17 @@ def _zip_kind(path: Path) -> Kind:
     elif "model.weights.h5" in below_root:
         what, hint = "a Keras model (.keras)", _CONVERT
     elif any("exported_program" in name for name in below_root):
-        what, hint = "a torch.export archive of before torch 2.7", _EXPORT
+        what, hint = "a torch.export archive from before torch 2.7", _EXPORT
     raise CheckpointError(f"{path} is {what}", hint, rule="unsupported-format")
 
 
 def _is_old_pickle(path: Path, head: bytes) -> bool:
     """Whether the file begins with a pickle of protocol 0 or 1, which has no signature.
 
-    Images of some kinds and texts begin with bytes that are opcodes: what may go on as a pickle is followed.
+    Some images and texts begin with valid opcodes too, so the file is followed as a pickle.
 
     Raises:
-        CheckpointError: It may be one, and is too large to tell.
+        CheckpointError: The file may be a pickle, and is too large to decide.
     """
     found = _holds_pickle(head, is_whole=len(head) < _HEAD_BYTES)
     if found is None:
@@ -194,28 +199,28 @@ def _is_old_pickle(path: Path, head: bytes) -> bool:
             data = file.read(MAX_PICKLE_BYTES + 1)
         found = _holds_pickle(data, is_whole=len(data) <= MAX_PICKLE_BYTES)
     if found is None:
-        message = f"{path} may be a pickle, and is too large to tell"
+        message = f"{path} may be a pickle, and is too large to decide"
         raise CheckpointError(message, _NO_MODEL, rule="unsupported-format")
     return found
 
 
 def _holds_pickle(data: bytes, *, is_whole: bool) -> bool | None:
-    """Whether bytes are pickles to their end, or ask for anything; None if more of them is needed to tell."""
+    """Whether bytes are pickles to their end, or import a global; None if more bytes are needed to decide."""
     for _ in range(_MOST_PICKLES):
         try:
             program = follow(data)
         except BrokenPickleError as error:
-            if _asks(error.uses) or error.ambiguous or error.heavy:
+            if _imports_anything(error.uses) or error.ambiguous or error.heavy:
                 return True
             return None if error.cut and not is_whole else False
         data = data[program.end :]
-        if _asks(program.uses) or not data:
+        if _imports_anything(program.uses) or not data:
             return True
     return None
 
 
-def _asks(uses: Iterable[GlobalUse]) -> bool:
-    """Whether anything is asked for that there can be: a table of two lines, "class, count", is no pickle."""
+def _imports_anything(uses: Iterable[GlobalUse]) -> bool:
+    """Whether any global can exist; a text with the lines "class, count" looks like a global that cannot."""
     return any(use.name or use.opcode not in ("GLOBAL", "INST") for use in uses)
 
 

@@ -1,4 +1,4 @@
-"""TorchScript archives: their code and tensors read, and written with other numbers, without running any."""
+"""TorchScript archives: reading code and tensors, and writing new tensor values, without running code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bcu_cli.errors import CheckpointError, OutputError, UnsafeFileError
 from .archive import TorchArchive, damaged
 from .bytecode import BYTECODE, UnreadableBytecodeError, operators_of
 from .checkpoint import Finding
-from .inert import KIND_DTYPES, Recipe, Record, StorageRef, open_inertly, size_fault
-from .opcodes import BrokenPickleError, look
+from .inert import KIND_DTYPES, RecordedCall, ScriptRecord, StorageRef, open_inertly, size_fault
 from .operators import UnreadableCodeError, forbidden_operators, is_dangerous, list_operators
+from .pickle_inspection import BrokenPickleError, inspect_pickle
 from .script_code import ScriptClass, ScriptCode, declared, parse_all
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 OPERATOR_RULE = "torchscript-operator"
-_MAX_TENSORS = 100_000  # a module that stands in many places gives its tensors one name in each
+_MAX_TENSORS = 100_000  # a module that is used in many places gives its tensors one name in each
 _MAX_DEPTH = 64
 _LITE_MEMBERS = (BYTECODE, "mobile_debug_handles.pkl")
-_DATE = (1980, 1, 1, 0, 0, 0)  # the same tensors give the same bytes
+_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed date, so that equal tensors give equal bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +37,8 @@ class ScriptObject:
     """A module or enumeration member of an archive.
 
     Args:
-        of: Its class.
-        attributes: Its attributes by name; for a member of an enumeration, ``value``.
+        of: Class of the object.
+        attributes: Attributes of a module, by name; an enumeration member has only ``value``.
     """
 
     of: ScriptClass
@@ -47,13 +47,13 @@ class ScriptObject:
 
 @dataclass(frozen=True)
 class Script:
-    """A TorchScript archive, read and not run.
+    """The contents of a TorchScript archive.
 
     Args:
         path: The file.
-        code: What its code declares.
-        root: The network's outermost module.
-        constants: The tensors and others that the code calls ``CONSTANTS.c0`` and so on.
+        code: The classes and functions that its code declares.
+        root: The outermost module of the network.
+        constants: The tensors and other values that the code names ``CONSTANTS.c0`` and so on.
     """
 
     path: Path
@@ -63,13 +63,16 @@ class Script:
 
 
 def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
-    """Look at an archive: what its pickles ask for, and which operators its code names.
+    """Inspect the pickles of an archive, and list the operators that its code names.
+
+    Returns:
+        The findings, and the operators, sorted.
 
     Raises:
         CheckpointError: The archive is damaged, or its code is not readable.
     """
     with TorchArchive(path) as archive:
-        findings = _look_at_pickles(archive)
+        findings = _inspect_pickles(archive)
         operators = _operators(archive)
         lite = _lite_operators(archive)
     if lite is None:
@@ -81,7 +84,7 @@ def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
 
 
 def left_out(path: Path) -> tuple[str, ...]:
-    """The members of an archive that are not written back: those of torch's lite interpreter.
+    """The members for torch's lite interpreter, which are not written back.
 
     Raises:
         CheckpointError: The archive is damaged.
@@ -93,7 +96,7 @@ def left_out(path: Path) -> tuple[str, ...]:
 def load(path: Path) -> dict[str, torch.Tensor]:
     """Read the parameters and buffers under the names that the module's ``state_dict`` would give them.
 
-    Nothing of the archive is run. Look at it first (:func:`find_faults`).
+    No code of the archive is run. Inspect the archive first (:func:`find_faults`).
 
     Raises:
         CheckpointError: The archive is damaged, or its weights are constants in its code.
@@ -103,8 +106,8 @@ def load(path: Path) -> dict[str, torch.Tensor]:
         root = _open_pickle(archive, "data.pkl")
         reader = _ValueReader(archive, classes)
         tensors: dict[str, torch.Tensor] = {}
-        for name, recipe in _named_tensors(path, root, classes):
-            tensors[name] = reader.tensor(recipe).clone()
+        for name, call in _named_tensors(path, root, classes):
+            tensors[name] = reader.tensor(call).clone()
             if len(tensors) > _MAX_TENSORS:
                 raise damaged(path, f"it names more than {_MAX_TENSORS:,} tensors")
     if not tensors:
@@ -118,15 +121,16 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 def open_script(checkpoint: Checkpoint) -> Script:
     """Read the code, objects and constants of a TorchScript archive whose operators are all allowed.
 
-    Nothing is run, here or by torch; :class:`bcu_cli.models.script.ScriptNetwork` evaluates the code.
+    No code is run here. :class:`bcu_cli.models.script.ScriptNetwork` evaluates it, without torch's
+    interpreter.
 
     Raises:
-        UnsafeFileError: The code or a pickle asks for more than tensor operations.
+        UnsafeFileError: The code or a pickle does more than tensor operations.
         CheckpointError: The archive is damaged.
     """
     path = checkpoint.path
     with TorchArchive(path) as archive:
-        findings = [finding for finding in _look_at_pickles(archive) if finding.severity == "unsafe"]
+        findings = [finding for finding in _inspect_pickles(archive) if finding.severity == "unsafe"]
         refused = [*forbidden_operators(_operators(archive)), *(finding.message for finding in findings)]
         if refused:
             message = f"{path} holds code that bcu does not run: {', '.join(refused[:3])}"
@@ -146,16 +150,16 @@ def open_script(checkpoint: Checkpoint) -> Script:
 
 
 def dump(file: BinaryIO, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write an archive again with other numbers in its tensors.
+    """Write a copy of an archive with new values in its tensors.
 
-    All members keep their bytes, save the storages of the named tensors: each keeps its type, shape and
-    stride, and tensors that shared memory still share it. What only torch's lite interpreter reads is left
-    out. The same tensors give the same bytes.
+    All members keep their bytes, except the storages of the named tensors. Each tensor keeps its type, shape
+    and stride, and tensors that shared memory still share it. The members for torch's lite interpreter are
+    omitted. Equal tensors give equal bytes.
 
     Args:
-        file: Where to write.
-        path: The archive.
-        tensors: The new numbers of all its parameters and buffers, by their names in ``state_dict``.
+        file: The file to write to.
+        path: The archive to copy.
+        tensors: New values of all its parameters and buffers, by their names in ``state_dict``.
 
     Raises:
         CheckpointError: The archive is damaged.
@@ -182,7 +186,7 @@ def _judge(operators: Iterable[str], what: str) -> list[Finding]:
 
 
 def _lite_operators(archive: TorchArchive) -> tuple[str, ...] | None:
-    """The operators that the lite interpreter would call; None where that cannot be followed."""
+    """The operators that the lite interpreter would call; None if the bytecode is not readable."""
     if BYTECODE not in archive.names:
         return ()
     try:
@@ -191,12 +195,12 @@ def _lite_operators(archive: TorchArchive) -> tuple[str, ...] | None:
         return None
 
 
-def _look_at_pickles(archive: TorchArchive) -> list[Finding]:
+def _inspect_pickles(archive: TorchArchive) -> list[Finding]:
     findings = []
     for name in archive.names:
         if name.endswith(".pkl"):
             try:
-                findings += look(archive.read(name), script=True)
+                findings += inspect_pickle(archive.read(name), script=True)
             except BrokenPickleError as error:
                 raise damaged(archive.path, f"its {name} cannot be followed ({error})") from error
     return findings
@@ -230,7 +234,7 @@ def _operators(archive: TorchArchive) -> tuple[str, ...]:
 
 
 def _open_pickle(archive: TorchArchive, name: str) -> Any:
-    """What a pickle of an archive holds, as recipes and records whose sizes are possible."""
+    """The value of a pickle in an archive, with calls only recorded and tensor sizes checked."""
     path = archive.path
     if "byteorder" in archive.names and archive.read("byteorder") != b"little":
         raise CheckpointError(
@@ -243,7 +247,7 @@ def _open_pickle(archive: TorchArchive, name: str) -> Any:
         fault = size_fault(contents, path.stat().st_size)
     except CheckpointError:
         raise
-    except Exception as error:  # the unpickler raises whatever the broken bytes led to
+    except Exception as error:  # broken bytes can raise any error in the unpickler
         raise damaged(path, f"its {name} cannot be followed") from error
     if fault:
         raise damaged(path, fault, "impossible-size")
@@ -252,14 +256,14 @@ def _open_pickle(archive: TorchArchive, name: str) -> Any:
 
 def _named_tensors(
     path: Path, module: Any, classes: dict[str, ScriptClass], prefix: str = "", depth: int = 0
-) -> Iterator[tuple[str, Recipe]]:
-    """The tensors of a module in the order of ``state_dict``: its parameters, its buffers, its parts."""
+) -> Iterator[tuple[str, RecordedCall]]:
+    """The tensors of a module in the order of ``state_dict``: parameters, buffers, then submodules."""
     if not _is_module(module, classes) or depth > _MAX_DEPTH:
         raise damaged(path, "its objects do not fit its code")
     declared = classes[module.qualname]
     for name in [*declared.parameters, *declared.buffers]:
         value = module.attributes.get(name)
-        if isinstance(value, Recipe):
+        if isinstance(value, RecordedCall):
             yield prefix + name, value
         elif value is not None:
             raise damaged(path, f"{prefix + name!r} is no tensor")
@@ -268,19 +272,21 @@ def _named_tensors(
             yield from _named_tensors(path, value, classes, f"{prefix}{name}.", depth + 1)
 
 
-def _is_module(value: Any, classes: dict[str, ScriptClass]) -> TypeGuard[Record]:
+def _is_module(value: Any, classes: dict[str, ScriptClass]) -> TypeGuard[ScriptRecord]:
     return (
-        isinstance(value, Record) and value.qualname in classes and classes[value.qualname].kind == "Module"
+        isinstance(value, ScriptRecord)
+        and value.qualname in classes
+        and classes[value.qualname].kind == "Module"
     )
 
 
 class _ValueReader:
-    """Makes values of what a pickle of an archive holds: tensors, modules, lists and so on.
+    """Builds the tensors, modules, lists and other values that a pickle of an archive describes.
 
     Args:
         archive: The archive.
-        classes: Of its code.
-        folder: Where the storages of the pickle's tensors are.
+        classes: The classes that its code declares, by full name.
+        folder: Folder in the archive with the storages of the pickle's tensors.
     """
 
     def __init__(
@@ -293,21 +299,21 @@ class _ValueReader:
         self._tensors: dict[tuple[Any, ...], torch.Tensor] = {}
         self._objects: dict[int, ScriptObject] = {}
 
-    def tensor(self, recipe: Recipe) -> torch.Tensor:
-        """The tensor that a recipe describes; its sizes were checked with :func:`size_fault`.
+    def tensor(self, call: RecordedCall) -> torch.Tensor:
+        """The tensor that a recorded call describes; its sizes have been checked with :func:`size_fault`.
 
-        Tensors of one storage share their memory, and the same place in it gives the same tensor.
+        Tensors of one storage share memory, and equal views of a storage give the same tensor object.
         """
-        if recipe.name != "torch._utils._rebuild_tensor_v2":
-            raise damaged(self._archive.path, f"{recipe.name} makes no tensor")
-        storage, offset, shape, stride = recipe.args[:4]
+        if call.name != "torch._utils._rebuild_tensor_v2":
+            raise damaged(self._archive.path, f"{call.name} makes no tensor")
+        storage, offset, shape, stride = call.args[:4]
         key = (storage.key, offset, shape, stride)
         if key not in self._tensors:
             self._tensors[key] = self._storage(storage).as_strided(shape, stride, offset)
         return self._tensors[key]
 
     def value(self, value: Any, depth: int = 0) -> Any:
-        """The value that a part of the pickle stands for."""
+        """Build the value that a part of the pickle describes."""
         if depth > _MAX_DEPTH:
             raise damaged(self._archive.path, "its objects are nested too deeply")
         if value is None or isinstance(value, bool | int | float | str):
@@ -316,31 +322,31 @@ class _ValueReader:
             return type(value)(self.value(item, depth + 1) for item in value)
         if isinstance(value, dict):
             return {self.value(key, depth + 1): self.value(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, Record):
+        if isinstance(value, ScriptRecord):
             return self._object(value, depth)
-        if isinstance(value, Recipe):
-            return self._made(value, depth)
+        if isinstance(value, RecordedCall):
+            return self._call_result(value, depth)
         raise damaged(self._archive.path, f"it holds a {type(value).__name__}, which no network needs")
 
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put other numbers into the named tensors of the archive's network."""
+        """Set the values of the network's parameters and buffers."""
         path = self._archive.path
-        for name, recipe in _named_tensors(path, _open_pickle(self._archive, "data.pkl"), self._classes):
-            own = self.tensor(recipe)
-            if name not in tensors or tensors[name].numel() != own.numel():
+        for name, call in _named_tensors(path, _open_pickle(self._archive, "data.pkl"), self._classes):
+            tensor = self.tensor(call)
+            if name not in tensors or tensors[name].numel() != tensor.numel():
                 raise OutputError(
                     f"the network has no tensor {name} as {path} has it", "report this: it is a bug"
                 )
-            own.copy_(tensors[name].detach().reshape(own.shape))
+            tensor.copy_(tensors[name].detach().reshape(tensor.shape))
 
     def storages(self) -> Iterator[tuple[str, bytes]]:
-        """The storages that were read, as they are now."""
+        """The keys and current bytes of all storages that have been read."""
         import torch
 
         for key, flat in self._storages.items():
             yield key, flat.view(torch.uint8).numpy().tobytes()
 
-    def _object(self, record: Record, depth: int) -> ScriptObject:
+    def _object(self, record: ScriptRecord, depth: int) -> ScriptObject:
         of = self._classes.get(record.qualname)
         if of is None or of.kind not in {"Module", "Enum"}:
             raise damaged(self._archive.path, "its objects do not fit its code")
@@ -351,15 +357,15 @@ class _ValueReader:
                 made.attributes[name] = self.value(value, depth + 1)
         return self._objects[id(record)]
 
-    def _made(self, recipe: Recipe, depth: int) -> Any:
-        """The value of a call that the pickle asks for: a typed list, a device, a tensor."""
-        if recipe.name.startswith("torch.jit._pickle.") and recipe.args:
-            return self.value(recipe.args[0], depth + 1)
-        if recipe.name == "torch.device":
+    def _call_result(self, call: RecordedCall, depth: int) -> Any:
+        """Build the result of a recorded call: a typed list, a device or a tensor."""
+        if call.name.startswith("torch.jit._pickle.") and call.args:
+            return self.value(call.args[0], depth + 1)
+        if call.name == "torch.device":
             import torch
 
-            return torch.device("cpu")  # whatever device it was: the network is where bcu puts it
-        return self.tensor(recipe)
+            return torch.device("cpu")  # the stored device is ignored: bcu chooses the device
+        return self.tensor(call)
 
     def _storage(self, storage: StorageRef) -> torch.Tensor:
         import torch

@@ -1,8 +1,8 @@
-"""Files that are being written: without a name where the system allows it, so that a killed run leaves none.
+"""Files that are still being written; a killed run leaves none of them behind.
 
-On Linux such a file has no name (O_TMPFILE) until it is whole. Where it replaces another one, it lies beside
-that as ``.bcu-….part`` for the instant between two system calls; on other systems it does so all along.
-Whoever writes it holds a lock on it, which ends with the process: what nobody holds was left by a killed run.
+On Linux such a file has no name (O_TMPFILE) until it is complete. If it replaces another file, it is named
+``.bcu-….part`` between two system calls. On other systems it has that name from the start. The writer holds a
+lock on it, which ends with the process. So an unlocked file was left by a killed run.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAMES = ".bcu-*.part"
-"""What such files are called where they have a name."""
+"""Pattern of the names of unfinished files."""
 
 
 class Unfinished:
-    """A file that takes a name once it is whole; a context, which leaves nothing of it otherwise.
+    """A context manager for a file that gets its name once it is complete, and is removed otherwise.
 
     Args:
-        folder: The folder of the file that it is to become.
+        folder: The folder in which the complete file will be.
 
     Attributes:
         file: The file, open for writing and reading bytes.
 
     Raises:
-        OSError: The system refuses.
+        OSError: The file cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,19 +44,19 @@ class Unfinished:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # of bytes that found no room: what went wrong has been raised before
+        with suppress(OSError):  # a failed write has been raised before
             self.file.close()
         if self._name is not None:
             with suppress(OSError):
                 self._name.unlink()
 
-    def whole(self) -> Path:
-        """Where what was written so far can be read, before it has its name."""
+    def readable_path(self) -> Path:
+        """A path under which the bytes written so far can be read, before the file has its name."""
         self.file.flush()
         return self._name or _by_number(self.file.fileno())
 
-    def become(self, target: Path) -> None:
-        """Take the place of ``target``, whole and on the disk."""
+    def move_to(self, target: Path) -> None:
+        """Sync the file to the disk and move it to ``target``, replacing a file there."""
         self.file.flush()
         os.fsync(self.file.fileno())
         if self._name is None:
@@ -77,13 +77,13 @@ class Unfinished:
             _lock(named)
             if os.fstat(named).st_nlink:
                 return named
-            os.close(named)  # another run took it for a leftover before it was locked
+            os.close(named)  # another run removed it as a leftover before it was locked
         _lock(descriptor)
         return descriptor
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what runs that were killed have left in a folder; what is still being written stays."""
+    """Remove the unfinished files of killed runs from a folder; files that are still being written stay."""
     for leftover in folder.glob(NAMES):
         with suppress(OSError):
             descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -96,12 +96,12 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _open_unnamed(folder: Path) -> int | None:
-    """A descriptor of a file without a name, or None where the system has no such files."""
+    """Open a file without a name, and return its descriptor; None if the system does not support that."""
     if not hasattr(os, "O_TMPFILE"):
         return None
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
-    except OSError:  # a file system without them; opening one with a name says what else is wrong
+    except OSError:  # perhaps unsupported; opening a file with a name raises all other errors
         return None
     if _by_number(descriptor).exists():
         return descriptor
@@ -114,7 +114,7 @@ def _by_number(descriptor: int) -> Path:
 
 
 def _link(descriptor: int, name: Path) -> None:
-    """Give an open file a name; only with a descriptor does Python ask Linux to look behind the link."""
+    """Give an open file a name; with ``src_dir_fd``, Python makes Linux follow the link in /proc."""
     os.link(_by_number(descriptor), name, src_dir_fd=descriptor)
 
 

@@ -1,6 +1,6 @@
-"""The values in a pickle of ``torch.save``: tensors and plain values are made; all else becomes a note.
+"""Unpickling of ``torch.save`` files: tensors and plain values are built, all other calls only recorded.
 
-Only the few constructors named here are called, all of them bcu's choice; nothing is imported for a pickle.
+Only the few constructors in this module are called, and nothing is imported for a pickle.
 """
 
 from __future__ import annotations
@@ -17,54 +17,54 @@ from .inert import KIND_DTYPES, REBUILDERS, Global, InertUnpickler, StorageRef
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FLAGS = {"conj", "neg"}  # of tensors whose numbers are stored as their conjugates or negatives
+_FLAGS = {"conj", "neg"}  # mark tensors whose values are stored as conjugates or negatives
 _V3 = "torch._utils._rebuild_tensor_v3"
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The memory of tensors, and the type that its pickle gives it."""
+    """A storage in memory, and its reference in the pickle, which gives the element type."""
 
-    of: StorageRef
+    ref: StorageRef
     memory: torch.UntypedStorage
 
 
 @dataclass(frozen=True, eq=False)
 class _Maker(Global):
-    """A global whose calls are made, by a function of bcu's choice."""
+    """A global whose calls are made by a function from the table ``_MAKERS``."""
 
     make: Callable[..., Any]
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        """Make the value."""
+        """Build the value."""
         return self.make(*args, **keywords)
 
 
 def open_values(data: bytes, memory: Callable[[StorageRef], torch.UntypedStorage]) -> Any:
-    """Unpickle what :func:`bcu_cli.checkpoints.opcodes.look` found no fault with.
+    """Unpickle data that has passed :func:`bcu_cli.checkpoints.pickle_inspection.inspect_pickle`.
 
     The sizes must have been checked too (:func:`bcu_cli.checkpoints.inert.size_fault`). An object of a class
-    is a :class:`~bcu_cli.checkpoints.inert.Recipe`, and a class or function by itself a
-    :class:`~bcu_cli.checkpoints.inert.Global`.
+    becomes a :class:`~bcu_cli.checkpoints.inert.RecordedCall`. A class or function that is only named becomes
+    a :class:`~bcu_cli.checkpoints.inert.Global`.
 
     Args:
         data: The pickle.
-        memory: Gives the memory of a storage; asked once for each.
+        memory: Reads the memory of a storage; called once for each storage.
 
     Raises:
-        Exception: Of any kind, if the pickle is not well-formed.
+        Exception: The pickle is malformed; the exception can be of any class.
     """
     return _ValueUnpickler(data, memory).load()
 
 
 def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> torch.Tensor:
-    """A tensor of ``rest`` = (requires_grad, hooks, flags), none of which but the flags has a use here."""
-    dtype = getattr(torch, KIND_DTYPES[storage.of.kind])
+    """A tensor; ``rest`` is (requires_grad, hooks, flags), of which only the flags are used."""
+    dtype = getattr(torch, KIND_DTYPES[storage.ref.kind])
     return _rebuilt(storage, dtype, (offset, tuple(shape), tuple(stride)), rest[2:])
 
 
 def _tensor_v3(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> torch.Tensor:
-    """A tensor of ``rest`` = (requires_grad, hooks, dtype, flags)."""
+    """A tensor; ``rest`` is (requires_grad, hooks, dtype, flags)."""
     return _rebuilt(storage, rest[2], (offset, tuple(shape), tuple(stride)), rest[3:])
 
 
@@ -80,8 +80,8 @@ def _rebuilt(
     return tensor
 
 
-def _of_parameter(data: Any = None, *_: Any) -> torch.Tensor:
-    """The tensor of a parameter, which is what weights need of it."""
+def _parameter_tensor(data: Any = None, *_: Any) -> torch.Tensor:
+    """The tensor of a parameter."""
     if data is None:
         return torch.empty(0)
     if not isinstance(data, torch.Tensor):
@@ -90,12 +90,12 @@ def _of_parameter(data: Any = None, *_: Any) -> torch.Tensor:
 
 
 def _from_type(function: Any, _: Any, args: Any, *__: Any) -> Any:
-    """A tensor without the class and the attributes of its own."""
+    """A tensor, without the subclass and the attributes that the pickle gives it."""
     return function(*args)
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes, which old protocols hold as a text."""
+    """The bytes of a text; old protocols store bytes as text."""
     if encoding != "latin1":
         raise ValueError("bytes are not stored as torch stores them")
     return text.encode("latin1")
@@ -104,10 +104,10 @@ def _encode(text: str, encoding: str) -> bytes:
 _MAKERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(REBUILDERS, _tensor),
     _V3: _tensor_v3,
-    "torch._utils._rebuild_parameter": _of_parameter,
-    "torch._utils._rebuild_parameter_with_state": _of_parameter,
+    "torch._utils._rebuild_parameter": _parameter_tensor,
+    "torch._utils._rebuild_parameter_with_state": _parameter_tensor,
     "torch._tensor._rebuild_from_type_v2": _from_type,
-    "torch.nn.parameter.Parameter": _of_parameter,
+    "torch.nn.parameter.Parameter": _parameter_tensor,
     "torch.Size": torch.Size,
     "torch.device": torch.device,
     "collections.OrderedDict": OrderedDict,
@@ -122,10 +122,10 @@ class _ValueUnpickler(InertUnpickler):
     def __init__(self, data: bytes, memory: Callable[[StorageRef], torch.UntypedStorage]) -> None:
         super().__init__(data)
         self._memory = memory
-        self._made: dict[str, Storage] = {}
+        self._built: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Take what makes a value for the place of a global, or what notes its calls."""
+        """The stand-in for a global, which builds a value or only records calls."""
         qualname = f"{module}.{name}"
         if qualname in DTYPES:
             return getattr(torch, name)
@@ -134,8 +134,8 @@ class _ValueUnpickler(InertUnpickler):
         return Global(qualname, self.calls)
 
     def persistent_load(self, pid: Any) -> Storage:
-        """The storage that a tensor looks at."""
-        of = self.storage_ref(pid)
-        if of.key not in self._made:
-            self._made[of.key] = Storage(of, self._memory(of))
-        return self._made[of.key]
+        """The storage that a persistent id refers to."""
+        ref = self.storage_ref(pid)
+        if ref.key not in self._built:
+            self._built[ref.key] = Storage(ref, self._memory(ref))
+        return self._built[ref.key]

@@ -1,4 +1,4 @@
-"""Where the weights are in what a pickle held: nested tables, prefixes, and what stands beside them."""
+"""Finding the weights in an unpickled value: nested tables, prefixes, and entries besides the weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import CheckpointError
 
-from .beside import LEFT_OUT, Keeper, is_optimizer, is_tensor
-from .checkpoint import Omission, Place
-from .inert import shown
+from .checkpoint import Omission, Placeholder
+from .extra_entries import LEFT_OUT, EntryFilter, is_optimizer, is_tensor
+from .inert import key_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,19 +21,21 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "metadata"
 OWN_METADATA_KEY = "bcu_metadata"
-"""Where bcu's own metadata stand if the file has something else than texts under ``METADATA_KEY``."""
+"""Key of bcu's metadata if the file has something other than texts under ``METADATA_KEY``."""
 _MAX_DEPTH = 6
-_MAX_SHARING_BESIDE = 4  # and those beside the weights
-_MAX_SHARING = 64  # so many times the file's size can its tensors be that share their memory
+_MAX_SHARING = (
+    64  # largest total size of the weights, which may share memory, in multiples of the file's size
+)
+_MAX_SHARING_BESIDE = 4  # the same limit for tensors besides the weights
 _PREFIXES = ("module.", "_orig_mod.")
 _AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|averaged?|shadow)([^a-z]|$)|_ema|ema_", re.IGNORECASE)
 _MOST_NAMED = 5
-_WHOLE = 0.9  # a table with this share of the largest one's tensors is taken as all of the weights
+_WHOLE = 0.9  # share of the largest table's tensors that a table needs to count as complete weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The fields of a :class:`Checkpoint` that come from a pickle's content; described there."""
+    """The fields of a :class:`Checkpoint` that come from a file's content; documented there."""
 
     tensors: dict[str, torch.Tensor]
     nesting: tuple[str, ...] = ()
@@ -47,14 +49,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class _Table:
-    """A table with tensors in it."""
+    """A table that holds tensors."""
 
     nesting: tuple[str, ...]
     count: int
 
     @property
     def path(self) -> str:
-        """Its keys, as ``--weights-key`` takes them."""
+        """The keys that lead to it, as ``--weights-key`` takes them."""
         return "/".join(self.nesting)
 
     @property
@@ -64,7 +66,7 @@ class _Table:
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """The table that is taken, the paths of others that could have been, and why, for people."""
+    """The chosen table, the paths of other candidates, and the reason for the choice, for people."""
 
     nesting: tuple[str, ...]
     others: tuple[str, ...] = ()
@@ -74,18 +76,17 @@ class _Choice:
 def find_weights(path: Path, value: Any, key: str | None = None) -> Weights:
     """Find the classifier's weights in an unpickled value.
 
-    Of several tables with tensors, those with nearly as many tensors as the largest are compared: the weights
-    themselves go before an average of them, more tensors before fewer, the outer before the inner, the first
-    before the second. Where timm keeps an average, that is what it has validated, and it goes first. The
-    state of an optimizer is never taken for weights.
+    Candidates are the tables with nearly as many tensors as the largest one. Weights are preferred to their
+    average, then more tensors to fewer, outer tables to inner ones, and the first to later ones. An exception
+    is timm's average, which is preferred because timm validates it. Optimizer state is never a candidate.
 
     Args:
         path: The file.
-        value: What its pickle holds.
-        key: The path of the table to take, its keys joined with ``/``; None is to be found out.
+        value: The unpickled value.
+        key: Path of the table to take, its keys joined with ``/``; None chooses one automatically.
 
     Raises:
-        CheckpointError: There are no tensors, or none under ``key``, or of a kind that bcu cannot handle.
+        CheckpointError: There are no tensors, no table ``key``, or tensors of a kind that bcu cannot handle.
     """
     tables = list(_tables(value, (), set()))
     if not tables:
@@ -100,23 +101,23 @@ def find_weights(path: Path, value: Any, key: str | None = None) -> Weights:
 
 
 def _choose(tables: list[_Table], value: dict[Any, Any]) -> _Choice:
-    """The table to take for the weights where nobody says which."""
+    """Choose the table of the weights automatically."""
     largest = max(table.count for table in tables)
     whole = [table for table in tables if table.count >= _WHOLE * largest]
     best = min(whole, key=lambda table: (table.is_average, -table.count, len(table.nesting)))
-    why = "the first of those with most tensors that are no average"
+    why = "the first table with the most tensors that is no average"
     average = next((table for table in whole if table.nesting == ("state_dict_ema",)), None)
     if average and best.nesting == ("state_dict",) and "metric" in value:
-        best, why = average, "the average, which timm validates and names the metric of"
+        best, why = average, "the average, which timm validates and whose metric it reports"
     others = tuple(table.path for table in whole if table is not best)
     return _Choice(nesting=best.nesting, others=others, why=why if others else "")
 
 
 def flat_weights(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Weights:
-    """The weights of a file that can hold nothing else.
+    """The weights of a file whose format holds only one flat table of tensors.
 
     Raises:
-        CheckpointError: There are none.
+        CheckpointError: There are no tensors.
     """
     if not tensors:
         raise no_weights(path)
@@ -134,7 +135,7 @@ def no_weights(path: Path) -> CheckpointError:
 
 
 def split_prefix(names: Iterable[str]) -> str:
-    """The wrappers' prefix that all the names share: ``module.``, ``_orig_mod.``, several, or none."""
+    """The wrapper prefixes (``module.``, ``_orig_mod.``) that all names share; may be several or none."""
     rest = list(names)
     prefix = ""
     while rest and (
@@ -167,13 +168,13 @@ def _collect(path: Path, value: Any, choice: _Choice) -> Weights:
     if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_SHARING * path.stat().st_size:
         message = f"{path}: its tensors claim to be many times larger than the file"
         raise CheckpointError(message, "get the file again", rule="impossible-size")
-    keeper = Keeper(tensors, _is_average, _MAX_SHARING_BESIDE * path.stat().st_size)
+    entry_filter = EntryFilter(tensors, _is_average, _MAX_SHARING_BESIDE * path.stat().st_size)
     metadata: dict[str, str] = {}
     tables = []
     for depth in range(len(nesting) + 1):
         places = set(nesting[depth : depth + 1]) if depth < len(nesting) else set(found)
         texts = {} if depth else _metadata_of(value)
-        tables.append(_kept_table(value, keeper, nesting[:depth], places, texts))
+        tables.append(_kept_table(value, entry_filter, nesting[:depth], places, texts))
         metadata |= next(iter(texts.values()), {})
         value = None if depth == len(nesting) else value[nesting[depth]]
     return Weights(
@@ -182,30 +183,34 @@ def _collect(path: Path, value: Any, choice: _Choice) -> Weights:
         prefix=prefix,
         metadata=metadata,
         tables=tuple(tables),
-        omitted=tuple(keeper.omitted),
+        omitted=tuple(entry_filter.omitted),
         others=choice.others,
         choice=choice.why,
     )
 
 
 def _kept_table(
-    table: dict[Any, Any], keeper: Keeper, above: tuple[str, ...], places: set[str], texts: dict[str, Any]
+    table: dict[Any, Any],
+    entry_filter: EntryFilter,
+    above: tuple[str, ...],
+    places: set[str],
+    texts: dict[str, Any],
 ) -> dict[Any, Any]:
-    """One table on the way to the weights as it is to be written back."""
+    """One table on the way to the weights, with placeholders, as it will be written back."""
     kept_table: dict[Any, Any] = OrderedDict() if type(table) is OrderedDict else {}
     for key, item in _items(table):
         is_text = isinstance(key, str)
         if is_text and key in places:
-            kept_table[key] = Place.OF_WEIGHTS
+            kept_table[key] = Placeholder.WEIGHTS
         elif is_text and key in texts:
-            kept_table[key] = Place.OF_METADATA
-        elif (kept := keeper.keep("/".join([*above, shown(key)]), key, item)) is not LEFT_OUT:
+            kept_table[key] = Placeholder.METADATA
+        elif (kept := entry_filter.keep("/".join([*above, key_text(key)]), key, item)) is not LEFT_OUT:
             kept_table[key] = kept
     return kept_table
 
 
 def _metadata_of(table: dict[Any, Any]) -> dict[str, dict[str, str]]:
-    """The table of texts in the outermost table that are metadata, by its key; none where there is none."""
+    """The metadata in the outermost table, by its key; empty if it holds none."""
     for key in (METADATA_KEY, OWN_METADATA_KEY):
         texts: Any = dict.get(table, key)
         if _is_text_table(texts):
@@ -216,7 +221,7 @@ def _metadata_of(table: dict[Any, Any]) -> dict[str, dict[str, str]]:
 def _checked(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
-    tensor = torch.Tensor.detach(tensor)  # a pickle can give a tensor attributes, also such as its methods
+    tensor = torch.Tensor.detach(tensor)  # a pickle can replace methods by attributes of the tensor
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         hint = "save the model's ordinary (not quantized, not sparse) weights"
         message = f"{path}: {name!r} is quantized, sparse or without data"
@@ -242,5 +247,5 @@ def _is_text_table(value: Any) -> bool:
 
 
 def _items(table: dict[Any, Any]) -> list[tuple[Any, Any]]:
-    """The entries of a table, to which a pickle can give attributes, also such as its methods."""
+    """The entries of a table, without its methods, which a pickle can replace by attributes."""
     return list(dict.items(table))

@@ -1,4 +1,4 @@
-"""Writing model files so that nothing is lost: beside the target first, then renamed into place."""
+"""Atomic writing of model files: a file replaces its target only once it is complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from bcu_cli.errors import CheckpointError, OutputError
 
 from . import safetensors_file, torchscript
-from .checkpoint import Checkpoint, Format, Omission, Place
+from .checkpoint import Checkpoint, Format, Omission, Placeholder
 from .unfinished import Unfinished, remove_unfinished
 from .weights import METADATA_KEY, OWN_METADATA_KEY
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 Check: TypeAlias = "Callable[[Path], object]"
-"""Looks at a file that is written and has not taken its place yet; raises where it must not."""
+"""Checks a complete file before it replaces the target; raises an error to prevent that."""
 
 _CHUNK_BYTES = 2**20
 _HINTS = {
@@ -61,28 +61,28 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def atomic_write(path: Path, *, check: Check | None = None) -> Iterator[BinaryIO]:
-    """Give a file to write bytes to, which takes the place of ``path`` if the block ends well.
+    """Open a file for writing bytes, which replaces ``path`` if the block ends without an error.
 
-    If it does not, nothing is left of it and ``path`` stays as it was. What killed runs have left in the
-    folder is removed.
+    After an error, the new file is removed and ``path`` is unchanged. Unfinished files of killed runs in the
+    folder are removed too.
 
     Args:
-        path: The file to be.
-        check: Called with a path under which the whole file can be read before it takes its place; what it
-            raises is raised, and the file does not take its place.
+        path: The file to write.
+        check: Called with a path under which the complete file can be read, before it replaces ``path``. If
+            it raises an error, ``path`` is unchanged.
 
     Raises:
-        OutputError: The system refuses: no space, no permission, no such folder, a folder in the way.
+        OutputError: There is no space, no permission or no such folder, or ``path`` is a folder.
     """
-    target = Path(os.path.realpath(path))  # behind a link, the file is replaced and not the link
+    target = Path(os.path.realpath(path))  # replaces the file that a link points to, not the link
     try:
         _refuse_special(target)
         remove_unfinished(target.parent)
         with Unfinished(target.parent) as unfinished:
             yield unfinished.file
             if check:
-                check(unfinished.whole())
-            unfinished.become(target)
+                check(unfinished.readable_path())
+            unfinished.move_to(target)
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -92,11 +92,11 @@ def check_writable(path: Path, *, inputs: Iterable[Path] = ()) -> None:
 
     Args:
         path: The file to write.
-        inputs: Files and folders that are read; of a folder, every file below it is. Links are followed.
+        inputs: Files and folders that are read. A folder stands for all files below it, and links are
+            followed.
 
     Raises:
-        OutputError: It is an input or lies in one, it is a folder or a device, or its folder is missing or
-            not writable.
+        OutputError: ``path`` is an input, a folder or a device, or its folder is missing or not writable.
     """
     path = Path(path)
     try:
@@ -105,7 +105,7 @@ def check_writable(path: Path, *, inputs: Iterable[Path] = ()) -> None:
     except OSError as error:
         raise _cannot_write(path, error) from error
     for source in map(Path, inputs if there else ()):
-        if there and (read := _read_from(source, there)):
+        if there and (read := _find_input(source, there)):
             message = f"{path} is the input" if path == read else f"{path} is the input {read} itself"
             hint = "choose another file for the output: bcu never overwrites what it reads"
             raise OutputError(message, hint)
@@ -122,27 +122,27 @@ def _cannot_write(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path} cannot be written: {reason[:1].lower()}{reason[1:]}", hint)
 
 
-def _read_from(source: Path, wanted: os.stat_result) -> Path | None:
-    """The file that ``wanted`` describes, where it is ``source`` or, of a folder, below it; else None."""
+def _find_input(source: Path, wanted: os.stat_result) -> Path | None:
+    """The path of the file ``wanted`` if it is ``source`` or lies below it; else None."""
     if not source.is_dir():
-        return source if _is(source, wanted) else None
+        return source if _is_same_file(source, wanted) else None
     seen = set[str]()
     for folder, folders, names in os.walk(source, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above it
+        if real in seen:  # a circular link
             folders.clear()
             continue
         seen.add(real)
         for name in names:
-            if _is(Path(folder, name), wanted):
+            if _is_same_file(Path(folder, name), wanted):
                 return Path(folder, name)
     return None
 
 
-def _is(path: Path, wanted: os.stat_result) -> bool:
+def _is_same_file(path: Path, wanted: os.stat_result) -> bool:
     try:
         return os.path.samestat(path.stat(), wanted)
-    except OSError:  # it is not there, or is a link to nothing
+    except OSError:  # missing, or a broken link
         return False
 
 
@@ -155,19 +155,27 @@ def write(
     metadata: Mapping[str, str] | None = None,
     check: Check | None = None,
 ) -> str:
-    """Write tensors exactly as they are given: names, order, dtypes and shapes.
+    """Write tensors with exactly the given names, order, dtypes and shapes.
 
-    The same tensors give the same bytes. With ``like``, the names get its prefix back, its metadata are kept
-    where ``metadata`` does not replace them, and a pickle gets its nesting and all of ``like.tables`` beside
-    the weights; a pickle that was a bare state dict stays one, without metadata. Nothing of ``like.omitted``
-    is written. A pickle without ``like`` is ``{"state_dict": ..., "metadata": ...}``.
+    Equal tensors give equal bytes. With ``like``, names get its prefix back, and its metadata are kept except
+    for keys in ``metadata``. A pickle also gets its nesting and the entries of ``like.tables`` back; a bare
+    state dict stays one, without metadata. Entries in ``like.omitted`` are not written. A pickle without
+    ``like`` is ``{"state_dict": ..., "metadata": ...}``.
+
+    Args:
+        path: The file to write.
+        tensors: The tensors, by their names without ``like.prefix``.
+        like: The file whose structure is kept; None for a new structure.
+        format: The format to write: safetensors or pickle.
+        metadata: Texts to store with the weights.
+        check: Called with the complete file before it replaces ``path``, as in :func:`atomic_write`.
 
     Returns:
-        The SHA-256 of the file.
+        The SHA-256 of the file, in hexadecimal.
 
     Raises:
-        OutputError: The file cannot be written, or the format has no place for a tensor.
-        ValueError: ``format`` is TorchScript, which :func:`write_torchscript` writes, torch.export's or ONNX.
+        OutputError: The file cannot be written, or the format does not support a tensor's dtype.
+        ValueError: ``format`` is one that this function does not write.
     """
     if format in {Format.TORCHSCRIPT, Format.EXPORTED, Format.ONNX}:
         raise ValueError(f"write does not write {format}")
@@ -182,22 +190,22 @@ def write(
 def write_torchscript(
     path: Path, tensors: Mapping[str, torch.Tensor], *, like: Checkpoint, check: Check | None = None
 ) -> str:
-    """Write a TorchScript archive again with other numbers in its tensors.
+    """Write a copy of a TorchScript archive with new values in its tensors.
 
-    The code and everything else stay as they are; see :func:`bcu_cli.checkpoints.torchscript.dump`.
+    Code and all other members are kept; see :func:`bcu_cli.checkpoints.torchscript.dump`.
 
     Args:
         path: The new file.
-        tensors: All parameters and buffers by their names.
-        like: The archive as read; the same bytes must still be there.
-        check: As of :func:`atomic_write`.
+        tensors: All parameters and buffers, by name.
+        like: The archive to copy, which must not have changed since it was read.
+        check: Called with the complete file before it replaces ``path``, as in :func:`atomic_write`.
 
     Returns:
-        The SHA-256 of the file.
+        The SHA-256 of the file, in hexadecimal.
 
     Raises:
         CheckpointError: The archive is damaged.
-        OutputError: The file cannot be written, a tensor is missing, or the archive is another one now.
+        OutputError: The file cannot be written, a tensor is missing, or the archive has changed.
     """
     if sha256_of(like.path) != like.sha256:
         raise OutputError(f"{like.path} has changed since it was read", "run the command again")
@@ -205,12 +213,12 @@ def write_torchscript(
 
 
 def write_bytes(path: Path, data: bytes, *, check: Check | None = None) -> str:
-    """Write a file whole or not at all, and return its SHA-256.
+    """Write a file atomically, and return its SHA-256 in hexadecimal.
 
     Args:
-        path: The file.
-        data: Its content.
-        check: As of :func:`atomic_write`.
+        path: The file to write.
+        data: Content of the file.
+        check: Called with the complete file before it replaces ``path``, as in :func:`atomic_write`.
 
     Raises:
         OutputError: The file cannot be written.
@@ -219,7 +227,7 @@ def write_bytes(path: Path, data: bytes, *, check: Check | None = None) -> str:
 
 
 def _write_file(path: Path, dump: Callable[[BinaryIO], object], check: Check | None) -> str:
-    """Write through memory: torch's own writer turns a full disk into an error without a reason."""
+    """Write to memory first, since torch's writer hides the reason when the disk is full."""
     buffer = io.BytesIO()
     try:
         dump(buffer)
@@ -236,7 +244,7 @@ def _dump_pickle(
     import torch
 
     if like is None or like.format is not Format.PICKLE or not like.tables:
-        weights = OrderedDict((name, _own_memory(tensor)) for name, tensor in named.items())
+        weights = OrderedDict((name, _contiguous_copy(tensor)) for name, tensor in named.items())
         beside = {METADATA_KEY: dict(metadata)} if metadata else {}
         torch.save({"state_dict": weights, **beside}, file)
         return
@@ -244,48 +252,48 @@ def _dump_pickle(
     for depth in range(len(like.tables) - 1, -1, -1):
         places = named if depth == len(like.nesting) else {like.nesting[depth]: value}
         value = _filled(like.tables[depth], places, metadata)
-    if like.nesting and metadata and Place.OF_METADATA not in _values(like.tables[0]):
+    if like.nesting and metadata and Placeholder.METADATA not in _values(like.tables[0]):
         taken = [*like.tables[0], *(each.name for each in like.omitted)]
         value[OWN_METADATA_KEY if METADATA_KEY in taken else METADATA_KEY] = dict(metadata)
     torch.save(value, file)
 
 
 def _filled(table: dict[Any, Any], places: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[Any, Any]:
-    """A table as the file had it, with what is new in its places; what had no place comes last."""
+    """A table of the original file with new values for its placeholders; additional entries come last."""
     made = type(table)()
     for key, value in table.items():
-        if value is Place.OF_METADATA:
+        if value is Placeholder.METADATA:
             made[key] = dict(metadata)
-        elif value is not Place.OF_WEIGHTS:
-            made[key] = _own_copy(value)
+        elif value is not Placeholder.WEIGHTS:
+            made[key] = _copy(value)
         elif key in places:
-            made[key] = _own_copy(places[key])
-    made.update((key, _own_copy(value)) for key, value in places.items() if key not in made)
+            made[key] = _copy(places[key])
+    made.update((key, _copy(value)) for key, value in places.items() if key not in made)
     return made
 
 
-def _values(table: dict[Any, Any]) -> list[Place]:
-    return [value for value in table.values() if isinstance(value, Place)]
+def _values(table: dict[Any, Any]) -> list[Placeholder]:
+    return [value for value in table.values() if isinstance(value, Placeholder)]
 
 
-def _own_copy(value: Any) -> Any:
-    """A copy of what stands beside the weights, whose tensors have memory of their own."""
+def _copy(value: Any) -> Any:
+    """A copy of a value in which no tensors share memory."""
     import torch
 
     if isinstance(value, torch.Tensor):
-        return _own_memory(value)
+        return _contiguous_copy(value)
     if isinstance(value, dict):
         made = type(value)()
-        for key, item in value.items():  # a Counter's update would count them
-            made[key] = _own_copy(item)
+        for key, item in value.items():  # Counter.update would add counts
+            made[key] = _copy(item)
         return made
     if type(value) in (list, tuple):
-        return type(value)(map(_own_copy, value))
+        return type(value)(map(_copy, value))
     return _SortedSet(value) if type(value) is set else value
 
 
 class _SortedSet:
-    """A set that is pickled in a fixed order: Python's own changes from run to run."""
+    """A set that is pickled in a fixed order; the order of Python's sets changes from run to run."""
 
     def __init__(self, items: set[Any]) -> None:
         self._items = sorted(items, key=lambda item: (type(item).__name__, repr(item)))
@@ -295,29 +303,33 @@ class _SortedSet:
 
 
 def lost_in(like: Checkpoint, format: Format) -> tuple[Omission, ...]:  # noqa: A002
-    """What a file holds beside its weights that another format has no place for.
+    """The entries of a file that are lost when it is written in another format.
 
     Args:
-        like: The file.
+        like: The file as read.
         format: The format to write.
     """
     if format is like.format:
         return ()
-    names = list(like.beside)
+    names = list(like.extra_entries)
     if format is Format.TORCHSCRIPT and like.metadata:
         names.append(METADATA_KEY)
     return tuple(Omission(name=name, why=f"{format.value} has no place for it") for name in names)
 
 
-def _own_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that shares no memory and spares none: torch.save would write all of what a tensor looks at."""
+def _contiguous_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy of a tensor on the CPU; torch.save would write the whole storage of a view."""
     import torch
 
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _refuse_special(path: Path) -> None:
-    """Raise the system's error for a target that is a folder or a device, which renaming would replace."""
+    """Refuse a target that is a folder or a device, which renaming would replace.
+
+    Raises:
+        OSError: The target is a folder or a device.
+    """
     if path.exists():
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

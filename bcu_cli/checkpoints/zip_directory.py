@@ -1,8 +1,8 @@
-"""The members of a zip archive, read only where no two readers could see different ones.
+"""A strict zip reader that refuses every archive in which readers could see different members.
 
-Python reads a zip from its end record, torch from the last thing that looks like one, others from the front.
-They agree on an archive that is written from its first byte to its last without a gap: member after member,
-the directory of them in the same order, and one end record without a comment. All else is refused.
+Python reads a zip from its end record, torch from the last bytes that look like one, and other readers from
+the front. They agree on an archive in canonical form: the members without gaps, then the directory in the
+same order, then one end record without a comment. All other archives are refused.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _END_BYTES, _LOCATOR_BYTES, _END_64_BYTES, _CENTRAL_BYTES, _LOCAL_BYTES = 22, 20
 _MAX_16, _MAX_32 = 0xFFFF, 0xFFFFFFFF
 _SIZES_FOLLOW, _UTF_8, _COMPRESSION_LEVEL = 0x8, 0x800, 0x6  # bits of a member's flags
 _ENCRYPTED = 0x1
-_ZIP64_FIELD, _PADDING_FIELD = 0x0001, 0x4246  # torch pads with letters Z, so that tensors are aligned
-_LATEST = 45  # version of the format, tenfold: the one with sizes of 64 bits
+_ZIP64_FIELD, _PADDING_FIELD = 0x0001, 0x4246  # torch aligns tensors with padding of letters Z
+_LATEST = 45  # zip version 4.5, which has 64-bit sizes
 _MAX_MEMBERS = 200_000
-_LONGEST_TAIL = _END_BYTES + _MAX_16  # in which readers look for an end record
+_LONGEST_TAIL = _END_BYTES + _MAX_16  # bytes at the end in which readers search for an end record
 
 
 class ZipError(Exception):
-    """An archive that is damaged, or whose members depend on the reader; ``rule`` is the id of the rule."""
+    """An archive is damaged or not in canonical form; ``rule`` is the id of the violated rule."""
 
     def __init__(self, message: str, rule: str = "zip-layout") -> None:
         super().__init__(message)
@@ -37,7 +37,17 @@ class ZipError(Exception):
 
 @dataclass(frozen=True)
 class Member:
-    """One file in an archive; its bytes begin at ``start``, and sizes are in bytes."""
+    """One file in an archive.
+
+    Attributes:
+        name: Full name of the member.
+        start: Offset of its data in the archive, in bytes.
+        packed: Size of its data in the archive, in bytes.
+        size: Uncompressed size, in bytes.
+        checksum: CRC-32 of the uncompressed data.
+        is_deflated: Whether it is compressed.
+        attributes: External file attributes, such as the Unix mode.
+    """
 
     name: str
     start: int
@@ -48,10 +58,10 @@ class Member:
     attributes: int
 
     def read(self, file: IO[bytes]) -> bytes:
-        """The member's bytes.
+        """Read and unpack the member's bytes.
 
         Raises:
-            ZipError: They are not of the size or the checksum that the archive says.
+            ZipError: The bytes do not match the size or the checksum in the archive.
         """
         file.seek(self.start)
         data = file.read(self.packed)
@@ -64,13 +74,13 @@ class Member:
             if not unpacker.eof or unpacker.unused_data:
                 raise ZipError(f"its member {self.name!r} does not unpack to its end", "damaged-file")
         if len(data) != self.size or zlib.crc32(data) != self.checksum:
-            raise ZipError(f"its member {self.name!r} has not the bytes that it should have", "damaged-file")
+            raise ZipError(f"its member {self.name!r} has the wrong size or checksum", "damaged-file")
         return data
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the directory says of one member."""
+    """The entry of one member in the directory."""
 
     name: bytes
     flags: int
@@ -83,7 +93,11 @@ class _Entry:
 
 
 def read_members(file: IO[bytes], size: int) -> list[Member]:
-    """The members of the archive that a file of ``size`` bytes is, in its order.
+    """Read the members of an archive, in its order.
+
+    Args:
+        file: The archive.
+        size: Size of the archive, in bytes.
 
     Raises:
         ZipError: The file is no archive in canonical form.
@@ -95,18 +109,18 @@ def read_members(file: IO[bytes], size: int) -> list[Member]:
     position = 0
     for entry in _entries(directory, count):
         if entry.offset != position:
-            raise ZipError(f"there is something before its zip member {_shown(entry.name)}")
+            raise ZipError(f"there are bytes before its zip member {_quoted_name(entry.name)}")
         member, position = _locate(file, entry)
         if position > start:
             raise ZipError("its zip members claim more bytes than the file has", "impossible-size")
         members.append(member)
     if position != start:
-        raise ZipError("there is something between its zip members and their directory")
+        raise ZipError("there are bytes between its zip members and their directory")
     return members
 
 
 def ends_as_zip(file: IO[bytes], size: int) -> bool:
-    """Whether some reader could find the end of a zip archive in a file of ``size`` bytes."""
+    """Whether any reader could find the end of a zip archive in a file of ``size`` bytes."""
     start = max(0, size - _LONGEST_TAIL - _LOCATOR_BYTES)
     file.seek(start)
     tail = file.read(size - start)
@@ -125,7 +139,7 @@ def ends_as_zip(file: IO[bytes], size: int) -> bool:
 
 
 def _find_directory(file: IO[bytes], size: int) -> tuple[int, int, int]:
-    """How many members the directory has, and where it begins and ends."""
+    """Find the directory: the number of its members, and its start and end as byte offsets."""
     end = size - _END_BYTES
     record = _read(file, end, _END_BYTES)
     *disks, here, count, length, start, comment = struct.unpack("<4H2LH", record[4:])
@@ -135,7 +149,7 @@ def _find_directory(file: IO[bytes], size: int) -> tuple[int, int, int]:
         raise ZipError("its zip directory ends with a comment")
     if locator := _read_locator(file, end - _LOCATOR_BYTES):
         end -= _LOCATOR_BYTES + _END_64_BYTES
-        large = _read_end_64(file, end, locator)
+        large = _read_zip64_end(file, end, locator)
         limits = (_MAX_16, _MAX_16, _MAX_32, _MAX_32)
         if (here, count, length, start) != tuple(map(min, large, limits)):
             raise ZipError("its two zip end records differ")
@@ -150,12 +164,12 @@ def _find_directory(file: IO[bytes], size: int) -> tuple[int, int, int]:
 
 
 def _read_locator(file: IO[bytes], at: int) -> bytes:
-    """The locator of the large end record; empty where there is none."""
+    """The locator of the zip64 end record; empty if there is none."""
     locator = _read(file, at, _LOCATOR_BYTES) if at >= 0 else b""
     return locator if locator.startswith(_LOCATOR) else b""
 
 
-def _read_end_64(file: IO[bytes], at: int, locator: bytes) -> tuple[int, int, int, int]:
+def _read_zip64_end(file: IO[bytes], at: int, locator: bytes) -> tuple[int, int, int, int]:
     disk, offset, disks = struct.unpack("<LQL", locator[4:])
     record = _read(file, at, _END_64_BYTES)
     length, _, _, first, second, here, count, size, start = struct.unpack("<Q2H2L4Q", record[4:])
@@ -191,24 +205,28 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
         extra = directory[at + _CENTRAL_BYTES + named : at + _CENTRAL_BYTES + named + more]
         at += _CENTRAL_BYTES + named + more
         if at > len(directory) or comment or disk:
-            raise ZipError(f"its zip member {_shown(name)} has a comment or is on another disk")
+            raise ZipError(f"its zip member {_quoted_name(name)} has a comment or is on another disk")
         if (
             version > _LATEST or attributes & _MAX_16
-        ):  # by which torch's reader knows a folder, and reads nothing
-            raise ZipError(f"its zip member {_shown(name)} is no plain file")
+        ):  # torch takes a member with such attributes for a folder
+            raise ZipError(f"its zip member {_quoted_name(name)} is no plain file")
         fields = _fields(extra, name)
         sizes = (size, packed, offset)
-        large = iter(_large(fields.pop(_ZIP64_FIELD, b""), sizes.count(_MAX_32), name))
+        large = iter(_zip64_values(fields.pop(_ZIP64_FIELD, b""), sizes.count(_MAX_32), name))
         size, packed, offset = (next(large) if value == _MAX_32 else value for value in sizes)
         if fields:
-            raise ZipError(f"its zip member {_shown(name)} has fields that torch does not write")
+            raise ZipError(f"its zip member {_quoted_name(name)} has fields that torch does not write")
         yield _Entry(name, flags, method, checksum, packed, size, offset, attributes)
     if at != len(directory):
-        raise ZipError("there is something behind its zip directory")
+        raise ZipError("there are bytes after its zip directory")
 
 
 def _locate(file: IO[bytes], entry: _Entry) -> tuple[Member, int]:
-    """The member of a directory's entry, whose own header must say the same, and where the next begins."""
+    """Find the member of a directory entry, and return it with the offset of the next member.
+
+    Raises:
+        ZipError: The member's local header differs from the entry.
+    """
     header = _read(file, entry.offset, _LOCAL_BYTES)
     version, flags, method, _, checksum, packed, size, named, more = struct.unpack("<3HL3L2H", header[4:])
     rest = _read(file, entry.offset + _LOCAL_BYTES, named + more)
@@ -217,7 +235,7 @@ def _locate(file: IO[bytes], entry: _Entry) -> tuple[Member, int]:
         or version > _LATEST
         or (rest[:named], flags, method) != (entry.name, entry.flags, entry.method)
     ):
-        raise ZipError(f"its zip member {_shown(entry.name)} has two headers that differ")
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} has two headers that differ")
     name = _checked_name(entry)
     fields = _fields(rest[named:], entry.name)
     padding = fields.pop(_PADDING_FIELD, b"")
@@ -225,7 +243,7 @@ def _locate(file: IO[bytes], entry: _Entry) -> tuple[Member, int]:
     if fields or padding.strip(b"Z"):
         raise ZipError(f"its zip member {name!r} has fields that torch does not write")
     if large is not None:
-        values = _large(large, len(large) // 8, entry.name)
+        values = _zip64_values(large, len(large) // 8, entry.name)
         if set(values) - {0, entry.size, entry.packed, entry.offset}:
             raise ZipError(f"its zip member {name!r} has two headers that differ")
         if size == packed == _MAX_32 and len(values) >= 2:
@@ -244,50 +262,56 @@ def _locate(file: IO[bytes], entry: _Entry) -> tuple[Member, int]:
 
 
 def _checked_name(entry: _Entry) -> str:
-    """A member's name, if all readers decode it alike, of a member that they can unpack."""
+    """The name of a member, after a check that all readers decode it alike and can unpack the member.
+
+    Raises:
+        ZipError: The member is encrypted, compressed with another method, or has an unclear name.
+    """
     if entry.flags & _ENCRYPTED:
-        raise ZipError(f"its zip member {_shown(entry.name)} is encrypted", "zip-encrypted")
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} is encrypted", "zip-encrypted")
     if entry.flags & ~(_SIZES_FOLLOW | _UTF_8 | _COMPRESSION_LEVEL) or entry.method not in (0, 8):
-        raise ZipError(f"its zip member {_shown(entry.name)} is packed as torch never does", "zip-compressed")
+        raise ZipError(
+            f"its zip member {_quoted_name(entry.name)} is packed as torch never does", "zip-compressed"
+        )
     if not entry.method and entry.packed != entry.size:
-        raise ZipError(f"its zip member {_shown(entry.name)} is of two sizes")
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} is of two sizes")
     try:
         name = entry.name.decode("utf-8" if entry.flags & _UTF_8 else "ascii")
     except UnicodeDecodeError as error:
-        raise ZipError(f"its zip member {_shown(entry.name)} has a name that is no text") from error
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} has a name that is no text") from error
     if not name.isprintable():
         raise ZipError(f"its zip member {name!r} has a name that cannot be printed")
     return name
 
 
 def _check_descriptor(file: IO[bytes], entry: _Entry, at: int, *, is_large: bool) -> int:
-    """How long the sizes behind a member's bytes are; they must be those of the directory."""
+    """Check the data descriptor after a member's bytes, and return its length in bytes."""
     form = "<L2Q" if is_large else "<3L"
     count = 4 + struct.calcsize(form)
     found = _read(file, at, count)
     values = struct.unpack(form, found[4:])
     if found[:4] != _DESCRIPTOR or values != (entry.checksum, entry.packed, entry.size):
-        raise ZipError(f"its zip member {_shown(entry.name)} is followed by other sizes than its own")
+        raise ZipError(f"its zip member {_quoted_name(entry.name)} is followed by wrong sizes")
     return count
 
 
 def _fields(extra: bytes, name: bytes) -> dict[int, bytes]:
-    """The extra fields of a header."""
+    """The extra fields of a header, by their ids."""
     fields: dict[int, bytes] = {}
     at = 0
     while at < len(extra):
         kind, length = struct.unpack_from("<2H", extra, at) if len(extra) - at >= 4 else (0, _MAX_16)
         at += 4 + length
         if at > len(extra) or kind in fields:
-            raise ZipError(f"its zip member {_shown(name)} has broken fields")
+            raise ZipError(f"its zip member {_quoted_name(name)} has broken fields")
         fields[kind] = extra[at - length : at]
     return fields
 
 
-def _large(field: bytes, count: int, name: bytes) -> tuple[int, ...]:
-    """The numbers of 64 bits that stand for those that do not fit 32 bits."""
+def _zip64_values(field: bytes, count: int, name: bytes) -> tuple[int, ...]:
+    """The 64-bit numbers in a zip64 field, which replace numbers that do not fit into 32 bits."""
     if len(field) != 8 * count:
-        raise ZipError(f"its zip member {_shown(name)} has sizes in a form that torch does not write")
+        raise ZipError(f"its zip member {_quoted_name(name)} has sizes in a form that torch does not write")
     return struct.unpack(f"<{count}Q", field)
 
 
@@ -301,5 +325,5 @@ def _read(file: IO[bytes], at: int, count: int) -> bytes:
     return data
 
 
-def _shown(name: bytes) -> str:
+def _quoted_name(name: bytes) -> str:
     return repr(name.decode("utf-8", "replace"))

@@ -13,7 +13,7 @@ from bcu_cli import events
 from bcu_cli.cli import attack, benchmark, cleanse, demo, evaluate, inspect, output
 from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED, UNREAD
 from bcu_cli.cli.options import Version
-from bcu_cli.runs.explaining import explain
+from bcu_cli.runs.error_text import explain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

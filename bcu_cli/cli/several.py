@@ -116,7 +116,7 @@ def _outcome(failures: Mapping[int, ProcessFailure], devices: int) -> int:
     Raises:
         TrainingError: None of them could say why.
     """
-    hint = "the same command with --resume goes on from the state kept last"
+    hint = "the same command with --resume continues from the state kept last"
     for rank, failure in failures.items():
         if failure.exitcode < 0 and failure.exitcode != -SIGTERM:  # with which the others are asked to stop
             number = -failure.exitcode

@@ -38,11 +38,11 @@ class TimeAllowance:
         Args:
             images: Number of images in the batch.
         """
-        limits.runs_foreign_code()
+        limits.report_foreign_code()
         first = self._seconds_of_an_image
         seconds = _SECONDS_OF_THE_FIRST if first is None else _LEAST_SECONDS + _GROWTH * first * images
         started = time.perf_counter()
-        with limits.within(seconds, f"running what {self._file} computes"):
+        with limits.time_limit(seconds, f"running what {self._file} computes"):
             yield
         if first is None:
             self._seconds_of_an_image = (time.perf_counter() - started) / images

@@ -73,7 +73,7 @@ def identify(checkpoint: Checkpoint | Outline, arch: str | None = None) -> Archi
         ArchitectureError: The architecture is unknown or does not fit, or this is no image classifier.
     """
     what = checkpoint.path.name
-    beside = checkpoint.beside if isinstance(checkpoint, Checkpoint) else {}
+    beside = checkpoint.extra_entries if isinstance(checkpoint, Checkpoint) else {}
     claims = read_claims(checkpoint.path, checkpoint.metadata, beside)
     found = find(checkpoint.shapes, claims, arch=arch, what=what)
     rivals = tuple(group[0].name for group in found.groups[1:])

@@ -112,7 +112,7 @@ class _Loader:
         self.options = options
         self.images = images
         self.what = checkpoint.path.name
-        self.claims = read_claims(checkpoint.path, checkpoint.metadata, checkpoint.beside)
+        self.claims = read_claims(checkpoint.path, checkpoint.metadata, checkpoint.extra_entries)
 
     def load(self, arch: str | None) -> Loaded:
         embedded = self._embedded_function()

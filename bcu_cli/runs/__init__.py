@@ -1,1 +1,1 @@
-"""What long work needs: a supervising process, signals, state."""
+"""Support for long work: supervised processes, signals, locks, and state that can be resumed."""

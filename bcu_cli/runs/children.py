@@ -1,4 +1,4 @@
-"""Commands that run beside each other in processes of their own, so many at a time, and stop together."""
+"""Running several commands in parallel child processes that are stopped together."""
 
 from __future__ import annotations
 
@@ -22,31 +22,42 @@ if TYPE_CHECKING:
     from bcu_cli.runs.resuming import Stop
 
 Command: TypeAlias = "tuple[str, Sequence[str]]"
-"""A name, and the words of what to run."""
+"""A name, and the program with its arguments."""
 
 
 class Engine(Protocol):
-    """What runs commands, and asks after each which others come next."""
+    """A function that runs commands, and that asks ``on_end`` for further commands after each."""
 
     def __call__(
-        self, commands: Iterable[Command], *, stop: Stop, on_end: Callable[[str, Ended], Iterable[Command]]
+        self,
+        commands: Iterable[Command],
+        *,
+        stop: Stop,
+        on_end: Callable[[str, CommandResult], Iterable[Command]],
     ) -> None:
-        """Run them; once a stop is requested no more are started, and those that run are ended."""
+        """Run commands; once a stop is requested, no more are started and the running ones are stopped."""
 
 
 _SECONDS_BETWEEN_LOOKS = 0.1
-_TIED = """
+_START_TIED = """
 import ctypes, os, signal, sys
 getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(1, signal.SIGTERM)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Becomes the command, which Linux then asks to stop when its parent dies of whatever (PR_SET_PDEATHSIG)."""
+"""Replaces itself by the command, to which Linux sends SIGTERM when the parent dies (PR_SET_PDEATHSIG)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """What a process ended with, and after how many seconds; a negative code is the signal that killed it."""
+class CommandResult:
+    """The result of a command that has ended.
+
+    Attributes:
+        code: The exit code; a negative code is the signal that killed the process.
+        out: The text that it wrote to stdout.
+        err: The text that it wrote to stderr.
+        seconds: How long it ran, in seconds.
+    """
 
     code: int
     out: str
@@ -54,13 +65,13 @@ class Ended:
     seconds: float
 
 
-def tied(command: Sequence[str]) -> list[str]:
-    """The words of what becomes a command that Linux asks to stop when this process dies."""
-    return [sys.executable, "-IS", "-c", _TIED, str(os.getpid()), *command]
+def stopping_with_parent(command: Sequence[str]) -> list[str]:
+    """The program and arguments that run a command which Linux stops when this process dies."""
+    return [sys.executable, "-IS", "-c", _START_TIED, str(os.getpid()), *command]
 
 
 class _Child:
-    """A process in a session of its own: what is typed at the terminal reaches it through its parent only."""
+    """A child process in a separate session, so that Ctrl-C at the terminal reaches only its parent."""
 
     def __init__(
         self,
@@ -71,8 +82,8 @@ class _Child:
     ) -> None:
         self._started = time.perf_counter()
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - end closes them
-        self._process = subprocess.Popen(  # noqa: S603 - our own program, words of our own
-            tied(command),
+        self._process = subprocess.Popen(  # noqa: S603 - the command is bcu's
+            stopping_with_parent(command),
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._err,
@@ -86,17 +97,17 @@ class _Child:
         return self._process.poll() is not None
 
     def wait(self) -> None:
-        """Looks again and again: where Ray cancels a task, no signal arrives that would end a system call."""
+        """Poll until it has ended; no signal interrupts a blocking system call when Ray cancels a task."""
         while not self.has_ended():
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def ask_to_stop(self) -> None:
-        """Once: a second signal would make it stop without keeping its state."""
+        """Send SIGTERM; call this only once, since a second signal stops it without saving its state."""
         self._process.terminate()
 
-    def end(self) -> Ended:
-        """What it has ended with; it is killed where it has not, and so is what it has started itself."""
-        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+    def end(self) -> CommandResult:
+        """Kill the process if it still runs, and all its descendants, and return its result."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for zombies
             os.killpg(self._process.pid, signal.SIGKILL)
         code = self._process.wait()
         texts = []
@@ -105,28 +116,33 @@ class _Child:
                 file.seek(0)
                 texts.append(file.read().decode(errors="replace"))
         seconds = round(time.perf_counter() - self._started, 3)
-        return Ended(code=code, out=texts[0], err=texts[1], seconds=seconds)
+        return CommandResult(code=code, out=texts[0], err=texts[1], seconds=seconds)
 
 
 def with_threads(count: int) -> dict[str, str]:
-    """The variables that tell a process with how many threads to compute."""
+    """The environment variables that set the number of threads of a process."""
     return {name: str(count) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
-def failure(ended: Ended, hint: str) -> BcuError:
-    """Why a command of bcu ended without a result; ``hint`` is for where it did not say so itself."""
+def failure(ended: CommandResult, hint: str) -> BcuError:
+    """The error of a command of bcu that failed.
+
+    Args:
+        ended: The result of the command.
+        hint: The hint if the command did not print an error as JSON.
+    """
     try:
         error = json.loads(ended.out)["error"]
         return BcuError(str(error["message"]), str(error["hint"]))
     except (ValueError, KeyError, TypeError):
-        last = (ended.err.strip().splitlines() or ["it said nothing"])[-1]
+        last = (ended.err.strip().splitlines() or ["no output"])[-1]
         if ended.code < 0:
             return BcuError(f"signal {-ended.code} ended it: {last}", "if memory ran out: fewer --jobs")
         return BcuError(f"it ended with exit code {ended.code}: {last}", hint)
 
 
-def run_one(command: Sequence[str], environment: Mapping[str, str], folder: str) -> Ended:
-    """Run a command in a folder; where this process is interrupted meanwhile, it is asked to stop."""
+def run_one(command: Sequence[str], environment: Mapping[str, str], folder: str) -> CommandResult:
+    """Run a command in a folder; a KeyboardInterrupt in this process stops the command."""
     child = _Child(command, environment, folder=folder)
     try:
         try:
@@ -145,22 +161,22 @@ def run_all(
     jobs: int,
     environment: Mapping[str, str],
     stop: Stop,
-    on_end: Callable[[str, Ended], Iterable[Command]],
+    on_end: Callable[[str, CommandResult], Iterable[Command]],
     keep_open: Sequence[int] = (),
 ) -> None:
-    """Run commands in their order, so many at a time.
+    """Run commands in order, a limited number at a time.
 
-    Once a stop is requested no more are started, and those that run are asked once (SIGTERM) and waited for.
-    An exception, a second Ctrl-C among them, kills them.
+    Once a stop is requested, no more commands are started. Running ones get one SIGTERM, and their end is
+    awaited. An exception, such as that of a second Ctrl-C, kills them.
 
     Args:
-        commands: What to run, under names that differ.
-        jobs: How many at a time.
-        environment: Variables that they see beside those of this process.
+        commands: The commands to run, with different names.
+        jobs: Number of commands that run at a time.
+        environment: Environment variables of the commands, in addition to those of this process.
         stop: Whether to stop.
-        on_end: Called with the name of each that has ended, and with what; the commands that it returns come
-            before those that wait.
-        keep_open: File descriptors that they inherit.
+        on_end: Called with the name and the result of each command that has ended; the commands that it
+            returns run before those that wait.
+        keep_open: File descriptors that the commands inherit.
     """
     waiting = deque(commands)
     running: dict[str, _Child] = {}

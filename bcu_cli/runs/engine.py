@@ -1,4 +1,4 @@
-"""Where the many commands of a zoo or a benchmark run: in processes here, or on a Ray cluster."""
+"""The engines that run the commands of a zoo or a benchmark: local processes, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOCAL, RAY = "local", "ray"
 _ENGINES = (LOCAL, RAY)
 _BYTES_OF_A_CHILD = 2 * 2**30
-"""A generous guess: torch, CIFAR-10 and a ResNet-18 take 1.5 GB."""
+"""A generous estimate: torch, CIFAR-10 and a ResNet-18 take 1.5 GB."""
 _WARNING = "warning: "
 
 
@@ -30,9 +30,9 @@ class EngineOptions:
     """Which engine runs the commands, and how many at a time.
 
     Attributes:
-        name: ``local``, or ``ray``.
-        jobs: Commands at a time on the local engine, or ``auto``; None is ``auto``.
-        gpus_per_cell: Share of a GPU that each command takes on Ray; None is a whole one if there are any.
+        name: ``local`` or ``ray``.
+        jobs: Number of commands at a time on the local engine, or ``auto``; None means ``auto``.
+        gpus_per_cell: Share of a GPU for each command on Ray; None means a whole GPU if there are any.
     """
 
     name: str = LOCAL
@@ -40,10 +40,10 @@ class EngineOptions:
     gpus_per_cell: float | None = None
 
     def check(self) -> None:
-        """Refuse what makes no sense.
+        """Refuse invalid combinations.
 
         Raises:
-            UsageError: There is no such engine, or an option is not for it.
+            UsageError: There is no such engine, or it does not support an option.
         """
         if self.name not in _ENGINES:
             raise UsageError(f"there is no engine {self.name}", f"--engine takes {', '.join(_ENGINES)}")
@@ -57,12 +57,12 @@ class EngineOptions:
 
 @contextmanager
 def running(options: EngineOptions, *, jobs: int, threads: int, lock: int) -> Iterator[Engine]:
-    """Start the engine that is asked for, and stop it when the context ends.
+    """Start the chosen engine, and stop it when the context ends.
 
     Args:
         options: Which engine.
-        jobs: Commands at a time on the local engine.
-        threads: The threads of each command there.
+        jobs: Number of commands at a time on the local engine.
+        threads: Number of threads of each command on the local engine.
         lock: A file descriptor that local commands inherit, so that they keep the lock on their folder.
 
     Raises:
@@ -79,21 +79,21 @@ def running(options: EngineOptions, *, jobs: int, threads: int, lock: int) -> It
         yield partial(children.run_all, jobs=jobs, environment=environment, keep_open=[lock])
 
 
-def at_a_time(jobs: str | None, entries: int, *, on_gpu: bool) -> tuple[int, int]:
-    """The number of commands that run at a time, and of threads for each.
+def choose_parallelism(jobs: str | None, entries: int, *, on_gpu: bool) -> tuple[int, int]:
+    """The number of commands that run at a time, and the number of threads of each.
 
-    ``auto`` is one a core on the CPU, where two processes of one thread train 1.35 times as many images a
-    second as one of two (examples/benchmarks/many_at_once.py), and one on a GPU, where more have not been
-    measured. It depends on how many entries are asked for and never on how many are left: the number of
-    threads can change the last bits.
+    On a CPU, ``auto`` means one command for each core: two processes of one thread train 1.35 times as many
+    images a second as one process of two (examples/benchmarks/many_at_once.py). On a GPU it means one
+    command; more have not been measured. The result depends on the number of requested entries, not on the
+    number that remain, because the number of threads can change the last bits of results.
 
     Args:
-        jobs: What ``--jobs`` says; None is ``auto``.
-        entries: How many commands are asked for.
-        on_gpu: Whether they compute on a GPU.
+        jobs: Value of ``--jobs``; None means ``auto``.
+        entries: Number of requested commands.
+        on_gpu: Whether the commands compute on a GPU.
 
     Raises:
-        UsageError: ``jobs`` is no number of commands.
+        UsageError: ``jobs`` is not a positive integer.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jobs in {None, "auto"}:
@@ -107,23 +107,23 @@ def at_a_time(jobs: str | None, entries: int, *, on_gpu: bool) -> tuple[int, int
 
 
 def on_gpu(device: str) -> bool:
-    """Whether the device that ``--device`` names is another processor than the CPU."""
+    """Whether the device that ``--device`` names is not the CPU."""
     import torch
 
-    if device == "auto":  # asked like this, CUDA takes no memory
+    if device == "auto":  # these checks allocate no memory on a GPU
         return torch.cuda.is_available() or torch.backends.mps.is_available()
     return device != "cpu"
 
 
 class Warnings:
-    """The warnings of commands, each passed on once."""
+    """Passes on the warnings of commands, each distinct one only once."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._seen: set[str] = set()
 
     def pass_on(self, name: str, text: str) -> None:
         """Report the warnings among the lines that the command ``name`` wrote to stderr."""
         for line in text.splitlines():
-            if line.startswith(_WARNING) and line not in self._said:
-                self._said.add(line)
+            if line.startswith(_WARNING) and line not in self._seen:
+                self._seen.add(line)
                 events.warn(f"{name}: {line.removeprefix(_WARNING)}")

@@ -1,4 +1,4 @@
-"""Commands as tasks of Ray, on the machines of a cluster that share a file system."""
+"""Running commands as Ray tasks on a cluster whose machines share a file system."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 @contextmanager
 def cluster(gpus: float | None) -> Iterator[Engine]:
-    """Connect to the cluster that RAY_ADDRESS names or that runs here, else start one here.
+    """Connect to the cluster at RAY_ADDRESS or on this machine; if there is none, start a local one.
 
     Args:
-        gpus: The share of a GPU that each command takes, 0.25 for four beside each other; None is a whole one
-            where the cluster has GPUs, and none where it has not.
+        gpus: Share of a GPU for each command, such as 0.25 for four commands on one GPU; None means a whole
+            GPU if the cluster has any.
 
     Yields:
-        What runs commands there.
+        The engine that runs commands on the cluster.
 
     Raises:
         InstallationError: Ray is not installed.
@@ -58,13 +58,13 @@ def _run_all(
     commands: Iterable[children.Command],
     *,
     stop: Stop,
-    on_end: Callable[[str, children.Ended], Iterable[children.Command]],
+    on_end: Callable[[str, children.CommandResult], Iterable[children.Command]],
 ) -> None:
-    """As ``children.run_all``; Ray decides how many run at a time."""
-    threads, folder = children.with_threads(1), str(Path.cwd())  # Ray starts its workers elsewhere
+    """Run commands like ``children.run_all``, but let Ray decide how many run at a time."""
+    threads, folder = children.with_threads(1), str(Path.cwd())  # Ray starts workers in another folder
 
-    def start(some: Iterable[children.Command]) -> dict[Any, str]:
-        return {task.remote(list(command), threads, folder): name for name, command in some}
+    def start(new: Iterable[children.Command]) -> dict[Any, str]:
+        return {task.remote(list(command), threads, folder): name for name, command in new}
 
     running = start(commands)
     asked = False
@@ -75,15 +75,15 @@ def _run_all(
                 ray.cancel(reference)
         ready, _ = ray.wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS)
         for reference in ready:
-            more = on_end(running.pop(reference), _ended(ray, reference))
+            more = on_end(running.pop(reference), _result(ray, reference))
             if not stop.requested:
                 running |= start(more)
 
 
-def _ended(ray: Any, reference: Any) -> children.Ended:
-    """What a task ended with; one that was cancelled, or whose machine is lost, has failed."""
+def _result(ray: Any, reference: Any) -> children.CommandResult:
+    """The result of a task; a task that was cancelled or whose machine was lost has failed."""
     try:
-        ended: children.Ended = ray.get(reference)
+        ended: children.CommandResult = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return children.Ended(code=1, out="", err=f"{type(error).__name__}: {error}", seconds=0.0)
+        return children.CommandResult(code=1, out="", err=f"{type(error).__name__}: {error}", seconds=0.0)
     return ended

@@ -1,4 +1,4 @@
-"""Training that can be stopped and resumed: the state is kept, whatever ends the run."""
+"""Training that can be stopped and resumed, because its state is saved during the run and at its end."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli import events, limits
-from bcu_cli.checkpoints.resume import START_ANEW
+from bcu_cli.checkpoints.resume import START_OVER
 from bcu_cli.errors import CheckpointError, OutputError, TrainingError
 from bcu_cli.runs import signals
-from bcu_cli.runs.locked import locked_output
+from bcu_cli.runs.locks import locked_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,20 +28,24 @@ T = TypeVar("T")
 
 _LONGEST_REASON = 200
 _SECONDS_OF_ONE_SIGNAL = 1.0
-"""A cluster sends a signal to all processes, and torchrun passes on its own: that is one, and not two."""
+"""Signals within this time count as one: a cluster signals all processes, and torchrun signals them too."""
 
 
 class Stop:
-    """Whether the user asked the run to stop."""
+    """Whether the user has asked the run to stop, and when.
+
+    Attributes:
+        requested: Whether a stop was requested.
+        at: Time of the request, by ``time.monotonic``, in seconds.
+    """
 
     requested = False
     at = 0.0
-    """When, by the clock that only goes on."""
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """A signal asks for a stop between two steps; a second one stops at once."""
+    """Let a first signal request a stop after the current step, and a second one stop the run immediately."""
     from bcu_cli.training import ranks
 
     stop = Stop()
@@ -53,7 +57,7 @@ def stoppable() -> Iterator[Stop]:
         if stop.requested:
             signals.interrupt(number, frame)
         stop.requested, stop.at = True, now
-        events.say("stopping; once more to stop without keeping the state")
+        events.say("stopping; a second signal stops without saving the state")
 
     before = signals.handle(handle)
     try:
@@ -65,15 +69,15 @@ def stoppable() -> Iterator[Stop]:
 
 @contextmanager
 def writing(out: Path, *, inputs: Iterable[Path]) -> Iterator[None]:
-    """Check before long work that a model and its state can be written, and keep other runs away from it.
+    """Check before long work that a model and its state can be written, and lock the file against other runs.
 
     Args:
-        out: The model's file.
-        inputs: What is read, which ``out`` must not be.
+        out: The file of the model.
+        inputs: Files and folders that are read; ``out`` must not be among them.
 
     Raises:
-        OutputError: It is an input, or cannot be written, or another file lies where its state would.
-        UsageError: Another run is to write it.
+        OutputError: ``out`` is an input or cannot be written, or a foreign file is in the state's place.
+        UsageError: Another run will write ``out``.
     """
     from bcu_cli.checkpoints import check_writable
     from bcu_cli.checkpoints.resume import path_of, refuse_foreign
@@ -87,70 +91,66 @@ def writing(out: Path, *, inputs: Iterable[Path]) -> Iterator[None]:
 
 def train(
     stages: Iterable[Stage],
-    keeper: StateFile,
+    state_file: StateFile,
     *,
     resume: bool,
     on_epoch: Callable[[Epoch], str] = lambda _: "",
 ) -> list[Stage]:
-    """Run trainings one after another with a bar, keeping the state where they are interrupted.
+    """Run the stages of a training in order, with progress bars, and save the state regularly.
 
     Args:
-        stages: What to run; each is asked for when those before it are done.
-        keeper: Where the state is kept, also when all is done; removed by the caller once the output is
-            written.
-        resume: Whether to go on from a state that is there.
-        on_epoch: Called after each epoch; what it returns stands behind the bar.
+        stages: The stages; each is requested from the iterable when the stages before it are done.
+        state_file: File of the state. It is also written when all stages are done; the caller removes it once
+            the output is written.
+        resume: Whether to resume from an existing state.
+        on_epoch: Called after each epoch; returns a text to show beside the progress bar.
 
     Returns:
-        The stages, done.
+        The finished stages.
 
     Raises:
-        KeyboardInterrupt: The run was stopped, and its state kept.
-        TrainingError: Memory ran out between two stages; those that are done are kept.
-        BcuError: The state that is to be resumed from is damaged, or of another run.
+        KeyboardInterrupt: The run was stopped, and its state was saved.
+        TrainingError: Memory ran out between two stages; the state of the finished stages was saved.
+        BcuError: The state to resume from is damaged, or belongs to another run.
     """
     from bcu_cli.errors import RankLostError
     from bcu_cli.training import ranks
     from bcu_cli.training.devices import is_out_of_memory
 
-    kept = ranks.same(keeper.load() if resume and ranks.rank() == 0 else None)
-    if resume and kept is None:
-        events.say(f"there is no {keeper.path} to resume from; starting anew")
-    elif not resume and keeper.path.exists():
-        events.say(f"{keeper.path} is there from an interrupted run; --resume would have gone on with it")
-
-    states = {} if kept is None else _states(kept, keeper)
+    states = _load_states(state_file, resume=resume)
     done: list[Stage] = []
     asked = ranks.Anyone()
     with stoppable() as stop:
         try:
             for stage in stages:
                 if kept_stage := states.get(stage.title):
-                    _restore(stage, kept_stage.pop(0), keeper)
-                    events.say(f"going on after step {stage.training.done} of {stage.training.steps}")
+                    _restore(stage, kept_stage.pop(0), state_file)
+                    events.say(f"resuming after step {stage.training.done} of {stage.training.steps}")
                 elif states and not done:
-                    raise _unfit(keeper, f"it does not begin with {stage.title}")
+                    raise _unfit(state_file, f"it does not begin with {stage.title}")
                 done.append(stage)
-                _run_stage(stage, partial(_keep, done, keeper, stop, asked), on_epoch)
+                _run_stage(stage, partial(_save_if_due, done, state_file, stop, asked), on_epoch)
         except RankLostError:
-            _save(done, keeper)
+            _save(done, state_file)
             raise
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            what = f"the stage after {done[-1].title}; {_save(done, keeper)}" if done else "the first stage"
-            hint = "use another --device, close other programs, or start anew with fewer images"
+            what = (
+                f"the stage after {done[-1].title}; {_save(done, state_file)}" if done else "the first stage"
+            )
+            hint = "use another --device, close other programs, or start over with fewer images"
             raise TrainingError(f"there is not enough memory for {what}", hint) from error
         if done:
-            kept_in_words = _save(done, keeper)
-            if asked.says(stop.requested) | asked.says(False):  # several processes hear of it a call later
+            kept_in_words = _save(done, state_file)
+            if asked.says(stop.requested) | asked.says(False):  # processes learn of a request one call later
                 events.say(f"stopped after the last step; {kept_in_words}")
                 raise KeyboardInterrupt
     return done
 
 
 def speed_of(stages: list[Stage], device: Device) -> list[dict[str, Any]]:
-    """How fast each stage ran, measured once the result is written; nothing where that fails."""
+    """The speed of each stage, for the report; an error only causes a warning and an empty list."""
     from bcu_cli.report import document
 
     if not stages:
@@ -159,18 +159,18 @@ def speed_of(stages: list[Stage], device: Device) -> list[dict[str, Any]]:
 
 
 def once_written(what: str, act: Callable[[], T], otherwise: T) -> T:
-    """Do what comes after the result was written; where that fails, a warning says so, and the run is over.
+    """Run optional work after the result was written; an error in it causes only a warning.
 
     Args:
-        what: What is done or measured, for people.
-        act: Does it.
-        otherwise: Stands for what it returns where it fails.
+        what: Name of the work, for the warning.
+        act: Does the work.
+        otherwise: The value to return if ``act`` fails.
     """
     from bcu_cli.training.devices import is_out_of_memory
 
     try:
         return act()
-    except Exception as error:  # the result is there: nothing that comes after it can undo that
+    except Exception as error:  # the result is written, so no error may make the run fail
         why = (
             "out of memory"
             if is_out_of_memory(error)
@@ -184,59 +184,80 @@ def _state(stages: list[Stage]) -> dict[str, Any]:
     return {"stages": [{"title": stage.title, "training": stage.training.state()} for stage in stages]}
 
 
-def _states(kept: dict[str, Any], keeper: StateFile) -> dict[str, list[Any]]:
-    """The kept trainings by their titles, which tell them apart where a measurement has now led elsewhere."""
+def _load_states(state_file: StateFile, *, resume: bool) -> dict[str, list[Any]]:
+    """The saved trainings by the titles of their stages; empty if the run starts from the beginning."""
+    from bcu_cli.training import ranks
+
+    kept = ranks.same(state_file.load() if resume and ranks.rank() == 0 else None)
+    if resume and kept is None:
+        events.say(f"there is no {state_file.path} to resume from; starting over")
+    elif not resume and state_file.path.exists():
+        events.say(
+            f"ignoring {state_file.path} of an interrupted run; --resume would have continued that run"
+        )
+    return {} if kept is None else _states(kept, state_file)
+
+
+def _states(kept: dict[str, Any], state_file: StateFile) -> dict[str, list[Any]]:
+    """The saved trainings, by the titles of their stages; this run may need only a part of them."""
     stages = kept.get("stages")
     if not isinstance(stages, list):
-        raise _unfit(keeper, "it lists no stages")
+        raise _unfit(state_file, "it lists no stages")
     states: dict[str, list[Any]] = {}
     for state in stages:
         if not isinstance(state, dict) or state.keys() != {"title", "training"}:
-            raise _unfit(keeper, "a stage in it is none")
+            raise _unfit(state_file, "a stage in it is malformed")
         states.setdefault(str(state["title"]), []).append(state["training"])
     return states
 
 
-def _restore(stage: Stage, state: Any, keeper: StateFile) -> None:
-    """Take up one training where a kept one of the same title stopped.
+def _restore(stage: Stage, state: Any, state_file: StateFile) -> None:
+    """Restore one training from a saved one with the same title.
 
     Raises:
-        CheckpointError: It was another one.
+        CheckpointError: The saved training does not fit this one.
     """
     try:
         stage.training.restore(state)
     except ValueError as error:
-        raise _unfit(keeper, f"of {stage.title}, {error}") from error
+        raise _unfit(state_file, f"of {stage.title}, {error}") from error
 
 
-def _unfit(keeper: StateFile, why: str) -> CheckpointError:
-    return CheckpointError(f"{keeper.path} does not fit this run: {why}", START_ANEW)
+def _unfit(state_file: StateFile, why: str) -> CheckpointError:
+    return CheckpointError(f"{state_file.path} does not fit this run: {why}", START_OVER)
 
 
-def _save(stages: list[Stage], keeper: StateFile) -> str:
-    """Keep the state; where that fails the run goes on, which is said once. Returns what --resume can do."""
-    warned = keeper.failed
+def _save(stages: list[Stage], state_file: StateFile) -> str:
+    """Save the state, and return a text that says whether --resume can use it.
+
+    If the state cannot be saved, the run continues, and the first failure causes a warning.
+    """
+    warned = state_file.failed
     try:
-        keeper.save(_state(stages))
+        state_file.save(_state(stages))
     except OutputError as error:
         if not warned:
-            events.warn(f"the state of this run is not kept: {error.message} ({error.hint}); it goes on")
+            events.warn(f"the state of this run is not kept: {error.message} ({error.hint}); it continues")
         return "its state could not be kept"
-    return "--resume goes on from there"
+    return "--resume continues from there"
 
 
-def _keep(stages: list[Stage], keeper: StateFile, stop: Stop, asked: Anyone) -> None:
-    """Keep the state now and then, and where the user asked for a stop; which all processes make together."""
+def _save_if_due(stages: list[Stage], state_file: StateFile, stop: Stop, asked: Anyone) -> None:
+    """Save the state at regular intervals and when the user asks for a stop.
+
+    Raises:
+        Interrupted: A stop was requested; all processes of a distributed training raise it in the same step.
+    """
     from bcu_cli.training.loop import Interrupted
 
     if asked.says(stop.requested):
-        raise Interrupted(_save(stages, keeper))
-    if keeper.is_due():
-        _save(stages, keeper)
+        raise Interrupted(_save(stages, state_file))
+    if state_file.is_due():
+        _save(stages, state_file)
 
 
 def _run_stage(stage: Stage, keep: Callable[[], None], on_epoch: Callable[[Epoch], str]) -> None:
-    """Run one training with a bar; ``keep`` is called after each step."""
+    """Run one training with a progress bar, and call ``keep`` after each step."""
     from bcu_cli.training.loop import Interrupted
 
     training = stage.training

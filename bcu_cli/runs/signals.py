@@ -1,6 +1,6 @@
-"""Signals that ask a run to end: Ctrl-C, SIGTERM and SIGHUP mean the same everywhere.
+"""Signals that ask a run to end: Ctrl-C (SIGINT), SIGTERM and SIGHUP, which are all treated alike.
 
-This module imports next to nothing: it is there before anything else is.
+This module imports very little, because it is loaded before everything else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import signal
 from contextlib import suppress
 
-TYPE_CHECKING = False  # as type checkers know it; importing typing would take longer than all of this
+TYPE_CHECKING = False  # type checkers know this name; importing typing would be slow
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import FrameType
@@ -21,22 +21,22 @@ _LAST_WORD = b"interrupted\n"
 
 
 def handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> dict[int, Any]:
-    """Have these signals handled, and return what handled each before, for ``restore``.
+    """Set a handler for these signals, and return their previous handlers for ``restore``.
 
-    One that is ignored when the run begins stays so: ``nohup`` and ``&`` ask for that.
+    A signal that is ignored when the run begins stays ignored, as ``nohup`` and ``&`` require.
     """
-    heeded = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in heeded}
+    not_ignored = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in not_ignored}
 
 
 def restore(before: Mapping[int, Any]) -> None:
-    """Have signals handled as before."""
+    """Restore the handlers that ``handle`` returned."""
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the shape of a handler
-    """Interrupt the run, which tidies up; another signal ends it at once.
+    """Interrupt the run, which then cleans up; another signal ends the process immediately.
 
     Raises:
         KeyboardInterrupt: Always.
@@ -46,7 +46,7 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
 
 
 def end_at_once(number: int = 0, frame: FrameType | None = None) -> NoReturn:  # noqa: ARG001
-    """End the process here and now, whatever it is doing; the arguments are those of a handler."""
-    with suppress(OSError):  # nobody is to hear it
+    """End the process immediately, without cleaning up; the arguments are those of a signal handler."""
+    with suppress(OSError):  # stderr may be closed
         os.write(2, _LAST_WORD)
     os._exit(_INTERRUPTED)

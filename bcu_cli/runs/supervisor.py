@@ -1,11 +1,11 @@
-"""A process that watches another one work on foreign files, and ends it where it hangs or is told to.
+"""Supervision of a child process that opens untrusted files, and that is killed if it hangs.
 
-The commands that open files of strangers run in a child. Whatever a file does to that child (a crash, a loop
-in C++ that hears no signal, all memory taken), the supervisor lives, says in one line what happened, and ends
-with the right exit code. It imports little, so that it costs some hundredths of a second.
+A file can make the child crash, hang in a C++ loop that ignores signals, or use up the memory. The supervisor
+survives this, reports in one line what happened, and ends with the right exit code. It imports little, so
+that it costs only a few hundredths of a second.
 
-The child tells it what it does (:mod:`bcu_cli.limits`): a limit of time for the work at hand, whether there
-is state to keep, and whether code of a file runs.
+The child reports its state (:mod:`bcu_cli.limits`): the time limit of its current work, whether it has state
+to save, and whether code from a file runs.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _SECONDS_AFTER_A_SIGNAL = 2.0
-"""Time to clean up for work that has no state to keep, or that runs a file's own code."""
+"""Time to clean up, in seconds, for a child that has no state to save or that runs code from a file."""
 _SECONDS_AFTER_TWO = 0.5
-_LOOK_EVERY = 0.1
-_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP) if os.name == "posix" else ()
+_SECONDS_BETWEEN_POLLS = 0.1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP) if os.name == "posix" else ()
+_CRASH_HINT = "the file may be designed to crash programs that open it"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class ChildExit:
     """How a child ended.
 
     Attributes:
-        code: Its exit code; negative is the signal that killed it.
-        output: What it wrote to stdout, where that was asked for.
-        doing: What it did last, in its own words; empty where it did not say.
-        seconds: The limit of time that it broke; None where it broke none.
+        code: The exit code; a negative code is the signal that killed it.
+        output: The bytes that it wrote to stdout, if that was redirected; else empty.
+        doing: The work that it reported last, such as "reading model.pt"; empty if it reported none.
+        seconds: The time limit that it exceeded, in seconds; None if it exceeded none.
         interrupted: Whether the user asked for a stop.
     """
 
@@ -54,12 +55,12 @@ class Ended:
 
     @property
     def fault(self) -> tuple[str, str] | None:
-        """Message and hint of an end that the child could not explain itself; None where it ended well."""
+        """Message and hint for a child that was killed or crashed; None if it ended by itself."""
         what = f" while {self.doing}" if self.doing else ""
         if self.seconds is not None:
             return (
                 f"{self.doing} took more than {self.seconds:g} seconds, and was ended",
-                "the file may be made to keep its readers busy; on a slow disk, use a copy on a fast one",
+                "the file may be designed to keep programs busy; on a slow disk, use a copy on a fast one",
             )
         if self.code >= 0:
             return None
@@ -67,26 +68,26 @@ class Ended:
             return f"memory ran out{what}, and the system ended bcu", "free some memory, or use less of it"
         with suppress(ValueError):  # a signal without a name
             name = signal.Signals(-self.code).name
-            return f"bcu was ended by {name}{what}", "the file may be made to break what opens it"
-        return f"bcu was ended by signal {-self.code}{what}", "the file may be made to break what opens it"
+            return f"bcu was ended by {name}{what}", _CRASH_HINT
+        return f"bcu was ended by signal {-self.code}{what}", _CRASH_HINT
 
 
 def command(words: Sequence[str]) -> list[str]:
-    """The words that run a command line of bcu in another process.
+    """The program and arguments that run a bcu command in another process.
 
     Args:
-        words: What stands after ``bcu``.
+        words: The command line after ``bcu``.
     """
     return [*program("from bcu_cli.__main__ import main; main()"), *words]
 
 
 def program(text: str) -> list[str]:
-    """The words that run Python code in another process.
+    """The program and arguments that run Python code in another process.
 
-    It finds modules where this process does, and never in the folder that it runs in.
+    The process has the module search path of this one, and never imports from its working directory.
 
     Args:
-        text: The code.
+        text: The Python code.
     """
     found = f"import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); {text}"
     return [sys.executable, "-P", "-c", found, json.dumps(sys.path)]
@@ -97,27 +98,26 @@ def run(
     *,
     request: bytes | None = None,
     on_event: Callable[[dict[str, Any]], object] | None = None,
-) -> Ended:
-    """Run a process of ours until it ends, breaks a limit, or is told to stop.
+) -> ChildExit:
+    """Run a process of bcu until it ends, exceeds a limit, or is stopped by the user.
 
     Args:
         arguments: The program and its arguments.
-        request: Bytes for its standard input; its standard output is then returned. None lets it use those
-            of this process.
+        request: Bytes for its stdin; its stdout is then returned. None lets it use those of this process.
         on_event: Called with each event that the process reports (:func:`bcu_cli.limits.report`).
     """
     piped = subprocess.PIPE if request is not None else None
     reading, writing = os.pipe()
     signals: list[int] = []
     try:
-        with _heard(signals.append):
-            process = subprocess.Popen(  # noqa: S603 - our own program
+        with _signals_to(signals.append):
+            process = subprocess.Popen(  # noqa: S603 - the program is bcu's
                 arguments,
                 stdin=piped,
                 stdout=piped,
                 env={**os.environ, PIPE: str(writing)},
                 pass_fds=[writing],
-                process_group=0,  # what is typed at the terminal reaches it through this process only
+                process_group=0,  # Ctrl-C at the terminal reaches only this process, which passes it on
             )
             os.close(writing)
             with process:
@@ -127,13 +127,13 @@ def run(
 
 
 @contextmanager
-def _heard(note: Callable[[int], None]) -> Iterator[None]:
-    """Note signals while the context lasts, but for those that this process was started to ignore."""
+def _signals_to(note: Callable[[int], None]) -> Iterator[None]:
+    """Pass the numbers of signals to ``note`` while the context lasts; ignored signals stay ignored."""
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the shape of a handler
         note(number)
 
-    numbers = [number for number in _HEARD if signal.getsignal(number) != signal.SIG_IGN]
+    numbers = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
@@ -142,16 +142,16 @@ def _heard(note: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _rest(pipe: int) -> Iterator[bytes]:
-    """What is left in the pipe of a child that has ended."""
+def _read_remaining(pipe: int) -> Iterator[bytes]:
+    """Read the remaining bytes in the pipe of a child that has ended."""
     os.set_blocking(pipe, False)
-    with suppress(BlockingIOError):  # what the child has started holds it open
+    with suppress(BlockingIOError):  # a descendant of the child holds the pipe open
         while data := os.read(pipe, 2**16):
             yield data
 
 
 class _Supervised:
-    """One child, and what it said last."""
+    """A supervised child, and the state that it reported last."""
 
     def __init__(
         self,
@@ -164,32 +164,32 @@ class _Supervised:
         self._pipe = pipe
         self._signals = signals
         self._on_event = on_event
-        self._begun = b""
+        self._partial_line = b""
         self._stops = 0
         self._state: dict[str, Any] = {}
         self._since = time.monotonic()
         self._kill_at: float | None = None
-        self._broken: float | None = None
+        self._exceeded: float | None = None
 
-    def watch(self, request: bytes | None) -> Ended:
-        """Stay until it has ended."""
+    def watch(self, request: bytes | None) -> ChildExit:
+        """Supervise the child until it has ended."""
         try:
             output = self._follow(request)
         finally:
             self._kill()
-        return Ended(
+        return ChildExit(
             code=self._process.wait(),
             output=output,
             doing=str(self._state.get("doing", "")),
-            seconds=self._broken,
+            seconds=self._exceeded,
             interrupted=self._stops > 0,
         )
 
     def _follow(self, request: bytes | None) -> bytes:
-        """Listen and pass on signals until it has ended; returns what it wrote to stdout."""
+        """Read messages and pass on signals until the child has ended, and return its stdout."""
         chunks: dict[int, list[bytes]] = {self._pipe: []}
         if request is not None and self._process.stdin and self._process.stdout:
-            with suppress(OSError):  # it is dead already
+            with suppress(OSError):  # the child has ended already
                 self._process.stdin.write(request)
                 self._process.stdin.close()
             chunks[self._process.stdout.fileno()] = []
@@ -203,29 +203,29 @@ class _Supervised:
                     self._listen(data)
                 else:
                     chunks[file].append(data)
-            self._pass_on()
+            self._handle_signals()
             if self._is_over_time():
                 self._kill()
         for file in waiting:
-            chunks[file].extend(_rest(file))
+            chunks[file].extend(_read_remaining(file))
         self._listen(b"".join(chunks.pop(self._pipe)))
         return b"".join(part for parts in chunks.values() for part in parts)
 
     def _ready(self, waiting: set[int]) -> list[int]:
-        """The pipes with something to read, after a moment at most."""
+        """The pipes with data to read; waits for at most ``_SECONDS_BETWEEN_POLLS``."""
         if waiting:
-            return select.select(list(waiting), [], [], _LOOK_EVERY)[0]
-        with suppress(subprocess.TimeoutExpired):  # it has closed them all, and is about to end
-            self._process.wait(_LOOK_EVERY)
+            return select.select(list(waiting), [], [], _SECONDS_BETWEEN_POLLS)[0]
+        with suppress(subprocess.TimeoutExpired):  # the child has closed all pipes, and is about to end
+            self._process.wait(_SECONDS_BETWEEN_POLLS)
         return []
 
     def _listen(self, data: bytes) -> None:
-        """Take up the messages that are whole: what the process does now, and what it reports."""
-        *lines, self._begun = (self._begun + data).split(b"\n")
+        """Handle all complete messages: states of the child, and events."""
+        *lines, self._partial_line = (self._partial_line + data).split(b"\n")
         for line in lines:
             try:
                 message = json.loads(line)
-            except ValueError:  # written by two threads at once: the next message says it all again
+            except ValueError:  # two threads wrote at once; the next message repeats the whole state
                 continue
             if "event" not in message:
                 self._state, self._since = message, time.monotonic()
@@ -236,31 +236,31 @@ class _Supervised:
         now = time.monotonic()
         seconds = self._state.get("seconds")
         if seconds is not None and now - self._since > seconds:
-            self._broken = seconds
+            self._exceeded = seconds
             return True
         return self._kill_at is not None and now > self._kill_at
 
     def _kill(self) -> None:
-        """Kill it and what it has started."""
+        """Kill the child and its descendants."""
         if self._process.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+            with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for zombies
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _pass_on(self) -> None:
-        """Act on the signals that came since the last look."""
+    def _handle_signals(self) -> None:
+        """Act on the signals that have arrived since the last call."""
         while self._signals:
             number = self._signals.pop(0)
             if number == signal.SIGTSTP:
                 self._pause()
                 continue
             self._stops += 1
-            if not self._state:  # it has only begun, and does not listen yet
+            if not self._state:  # the child has just started, and handles no signals yet
                 self._kill()
             else:
                 self._ask_to_stop(number)
 
     def _ask_to_stop(self, number: int) -> None:
-        """Pass a signal on, and decide how long the child may take to end."""
+        """Pass a signal on to the child, and set the time at which it is killed."""
         if self._stops > 1:
             self._kill_at = time.monotonic() + _SECONDS_AFTER_TWO
         elif not self._state["keeps"] or self._state["foreign"]:
@@ -269,7 +269,7 @@ class _Supervised:
             self._process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     def _pause(self) -> None:
-        """Ctrl-Z stops both; the time does not count."""
+        """Pause both processes on Ctrl-Z; paused time does not count towards the limit."""
         began = time.monotonic()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGSTOP)

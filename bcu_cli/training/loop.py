@@ -317,7 +317,7 @@ class Training:
                 if self._together:
                     raise TrainingError(
                         f"process {ranks.rank()} ran out of memory in a step, on {self.device.name}",
-                        "the same command with --resume goes on, with fewer images at a time",
+                        "the same command with --resume continues, with fewer images at a time",
                     ) from error
                 if self.micro_batch == 1:
                     raise TrainingError(

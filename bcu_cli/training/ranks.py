@@ -29,7 +29,7 @@ PATIENCE = timedelta(minutes=10)
 _FAILED = "bcu/failed"
 LOST = (
     "another process of the run has ended",
-    "look at what it said; the same command with --resume goes on from the state kept last",
+    "look at what it said; the same command with --resume continues from the state kept last",
 )
 """Message and hint."""
 

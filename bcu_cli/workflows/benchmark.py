@@ -17,7 +17,7 @@ from bcu_cli.errors import UsageError
 from bcu_cli.report.text import percent
 from bcu_cli.runs import engine, resuming
 from bcu_cli.runs.engine import EngineOptions
-from bcu_cli.runs.locked import locked
+from bcu_cli.runs.locks import locked
 from bcu_cli.workflows.benchmark_steps import Run, attack_request, cleanse_request
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class _Work:
         self.out = request.out.absolute()
         self.pictures = Pictures(request.data_root.absolute(), self.out / "pictures")
         on_gpu = _on_gpu(self.cells)
-        self.at_a_time = engine.at_a_time(request.engine.jobs, len(self.cells), on_gpu=on_gpu)
+        self.at_a_time = engine.choose_parallelism(request.engine.jobs, len(self.cells), on_gpu=on_gpu)
 
 
 def _check_options(cells: Sequence[Cell]) -> None:

@@ -90,7 +90,7 @@ class Run:
             else:
                 yield f"{_ATTACK} {model.name}", self._attack(model)
 
-    def after(self, name: str, ended: children.Ended, stop: Stop) -> list[children.Command]:
+    def after(self, name: str, ended: children.CommandResult, stop: Stop) -> list[children.Command]:
         """What comes after a step that has ended."""
         if ended.code and stop.requested:
             return []
@@ -127,7 +127,7 @@ class Run:
         self._reports[_CLEANSE, cell.name] = report
         yield f"{_EVALUATE} {cell.name}", self._evaluate(cell)
 
-    def _finish(self, cell: Cell, ended: children.Ended) -> None:
+    def _finish(self, cell: Cell, ended: children.CommandResult) -> None:
         attack, cleanse = self._reports[_ATTACK, cell.model.name], self._reports[_CLEANSE, cell.name]
         try:
             reports = {_ATTACK: attack, _CLEANSE: cleanse, _EVALUATE: json.loads(ended.out)}
@@ -138,7 +138,7 @@ class Run:
         files.remove(self._results.cleansed(cell))
         self._on_cell(cell)
 
-    def _keep_cleansed(self, cell: Cell, ended: children.Ended) -> dict[str, Any]:
+    def _keep_cleansed(self, cell: Cell, ended: children.CommandResult) -> dict[str, Any]:
         return files.keep(self._results.cleansed(cell), ended.out, self._decides(cell), ended.seconds)
 
     def _decides(self, cell: Cell) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def _value(step: str, where: str, option: str, value: Any) -> tuple[str, Any]:
         raise UsageError(f"{where}: --{option} cannot be {value}", hint) from error
 
 
-def _judged(ended: children.Ended) -> bool:
+def _judged(ended: children.CommandResult) -> bool:
     """Whether a cleansing that ended with a bad verdict has written its network all the same (--force)."""
     try:
         return bool(json.loads(ended.out)["output"])

@@ -316,7 +316,7 @@ def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
         return document | {"nesting": [], "beside": {}, "left_out": [], "others": []}
     return document | {
         "nesting": list(content.nesting),
-        "beside": _as_json(content.beside),
+        "beside": _as_json(content.extra_entries),
         "left_out": list(content.left_out),
         "others": list(content.others),
     }

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from bcu_cli import events, limits
 from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice
 from bcu_cli.report.text import printable
-from bcu_cli.runs import messages, signals, supervisor
-from bcu_cli.runs.explaining import explain
+from bcu_cli.runs import library_warnings, signals, supervisor
+from bcu_cli.runs.error_text import explain
 from bcu_cli.workflows.attack import AttackRequest, attack
 from bcu_cli.workflows.cleanse import CleanseRequest, CleanseResult, cleanse
 from bcu_cli.workflows.evaluate import EvaluateRequest, evaluate
@@ -107,7 +107,7 @@ def _serve(job: str) -> NoReturn:
     limits.join_supervisor()
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    messages.neutralise(events.warn)
+    library_warnings.neutralise(events.warn)
     try:
         with events.listening(_tell):
             result = _run(from_plain(json.loads(job)))

@@ -92,7 +92,7 @@ def _read(path: Path, weights_key: str | None) -> Checkpoint:
 
     file = model_in(path)
     try:
-        with limits.reading(file, size_with_parts(file)):
+        with limits.reading_limits(file, size_with_parts(file)):
             return read(file, weights_key=weights_key)
     except (CheckpointError, MemoryError, RuntimeError) as error:
         if not limits.is_lack_of_memory(error):

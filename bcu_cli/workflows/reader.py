@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bcu_cli import limits
-from bcu_cli.limits import limit
+from bcu_cli.limits import set_limit
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -225,16 +225,16 @@ def serve(parent: int) -> None:
         return
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no answer
-    limit("RLIMIT_CORE", 0)
+    set_limit("RLIMIT_CORE", 0)
     tempfile.gettempdir()  # kept from here on: torch's compiler asks for it, and a file is written to find it
-    limit("RLIMIT_FSIZE", 0)
+    set_limit("RLIMIT_FSIZE", 0)
     for line in sys.stdin.buffer:
         _respond(json.loads(line), answers)
 
 
 def _respond(request: dict[str, Any], answers: BinaryIO) -> None:
     path = Path(request["path"])
-    limit("RLIMIT_DATA", request["memory"])
+    set_limit("RLIMIT_DATA", request["memory"])
     answer = _answer(path, request["arch"])
     answers.write(answer + b"\n")
     answers.flush()
@@ -271,8 +271,8 @@ def _import_torch() -> None:
     """
     if "torch" in sys.modules:
         return
-    limit("RLIMIT_FSIZE", None)
+    set_limit("RLIMIT_FSIZE", None)
     try:
         import torch  # noqa: F401 - imported for those who need it later
     finally:
-        limit("RLIMIT_FSIZE", 0, for_good=True)
+        set_limit("RLIMIT_FSIZE", 0, for_good=True)

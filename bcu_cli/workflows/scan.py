@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bcu_cli import events, limits
 from bcu_cli.errors import BcuError, OutputError
 from bcu_cli.report import files_read as files
-from bcu_cli.runs import messages, signals, supervisor
+from bcu_cli.runs import library_warnings, signals, supervisor
 from bcu_cli.workflows import loading
 from bcu_cli.workflows.result import Result
 
@@ -161,7 +161,7 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     signals.handle(signal.SIG_DFL)  # it has nothing to tidy up, and its parent does the talking
     limits.join_supervisor()
-    messages.neutralise(events.warn)
+    library_warnings.neutralise(events.warn)
     from bcu_cli.training import devices
 
     request = json.load(sys.stdin)

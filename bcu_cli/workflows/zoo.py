@@ -96,7 +96,7 @@ def attack_all(request: ZooRequest) -> ZooResult:
     plain = [text for text in each.settings if "." not in text.partition("=")[0]]
     if plain and len({entry.attack for entry in entries}) > 2:
         raise UsageError(f"--setting {plain[0]} does not say of which attack", "like --setting sig.delta=60")
-    count, threads = engine.at_a_time(request.engine.jobs, len(entries), on_gpu=_check(each))
+    count, threads = engine.choose_parallelism(request.engine.jobs, len(entries), on_gpu=_check(each))
     local = request.engine.name == engine.LOCAL
     pace = f"{count} at a time, {threads} threads each" if local else "Ray decides how many at a time"
     stated = {"jobs": count, "threads": threads} if local else {"jobs": None, "threads": 1}
@@ -158,7 +158,7 @@ def _train(zoo: Zoo, missing: Sequence[Entry], there: int, each: AttackRequest, 
     with resuming.stoppable() as stop, events.progress(f"training {zoo.folder}") as bar:
         bar.advance(there, total)
 
-        def after(name: str, ended: children.Ended) -> tuple[()]:
+        def after(name: str, ended: children.CommandResult) -> tuple[()]:
             nonlocal done
             if ended.code and stop.requested:
                 return ()
@@ -178,7 +178,7 @@ def _train(zoo: Zoo, missing: Sequence[Entry], there: int, each: AttackRequest, 
         raise KeyboardInterrupt
 
 
-def _keep(zoo: Zoo, entry: Entry, ended: children.Ended) -> None:
+def _keep(zoo: Zoo, entry: Entry, ended: children.CommandResult) -> None:
     """Record what became of an entry."""
     try:
         if ended.code:

@@ -14,7 +14,7 @@ from bcu_cli.evaluation.gates import Gate, judge
 from bcu_cli.evaluation.trigger_choice import trigger_beside
 from bcu_cli.report import json_file
 from bcu_cli.report.schema import with_version
-from bcu_cli.runs.locked import ANOTHER_FOLDER, locked
+from bcu_cli.runs.locks import ANOTHER_FOLDER, locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

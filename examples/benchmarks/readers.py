@@ -35,7 +35,7 @@ import torch
 from torch import _weights_only_unpickler as weights_only
 
 from bcu_cli.checkpoints.archive import TorchArchive
-from bcu_cli.checkpoints.opcodes import BrokenPickleError, look
+from bcu_cli.checkpoints.pickle_inspection import BrokenPickleError, inspect_pickle
 from bcu_cli.checkpoints.pickle_machine import follow
 from bcu_cli.errors import CheckpointError
 
@@ -421,7 +421,7 @@ def compare_pickle(number: int, _: Path) -> Iterator[str]:
     """What bcu says of one pickle, then what came of the comparison."""
     data = damaged_pickle(number)
     try:
-        ours = "found" if look(data) else "harmless"
+        ours = "found" if inspect_pickle(data) else "harmless"
     except BrokenPickleError:
         ours = "refused"
     yield ours

@@ -25,7 +25,7 @@ from PIL import Image
 
 from bcu_cli.checkpoints import inspect_only, read
 from bcu_cli.checkpoints.archive import TorchArchive
-from bcu_cli.checkpoints.opcodes import BrokenPickleError, look
+from bcu_cli.checkpoints.pickle_inspection import BrokenPickleError, inspect_pickle
 from bcu_cli.checkpoints.pickle_machine import follow
 from bcu_cli.checkpoints.shards import read_index
 from bcu_cli.checkpoints.zip_directory import ZipError, ends_as_zip, read_members
@@ -98,9 +98,9 @@ def test_numbers_are_read_only_as_python_writes_them(line: str) -> None:
     data = line.encode() + b"."
     if ODD[line] == "broken":
         with pytest.raises(BrokenPickleError):
-            look(data)
+            inspect_pickle(data)
     else:
-        assert bool(look(data)) is (ODD[line] == "ambiguous")
+        assert bool(inspect_pickle(data)) is (ODD[line] == "ambiguous")
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -170,7 +170,7 @@ def test_plain_values_are_counted_all_together(tmp_path: Path) -> None:
     started = time.process_time()
     checkpoint = read(tmp_path / "m.pt")
     assert time.process_time() - started < 10
-    assert 0 < len(checkpoint.beside) < 20
+    assert 0 < len(checkpoint.extra_entries) < 20
 
 
 def test_one_tensor_under_many_names_is_refused(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_pickle_inside_a_script_archive_is_looked_at(tmp_path: Path) -> None:
     )
     with pytest.raises(UnsafeFileError, match=r"asks for os\.system"):
         read(path)
-    with pytest.raises(CheckpointError, match="not in its place"):
+    with pytest.raises(CheckpointError, match="misplaced or duplicated"):
         read(zip_of(tmp_path / "two.pt", {"a/data.pkl": b"N.", "a/constants.pkl": b"N.", "b/code/x.py": b""}))
 
 

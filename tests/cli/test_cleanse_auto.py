@@ -192,7 +192,7 @@ def test_an_interruption_in_any_stage_leaves_the_old_file_and_is_resumed_to_the_
         monkeypatch.setattr(resuming, "_keep", keep)
         resumed = cleanse("--resume")
         assert resumed.code == 0, resumed.err
-        assert "going on after step 1 of" in resumed.err
+        assert "resuming after step 1 of" in resumed.err
         assert (out.read_bytes() == whole, state.exists()) == (True, False)
 
 

@@ -111,7 +111,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_device_can_go_on(
     ran = run.end()
     assert ran.code == 2
     assert ran.error == "error: process 1 of 2 was ended by signal 9 (SIGKILL)"
-    assert "hint: the same command with --resume goes on from the state kept last" in ran.err
+    assert "hint: the same command with --resume continues from the state kept last" in ran.err
     assert ran.json["error"]["message"] == ran.error.removeprefix("error: ")
     assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors.resume"]
     state = Path(f"{out}.resume").read_bytes()
@@ -120,7 +120,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_device_can_go_on(
     assert Path(f"{out}.resume").read_bytes() == state
     resumed = bcu("cleanse", *words, "--resume")
     assert resumed.code == 0, resumed.err
-    assert "starting anew" not in resumed.err
+    assert "starting over" not in resumed.err
     assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
 
 
@@ -134,11 +134,11 @@ def test_ctrl_c_stops_all_in_the_same_step_and_the_run_goes_on_to_the_same_bytes
     os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does
     ran = run.end()
     assert ran.code == 130, ran.err
-    assert ran.err.count("--resume goes on from there") == 1
+    assert ran.err.count("--resume continues from there") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors.resume"]
     resumed = bcu_process("cleanse", *words, "--resume", "--devices", 2)
     assert resumed.code == 0, resumed.err
-    assert resumed.err.count("going on after step") == 1
+    assert resumed.err.count("resuming after step") == 1
     assert out.read_bytes() == whole[1]
     assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
 

@@ -154,7 +154,7 @@ def test_ctrl_c_reaches_all_processes_and_none_stays_and_the_run_goes_on_to_the_
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "--resume goes on from there" in err
+    assert "--resume continues from there" in err
     assert "Traceback" not in err
     deadline = time.monotonic() + 10
     while any(map(is_there, [child, *decoding])) and time.monotonic() < deadline:
@@ -162,5 +162,5 @@ def test_ctrl_c_reaches_all_processes_and_none_stays_and_the_run_goes_on_to_the_
     assert not any(map(is_there, [child, *decoding]))
     resumed = bcu(*words, "--cache", "600kB", "--resume")
     assert resumed.code == 0, resumed.err
-    assert "going on after step" in resumed.err
+    assert "resuming after step" in resumed.err
     assert out.read_bytes() == whole.read_bytes()

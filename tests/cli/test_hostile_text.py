@@ -100,8 +100,8 @@ PROGRAM = """
 import logging, sys, time, warnings
 from bcu_cli import events
 from bcu_cli.cli import output
-from bcu_cli.runs import messages
-messages.neutralise(output.warn)
+from bcu_cli.runs import library_warnings
+library_warnings.neutralise(output.warn)
 text = sys.argv[1].encode("latin-1").decode("unicode_escape")
 warnings.warn(text)
 logging.getLogger("timm").warning("of %s", text)

@@ -12,38 +12,38 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bcu_cli.errors import UsageError
-from bcu_cli.runs import locked
+from bcu_cli.runs import locks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-needs_locks = pytest.mark.skipif(not locked._BYTES_HAVE_LOCKS, reason="no locks on single files here")
+needs_locks = pytest.mark.skipif(not locks._BYTES_HAVE_LOCKS, reason="no locks on single files here")
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locked, "_SECONDS_TO_WAIT", 0.3)
+    monkeypatch.setattr(locks, "_SECONDS_TO_WAIT", 0.3)
 
 
 @needs_locks
 def test_a_second_run_on_a_file_is_refused_and_others_go_on(tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     (tmp_path / "link").symlink_to(out)
-    with locked.locked_output(out):
+    with locks.locked_output(out):
         for same in (out, tmp_path / "link", tmp_path / "." / "out.safetensors"):
-            with pytest.raises(UsageError, match="another run is at work on"), locked.locked_output(same):
+            with pytest.raises(UsageError, match="another run is at work on"), locks.locked_output(same):
                 pytest.fail("the block must not run")
-        with locked.locked_output(tmp_path / "other.safetensors"), locked.locked(tmp_path):
+        with locks.locked_output(tmp_path / "other.safetensors"), locks.locked(tmp_path):
             pass
         assert [file.name for file in tmp_path.iterdir()] == ["link"]
-    with locked.locked_output(out):
+    with locks.locked_output(out):
         pass
 
 
 @needs_locks
 def test_a_killed_run_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from bcu_cli.runs.locked import locked_output\n"
+        "import sys, time; from pathlib import Path; from bcu_cli.runs.locks import locked_output\n"
         "with locked_output(Path(sys.argv[1])):\n    print('locked', flush=True); time.sleep(60)\n"
     )
     out = tmp_path / "out"
@@ -51,12 +51,12 @@ def test_a_killed_run_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(UsageError), locked.locked_output(out):
+        with pytest.raises(UsageError), locks.locked_output(out):
             pytest.fail("the block must not run")
-        monkeypatch.setattr(locked, "_SECONDS_TO_WAIT", 20.0)
+        monkeypatch.setattr(locks, "_SECONDS_TO_WAIT", 20.0)
         other.kill()
         started = time.monotonic()
-        with locked.locked_output(out):
+        with locks.locked_output(out):
             assert time.monotonic() - started < 10
 
 
@@ -66,16 +66,16 @@ def test_a_file_system_without_locks_goes_on(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(fcntl, "fcntl", refuse)
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked.locked_output(tmp_path / "out"), locked.locked_output(tmp_path / "out"):
+    with locks.locked_output(tmp_path / "out"), locks.locked_output(tmp_path / "out"):
         pass
-    with locked.locked(tmp_path), locked.locked(tmp_path):
+    with locks.locked(tmp_path), locks.locked(tmp_path):
         pass
 
 
 @needs_locks
 def test_two_cleansings_of_one_output(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
-    with locked.locked_output(out):
+    with locks.locked_output(out):
         ran = bcu("cleanse", untrained, "--images", photos, "--out", out)
     assert ran.code == 2
     assert f"another run is at work on {out}" in ran.error

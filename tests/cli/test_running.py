@@ -77,7 +77,7 @@ def test_a_stop_after_the_last_step_keeps_the_state(
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(KeyboardInterrupt):
         resuming.train(stages(), keeper, resume=False)
-    assert "stopped after the last step; --resume goes on from there" in capfd.readouterr().err
+    assert "stopped after the last step; --resume continues from there" in capfd.readouterr().err
     assert keeper.path.exists()
     after = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert after == before
@@ -244,7 +244,7 @@ def test_memory_that_ends_in_a_constructor_keeps_what_is_done(keeper: StateFile,
     with pytest.raises(TrainingError, match="not enough memory for the first stage"):
         resuming.train(stages(), keeper, resume=False)
     assert not keeper.path.exists()
-    with pytest.raises(TrainingError, match="memory for the stage after first; --resume goes on"):
+    with pytest.raises(TrainingError, match="memory for the stage after first; --resume continues"):
         resuming.train(stages(stage()), keeper, resume=False)
     done = resuming.train([stage(), stage("second")], keeper, resume=True)
     assert [each.training.throughput().images > 0 for each in done] == [False, True]

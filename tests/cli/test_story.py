@@ -167,14 +167,14 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
     words += ["--epochs", "15", "--batch-size", "64"]
     stopped = interrupt([*words, "--out", str(out)])
     assert stopped.returncode == 130, stopped.stderr
-    assert "--resume goes on from there" in stopped.stderr
+    assert "--resume continues from there" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert stopped.stdout == ""
     assert not out.exists()
     assert bcu(*words, "--out", out, "--seed", 9, "--resume").code == 2  # another run's state
     resumed = bcu(*words, "--out", out, "--resume")
     assert resumed.code == 0
-    assert "going on after step" in resumed.err
+    assert "resuming after step" in resumed.err
     assert bcu(*words, "--out", whole).code == 0
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.safetensors", "whole.safetensors"]

@@ -22,7 +22,7 @@ from bcu_cli import attacks
 from bcu_cli.cli import zoo
 from bcu_cli.errors import UsageError
 from bcu_cli.images import signs
-from bcu_cli.runs import children, engine, locked, resuming
+from bcu_cli.runs import children, engine, locks, resuming
 from bcu_cli.workflows import jobs, zoo_folder
 from bcu_cli.workflows.attack import AttackRequest
 
@@ -134,13 +134,13 @@ def test_models_at_a_time_on_four_cores(
 ) -> None:
     monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(engine.os, "sysconf", {"SC_PHYS_PAGES": 2**24, "SC_PAGE_SIZE": 2**12}.get)
-    assert engine.at_a_time(jobs, entries, on_gpu=on_gpu) == expected
+    assert engine.choose_parallelism(jobs, entries, on_gpu=on_gpu) == expected
 
 
 def test_fewer_at_a_time_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setattr(engine.os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)  # 4 GiB
-    assert engine.at_a_time("auto", 61, on_gpu=False) == (2, 8)
+    assert engine.choose_parallelism("auto", 61, on_gpu=False) == (2, 8)
 
 
 def test_every_combination_and_a_clean_model_of_each_seed() -> None:
@@ -447,7 +447,7 @@ def test_a_killed_start_leaves_a_folder_that_the_next_run_takes(keeper: Keeper) 
 
 
 def test_two_runs_do_not_work_on_one_zoo(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locked, "_SECONDS_TO_WAIT", 0.2)
+    monkeypatch.setattr(locks, "_SECONDS_TO_WAIT", 0.2)
     assert keeper(*TWO).code == 0
     descriptor = os.open(keeper.folder, os.O_RDONLY)
     try:
@@ -464,7 +464,7 @@ def test_an_error_ends_what_runs(tmp_path: Path) -> None:
     class BrokenError(Exception):
         pass
 
-    def fail(name: str, ended: children.Ended) -> NoReturn:
+    def fail(name: str, ended: children.CommandResult) -> NoReturn:
         raise BrokenError
 
     pid = tmp_path / "pid"

@@ -21,7 +21,7 @@ HANG = (
 )
 
 
-def ended(program: str) -> supervisor.Ended:
+def ended(program: str) -> supervisor.ChildExit:
     return supervisor.run(supervisor.program(JOINED + program), request=b"")
 
 
@@ -43,14 +43,14 @@ def test_a_long_answer_comes_back_whole() -> None:
     ],
 )
 def test_a_crash_is_explained(program: str, message: str) -> None:
-    fault = ended(f"c = limits.within(60, 'reading x'); c.__enter__(); {program}").fault
+    fault = ended(f"c = limits.time_limit(60, 'reading x'); c.__enter__(); {program}").fault
     assert fault is not None
     assert fault[0] == message
 
 
 def test_work_that_takes_too_long_is_ended() -> None:
     started = time.monotonic()
-    result = ended(f"c = limits.within(0.5, 'reading x'); c.__enter__(); {HANG}")
+    result = ended(f"c = limits.time_limit(0.5, 'reading x'); c.__enter__(); {HANG}")
     assert time.monotonic() - started < 30
     assert result.fault is not None
     assert result.fault[0] == "reading x took more than 0.5 seconds, and was ended"
@@ -58,7 +58,9 @@ def test_work_that_takes_too_long_is_ended() -> None:
 
 def test_a_limit_that_is_over_limits_nothing() -> None:
     assert (
-        ended("c = limits.within(0.3, 'a'); c.__enter__(); c.__exit__(None, None, None); time.sleep(1)").code
+        ended(
+            "c = limits.time_limit(0.3, 'a'); c.__enter__(); c.__exit__(None, None, None); time.sleep(1)"
+        ).code
         == 0
     )
 
@@ -119,7 +121,7 @@ def test_two_signals_end_a_child_with_state() -> None:
 
 def test_a_child_that_runs_foreign_code_is_not_waited_for() -> None:
     program = (
-        "c = limits.keeping_state(); c.__enter__(); limits.runs_foreign_code(); "
+        "c = limits.keeping_state(); c.__enter__(); limits.report_foreign_code(); "
         f"print('ready', flush=True); {HANG}"
     )
     result, seconds = interrupted(program, [signal.SIGTERM])
@@ -154,7 +156,7 @@ def test_memory_beyond_a_limit_is_an_error() -> None:
     program = "\n".join(
         [
             "from bcu_cli import limits",
-            "with limits.memory(100_000_000):",
+            "with limits.memory_limit(100_000_000):",
             "    bytearray(50_000_000)",
             "    try:",
             "        bytearray(200_000_000)",
@@ -169,5 +171,5 @@ def test_memory_beyond_a_limit_is_an_error() -> None:
 
 
 def test_without_a_supervisor_limits_of_time_are_silent() -> None:
-    with limits.within(0.0, "anything"), limits.keeping_state():
+    with limits.time_limit(0.0, "anything"), limits.keeping_state():
         pass

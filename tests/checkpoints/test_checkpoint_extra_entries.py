@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bcu_cli.checkpoints import Format, read, write
-from bcu_cli.checkpoints.beside import MAY_HOLD
+from bcu_cli.checkpoints.extra_entries import MAY_HOLD
 from bcu_cli.checkpoints.writing import lost_in
 from bcu_cli.errors import CheckpointError
 
@@ -188,7 +188,7 @@ def test_a_key_chooses_among_several(tmp_path: Path) -> None:
         read(tmp_path / "in.pth", weights_key="ema")
     assert "it has model, run/model_ema" in error.value.hint
     write(tmp_path / "one.safetensors", WEIGHTS, format=Format.SAFETENSORS)
-    with pytest.raises(CheckpointError, match="holds one table of weights alone"):
+    with pytest.raises(CheckpointError, match="holds only one table of weights"):
         read(tmp_path / "one.safetensors", weights_key="model")
 
 

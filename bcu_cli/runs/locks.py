@@ -1,6 +1,6 @@
-"""Folders and files on which one run at a time works, the processes that it has started included.
+"""Locks that let only one run, including its child processes, work on a folder or file at a time.
 
-The locks are the system's own: they end with the processes that hold them, and leave no file behind.
+The locks belong to the operating system: they end with the processes that hold them, and leave no files.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ _BYTES_HAVE_LOCKS = sys.platform == "linux" and sys.maxsize > 2**32
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Make a folder, wait for a run that is just ending there, and keep others out until the context ends.
+    """Create a folder and lock it until the context ends, after waiting for a run that is about to end there.
 
-    Gives a file descriptor; processes that inherit it keep the lock, even after this one was killed.
+    Yields:
+        A file descriptor. Processes that inherit it keep the lock, even after this process was killed.
 
     Raises:
-        UsageError: Another run is at work.
-        OutputError: The folder cannot be used.
+        UsageError: Another run holds the lock.
+        OutputError: The folder cannot be created or opened.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,41 +56,41 @@ def locked(folder: Path) -> Iterator[int]:
 
 @contextmanager
 def locked_output(path: Path) -> Iterator[None]:
-    """Wait for a run that is just ending with a file, and keep others from writing it until the context ends.
+    """Lock an output file until the context ends, after waiting for a run that is about to end with it.
 
-    The lock is on one byte of the file's folder, which the name decides. Systems without such locks go on
-    without one.
+    The lock covers one byte of the file's folder, at an offset derived from the name. On systems without such
+    locks nothing is locked.
 
     Raises:
-        UsageError: Another run is to write the file.
+        UsageError: Another run holds the lock.
     """
     target = Path(os.path.realpath(path))
     try:
         lock = os.open(target.parent, os.O_RDONLY)
-    except OSError:  # a folder that may be written to and not be read has no lock either
+    except OSError:  # a folder that is writable but not readable cannot be locked
         yield
         return
     try:
         if _BYTES_HAVE_LOCKS:
-            _take(partial(_claim, lock, _number_of(target.name)), path)
+            _take(partial(_claim, lock, _lock_offset(target.name)), path)
         yield
     finally:
         os.close(lock)
 
 
-def _number_of(name: str) -> int:
+def _lock_offset(name: str) -> int:
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:7])
 
 
 def _claim(folder: int, byte: int) -> None:
     """Claim a byte of a folder.
 
-    A folder is never open for writing, so that only locks for reading can be had, which exclude nobody: each
-    run takes one, asks whether there is another's, and lets go where there is.
+    A folder cannot be opened for writing, so only read locks are available, and these exclude nobody. So each
+    run takes a read lock, checks whether another run has one too, and releases its lock if so.
 
     Raises:
-        BlockingIOError: Another run has claimed it.
-        OSError: The file system has no such locks.
+        BlockingIOError: Another run has claimed the byte.
+        OSError: The file system does not support such locks.
     """
 
     def request(kind: int) -> bytes:
@@ -103,12 +104,12 @@ def _claim(folder: int, byte: int) -> None:
 
 
 def _take(lock: Callable[[], None], what: Path) -> None:
-    """Take a lock once nobody else holds it; on a file system without locks there is none.
+    """Take a lock as soon as it is free; do nothing on a file system without locks.
 
     Raises:
-        UsageError: Somebody holds it for longer than a run takes to end.
+        UsageError: The lock is not free after ``_SECONDS_TO_WAIT``.
     """
-    deadline, said = time.monotonic() + _SECONDS_TO_WAIT, False
+    deadline, reported = time.monotonic() + _SECONDS_TO_WAIT, False
     while True:
         try:
             return lock()
@@ -118,8 +119,8 @@ def _take(lock: Callable[[], None], what: Path) -> None:
                 raise UsageError(message, "wait until it has ended, or stop it") from error
         except OSError:
             return None
-        if not said:
+        if not reported:
             events.say(f"waiting for another run to leave {what}")
-        said = True
-        pause = random.uniform(0.5, 1.5)  # noqa: S311 - two that ask at once do not for ever
+        reported = True
+        pause = random.uniform(0.5, 1.5)  # noqa: S311 - so that two waiting runs do not collide for ever
         time.sleep(pause * _SECONDS_BETWEEN)

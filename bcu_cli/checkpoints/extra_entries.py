@@ -1,7 +1,7 @@
-"""What stands beside the weights in a pickle: what is inert is kept to be written back, the rest is named.
+"""Entries of a pickle besides the weights: harmless ones are kept and written back, others are only listed.
 
-Left out are objects of classes, which are only notes here, and whatever may hold a backdoor in its turn: the
-state of an optimizer, an average or another copy of the weights.
+Objects of classes are omitted, and so is everything that may hold the backdoor too: optimizer state,
+averaged weights, and other copies of the weights.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Omission
-from .inert import Global, Recipe, shown
+from .inert import Global, RecordedCall, key_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     import torch
 
 LEFT_OUT = object()
-"""Stands for what is not kept."""
+"""Marks an entry that is not kept."""
 MAY_HOLD = "may hold the backdoor"
 _MAX_DEPTH = 12
-_MAX_ONE = 100_000  # values and letters of one entry
-_MAX_ALL = 1_000_000
+_MAX_ONE = 100_000  # values and characters of one entry
+_MAX_ALL = 1_000_000  # values and characters of all entries
 _LONGEST_INTEGER = 1024  # bits
 _NAMES = (".weight", ".bias", ".running_mean", ".running_var")
 _TABLES = (dict, OrderedDict, Counter)
 
 
-class Keeper:
-    """Decides what is kept of the entries beside the weights, and notes what is not.
+class EntryFilter:
+    """Decides which entries besides the weights are kept, and lists those that are omitted.
 
-    A pickle of a few bytes can hold a list of a million times the same list, under any number of names: what
-    is visited is counted, and the letters of texts, and the bytes of tensors.
+    References let a pickle of a few bytes describe a huge nested value. So the filter limits the number of
+    values it visits, the characters of texts, and the bytes of tensors.
 
     Args:
-        weights: The tensors taken, by their names without a wrapper's prefix.
-        is_average: Tells the names of averages of the weights.
-        most_bytes: The tensors kept take no more together, each with memory of its own.
+        weights: The chosen tensors, by their names without a wrapper's prefix.
+        is_average: Whether a name is that of an average of the weights.
+        most_bytes: Limit of the total size of the kept tensors, in bytes, none sharing memory.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Keeper:
         self._visited = self._limit = 0
 
     def keep(self, name: str, key: Any, value: Any) -> Any:
-        """The value as it is to be written back, tables in it without what is left out; or ``LEFT_OUT``.
+        """The value to write back, without the omitted entries of its tables; ``LEFT_OUT`` to omit all of it.
 
         Args:
-            name: The path of the entry, for people.
+            name: The path of the entry, for messages.
             key: The entry's key.
-            value: What stands there.
+            value: The entry's value.
         """
         self._limit = min(self._visited + _MAX_ONE, _MAX_ALL)
         return self._keep(name, key, value, 0)
@@ -74,20 +74,20 @@ class Keeper:
     def _keep_table(self, name: str, table: dict[Any, Any], depth: int) -> Any:
         made, before = type(table)(), len(self.omitted)
         for key, item in dict.items(table):
-            kept = self._keep(f"{name}/{shown(key)}", key, item, depth + 1)
+            kept = self._keep(f"{name}/{key_text(key)}", key, item, depth + 1)
             if kept is not LEFT_OUT:
                 made[key] = kept
-        if table and not made:  # nothing is left of it: it is named itself
+        if table and not made:  # all its entries are omitted: list the table, not each entry
             first = self.omitted[before]
             self.omitted[before:] = [Omission(name=name, why=first.why, kind=first.kind)]
             return LEFT_OUT
         return made
 
     def _reason(self, key: Any, value: Any, depth: int) -> tuple[str, str]:
-        """Why an entry is left out, and the class of the object that it is; two empty texts if it is kept."""
-        if not self._counts(value) or depth > _MAX_DEPTH:
-            return "it is too large to be kept", ""
-        if isinstance(value, Recipe | Global):
+        """Why an entry is omitted, and its class if it is an object; two empty texts if it is kept."""
+        if not self._is_within_limits(value) or depth > _MAX_DEPTH:
+            return "it is too large to keep", ""
+        if isinstance(value, RecordedCall | Global):
             return f"an object of {value.kind}", value.kind
         if not self._is_key(key):
             return f"its key is a {type(key).__name__}", ""
@@ -98,7 +98,7 @@ class Keeper:
         if type(value) in _TABLES:
             return (f"other weights, which {MAY_HOLD}" if self._are_weights(value) else ""), ""
         if is_tensor(value):
-            return self._reason_of_tensor(value), ""
+            return self._tensor_reason(value), ""
         if type(value) in (list, tuple, set):
             reasons = (self._reason(None, item, depth + 1) for item in value)
             inner = (self._reason_inside(item, depth + 1) for item in value if type(item) in _TABLES)
@@ -106,7 +106,7 @@ class Keeper:
         return ("" if _is_plain(value) else f"a {type(value).__name__}"), ""
 
     def _reason_inside(self, table: dict[Any, Any], depth: int) -> tuple[str, str]:
-        """Why a table in a list, of which nothing is taken out, is left out with the list."""
+        """Why a list is omitted because of a table in it: entries of lists are never removed one by one."""
         for key, item in dict.items(table):
             found = self._reason(key, item, depth + 1)
             if not found[0] and type(item) in _TABLES:
@@ -115,7 +115,7 @@ class Keeper:
                 return found
         return "", ""
 
-    def _reason_of_tensor(self, tensor: torch.Tensor) -> str:
+    def _tensor_reason(self, tensor: torch.Tensor) -> str:
         import torch
 
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
@@ -128,8 +128,8 @@ class Keeper:
         return "" if self._bytes_left >= 0 else "it claims to be far larger than the file"
 
     def _has_tensors(self, value: Any, depth: int = 0) -> bool:
-        """Whether there is a tensor in a value, or there is too much in it to tell."""
-        if not self._counts(None) or depth > _MAX_DEPTH:
+        """Whether a value holds a tensor; True also if the value is too large to search."""
+        if not self._is_within_limits(None) or depth > _MAX_DEPTH:
             return True
         if type(value) in _TABLES:
             return any(self._has_tensors(item, depth + 1) for item in dict.values(value))
@@ -142,19 +142,19 @@ class Keeper:
         named = [key for key, item in dict.items(table) if isinstance(key, str) and is_tensor(item)]
         return any(key.removeprefix("module.") in self._names or key.endswith(_NAMES) for key in named)
 
-    def _counts(self, value: Any) -> bool:
+    def _is_within_limits(self, value: Any) -> bool:
         letters = len(value) if type(value) in (str, bytes, bytearray) else 0
         self._visited += 1 + letters
         return self._visited <= self._limit
 
     def _is_key(self, key: Any) -> bool:
         if type(key) is tuple:
-            return all(self._counts(item) and _is_plain(item) for item in key)
-        return _is_plain(key) and (type(key) not in (str, bytes) or self._counts(key))
+            return all(self._is_within_limits(item) and _is_plain(item) for item in key)
+        return _is_plain(key) and (type(key) not in (str, bytes) or self._is_within_limits(key))
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor; a parameter is one."""
+    """Whether a value is a tensor or a parameter."""
     import torch
 
     return isinstance(value, torch.Tensor)

@@ -1,4 +1,4 @@
-"""The static look at a pickle: what would it ask for if it were opened, and do weights need that?"""
+"""Static inspection of a pickle: which globals it would import and call, and whether weights need them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ if TYPE_CHECKING:
     from .pickle_machine import GlobalUse
 
 
-__all__ = ["OBJECT_WORDS", "BrokenPickleError", "look"]
+__all__ = ["OBJECT_PREFIX", "BrokenPickleError", "inspect_pickle"]
 
-OBJECT_WORDS = "holds an object of "  # how the message of an unsafe "pickle-object" begins
+OBJECT_PREFIX = "holds an object of "  # start of the message of an unsafe "pickle-object"
 _MOST_NAMED = 5
 
 
-def look(data: bytes, *, script: bool = False, strict: bool = False, position: int = 0) -> list[Finding]:
-    """What is unsafe about one pickle, by the globals that it asks for and what it does with them.
+def inspect_pickle(
+    data: bytes, *, script: bool = False, strict: bool = False, position: int = 0
+) -> list[Finding]:
+    """Findings about one pickle, by the globals that it imports and what it does with them.
 
-    Objects whose making does nothing are one note all together.
+    All objects whose creation has no effects are reported together in one note.
 
     Args:
         data: The pickle, with nothing after it.
-        script: Judge it as part of a TorchScript archive, not as a pickle of torch.save.
-        strict: Call every object unsafe, since others open this pickle without any limit.
-        position: Where the pickle begins; added to the findings' offsets.
+        script: Whether it is part of a TorchScript archive; else it is a pickle of torch.save.
+        strict: Whether to report every object as unsafe, because torch opens this pickle unrestricted.
+        position: Offset of the pickle in the file, in bytes; added to the findings' offsets.
 
     Raises:
-        BrokenPickleError: It is not complete or not well-formed, with nothing unsafe before that; it is too
-            large or would take too much work; or it calls functions of torch as torch never does.
+        BrokenPickleError: The pickle is broken, too large or too much work, and holds nothing unsafe; or it
+            calls functions of torch in a way that torch never does.
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise BrokenPickleError(f"it is larger than {MAX_PICKLE_BYTES:,} bytes")
@@ -44,30 +46,30 @@ def look(data: bytes, *, script: bool = False, strict: bool = False, position: i
         return _findings_before(error, _judge(error, script=script, strict=strict, position=position))
     findings = _judge(program, script=script, strict=strict, position=position)
     if program.end != len(data):
-        message = f"hides {len(data) - program.end:,} bytes behind the end of its pickle"
+        message = f"hides {len(data) - program.end:,} bytes after the end of its pickle"
         offset = position + program.end
         findings.append(Finding(rule="pickle-trailing", message=message, severity="unsafe", offset=offset))
     if program.faults and not findings:
         raise BrokenPickleError(program.faults[0])
     if program.faults and not _is_unsafe(findings):
-        message = f"does with objects what only a program does: {program.faults[0]}"
+        message = f"does with objects what weights never need: {program.faults[0]}"
         findings.append(Finding(rule="pickle-hidden-global", message=message, severity="unsafe"))
     return findings
 
 
 def _findings_before(error: BrokenPickleError, findings: list[Finding]) -> list[Finding]:
-    """What is unsafe about a pickle that is not in canonical form; the error itself where nothing is."""
+    """The findings about a pickle that is not in canonical form; raises the error if none is unsafe."""
     if error.ambiguous:
-        message = f"{error}, so that different programs read different things in it"
+        message = f"{error}, so different programs read it differently"
         return [*findings, Finding(rule="pickle-ambiguous", message=message, severity="unsafe")]
     if _is_unsafe(findings):
-        message = "is broken behind that, where its program would already have run"
+        message = "is broken after that, when its program would already have run"
         return [*findings, Finding(rule="pickle-broken", message=message, severity="unsafe")]
     raise error
 
 
 def _judge(asked: Program | BrokenPickleError, *, script: bool, strict: bool, position: int) -> list[Finding]:
-    """One finding for each unsafe global, and one note about all that do nothing."""
+    """One finding for each unsafe global, and one note about all inert ones."""
     if script:
         judged = [(use, script_effect(use.name)) for use in asked.uses]
     else:
@@ -96,12 +98,12 @@ def _finding(use: GlobalUse, effect: Effect, position: int) -> Finding:
     elif effect is Effect.ACTS:
         rule, message = "pickle-global", f"asks for {use.name} when opened"
     else:
-        rule, message = "pickle-object", OBJECT_WORDS + use.name
+        rule, message = "pickle-object", OBJECT_PREFIX + use.name
     return Finding(rule=rule, message=message, severity="unsafe", offset=position + use.offset)
 
 
 def _note(inert: dict[str, GlobalUse], position: int) -> list[Finding]:
-    """The note about objects that do nothing, if there are any."""
+    """The note about inert objects, if there are any."""
     if not inert:
         return []
     names = ", ".join(plain_name(name) for name in list(inert)[:_MOST_NAMED])

@@ -1,4 +1,4 @@
-"""What errors are called that reach the top: one line, and one hint."""
+"""The message and the hint for any exception that ends a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bcu_cli.errors import BcuError, faulty_installation
 
 
 def explain(error: Exception) -> tuple[str, str]:
-    """Explain an error in one line that says what is wrong, and one that says what to do."""
+    """Explain an error in one line that says what is wrong, and a hint that says what to do."""
     if isinstance(error, BcuError):
         return error.message, error.hint
     if installation := faulty_installation(error):

@@ -1,4 +1,4 @@
-"""Warnings and logs of libraries, neutralised: they may hold what a file says."""
+"""Neutralising the warnings and logs of libraries, which may quote text from an untrusted file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def neutralise(warn: Callable[[str], object]) -> None:
-    """Make what libraries log harmless to a terminal, and hand on what they warn of.
+    """Remove control characters from the log messages of libraries, and pass on their warnings.
 
     Args:
         warn: Called with the text of each warning.
@@ -29,6 +29,6 @@ def neutralise(warn: Callable[[str], object]) -> None:
 
 def _harmless_record(*arguments: Any, **options: Any) -> logging.LogRecord:
     record = logging.LogRecord(*arguments, **options)
-    with suppress(Exception):  # a library's arguments may not fit its own message; logging says so
+    with suppress(Exception):  # arguments may not fit the message; logging reports that later
         record.msg, record.args = printable(record.getMessage()), ()
     return record
