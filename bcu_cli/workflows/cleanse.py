@@ -231,7 +231,7 @@ class _Cleansing:
             "model": document.model(self.loaded),
             "classes": list(self.classes),
             "images": images,
-            "did": defense.did(),
+            "details": defense.details(),
             "verdict": judged and asdict(judged),
             "agreement": watch.as_json(after),
             "output": written,

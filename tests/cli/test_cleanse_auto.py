@@ -12,7 +12,7 @@ from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
 from bcu_cli.defenses import auto, patches
 from bcu_cli.defenses.base import Verdict
-from bcu_cli.defenses.residues import Contest, Residue
+from bcu_cli.defenses.patch_search import Contest, Residue
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images import signs
 from bcu_cli.runs import resuming
@@ -111,7 +111,7 @@ def test_what_a_bad_verdict_withheld_is_written_without_another_training(
     assert "--resume --force" in ran.err
     later = cleanse("--resume", "--force", "--json").json
     assert out.read_bytes() == bytes_at_once
-    assert (later["did"], later["agreement"]) == (at_once["did"], at_once["agreement"])
+    assert (later["details"], later["agreement"]) == (at_once["details"], at_once["agreement"])
     assert [stage["seconds"] for stage in later["training"]] == [0.0] * len(STAGES)
     assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
 
@@ -124,10 +124,10 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     assert ran.code == 0, ran.err
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ran.out.splitlines() if "│" in line]
     assert [row[:2] for row in rows if len(row) == 4][:8] == [
-        [level, trigger] for level in "12" for trigger in ("patch", "blend", "wave", "warp")
+        [level, trigger] for level in "12" for trigger in ("patch", "blend", "sinusoid", "warp")
     ]
-    looked_for = [[kind, "8"] for kind in ("patch", "shift", "warp")]
-    assert [row[:2] for row in rows][8:] == [*looked_for, ["wave", "48"]]
+    looked_for = [[kind, "8"] for kind in ("patch", "perturbation", "warp")]
+    assert [row[:2] for row in rows][8:] == [*looked_for, ["sinusoid", "48"]]
     text = " ".join(ran.out.split())
     assert "cleansed: it was told so" in text
     assert "level 2 of 2" in text
@@ -206,19 +206,20 @@ def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an
     out = tmp_path / "out.safetensors"
     at_once = cleanse("--quick", "--force", "--json").json
     whole = out.read_bytes()
-    assert at_once["training"][-1]["stage"] == "looking for what is left"
-    assert [len(each["found"]) for each in at_once["did"]["found_anew"]] == [8, 8]
+    assert at_once["training"][-1]["stage"] == "looking for remaining triggers"
+    assert [len(each["found"]) for each in at_once["details"]["patch_searches"]] == [8, 8]
     keep = resuming._keep
 
     def interrupt(stages: list[Any], keeper: Any, stop: Any, asked: Any) -> None:
-        stop.requested = stages[-1].title == "looking for what is left" and stages[-1].training.done == 2
+        last = stages[-1]
+        stop.requested = last.title == "looking for remaining triggers" and last.training.done == 2
         keep(stages, keeper, stop, asked)
 
     monkeypatch.setattr(resuming, "_keep", interrupt)
     assert cleanse("--quick", "--force").code == 130
     monkeypatch.setattr(resuming, "_keep", keep)
     later = cleanse("--quick", "--force", "--resume", "--json").json
-    assert (later["did"], later["verdict"]) == (at_once["did"], at_once["verdict"])
+    assert (later["details"], later["verdict"]) == (at_once["details"], at_once["verdict"])
     assert out.read_bytes() == whole
 
 
