@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bcu_cli import defenses
-from bcu_cli.cli import cleanse_output, output, several
+from bcu_cli.cli import cleanse_output, launching, output
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.method_options import options_of
 from bcu_cli.cli.options import (
@@ -36,7 +36,7 @@ _AUTO = "Of method auto alone"
 _EXIT_CODES = {"cleansed": DONE, "not cleansed": BAD, "could not tell": FAILED}
 
 
-@several.as_rank
+@launching.as_rank
 def cleanse(
     context: typer.Context,
     model: Model,
@@ -248,10 +248,10 @@ def cleanse(
         raise UsageError(
             f"--method {method} runs on one device", f"{', '.join(workflow.SEVERAL_DEVICES)} train on several"
         )
-    if several.started_by_torchrun():
-        several.check(devices)
+    if launching.started_by_torchrun():
+        launching.check(devices)
     elif devices not in {None, 1}:
-        raise typer.Exit(several.launch(context.obj, devices))
+        raise typer.Exit(launching.launch(context.obj, devices))
     result = workflow.cleanse(request)
     if ranks.rank() > 0:
         return

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bcu_cli.detectors.base import OnStep, Subject
-    from bcu_cli.detectors.behaviour import Looked
+    from bcu_cli.detectors.running import DetectorRun
     from bcu_cli.detectors.verdict import Calibration
     from bcu_cli.images.given import GivenImages
     from bcu_cli.models import Loaded
@@ -129,7 +129,7 @@ def scan_in_child(file: dict[str, Any], options: ScanRequest) -> None:
     Raises:
         KeyboardInterrupt: The user asked for a stop.
     """
-    from bcu_cli.detectors.behaviour import FAILED
+    from bcu_cli.detectors.running import FAILED
 
     request = {"file": file, "options": _as_json(options)}
     ended = supervisor.run(
@@ -189,7 +189,7 @@ def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None
         options: How to look.
         device: Where.
     """
-    from bcu_cli.detectors.behaviour import FAILED
+    from bcu_cli.detectors.running import FAILED
 
     earlier, file["problem"] = file["problem"], None
     path = Path(file["path"])
@@ -212,7 +212,7 @@ def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None
 def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
     """What the verdict makes of the file: a finding, a problem, or neither."""
     from bcu_cli.checkpoints import Finding
-    from bcu_cli.detectors.behaviour import SUSPICIOUS, UNDECIDED
+    from bcu_cli.detectors.running import SUSPICIOUS, UNDECIDED
 
     if scan["verdict"] == "suspicious":
         message = f"it behaves as if it had a backdoor to class {scan['class']}"
@@ -231,7 +231,7 @@ def _undecided(scan: dict[str, Any]) -> str:
     return f"its suspicion of {scan['suspicion']:.2f} lies between {below:.2f} and 1"
 
 
-def _scan(path: Path, options: ScanRequest, device: Device) -> tuple[dict[str, Any], list[Looked]]:
+def _scan(path: Path, options: ScanRequest, device: Device) -> tuple[dict[str, Any], list[DetectorRun]]:
     """Load one network and ask the detectors: the document, and what it does not hold, their images."""
     loaded = loading.load_model(path, options.model, pictures=options.images)
     scan, looked = scan_loaded(loaded, options.images, device, seed=options.seed)
@@ -242,7 +242,7 @@ def _scan(path: Path, options: ScanRequest, device: Device) -> tuple[dict[str, A
 
 def scan_loaded(
     loaded: Loaded, given: Path | GivenImages | None, device: Device, *, seed: int
-) -> tuple[dict[str, Any], list[Looked]]:
+) -> tuple[dict[str, Any], list[DetectorRun]]:
     """Ask the detectors about a network that is loaded.
 
     Args:
@@ -307,9 +307,9 @@ def _rates(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def _look(subject: Subject, path: Path) -> list[Looked]:
+def _look(subject: Subject, path: Path) -> list[DetectorRun]:
     """Ask the detectors, with a bar that says which is at work."""
-    from bcu_cli.detectors.behaviour import look
+    from bcu_cli.detectors.running import run_all
 
     with events.progress(f"scanning {path.name}") as bar:
 
@@ -324,11 +324,11 @@ def _look(subject: Subject, path: Path) -> list[Looked]:
             bar.restart(name)
             return advance
 
-        return look(subject, start)
+        return run_all(subject, start)
 
 
 def _write(
-    looked: list[Looked], folder: Path, path: Path, sha256: str | None, read: list[Path]
+    looked: list[DetectorRun], folder: Path, path: Path, sha256: str | None, read: list[Path]
 ) -> list[dict[str, Any]]:
     """Write the images of all detectors; their names say of which model and detector they are.
 

@@ -208,7 +208,7 @@ def test_a_damaged_picture_is_skipped_with_a_warning(
     ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", folder, "--json")
     assert ran.code == 0
     assert "warning: 1 files in" in ran.err
-    assert "warning: 52 images to learn from are few" in ran.err
+    assert "warning: 52 training images are few" in ran.err
     assert [Path(entry["path"]).name for entry in ran.json["images"]["skipped"]] == ["broken.png"]
 
 

@@ -39,7 +39,7 @@ def test_one_process_reports_and_warns_and_all_of_them_count(whole: tuple[Ran, b
     assert report["device"]["number"] == 2
     assert report["training"][0]["images"] == 2 * 288
     assert report["agreement"]["after"]["of"] == 32
-    assert ran.err.count("images to learn from are few") == 1
+    assert ran.err.count("training images are few") == 1
     others = [
         line for line in ran.err.splitlines() if not line.startswith(("warning: ", "model.safetensors"))
     ]

@@ -151,8 +151,8 @@ def test_what_the_pictures_lack_is_said(bcu, few: Path, tmp_path: Path) -> None:
     found = ran.json["images"]["suitability"]
     assert (found["of_classes"], found["answered_classes"]) == (8, 4)
     assert set(found["rarest_classes"]) == {folder.name for folder in sorted(few.iterdir())[:4]}
-    assert "warning: 24 images to learn from are few: about 900 more" in ran.err
-    assert "answers only 4 of 8 classes" in ran.err
+    assert "warning: 24 training images are few: about 900 more" in ran.err
+    assert "predicts only 4 of 8 classes" in ran.err
     assert all(folder.name in ran.err for folder in sorted(few.iterdir())[4:])
     assert all(f"warning: {warning}" in ran.err for warning in found["warnings"])
 

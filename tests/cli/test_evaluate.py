@@ -337,7 +337,7 @@ def test_a_trigger_file_for_other_classes(evaluate, clean: Path, tmp_path: Path)
 
 def test_a_trigger_file_for_a_class_that_is_not_there(evaluate, clean: Path, tmp_path: Path) -> None:
     file = trigger_file(tmp_path / "t.safetensors", target=4)
-    refused(evaluate(clean, "--trigger", file), "leads to class 4", "--target-class")
+    refused(evaluate(clean, "--trigger", file), "has target class 4", "--target-class")
 
 
 def test_a_trigger_file_of_numbers_that_are_none(evaluate, clean: Path, tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_patches_are_of_all_kinds_and_sizes_and_leave_the_rest_of_an_image() -> 
         changed = each(image)
         side = each.pixels.shape[-1]
         assert torch.equal(
-            changed[0, :, each.top : each.top + side, each.outliers : each.outliers + side], each.pixels
+            changed[0, :, each.top : each.top + side, each.left : each.left + side], each.pixels
         )
         assert int((changed != image).any(1).sum()) <= side * side
     assert int(image.min()) == int(image.max()) == 77
