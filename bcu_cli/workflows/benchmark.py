@@ -10,7 +10,7 @@ from bcu_cli import events
 from bcu_cli.benchmark import plan as plans
 from bcu_cli.benchmark import results as files
 from bcu_cli.benchmark import table as tables
-from bcu_cli.benchmark.pictures import Pictures
+from bcu_cli.benchmark.image_links import ImageLinks
 from bcu_cli.benchmark.results import Results
 from bcu_cli.checkpoints.unfinished import NAMES, remove_unfinished
 from bcu_cli.errors import UsageError
@@ -207,7 +207,7 @@ class _Work:
         _check_options(self.cells)
         # Absolute, because Ray starts its workers elsewhere.
         self.out = request.out.absolute()
-        self.pictures = Pictures(request.data_root.absolute(), self.out / "pictures")
+        self.pictures = ImageLinks(request.data_root.absolute(), self.out / "pictures")
         on_gpu = _on_gpu(self.cells)
         self.at_a_time = engine.at_a_time(request.engine.jobs, len(self.cells), on_gpu=on_gpu)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from bcu_cli.benchmark.cell import Backdoored, Cell, Plan
-    from bcu_cli.benchmark.pictures import Pictures
+    from bcu_cli.benchmark.image_links import ImageLinks
     from bcu_cli.benchmark.results import Results
     from bcu_cli.runs.resuming import Stop
 
@@ -58,7 +58,7 @@ class Run:
         plan: Plan,
         left: Sequence[Cell],
         results: Results,
-        pictures: Pictures,
+        pictures: ImageLinks,
         on_cell: Callable[[Cell], None],
     ) -> None:
         self._plan, self._results, self._pictures, self._on_cell = plan, results, pictures, on_cell

@@ -1,7 +1,7 @@
-"""Workflows in processes of their own: a request goes in as JSON, and the document of its result comes out.
+"""Workflows in separate processes, with requests and results as JSON.
 
-What the workflow notices goes to stderr, a line each. Like ``bcu`` itself, a job has a supervisor, which
-outlives it whatever a foreign file does.
+Notices of the workflow go to stderr, one line each. Like ``bcu`` itself, a job has a supervisor that survives
+crashes by untrusted files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bcu_cli.workflows.evaluate import EvaluateResult
 
 PROGRAM = tuple(supervisor.program("from bcu_cli.workflows.jobs import main; main()"))
-"""The words that run a job, which follows them."""
+"""The command that runs a job; the job follows as an argument."""
 _DONE, _FAILED, _INTERRUPTED = 0, 2, 130
 _VALUES: dict[str, type] = {
     kind.__name__: kind for kind in (AttackRequest, EvaluateRequest, Files, ModelOptions, Own, TriggerChoice)
@@ -37,18 +37,18 @@ _VALUES: dict[str, type] = {
 
 
 def command(request: AttackRequest | EvaluateRequest) -> list[str]:
-    """The words that run the workflow of a request in another process.
+    """The command that runs the workflow of a request in another process.
 
-    It prints the JSON document of the result, or one with an ``error``.
+    It prints the JSON document of the result, or a document with an ``error``.
     """
     return [*PROGRAM, json.dumps(to_plain(request))]
 
 
 def to_plain(value: Any) -> Any:
-    """A request as plain values, which JSON can hold.
+    """A request as plain values for JSON.
 
     Raises:
-        TypeError: It holds something that is no path, text, number, tuple or request.
+        TypeError: A value is not a path, string, number, tuple or request.
     """
     if is_dataclass(value) and type(value).__name__ in _VALUES:
         parts = {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
@@ -63,7 +63,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """What ``to_plain`` made plain values of."""
+    """The inverse of :func:`to_plain`."""
     if isinstance(value, list):
         return tuple(from_plain(one) for one in value)
     if not isinstance(value, dict):
@@ -74,7 +74,7 @@ def from_plain(value: Any) -> Any:
 
 
 def main() -> NoReturn:
-    """Be the process of the job that the first argument holds; its supervisor where there is none yet."""
+    """Main function: run the job in the first argument, under a supervisor that is started if needed."""
     if limits.PIPE in os.environ or os.name != "posix":
         _serve(sys.argv[1])
     signals.handle(signals.end_at_once)
@@ -87,11 +87,11 @@ def main() -> NoReturn:
 
 
 def _serve(job: str) -> NoReturn:
-    """Run a job, print its answer, and exit."""
+    """Run a job, print its result, and exit."""
     signals.handle(signals.interrupt)
     limits.join_supervisor()
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keeps output of libraries out of the answer
     messages.neutralise(events.warn)
     try:
         with events.listening(_tell):
@@ -99,7 +99,7 @@ def _serve(job: str) -> NoReturn:
         text, code = json.dumps(with_version(document), allow_nan=False), _DONE
     except KeyboardInterrupt:
         text, code = "", _INTERRUPTED
-    except Exception as error:  # the parent says it
+    except Exception as error:  # the parent reports it
         text, code = _error(*explain(error)), _FAILED
     signals.handle(signals.end_at_once)
     answer.write(text)

@@ -400,7 +400,7 @@ def test_a_torchvision_that_does_not_fit_torch_is_explained(
         (["sig", "--setting", "sgi.delta=60"], "no attack is called sgi"),
         (["none", "--setting", "delta=60"], "a clean network has no trigger"),
         (["none", "--poison-rate", "0.2"], "a clean network has no trigger"),
-        (["badnets", "--preview", "sheet.gif"], "is no .png of its own"),
+        (["badnets", "--preview", "sheet.gif"], "is not a separate .png"),
         (["lc", "--surrogate", "OUT"], "is the input"),
     ],
 )

@@ -49,7 +49,7 @@ def test_the_models_own_answers_stand_in_for_labels(bcu, few: Path, tmp_path: Pa
     assert "--method ft learns from labels" in refused.error
     assert "--pseudo-labels" in refused.err
     report = bcu("cleanse", MODEL, *words, "--pseudo-labels", "--json").json
-    assert report["images"]["labels"] == "the model's own answers"
+    assert report["images"]["labels"] == "the model's predictions"
 
 
 def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_a_page_has_a_section_for_each_model_and_trigger(
     last = list(root.iter("section"))[-1]
     assert {rect.get("class") for rect in last.find(".//svg").iter("rect")} == {"grid", "right", "wrong"}
     titles = [title.text for title in last.iter("title")]
-    assert "c answered as b: 3 of 3" in titles
+    assert "c predicted as b: 3 of 3" in titles
     assert "ASR by target class" in [caption.text for caption in last.iter("figcaption")]
     assert ran.json["outputs"]["page"]["bytes"] == page.stat().st_size
 

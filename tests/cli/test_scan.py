@@ -184,7 +184,7 @@ def test_pictures_that_cannot_be_written_hide_no_verdict(
         raise OutputError("the disk is full", "make room")
 
     thresholds("suspicious")
-    monkeypatch.setattr("bcu_cli.report.pictures.write_picture", fail)
+    monkeypatch.setattr("bcu_cli.report.trigger_sheet.write_image", fail)
     ran = bcu("inspect", network, "--scan", *SAID, "--evidence", tmp_path / "seen", "--json")
     assert ran.code == 1
     (file,) = ran.json["files"]
