@@ -30,9 +30,9 @@ from bcu_cli.cli.options import (
 from bcu_cli.errors import UsageError
 from bcu_cli.workflows.settings import settings_of
 
-_METHOD = "The method; the defaults are its paper's"
-_BCU = "Of method bcu alone"
-_AUTO = "Of method auto alone"
+_METHOD = "Options of methods; the defaults are the papers'"
+_BCU = "Only for method bcu"
+_AUTO = "Only for method auto"
 _EXIT_CODES = {"cleansed": DONE, "not cleansed": BAD, "could not tell": FAILED}
 
 
@@ -44,9 +44,8 @@ def cleanse(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of images, any depth, any sizes, any number; WebDataset shards (.tar) in it, or "
-            "one itself, are read as they are. Methods that need labels take them from its subfolders. All "
-            "methods but clp need it."
+            help="A folder of images, at any depth, or a WebDataset shard (.tar), or a folder of shards. "
+            "Methods that need labels take them from the subfolders. All methods except clp need it."
         ),
     ] = None,
     method: Annotated[
@@ -55,14 +54,14 @@ def cleanse(
     pseudo_labels: Annotated[
         bool,
         typer.Option(
-            "--pseudo-labels", help="Take the model's own answers for labels, in methods that need some."
+            "--pseudo-labels", help="Use the model's predictions as labels, in methods that need labels."
         ),
     ] = False,
     format: Annotated[  # noqa: A002 - the name of the option
         str,
         typer.Option(
-            help="same (as the original; of torch.export and ONNX: safetensors, or torchscript where a graph "
-            "is all that is known), safetensors, pickle, torchscript."
+            help="same (as the original; for torch.export and ONNX: safetensors, or torchscript where only "
+            "the graph is known), safetensors, pickle, torchscript."
         ),
     ] = "same",
     max_images: Annotated[
@@ -71,8 +70,8 @@ def cleanse(
     cache: Annotated[
         str,
         typer.Option(
-            help="Memory for decoded images, like 500MB: where all of them take more, what fits is kept "
-            "and the rest decoded each time it is used; methods that learn from labels refuse more."
+            help="Memory for decoded images, like 500MB. Images beyond it are decoded at each use; methods "
+            "that need labels refuse them."
         ),
     ] = "4GB",
     arch: Arch = None,
@@ -84,7 +83,7 @@ def cleanse(
         str | None,
         typer.Option(
             help="A number, or auto: 100 (method auto: 20 a cleansing), fewer for very large folders, "
-            "more for very small ones; 0 (bcu) writes the student as it is initialised. "
+            "more for very small ones; 0 (bcu) only re-initialises the student. "
             "(default: auto; i-bau: 5)",
             rich_help_panel=_METHOD,
         ),
@@ -106,14 +105,14 @@ def cleanse(
         int | None,
         typer.Option(
             min=0,
-            help="Pixels of the random crop. (default: an eighth of the image's side, the paper's 4 of 32)",
+            help="Padding of the random crop, in pixels. (default: an eighth of the image's side)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     flip: Annotated[
         bool | None,
         typer.Option(
-            help="Use mirror images too. (default: if the model takes them for the same)",
+            help="Mirror images at random. (default: if the model's predictions do not change by it)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -133,7 +132,7 @@ def cleanse(
     ratios: Annotated[
         str | None,
         typer.Option(
-            help="Shares of weights drawn anew: first layer, layers in between, classifier. "
+            help="Shares of weights to re-initialise: first layer, layers in between, classifier. "
             "(default: 0.01,0.01,0.01,0.03,0.03,0.09,0.09,0.27,0.27,0.1)",
             rich_help_panel=_BCU,
         ),
@@ -141,28 +140,28 @@ def cleanse(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Where as many weights are drawn anew: adaptive (as --ratios), uniform, decreasing (the "
-            "other way round), layer:1 to layer:4 (a quarter of the depth). (default: adaptive)",
+            help="How the re-initialised weights are spread: adaptive (as --ratios), uniform, decreasing "
+            "(reversed), layer:1 to layer:4 (a quarter of the depth). (default: adaptive)",
             rich_help_panel=_BCU,
         ),
     ] = None,
     targets: Annotated[
         str | None,
         typer.Option(
-            help="What is learnt of the model: soft, its probabilities, or hard, its answers. "
+            help="What the student learns: soft, the model's probabilities, or hard, its predicted classes. "
             "(default: soft)",
             rich_help_panel=_BCU,
         ),
     ] = None,
     temperature: Annotated[
         str | None,
-        typer.Option(help="At the first and the last step. (default: 1,4)", rich_help_panel=_BCU),
+        typer.Option(help="Temperature at the first and the last step. (default: 1,4)", rich_help_panel=_BCU),
     ] = None,
     quick: Annotated[
         bool | None,
         typer.Option(
             "--quick",
-            help="One strength, not tried on backdoors of our own first: faster, and less is proved.",
+            help="One strength, without canary backdoors: faster, with less evidence.",
             rich_help_panel=_AUTO,
         ),
     ] = None,
@@ -180,8 +179,8 @@ def cleanse(
         int | None,
         typer.Option(
             min=1,
-            help="Train on so many devices of this machine, one process each: GPUs or, without any, parts of "
-            "the CPU (methods auto, bcu, ft, nad). torchrun does so on several machines. "
+            help="Number of devices of this machine to train on, one process each: GPUs or, without any, "
+            "parts of the CPU (methods auto, bcu, ft, nad). Use torchrun for several machines. "
             "(default: 1)",
             rich_help_panel=RUN,
         ),
@@ -192,7 +191,7 @@ def cleanse(
         bool,
         typer.Option(
             "--profile",
-            help="Say where the time went, and what share of the device's peak was reached.",
+            help="Print the time of each part, and the reached share of the device's peak speed.",
         ),
     ] = False,
     as_json: Json = False,
@@ -200,8 +199,8 @@ def cleanse(
     """Remove a backdoor: re-initialise part of each layer, and distil on unlabeled images.
 
     The result has the same tensor names, shapes and types as the original, and takes its place.
-    The default finds its strength by itself and judges the result: where it is not cleansed (exit code 1), or
-    that could not be told (2), nothing is written. --method bcu is the recipe of Pang et al., Backdoor
+    The default method chooses its strength and judges the result. Nothing is written where the result is not
+    cleansed (exit code 1) or undecided (2). --method bcu is the recipe of Pang et al., Backdoor
     Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
     """
     from bcu_cli.defenses.base import find
@@ -209,7 +208,7 @@ def cleanse(
     from bcu_cli.workflows import cleanse as workflow
 
     kind = find(method)
-    said = {
+    given = {
         "strength": strength,
         "ratios": ratios,
         "init": init,
@@ -225,7 +224,7 @@ def cleanse(
         "quick": quick,
     }
     settings = settings_of(method, setting or (), kind="method", owners=defenses.names(), like="clp.u=3")
-    options = options_of(kind, seed, said, settings)
+    options = options_of(kind, seed, given, settings)
     request = workflow.CleanseRequest(
         model=model,
         images=images,

@@ -1,4 +1,4 @@
-"""The options of a method of ``bcu cleanse``, from what the user said."""
+"""The options of a method of ``bcu cleanse``, from the options of the command line."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ NAMED = (
     "flip",
     "quick",
 )
-"""What has an option of its own name; everything else is a ``--setting``."""
+"""Options of methods that have a command-line option; all others are a ``--setting``."""
 _OWNERS = dict.fromkeys(NAMED[:5], "bcu") | {"quick": "auto"}
-"""The method of an option that only one has."""
+"""Method of the options that only one method has."""
 
 
 def options_of(
-    kind: type[Defense[Any]], seed: int, said: Mapping[str, Any], settings: Mapping[str, float]
+    kind: type[Defense[Any]], seed: int, values: Mapping[str, Any], settings: Mapping[str, float]
 ) -> DefenseOptions:
     """The options of a method.
 
     Args:
         kind: The method.
-        seed: For everything that is drawn.
-        said: What the options of ``NAMED`` say; None is the method's own value.
-        settings: What ``--setting`` says.
+        seed: Seed of all random draws.
+        values: Values of the options in ``NAMED``; None is the method's default.
+        settings: Values of ``--setting``.
 
     Raises:
-        UsageError: The method has no such option or setting, or the value makes no sense.
+        UsageError: The method has no such option or setting, or a value is invalid.
     """
     defaults = {field.name: field.default for field in fields(kind.Options) if field.name != _SEED}
-    given = {name: value for name, value in said.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
     for name in given:
         if name not in defaults:
             owner = f"it is an option of --method {_OWNERS[name]}; " if name in _OWNERS else ""
@@ -63,7 +63,7 @@ def options_of(
 
 
 def option(name: str) -> str:
-    """How the user writes an option of ``NAMED``."""
+    """An option of ``NAMED`` as it is written on the command line."""
     return "--" + name.replace("_", "-")
 
 
@@ -84,7 +84,7 @@ def _like(default: Any, name: str, value: float) -> int | float:
 
 
 def _parsed(given: dict[str, Any]) -> dict[str, Any]:
-    """What was given as text, as values."""
+    """The given options, with texts parsed."""
     parsed = dict(given)
     if "ratios" in given:
         parsed["ratios"] = numbers(given["ratios"], "--ratios")

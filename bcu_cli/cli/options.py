@@ -1,4 +1,4 @@
-"""The options that several commands share, each written once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bcu_cli.errors import UsageError
 if TYPE_CHECKING:
     from bcu_cli.workflows.loading import ModelOptions
 
-_MODEL = "How the model is read"
-RUN = "How it runs"
+_MODEL = "Reading the model"
+RUN = "Running"
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,7 +58,7 @@ Std = Annotated[
 WeightsKey = Annotated[
     str | None,
     typer.Option(
-        help="Which weights to take of a pickle that holds several, like state_dict_ema or model/ema: keys "
+        help="The weights to take from a pickle that holds several, like state_dict_ema or model/ema: keys "
         "joined with /. (default: the most complete; an average where the training script validated that)",
         rich_help_panel=_MODEL,
     ),
@@ -66,13 +66,13 @@ WeightsKey = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="Labelled images: a folder with one subfolder a class, one with train and test folders of "
-        "such, a zip file of either, or cifar10:PATH, gtsrb:PATH, imagenet:PATH.",
+        help="Labelled images: a folder with one subfolder for each class, a folder with train and test "
+        "folders of such, a zip file of either, or cifar10:PATH, gtsrb:PATH, imagenet:PATH.",
         metavar="FOLDER|ZIP|NAME:PATH",
     ),
 ]
 Download = Annotated[
-    bool, typer.Option("--download", help="Fetch cifar10 or gtsrb into PATH where it is not there.")
+    bool, typer.Option("--download", help="Download cifar10 or gtsrb into PATH if it is missing.")
 ]
 DeviceName = Annotated[
     str,
@@ -88,21 +88,24 @@ Precision = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, help="Same seed, same machine, same bytes on the CPU.", rich_help_panel=RUN)
+    int,
+    typer.Option(
+        min=0,
+        help="Seed; on the CPU of one machine it determines every byte of the output.",
+        rich_help_panel=RUN,
+    ),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.", rich_help_panel=RUN)
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=RUN)]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=RUN)
 ]
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """``0.1,0.2`` as numbers.
+    """Parse numbers like ``0.1,0.2``.
 
     Raises:
-        UsageError: They are none.
+        UsageError: The text is not a list of numbers.
     """
     if text is None:
         return None
@@ -119,10 +122,10 @@ def model_options(
     std: str | None,
     weights_key: str | None = None,
 ) -> ModelOptions:
-    """What the options say of a model.
+    """The options on reading a model.
 
     Raises:
-        UsageError: ``--mean`` or ``--std`` is no list of numbers.
+        UsageError: ``--mean`` or ``--std`` is not a list of numbers.
     """
     from bcu_cli.workflows.loading import ModelOptions
 
@@ -136,10 +139,10 @@ def model_options(
 
 
 def size_in_bytes(text: str, option: str) -> int:
-    """``4GB``, ``200 MB`` or ``0`` as a number of bytes.
+    """Parse a size like ``4GB``, ``200 MB`` or ``0``, in bytes.
 
     Raises:
-        UsageError: It is none.
+        UsageError: The text is not a size.
     """
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?", text.strip().lower())
     if found is None:

@@ -12,7 +12,7 @@ from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
 from bcu_cli.defenses import auto, patches
 from bcu_cli.defenses.base import Verdict
-from bcu_cli.defenses.patch_search import Contest, Residue
+from bcu_cli.defenses.patch_search import PatchSearch, TriggerSuccess
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images import signs
 from bcu_cli.runs import resuming
@@ -69,7 +69,7 @@ def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(
     assert [stage["stage"] for stage in report["training"]] == STAGES
     assert (ran.code, report["verdict"]["word"]) == (2, "could not tell")
     assert report["output"] is None
-    assert ran.error.startswith("error: could not tell: the backdoors to test with could not be taught")
+    assert ran.error.startswith("error: could not tell: the canary backdoors could not be trained")
 
 
 @pytest.mark.parametrize("word", CODES)
@@ -200,8 +200,8 @@ def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an
     cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = Verdict(word="cleansed", why="it was told so")
-    monkeypatch.setattr(auto.Auto, "_by_what_was_known", lambda self: good)
-    monkeypatch.setattr(auto, "ANEW_STEPS", 4)
+    monkeypatch.setattr(auto.Auto, "_verdict_on_known_triggers", lambda self: good)
+    monkeypatch.setattr(auto, "VERIFICATION_STEPS", 4)
     monkeypatch.setattr(patches, "SIDES", (4,))
     out = tmp_path / "out.safetensors"
     at_once = cleanse("--quick", "--force", "--json").json
@@ -226,24 +226,26 @@ def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an
 def test_people_see_what_was_found_on_the_cleansed_network(
     cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = Residue(
+    left = TriggerSuccess(
         trigger="square",
         target=1,
         before=Proportion(hits=98, of=100),
         after=Proportion(hits=27, of=100),
     )
     usual = [replace(left, target=each, after=Proportion(hits=3, of=100)) for each in (0, 2, 3)]
-    anew = [Contest(way="tried outright", suspects=(1,), found=(usual[0], left, *usual[1:]))]
+    searches = [PatchSearch(search="enumeration", suspects=(1,), found=(usual[0], left, *usual[1:]))]
     good = Verdict(word="cleansed", why="it was told so")
-    monkeypatch.setattr(auto.Auto, "_by_what_was_known", lambda self: good)
-    monkeypatch.setattr(auto.Auto, "_look_anew", lambda self: iter(setattr(self, "anew", anew) or ()))
+    monkeypatch.setattr(auto.Auto, "_verdict_on_known_triggers", lambda self: good)
+    monkeypatch.setattr(
+        auto.Auto, "_verify", lambda self: iter(setattr(self, "patch_searches", searches) or ())
+    )
     ran = cleanse("--quick")
     assert ran.code == 1
-    assert "not cleansed: a square found on the cleansed network leads 27 of 100 images" in ran.error
-    (row,) = [line for line in ran.out.splitlines() if "tried outright" in line]
+    assert "not cleansed: with a square found on the cleansed network, 27 of 100 images" in ran.error
+    (row,) = [line for line in ran.out.splitlines() if "enumeration" in line]
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
-    assert cells[:2] == ["tried outright", "square"]
-    assert cells[2].endswith("(stood out)")
+    assert cells[:2] == ["enumeration", "square"]
+    assert cells[2].endswith("(suspected)")
     assert cells[3:] == ["98.00 % of 100", "27.00 % of 100", "3.00 %"]
 
 

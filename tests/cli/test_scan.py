@@ -122,7 +122,7 @@ def test_too_few_classes_and_what_is_asked_for_are_said(bcu, network: Path, tmp_
     save_file(build("resnet8", num_classes=2).state_dict(), few)
     ran = bcu("inspect", few, "--scan", *SAID)
     assert ran.code == 2
-    assert "with 2 classes none can stand out" in ran.error
+    assert "a network of 2 classes has too few to compare" in ran.error
     ran = bcu("inspect", network, "--scan")
     assert ran.code == 2
     assert "--mean" in ran.err
