@@ -44,7 +44,7 @@ def cleanse(bcu, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Cleanses into out.safetensors, in a few steps that try every level."""
     monkeypatch.setattr(auto, "CANARY_STEPS", 4)
     monkeypatch.setattr(auto, "SEARCH_STEPS", 4)
-    monkeypatch.setattr(auto, "DEAD", -1.0)  # no level is enough
+    monkeypatch.setattr(auto, "MAX_CANARY_SUCCESS", -1.0)  # no level is enough
 
     def call(*words: object) -> Ran:
         own = ["--images", few, "--epochs", 1, "--batch-size", 32, "--out", tmp_path / "out.safetensors"]
@@ -60,9 +60,9 @@ def judge(monkeypatch: pytest.MonkeyPatch, word: Any) -> None:
 def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(
     cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "PLANTED", 1.1)
-    monkeypatch.setattr(auto, "DEAD", 0.2)
-    monkeypatch.setattr(auto, "HARMLESS", 1.0)  # waves, which a few steps leave alive, would say something
+    monkeypatch.setattr(auto, "MIN_PLANTED_SUCCESS", 1.1)
+    monkeypatch.setattr(auto, "MAX_CANARY_SUCCESS", 0.2)
+    monkeypatch.setattr(auto, "MAX_TRIGGER_SUCCESS", 1.0)  # a few steps remove no sinusoids
     ran = cleanse("--json")
     report = ran.json
     assert report["method"] == "auto"
@@ -139,8 +139,8 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
 def test_the_classes_that_triggers_lead_to_are_named(
     cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(auto, "WORKS", 0.0)
-    monkeypatch.setattr(auto, "STANDS_OUT", -99.0)
+    monkeypatch.setattr(auto, "MIN_TRIGGER_SUCCESS", 0.0)
+    monkeypatch.setattr(auto, "MIN_LOG_ODDS_GAP", -99.0)
     report = cleanse("--quick", "--json").json
     assert report["classes"] == sorted(signs.CLASSES)
     shown = []
