@@ -1,4 +1,4 @@
-"""The steps behind the cells of a benchmark, in their order: attack, cleanse, evaluate."""
+"""The steps of the cells of a benchmark, in order: attack, cleanse, evaluate."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ _OPTIONS = {
 
 
 class Run:
-    """The cells that are left of a plan, and what is known of them so far.
+    """The missing cells of a plan, and their progress.
 
     Each step is a command under a name like ``cleanse CELL``; what ends it decides which steps come next.
 
     Args:
         plan: The plan.
-        left: Its cells that are to be done.
-        results: Where they are written.
-        pictures: Where their images are.
-        on_cell: Called with each cell that is written, also as failed.
+        left: The missing cells of the plan.
+        results: The folder of results.
+        pictures: The folders of images.
+        on_cell: Called with each cell that is written, including failed ones.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Run:
         self._warnings = Warnings()
 
     def first(self) -> Iterator[children.Command]:
-        """What can begin at once."""
+        """The steps that can begin at once."""
         for cells in self._of_network.values():
             model = cells[0].model
             path = self._results.network(model)
@@ -82,7 +82,7 @@ class Run:
                 yield f"{_ATTACK} {model.name}", self._attack(model)
 
     def after(self, name: str, ended: children.Ended, stop: Stop) -> list[children.Command]:
-        """What comes after a step that has ended."""
+        """The steps that follow a finished step."""
         if ended.code and stop.requested:
             return []
         step, _, rest = name.partition(" ")
@@ -199,7 +199,7 @@ def _value(model: Backdoored, option: str, value: Any) -> tuple[str, Any]:
     """The field of a request that an option of a plan names, and its value there."""
     where = f"attacks.{model.label}"
     if option not in _OPTIONS:
-        hint = "bcu attack --help lists what it takes"
+        hint = "bcu attack --help lists the options"
         raise UsageError(f"{where}: bcu attack has no option --{option}", hint)
     if option == _SETTING:
         return "settings", tuple(str(one) for one in (value if isinstance(value, list) else [value]))
@@ -210,7 +210,7 @@ def _value(model: Backdoored, option: str, value: Any) -> tuple[str, Any]:
         return option.replace("-", "_"), value if kind is bool else kind(str(value))
     except ValueError as error:
         raise UsageError(
-            f"{where}: --{option} cannot be {value}", "bcu attack --help lists what it takes"
+            f"{where}: --{option} cannot be {value}", "bcu attack --help lists the options"
         ) from error
 
 

@@ -18,7 +18,7 @@ from bcu_cli.images import signs
 from bcu_cli.runs import resuming
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from helpers import Ran
 
@@ -236,9 +236,12 @@ def test_people_see_what_was_found_on_the_cleansed_network(
     searches = [PatchSearch(search="enumeration", suspects=(1,), found=(usual[0], left, *usual[1:]))]
     good = Verdict(word="cleansed", why="it was told so")
     monkeypatch.setattr(auto.Auto, "_verdict_on_known_triggers", lambda self: good)
-    monkeypatch.setattr(
-        auto.Auto, "_verify", lambda self: iter(setattr(self, "patch_searches", searches) or ())
-    )
+
+    def verify(self: auto.Auto) -> Iterator[Any]:
+        self.patch_searches = searches
+        return iter(())
+
+    monkeypatch.setattr(auto.Auto, "_verify", verify)
     ran = cleanse("--quick")
     assert ran.code == 1
     assert "not cleansed: with a square found on the cleansed network, 27 of 100 images" in ran.error
