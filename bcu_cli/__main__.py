@@ -25,7 +25,7 @@ def main() -> None:
     from bcu_cli.cli import streams, supervised
 
     streams.occupy_standard_streams()
-    sys.stdout, sys.stderr = streams.writable(sys.stdout), streams.talking(sys.stderr)
+    sys.stdout, sys.stderr = streams.writable(sys.stdout), streams.message_stream(sys.stderr)
     run = supervised.run if supervised.is_wanted(sys.argv[1:]) else _run_here
     try:
         signals.handle(signals.interrupt)

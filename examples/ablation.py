@@ -38,34 +38,34 @@ def _nothing(*_given: object) -> list[Any]:
 
 def _no_adversary() -> None:
     """Its images stay as they are; on the original it searches all the same, to judge by."""
-    search = Adversary.against
+    search = Adversary.attack
 
-    def against(
+    def attack(
         self: Adversary, network: Any, images: Tensor, kinds: int = len(KINDS)
     ) -> tuple[Tensor, Tensor]:
         if kinds < len(KINDS):
             return search(self, network, images, kinds)
         return images, torch.stack([0.0 * each.sum() for each in self.parameters()]).sum()
 
-    Adversary.against = against  # type: ignore[method-assign]
+    Adversary.attack = attack  # type: ignore[method-assign]
 
 
 def _no_weaknesses() -> None:
-    """The adversary starts anywhere, and leads to each class as often."""
-    Adversary.prefer = Adversary.load_state_dict = _nothing  # type: ignore[assignment,method-assign]
+    """The adversary starts at random, and samples all classes equally often."""
+    Adversary.set_sampling_weights = Adversary.load_state_dict = _nothing  # type: ignore[assignment,method-assign]
 
 
-def _no_disturbance() -> None:
-    auto.disturb = lambda images: images  # type: ignore[attr-defined]
+def _no_corruptions() -> None:
+    auto.corrupt = lambda images: images  # type: ignore[attr-defined]
 
 
-def _no_waves() -> None:
-    auto.WAVED = NEVER
+def _no_sinusoids() -> None:
+    auto.SINUSOID_DIVISOR = NEVER
 
 
 def _neither() -> None:
-    _no_disturbance()
-    _no_waves()
+    _no_corruptions()
+    _no_sinusoids()
 
 
 def _no_new_weights() -> None:
@@ -77,7 +77,7 @@ def _all_alike() -> None:
 
 
 def _no_average() -> None:
-    auto.AVERAGE = None  # type: ignore[assignment]
+    auto.EMA_DECAY = None  # type: ignore[assignment]
 
 
 def _half() -> None:
@@ -90,8 +90,8 @@ WITHOUT: dict[str, Callable[[], None]] = {
     AS_IT_IS: lambda: None,
     "without the adversary": _no_adversary,
     "without its start from the original's weaknesses": _no_weaknesses,
-    "without random changes": _no_disturbance,
-    "without waves": _no_waves,
+    "without random changes": _no_corruptions,
+    "without waves": _no_sinusoids,
     "without random changes and waves": _neither,
     "without weights drawn anew": _no_new_weights,
     "with all images counting alike": _all_alike,

@@ -1,1 +1,1 @@
-"""Benchmarks: a plan in TOML, the cells that it comes to, their files, and the table made of these."""
+"""Benchmarks: plans in TOML, their cells, the files of results, and tables."""

@@ -1,4 +1,4 @@
-"""The cells of a plan: what each is, what decides it, and what it is called."""
+"""The cells of a plan, with their names and the values that determine their results."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 Target = int | str
 """The index of a class, or ``next``."""
 OWN = "own"
-"""Images of the data set that the network was trained on."""
+"""Name of the defense set of the network's own data set."""
 KEYS = ("data", "arch", "attack", "target", "seed", "defense", "images", "max-images")
-"""What tells the cells of a plan apart, and what --only may name."""
+"""Coordinates of the cells of a plan, which --only may name."""
 PAPERS_METHOD = "bcu"
-"""The method of a defense that names none."""
+"""Method of a defense that names none."""
 JUDGING = ("auto",)
-"""Methods with a verdict; what they leave is measured whatever it is."""
+"""Methods with a verdict; their result is measured whatever the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Labelled images to train and to measure on, and the defense set.
+    """A labelled data set for training and measuring, and its defense set.
 
     Args:
-        name: In the plan.
-        folder: Below the root of all data; it holds ``train`` and ``test``, each with a folder a class.
-        defense_images: Images that are taken out of ``defense_from`` and given to the defenses.
+        name: Name in the plan.
+        folder: Folder below the data root, with ``train`` and ``test``, each with a subfolder for each class.
+        defense_images: Number of images taken out of ``defense_from`` for the defenses.
         defense_from: ``test``, as in the paper, or ``train``.
-        train_images: At most so many of the others are trained on, of each class its share.
-        test_images: The same to measure on.
+        train_images: Most images to train on, in proportion to the classes; None is all.
+        test_images: Most images to measure on, in proportion to the classes; None is all.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Images:
     """Images for a defense.
 
     Args:
-        name: In the plan.
-        folder: Below the root of all data; empty for the defense set of the cell's data set.
-        classes: Draw images of so many classes alone: a class is the subfolder, or what stands before the
-            first ``_`` of the file name.
-        per_class: Draw so many of each.
+        name: Name in the plan.
+        folder: Folder below the data root; empty for the defense set of the cell's data set.
+        classes: Number of classes to draw, None for all. The class of an image is its subfolder, or the part
+            of its file name before the first ``_``.
+        per_class: Number of images to draw of each class.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Backdoored:
     """A backdoored network that cells start from.
 
     Args:
-        data: What it is trained on.
-        arch: Its architecture.
-        label: The attack's name in the plan.
+        data: Data set of its training.
+        arch: Architecture.
+        label: Name of the attack in the plan.
         attack: The attack.
-        options: Of ``bcu attack``.
-        target: The class that the trigger leads to.
-        seed: Of its training.
+        options: Options of ``bcu attack``.
+        target: Target class of the trigger.
+        seed: Seed of its training.
     """
 
     data: DataSet
@@ -82,12 +82,12 @@ class Backdoored:
 
     @property
     def decides(self) -> dict[str, Any]:
-        """What its weights depend on."""
+        """The values that determine its weights."""
         return {key: value for key, value in asdict(self).items() if key != "label"}
 
     @property
     def name(self) -> str:
-        """That of its files, which other plans may share."""
+        """Name of its files, which other plans may share."""
         readable = f"{self.data.name}-{self.arch}-{self.label}-t{self.target}-s{self.seed}"
         return f"{readable.replace('/', '_')}-{fingerprint(self.decides)[:8]}"
 
@@ -98,10 +98,10 @@ class Cell:
 
     Args:
         model: The network.
-        defense: The defense's name in the plan.
-        options: Of ``bcu cleanse``; without a method it is ``PAPERS_METHOD``.
-        images: What the defense is given.
-        max_images: So many of them.
+        defense: Name of the defense in the plan.
+        options: Options of ``bcu cleanse``; the default method is ``PAPERS_METHOD``.
+        images: Images for the defense.
+        max_images: Most of these images.
     """
 
     model: Backdoored
@@ -112,7 +112,7 @@ class Cell:
 
     @property
     def decides(self) -> dict[str, Any]:
-        """What its figures depend on."""
+        """The values that determine its results."""
         return {
             "model": self.model.decides,
             "cleanse": self.options,
@@ -122,20 +122,20 @@ class Cell:
 
     @property
     def command(self) -> dict[str, Any]:
-        """The options as ``bcu cleanse`` is given them: it has another default, and writes no bad result."""
+        """The options for ``bcu cleanse``, with the method, and with ``force`` for methods with a verdict."""
         options = {"method": PAPERS_METHOD} | self.options
         return options | ({"force": True} if options["method"] in JUDGING else {})
 
     @property
     def coordinates(self) -> dict[str, Any]:
-        """Its place in the plan, by ``KEYS``."""
+        """Its coordinates in the plan, by ``KEYS``."""
         model = self.model
         model_part = (model.data.name, model.arch, model.label, model.target, model.seed)
         return dict(zip(KEYS, (*model_part, self.defense, self.images.name, self.max_images), strict=True))
 
     @property
     def name(self) -> str:
-        """That of its file."""
+        """Name of its file."""
         data, arch, attack, target, seed, *rest = (
             str(v).replace("/", "_") for v in self.coordinates.values()
         )
@@ -147,12 +147,12 @@ class Plan:
     """A plan in one of its sizes.
 
     Args:
-        name: That of its file.
-        size: The size chosen; empty where it has none.
-        title: For people.
-        note: What to know of it; may be empty.
-        paper: The table of the paper that it repeats; may be empty.
-        cells: All of them, in their order.
+        name: Name of its file without suffix.
+        size: The chosen size; empty where the plan has no sizes.
+        title: Title for people.
+        note: Remark for people; may be empty.
+        paper: The table of the paper that the plan reproduces; may be empty.
+        cells: All cells in order.
     """
 
     name: str
@@ -164,7 +164,7 @@ class Plan:
 
     @property
     def folder(self) -> str:
-        """That of its cells, below ``cells``."""
+        """Name of the folder of its cells, below ``cells``."""
         return f"{self.name}.{self.size}" if self.size else self.name
 
 

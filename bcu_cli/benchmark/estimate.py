@@ -1,4 +1,4 @@
-"""How long cells will take, from those that were measured."""
+"""Estimates of the time of cells, from cells that were measured."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Times:
-    """What networks and cells have taken.
+    """Times of measured networks and cells.
 
     Args:
-        cells: As their files hold them.
+        cells: Contents of the cells' files.
     """
 
     def __init__(self, cells: Iterable[dict[str, Any]]) -> None:
@@ -32,11 +32,11 @@ class Times:
                 self._seconds[kind].append(seconds["cleanse"] + seconds["evaluate"])
 
     def network(self, model: Backdoored) -> float | None:
-        """Seconds of its training; those of the most similar ones that were measured, None without any."""
+        """Estimated seconds of a training, from the most similar measured networks; None without any."""
         return self._nearest(_kinds_of_network(_plain(model.decides)))
 
     def cell(self, cell: Cell) -> float | None:
-        """Seconds of cleansing and measuring, likewise."""
+        """Estimated seconds of cleansing and measuring a cell; None without similar measured cells."""
         return self._nearest(_kinds_of_cell(_plain(cell.decides)))
 
     def _nearest(self, kinds: Iterator[str]) -> float | None:
@@ -44,14 +44,14 @@ class Times:
 
 
 def in_words(seconds: float) -> str:
-    """A time for people."""
+    """A time in words."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _kinds_of_network(decides: dict[str, Any]) -> Iterator[str]:
-    """What it is like, from the closest to the broadest."""
+    """Keys of similar networks, from the most specific to the broadest."""
     alike = {key: value for key, value in decides.items() if key not in {"target", "seed"}}
     yield _kind("network", alike)
     yield _kind("network", decides["arch"], decides["data"], decides["options"].get("epochs"))

@@ -1,4 +1,4 @@
-"""Reading a plan: what is measured, as TOML says it, and the cells that this comes to."""
+"""Reading a plan from TOML, and expanding it into cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_BY_THE_PLAN = {
+_SET_BY_THE_PLAN = {
     "data",
     "devices",
     "force",
@@ -29,7 +29,7 @@ _BY_THE_PLAN = {
     "target-class",
 }
 _EXAMPLES = {"data": "cifar10", "attacks": "badnets", "defenses": "bcu"}
-_OF_A_ZOO = {
+_ZOO_OPTIONS = {
     *("seeds", "targets", "only", "jobs", "engine", "gpus-per-cell", "preview", "download", "arch"),
 }
 
@@ -39,10 +39,10 @@ def read(path: Path, size: str | None) -> Plan:
 
     Args:
         path: The TOML file.
-        size: Which of its ``[size.NAME]`` tables is laid over the rest; None where it has none.
+        size: Name of the ``[size.NAME]`` table that overrides the rest; None where there are no sizes.
 
     Raises:
-        UsageError: It cannot be read, or says something that makes no sense.
+        UsageError: The file cannot be read, or its content is invalid.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -53,9 +53,9 @@ def read(path: Path, size: str | None) -> Plan:
             f"{path} is no TOML: {error}", "examples/plans shows what plans look like"
         ) from error
     sizes = raw.pop("size", {})
-    Table({"size": sizes}, "", path.name).tables("size")  # refuses what is none
+    Table({"size": sizes}, "", path.name).tables("size")  # refuses what is not a table
     if size is None and sizes:
-        raise UsageError(f"{path.name} has several sizes", f"say which: --size {' or --size '.join(sizes)}")
+        raise UsageError(f"{path.name} has several sizes", f"choose one: --size {' or --size '.join(sizes)}")
     if size is not None and size not in sizes:
         known = f"it has {', '.join(sizes)}" if sizes else "leave --size out"
         raise UsageError(f"{path.name} has no size {size}", known)
@@ -67,7 +67,7 @@ def only(cells: Sequence[Cell], conditions: Sequence[str]) -> list[Cell]:
     """The cells that meet every condition, like ``attack=wanet`` or ``seed=0,1``.
 
     Raises:
-        UsageError: No such condition, or no such cell.
+        UsageError: A condition is invalid, or no cell meets them all.
     """
     left = list(cells)
     for condition in conditions:
@@ -120,12 +120,12 @@ def _plan(table: Table, name: str, size: str) -> Plan:
 
 
 def _defenses(table: Table) -> dict[str, tuple[dict[str, Any], list[int]]]:
-    """Options of each defense, and its own numbers of images where it has some."""
-    common = table.table("defense").options(_BY_THE_PLAN)
+    """Options of each defense, and its numbers of images where it overrides those of the plan."""
+    common = table.table("defense").options(_SET_BY_THE_PLAN)
     defenses = {}
-    for name, one in _some(table, "defenses").items():
+    for name, one in _required_tables(table, "defenses").items():
         numbers = one.wholes("max-images", [], least=1) if "max-images" in one else []
-        options = common | one.options(_BY_THE_PLAN)
+        options = common | one.options(_SET_BY_THE_PLAN)
         if options.get("method") == PAPERS_METHOD:
             del options["method"]
         defenses[name] = options, numbers
@@ -134,9 +134,9 @@ def _defenses(table: Table) -> dict[str, tuple[dict[str, Any], list[int]]]:
 
 def _models(table: Table) -> list[Backdoored]:
     architectures = table.texts("architectures", ["resnet18_cifar"])
-    common = table.table("attack").options(_BY_THE_PLAN | _OF_A_ZOO)
-    data = [_data_set(one, key) for key, one in _some(table, "data").items()]
-    attacked = {key: _attack(one, key) for key, one in _some(table, "attacks").items()}
+    common = table.table("attack").options(_SET_BY_THE_PLAN | _ZOO_OPTIONS)
+    data = [_data_set(one, key) for key, one in _required_tables(table, "data").items()]
+    attacked = {key: _attack(one, key) for key, one in _required_tables(table, "attacks").items()}
     implanted: list[tuple[Target, int]] = []
     for part in table.array("models"):
         implanted += product(part.classes("targets"), part.wholes("seeds", [0], least=0))
@@ -159,7 +159,7 @@ def _models(table: Table) -> list[Backdoored]:
     ]
 
 
-def _some(table: Table, key: str) -> dict[str, Table]:
+def _required_tables(table: Table, key: str) -> dict[str, Table]:
     if not (found := table.tables(key)):
         raise table.error(f"there is no [{key}.NAME]", f"name at least one, like [{key}.{_EXAMPLES[key]}]")
     return found
@@ -176,7 +176,7 @@ def _data_set(table: Table, name: str) -> tuple[DataSet, dict[str, Any]]:
     )
     if data.defense_from not in {"test", "train"}:
         raise table.error(f'defense-from is "{data.defense_from}"', 'defense-from = "test", or "train"')
-    options = table.table("attack").options(_BY_THE_PLAN | _OF_A_ZOO)
+    options = table.table("attack").options(_SET_BY_THE_PLAN | _ZOO_OPTIONS)
     table.done()
     return data, options
 
@@ -187,7 +187,7 @@ def _attack(table: Table, name: str) -> tuple[str, dict[str, Any]]:
     if attack not in known:
         said = f"name it with attack, one of {', '.join(known)}"
         raise table.error(f"no attack is called {attack}", said)
-    return attack, table.options(_BY_THE_PLAN | _OF_A_ZOO)
+    return attack, table.options(_SET_BY_THE_PLAN | _ZOO_OPTIONS)
 
 
 def _images(table: Table, name: str, numbers: list[int]) -> tuple[Images, list[int]]:

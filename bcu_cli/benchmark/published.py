@@ -1,4 +1,4 @@
-"""The figures of the paper, beside which a table puts those that were measured."""
+"""The results of the paper, for comparison with measured ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What the paper says of one attack and one defense, as shares in [0, 1].
+    """The paper's results for one attack and one defense, as shares in [0, 1].
 
     Args:
         before: ASR and ACC of the backdoored networks.
@@ -24,12 +24,12 @@ class Published:
 
 @cache
 def tables() -> dict[str, dict[str, Any]]:
-    """The paper's tables by name, as ``paper.toml`` has them."""
+    """The paper's tables by name, from ``paper.toml``."""
     return tomllib.loads((files(__package__) / "paper.toml").read_text(encoding="utf-8"))
 
 
 def find(table: str, place: dict[str, Any]) -> Published | None:
-    """What a table says of a cell's coordinates; None where it does not have them."""
+    """The result in a table at a cell's coordinates; None where there is none."""
     found = tables().get(table)
     if found is None:
         return None
@@ -37,9 +37,11 @@ def find(table: str, place: dict[str, Any]) -> Published | None:
     column = " ".join(str(place[key]) for key in found["by"])
     if not isinstance(row, list) or column not in found["columns"]:
         return None
-    own = "original" not in found
-    original = row[0] if own else tables()[found["original"]][place["attack"]][0]
-    return Published(before=_shares(original), after=_shares(row[found["columns"].index(column) + own]))
+    has_original = "original" not in found
+    original = row[0] if has_original else tables()[found["original"]][place["attack"]][0]
+    return Published(
+        before=_shares(original), after=_shares(row[found["columns"].index(column) + has_original])
+    )
 
 
 def title(table: str) -> str:

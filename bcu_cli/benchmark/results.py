@@ -1,6 +1,6 @@
-"""The files of a benchmark: a small one for each cell, and beside them the networks that cells start from.
+"""The files of a benchmark: one JSON file for each cell, and the networks that cells start from.
 
-``cells/PLAN.SIZE/CELL.json`` is all that a table is made of. ``models`` and ``pictures`` can be made again.
+Tables need only ``cells/PLAN.SIZE/CELL.json``. ``models`` and ``pictures`` can be recreated.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ _KEPT = ("acc", "asr", "ra")
 
 
 class Results:
-    """What a folder of results holds.
+    """The content of a folder of results.
 
     Args:
-        folder: It need not be there yet.
+        folder: The folder, which need not exist yet.
 
     Raises:
-        UsageError: It holds a file among the cells that is none.
+        UsageError: A file among the cells is not a cell.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.cells = read_cells(folder)
-        """By the names of folder and file, like ``table1.smoke/cifar10-…``."""
+        """Cells by the names of folder and file, like ``table1.smoke/cifar10-…``."""
         self._finished = {cell["fingerprint"]: cell for cell in self.cells.values() if not cell["error"]}
 
     def cell(self, plan: Plan, cell: Cell) -> dict[str, Any]:
-        """A cell that is there, as its file holds it."""
+        """The content of an existing cell's file."""
         return self.cells[_key(plan, cell)]
 
     def left(self, plan: Plan, cells: Sequence[Cell]) -> list[Cell]:
-        """Those of a plan's cells that are not finished, here or in another plan.
+        """The cells that neither this plan nor another one has finished.
 
         Raises:
-            UsageError: One was finished under other options.
+            UsageError: A cell was finished with other options.
         """
         left = []
         for cell in cells:
@@ -66,7 +66,7 @@ class Results:
         return left
 
     def adopt(self, plan: Plan, cells: Sequence[Cell]) -> int:
-        """Copy cells that another plan has finished; returns how many."""
+        """Copy cells that another plan has finished; returns their number."""
         count = 0
         for cell in cells:
             theirs = self._finished.get(fingerprint(cell.decides))
@@ -79,16 +79,16 @@ class Results:
         return count
 
     def finish(self, plan: Plan, cell: Cell, reports: dict[str, Any], seconds: dict[str, float]) -> None:
-        """Write a cell that is done.
+        """Write the file of a finished cell.
 
         Args:
-            plan: Its plan.
+            plan: The plan of the cell.
             cell: The cell.
-            reports: Of ``attack``, ``cleanse`` and ``evaluate``.
-            seconds: What each of them took.
+            reports: Reports of ``attack``, ``cleanse`` and ``evaluate``.
+            seconds: Seconds of each command.
 
         Raises:
-            CheckpointError: A report does not say what it should.
+            CheckpointError: A report is incomplete.
         """
         try:
             before, after = (
@@ -102,7 +102,7 @@ class Results:
                 "verdict": reports["cleanse"].get("verdict"),
             }
         except _NOT_READABLE as error:
-            raise CheckpointError("its reports do not say what was measured", "report this") from error
+            raise CheckpointError("its reports are incomplete", "report this") from error
         content = {"before": before, "after": after, "seconds": seconds, "made": made, "error": None}
         self._write(plan, cell, content)
 
@@ -116,7 +116,7 @@ class Results:
         return self.folder / "models" / f"{model.name}.safetensors"
 
     def cleansed(self, cell: Cell) -> Path:
-        """The file of a cell's cleansed network, which is there until it is measured."""
+        """The file of a cell's cleansed network, which exists until it is measured."""
         return self.folder / "models" / f"{cell.name}-{fingerprint(cell.decides)[:8]}.clean.safetensors"
 
     def _write(self, plan: Plan, cell: Cell, content: dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ def read_cells(folder: Path) -> dict[str, dict[str, Any]]:
     """All cells of a folder of results, by folder and name.
 
     Raises:
-        UsageError: A file among them is none.
+        UsageError: A file among them is not a cell.
     """
     cells = {}
     for path in sorted((folder / "cells").glob("*/*.json")):
@@ -171,16 +171,16 @@ def read_cells(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def keep(model: Path, text: str, decides: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Keep the report of a command beside the file that it wrote, so that it is not run again.
+    """Save the report of a command beside the file that it wrote, so that the command is not run again.
 
     Args:
         model: The file.
-        text: The report.
-        decides: What the file depends on.
-        seconds: How long it took.
+        text: The report as JSON.
+        decides: The values that determine the file.
+        seconds: Seconds that the command took.
 
     Raises:
-        CheckpointError: It is no report on that file.
+        CheckpointError: The text is not a report on that file.
     """
     try:
         report: dict[str, Any] = json.loads(text)
@@ -192,10 +192,10 @@ def keep(model: Path, text: str, decides: dict[str, Any], seconds: float) -> dic
 
 
 def kept(model: Path, decides: dict[str, Any]) -> dict[str, Any]:
-    """The report that ``keep`` has kept, where it and the file are intact.
+    """The report that ``keep`` saved, if it and the file are intact.
 
     Raises:
-        CheckpointError: They are not, or not there.
+        CheckpointError: They are damaged or missing.
     """
     path = _report(model)
     try:
@@ -214,7 +214,7 @@ def kept(model: Path, decides: dict[str, Any]) -> dict[str, Any]:
 
 
 def remove(model: Path) -> None:
-    """Remove a file that ``keep`` was called for, and its report."""
+    """Remove a file and its saved report."""
     _report(model).unlink(missing_ok=True)
     model.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The table of a plan's cells: mean and deviation over targets and seeds, beside the paper's figures."""
+"""Tables of the cells of a plan: mean and deviation over targets and seeds, with the paper's results."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 MEASURES = ("asr", "acc", "ra")
 _SHOWN = ("asr", "acc")
-"""Those of which the paper has figures; RA is in the CSV file."""
+"""Measures that the paper reports; RA is in the CSV file only."""
 _PLACE = ("data", "arch", "images", "max-images", "attack", "defense")
 _ALWAYS = {"attack", "defense"}
 MEAN = "mean"
-"""In the place of an attack: the mean of all attacks' means."""
+"""Name of the row with the mean over all attacks, in place of an attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Shares of several networks.
+    """Mean and deviation of shares of several networks.
 
     Args:
-        mean: Their mean.
-        deviation: Their standard deviation (of a sample, n − 1); None for one alone.
-        count: How many.
+        mean: Mean of the shares.
+        deviation: Sample standard deviation (n − 1); None for a single network.
+        count: Number of networks.
     """
 
     mean: float
@@ -40,16 +40,16 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Cells that differ in target and seed alone.
+    """A row for cells that differ only in target and seed.
 
     Args:
-        place: Their other coordinates.
-        classes: Of how many classes their images were drawn, where a plan says it.
-        failed: How many of them have failed.
-        before: The backdoored networks' measures by name; empty where all have failed.
-        after: The cleansed networks'.
-        drop: ``before`` − ``after``, network by network.
-        paper: What the paper says.
+        place: The other coordinates of the cells.
+        classes: Number of classes that their images were drawn of; None for all.
+        failed: Number of failed cells.
+        before: Measures of the backdoored networks by name; empty where all cells have failed.
+        after: Measures of the cleansed networks by name.
+        drop: ``before`` − ``after`` by name, averaged over networks.
+        paper: Results of the paper; None where there are none.
     """
 
     place: dict[str, Any]
@@ -62,11 +62,11 @@ class Row:
 
     @property
     def count(self) -> int:
-        """Networks that were measured."""
+        """Number of measured networks."""
         return self.after["acc"].count if self.after else 0
 
     def difference(self, measure: str) -> float | None:
-        """What is left after cleansing, less what the paper has left."""
+        """The measure after cleansing minus the paper's."""
         if self.paper is None or measure not in self.after:
             return None
         return self.after[measure].mean - self.paper.after[measure]
@@ -77,10 +77,10 @@ class TableOf:
     """The table of one plan in one size.
 
     Args:
-        plan: Name, size, title, note and paper, as in its cells.
-        rows: In the plan's order; for several attacks, their mean after them.
-        errors: Cells that have failed, and why.
-        facts: Names and values of what the cells have in common.
+        plan: Name, size, title, note and paper of the plan.
+        rows: Rows in the order of the plan, and the mean over several attacks after them.
+        errors: Failed cells and their errors.
+        facts: Names and values that all cells share.
     """
 
     plan: dict[str, str]
@@ -90,11 +90,11 @@ class TableOf:
 
     @property
     def heading(self) -> str:
-        """Title and size."""
+        """Title and size of the plan."""
         return f"{self.plan['title']} ({self.plan['size']})" if self.plan["size"] else self.plan["title"]
 
     def as_text(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows for people; what is the same in all rows is among the facts."""
+        """Header and rows for people; values that all rows share are among the facts."""
         keys = [key for key in _PLACE if key in _ALWAYS or _differs(self.rows, key)]
         compared = any(row.paper for row in self.rows)
         header = [*keys, "n"]
@@ -108,7 +108,7 @@ class TableOf:
         return header, [_line(row, keys, compared=compared) for row in self.rows]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The table as plain values."""
         rows = [
             asdict(row) | {"difference": {measure: row.difference(measure) for measure in _SHOWN}}
             for row in self.rows
@@ -121,7 +121,7 @@ def of(cells: Iterable[dict[str, Any]]) -> list[TableOf]:
     """A table for each plan and size.
 
     Args:
-        cells: As their files hold them.
+        cells: Contents of the cells' files.
     """
     by_plan: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for cell in cells:
@@ -130,7 +130,7 @@ def of(cells: Iterable[dict[str, Any]]) -> list[TableOf]:
 
 
 def points(share: float | None, *, sign: bool = False) -> str:
-    """A share in percent, without the sign for it."""
+    """A share in percent, without the percent sign."""
     return "–" if share is None else f"{100 * share:{'+' if sign else ''}.2f}".replace("-", "−")
 
 
@@ -206,14 +206,14 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _means(rows: Sequence[Row]) -> list[Row]:
-    """The mean over attacks, each counted once, where there are several; the paper's over the same ones."""
+    """Rows with the mean over several attacks, for the measured and the paper's results."""
     alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         alike[tuple(value for key, value in row.place.items() if key != "attack")].append(row)
     means = []
     for some in alike.values():
         good = [row for row in some if row.after]
-        if len(some) < 2 or len(good) < len(some):  # a mean of some of the attacks would be compared with all
+        if len(some) < 2 or len(good) < len(some):  # a mean of fewer attacks is not comparable
             continue
         sides = {
             side: {m: _mean([getattr(row, side)[m] for row in good]) for m in MEASURES}

@@ -1,4 +1,4 @@
-"""A table of a TOML file that is read key by key, so that what nobody has read is an error."""
+"""A TOML table that is read key by key; keys that nothing has read are errors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Table:
     """A table of a plan.
 
     Args:
-        values: What it holds.
-        path: Where it stands in the file, like ``data.cifar10``; empty for the whole.
-        source: The name of the file.
+        values: Values of the table.
+        path: Path of the table in the file, like ``data.cifar10``; empty for the whole file.
+        source: Name of the file.
     """
 
     def __init__(self, values: Any, path: str, source: str) -> None:
@@ -31,35 +31,35 @@ class Table:
         return key in self._values
 
     def text(self, key: str, default: str) -> str:
-        """A text."""
+        """Read a string."""
         value = self._take(key, default)
         if not isinstance(value, str):
             raise self._wrong(key, "is no text", '"like this"')
         return value
 
     def whole(self, key: str, default: int | None) -> int | None:
-        """A whole number from 1."""
+        """Read an integer from 1."""
         value = self._take(key, default)
         if value is not None and not _is_whole(value, 1):
             raise self._wrong(key, "is no whole number from 1", "5000")
         return None if value is None else int(value)
 
     def texts(self, key: str, default: list[str]) -> list[str]:
-        """A list of texts."""
+        """Read a list of strings."""
         return [str(value) for value in self._list(key, default, lambda v: isinstance(v, str), '["a", "b"]')]
 
     def wholes(self, key: str, default: list[int], *, least: int) -> list[int]:
-        """A list of whole numbers."""
+        """Read a list of integers from ``least``."""
         return [
             int(value) for value in self._list(key, default, lambda v: _is_whole(v, least), "[500, 2500]")
         ]
 
     def classes(self, key: str) -> list[int | str]:
-        """A list of class indices, in which ``next`` may stand too."""
+        """Read a list of class indices, which may include ``next``."""
         return self._list(key, [0], lambda v: v == "next" or _is_whole(v, 0), '[0, 1] or ["next"]')
 
     def tables(self, key: str) -> dict[str, Table]:
-        """Tables under names that will stand in file names."""
+        """Read named tables; the names must be valid in file names."""
         within = self.table(key)
         for name in within._values:
             if not _NAME.fullmatch(name):
@@ -68,19 +68,19 @@ class Table:
         return {name: Table(v, f"{within._path}.{name}", self._source) for name, v in within._values.items()}
 
     def table(self, key: str) -> Table:
-        """A table within, empty where there is none."""
+        """Read an inner table; a missing one is empty."""
         return Table(self._take(key, {}), f"{self._path}.{key}".strip("."), self._source)
 
     def array(self, key: str) -> list[Table]:
-        """Several tables that follow each other under one name."""
+        """Read an array of tables."""
         values = self._list(key, [{}], lambda v: isinstance(v, dict), "[{targets = [0], seeds = [0, 1]}]")
         return [Table(value, key, self._source) for value in values]
 
     def options(self, reserved: set[str]) -> dict[str, Any]:
-        """All that has not been read yet: options of a command, by their names without dashes.
+        """Read all remaining keys as options of a command, by their names without leading dashes.
 
         Args:
-            reserved: Those that the benchmark itself gives.
+            reserved: Options that the benchmark sets, which are refused.
         """
         for key, value in self._values.items():
             if key in reserved:
@@ -95,14 +95,14 @@ class Table:
         return values
 
     def done(self) -> None:
-        """Refuse what was not read."""
+        """Refuse keys that were not read."""
         for key in self._values:
             near = get_close_matches(key, self._known, 1)
             known = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(self._known))}"
             raise self.error(f"there is no key {key}{f' in [{self._path}]' if self._path else ''}", known)
 
     def error(self, message: str, hint: str) -> UsageError:
-        """An error in this file."""
+        """An error that names this file."""
         return UsageError(f"{self._source}: {message}", hint)
 
     def _take(self, key: str, default: Any) -> Any:
@@ -123,7 +123,7 @@ class Table:
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A table with another laid over it, tables within alike."""
+    """A table in which another one overrides values, also in inner tables."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)

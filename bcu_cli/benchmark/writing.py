@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from bcu_cli.benchmark.table import Row, TableOf
 
 _PERCENT = (
-    "Percent; mean ± standard deviation over networks (n). difference: after cleansing, ours − the paper's."
+    "Percent; mean ± standard deviation over networks (n). "
+    "difference: after cleansing, measured − the paper's."
 )
 
 
@@ -26,7 +27,7 @@ def write(tables: Sequence[TableOf], folder: Path) -> dict[str, Path]:
     """Write ``table.md``, ``table.csv`` and ``table.html``; returns their paths by kind.
 
     Raises:
-        OutputError: One cannot be written.
+        OutputError: A file cannot be written.
     """
     made = {"md": as_markdown(tables), "csv": as_csv(tables), "html": as_html(tables)}
     paths = {kind: folder / f"table.{kind}" for kind in made}
@@ -37,7 +38,7 @@ def write(tables: Sequence[TableOf], folder: Path) -> dict[str, Path]:
 
 
 def as_markdown(tables: Sequence[TableOf]) -> str:
-    """One section a plan."""
+    """The tables as Markdown, one section for each plan."""
     parts = ["# Benchmark", _PERCENT]
     for table in tables:
         header, rows = table.as_text()
@@ -52,7 +53,7 @@ def as_markdown(tables: Sequence[TableOf]) -> str:
 
 
 def as_csv(tables: Sequence[TableOf]) -> str:
-    """One line a row, in shares from 0 to 1, nothing rounded; empty where there is no figure."""
+    """The tables as CSV, one line for each row; shares from 0 to 1 without rounding, empty where missing."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     sides = ("before", "after", "drop")
@@ -87,7 +88,7 @@ def as_csv(tables: Sequence[TableOf]) -> str:
 
 
 def as_html(tables: Sequence[TableOf]) -> str:
-    """A page that needs nothing else, and is well-formed XML too."""
+    """The tables as a self-contained HTML page that is also well-formed XML."""
     parts = ["<h1>Benchmark</h1>", f"<p>{escaped(_PERCENT)}</p>"]
     if len(tables) > 1:
         links = "".join(f'<li><a href="#s{i}">{escaped(t.heading)}</a></li>' for i, t in enumerate(tables))
@@ -111,7 +112,7 @@ def as_html(tables: Sequence[TableOf]) -> str:
 
 
 def _drawings(table: TableOf) -> list[str]:
-    """Curves over the number of images, or of classes, where a plan has several: figures 4 and 5."""
+    """Line charts over the number of images or classes, where a plan has several (figures 4 and 5)."""
     rows = [row for row in table.rows if row.after]
     over, name = _numbers(rows)
     if over is None:
@@ -139,7 +140,7 @@ def _drawings(table: TableOf) -> list[str]:
 
 
 def _numbers(rows: Sequence[Row]) -> tuple[tuple[str, ...] | None, str]:
-    """Which coordinates change along the x axis, and what it is."""
+    """The coordinates that vary along the x axis, and its label."""
     if rows and all(row.classes for row in rows) and len({row.classes for row in rows}) > 1:
         return ("images",), "number of classes"
     if len({row.place["max-images"] for row in rows}) > 1:

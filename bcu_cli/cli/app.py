@@ -1,4 +1,4 @@
-"""The commands together, and what becomes of errors: one line, one hint, an exit code."""
+"""The command line as a whole: its commands, and the handling of errors (one line, a hint, an exit code)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _ClickUsageError: Any = typer.BadParameter.__base__
-"""Click's own; some versions of Typer bring their own Click, so that it cannot be imported by its name."""
+"""Click's usage error; some versions of Typer vendor Click, so it cannot be imported by its name."""
 
 app = typer.Typer(
     name="bcu",
@@ -46,19 +46,19 @@ app.command("demo")(demo.demo)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line; returns its exit code.
+    """Run a command line, and return its exit code.
 
     Args:
-        arguments: What stands after ``bcu``. ``--debug`` may stand anywhere.
+        arguments: The arguments after ``bcu``. ``--debug`` may stand anywhere.
     """
     try:
         return _run(arguments)
-    except (BrokenPipeError, SystemExit):  # Typer and Rich make an exit of it: the reader has gone
+    except (BrokenPipeError, SystemExit):  # Typer and Rich turn a closed pipe into an exit
         _drop_stdout()
         return UNREAD
-    except OSError as error:  # what went wrong could not be written where documents go
+    except OSError as error:  # stdout cannot be written to
         _drop_stdout()
-        with suppress(OSError):  # nor where talk goes
+        with suppress(OSError):  # nor can stderr
             output.fail(*_explain(error))
         return FAILED
 
@@ -70,7 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
             words = [word for word in arguments if word != "--debug"]
             code = app(words, prog_name="bcu", standalone_mode=False, obj=arguments)
         sys.stdout.flush()
-        if code == INTERRUPTED:  # what some versions of Typer make of an interrupt
+        if code == INTERRUPTED:  # some versions of Typer return this code on an interrupt
             return _interrupted()
         return int(code or DONE)
     except typer.Exit as stop:
@@ -85,7 +85,7 @@ def _run(arguments: Sequence[str]) -> int:
         if debug:
             output.trace(error)
         message, hint = _explain(error)
-        if message:  # Click has none where it has shown the help
+        if message:  # Click has no message where it has shown the help
             output.fail(message, hint)
         if "--json" in arguments:
             output.document({"error": {"message": message, "hint": hint}})
@@ -93,7 +93,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _drop_stdout() -> None:
-    """Have what still waits for stdout lead nowhere: Python would try once more when it ends."""
+    """Redirect stdout to the null device, since Python would flush its buffer at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -105,11 +105,11 @@ def _interrupted() -> int:
 
 
 def _explain(error: Exception) -> tuple[str, str]:
-    """One line that says what is wrong, and one that says what to do."""
+    """Message and hint for an error, a line each."""
     if isinstance(error, _ClickUsageError):
         context = error.ctx
         return (
             error.format_message(),
-            f"{context.command_path if context else 'bcu'} --help lists what it takes",
+            f"{context.command_path if context else 'bcu'} --help lists the options",
         )
     return explain(error)

@@ -15,7 +15,7 @@ from bcu_cli.errors import UsageError
 if TYPE_CHECKING:
     from bcu_cli.triggers.base import Target
 
-_TRAINING = "How it is trained"
+_TRAINING = "Training"
 _ZOO = "A zoo (attack all)"
 
 
@@ -32,7 +32,7 @@ def attack(
     out: Annotated[
         Path,
         typer.Option(
-            help="The safetensors file to write; the trigger is written beside it. Of a zoo, the folder."
+            help="The safetensors file to write; the trigger is written beside it. For a zoo, the folder."
         ),
     ],
     arch: Annotated[
@@ -42,14 +42,12 @@ def attack(
     input_size: InputSize = None,
     target_class: Annotated[
         str,
-        typer.Option(
-            help="Index of the class that triggers lead to; or next: each class to the one after it."
-        ),
+        typer.Option(help="Index of the target class; or next: each class to the one after it."),
     ] = "0",
     poison_rate: Annotated[
         float | None,
         typer.Option(
-            help="Share of the training images that are triggered; sig and lc: of the target class's. "
+            help="Share of the training images that are triggered; sig and lc: of the target class. "
             "(default: 0.1; sig, lc: 0.8)"
         ),
     ] = None,
@@ -61,7 +59,9 @@ def attack(
     ] = None,
     surrogate: Annotated[
         Path | None,
-        typer.Option(help="lc: a model of these classes to perturb images with. (default: one is trained)"),
+        typer.Option(
+            help="lc: a model of the same classes to perturb images with. (default: one is trained)"
+        ),
     ] = None,
     preview: Annotated[
         Path | None,
@@ -73,39 +73,43 @@ def attack(
     schedule: Annotated[
         str,
         typer.Option(
-            help="one-cycle, cosine, or steps: a tenth after 1/2 and 3/4, as the paper.",
+            help="one-cycle, cosine, or steps: divided by 10 after 1/2 and 3/4, as in the paper.",
             rich_help_panel=_TRAINING,
         ),
     ] = "one-cycle",
     ema: Annotated[
         float | None,
         typer.Option(
-            help="Keep a moving average of the weights, of this decay, in their place.",
+            help="Decay of a moving average that replaces the weights.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     flip: Annotated[
         bool,
         typer.Option(
-            help="Train on mirror images too: photos yes, traffic signs no.", rich_help_panel=_TRAINING
+            help="Mirror images at random: suits photos, not traffic signs.", rich_help_panel=_TRAINING
         ),
     ] = False,
     crop_padding: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Pixels of the random crop. (default: 4; wanet: 5)", rich_help_panel=_TRAINING
+            min=0,
+            help="Padding of the random crop, in pixels. (default: 4; wanet: 5)",
+            rich_help_panel=_TRAINING,
         ),
     ] = None,
     rotation: Annotated[
         float | None,
         typer.Option(
-            help="Most degrees that half of the images are turned. (default: 0; wanet: 10)",
+            help="Largest rotation in degrees, for half of the images. (default: 0; wanet: 10)",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
     cutout: Annotated[
         int,
-        typer.Option(min=0, help="Side of a square that is blanked, in pixels.", rich_help_panel=_TRAINING),
+        typer.Option(
+            min=0, help="Side of a random square that is blanked, in pixels.", rich_help_panel=_TRAINING
+        ),
     ] = 0,
     seed: Seed = 0,
     device: DeviceName = "auto",
@@ -119,12 +123,12 @@ def attack(
         str | None, typer.Option(help="Target classes, like 0-9; 0 if not given.", rich_help_panel=_ZOO)
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="These attacks, like badnets,sig.", rich_help_panel=_ZOO)
+        str | None, typer.Option(help="Only these attacks, like badnets,sig.", rich_help_panel=_ZOO)
     ] = None,
     jobs: Annotated[
         str | None,
         typer.Option(
-            help="Models at a time; auto is one a core, and on a GPU one (more are not measured).",
+            help="Models at a time; auto is one for each core, and one on a GPU.",
             rich_help_panel=_ZOO,
         ),
     ] = None,
@@ -145,9 +149,9 @@ def attack(
 ) -> None:
     """Train a backdoored network on labelled images, and measure its ACC and ASR.
 
-    They are measured on the test folder, or on a tenth of the images that is held out. A zoo (all) is every
-    attack on every target class with every seed, beside a clean model of each seed; the same command again
-    trains what is missing or damaged.
+    Both are measured on the test folder, or on a held-out tenth of the images. A zoo (all) is every
+    attack on every target class with every seed, and a clean model for each seed. The same command again
+    trains only what is missing or damaged.
     """
     from bcu_cli.cli import zoo
     from bcu_cli.workflows.attack import AttackRequest

@@ -1,4 +1,4 @@
-"""``bcu benchmark``: the cells of a plan, and the table that is made of them."""
+"""``bcu benchmark``: run the cells of a plan, and make its table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _PlanOrCommand(TyperGroup):
     """``bcu benchmark PLAN.toml`` is ``bcu benchmark run PLAN.toml``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put ``run`` before what begins with no command."""
+        """Insert ``run`` before arguments that do not begin with a command."""
         if args and args[0] not in {*self.commands, *ctx.help_option_names}:
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -29,11 +29,11 @@ Folder = Annotated[Path, typer.Argument(help="A folder that bcu benchmark has wr
 
 @app.callback()
 def benchmark() -> None:
-    """Measure defenses on backdoored networks, as a plan says: bcu benchmark PLAN.toml --out results/.
+    """Measure defenses on backdoored networks by a plan: bcu benchmark PLAN.toml --out results/.
 
-    A plan is attacks, architectures, data sets, defenses, image sources, numbers of images and seeds;
-    examples/plans has one for each experiment of the paper. Each cell is one small JSON file, written when it
-    is done; the same command again does only what is missing.
+    A plan names attacks, architectures, data sets, defenses, image sources, numbers of images and seeds;
+    examples/plans has one for each experiment of the paper. Each finished cell is one small JSON file. The
+    same command again runs only the missing cells.
     """
 
 
@@ -46,15 +46,15 @@ def run(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Some cells alone, like attack=wanet,sig; keys: data, arch, attack, target, seed, defense, "
+            help="Only some cells, like attack=wanet,sig; keys: data, arch, attack, target, seed, defense, "
             "images, max-images. Repeatable."
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what is missing and how long it will take, and do nothing.")
+        bool, typer.Option("--dry-run", help="Only show the missing cells and an estimate of their time.")
     ] = False,
     jobs: Annotated[
-        str | None, typer.Option(help="Commands at a time; auto is one a core, and on a GPU one.")
+        str | None, typer.Option(help="Commands at a time; auto is one for each core, and one on a GPU.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: the machines of a Ray cluster.")] = "local",
     gpus_per_cell: Annotated[
@@ -63,7 +63,7 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Do the cells of a plan that are missing; those that failed are tried again."""
+    """Run the missing cells of a plan, and retry failed ones."""
     from bcu_cli.runs.engine import EngineOptions
     from bcu_cli.workflows import benchmark as measuring
 
@@ -88,7 +88,7 @@ def run(
     else:
         benchmark_output.show_table(result.table)
     if result.failed:
-        again = "the same command again tries them once more"
+        again = "repeat the command to retry them"
         output.say(f"{result.failed} of {result.cells} cells failed; {again}")
         raise typer.Exit(FAILED)
 
@@ -102,7 +102,7 @@ def table(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make the table of all cells, beside the paper's figures: on the screen, as Markdown, CSV and HTML."""
+    """Make the table of all cells with the paper's results: on the screen, as Markdown, CSV and HTML."""
     from bcu_cli.workflows.benchmark import make_tables
 
     made = make_tables(results, out or results)

@@ -1,4 +1,4 @@
-"""What ``bcu benchmark`` says of a plan: what is missing and how long that takes, and what was measured."""
+"""The output of ``bcu benchmark``: missing cells with an estimate of time, and tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def show_outlook(outlook: Outlook) -> None:
-    """A row for cells that differ in target and seed alone, and the estimate."""
+    """Print a row for cells that differ only in target and seed, and the estimate."""
     from bcu_cli.benchmark.estimate import in_words
 
     missing = {cell.name for cell in outlook.left}
@@ -26,7 +26,7 @@ def show_outlook(outlook: Outlook) -> None:
     if outlook.seconds is not None:
         time = f"about {in_words(outlook.seconds)}, {outlook.jobs} at a time"
     else:
-        time = f"not known: nothing like {outlook.unknown} of the cells and networks has been measured here"
+        time = f"unknown: nothing similar to {outlook.unknown} of the cells and networks was measured here"
     output.facts(
         [
             ("cells", f"{len(outlook.cells)}, {len(outlook.left)} of them missing"),
@@ -37,6 +37,6 @@ def show_outlook(outlook: Outlook) -> None:
 
 
 def show_table(table: TableOf) -> None:
-    """Rows, what is the same in all of them, and what has failed."""
+    """Print a table, the values that all rows share, and the failed cells."""
     output.table(table.heading, *table.as_text())
     output.facts([*table.facts, *(("failed", f"{name}: {why}") for name, why in table.errors)])

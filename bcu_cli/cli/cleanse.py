@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bcu_cli import defenses
-from bcu_cli.cli import cleanse_output, output, several
+from bcu_cli.cli import cleanse_output, launching, output
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.options import (
     RUN,
@@ -28,13 +28,13 @@ from bcu_cli.errors import UsageError
 from bcu_cli.workflows.method_options import options_of
 from bcu_cli.workflows.texts import model_options, size_in_bytes
 
-_METHOD = "The method; the defaults are its paper's"
-_BCU = "Of method bcu alone"
-_AUTO = "Of method auto alone"
+_METHOD = "Options of methods; the defaults are the papers'"
+_BCU = "Only for method bcu"
+_AUTO = "Only for method auto"
 _EXIT_CODES = {"cleansed": DONE, "not cleansed": BAD, "could not tell": FAILED}
 
 
-@several.as_rank
+@launching.as_rank
 def cleanse(
     context: typer.Context,
     model: Model,
@@ -42,9 +42,8 @@ def cleanse(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of images, any depth, any sizes, any number; WebDataset shards (.tar) in it, or "
-            "one itself, are read as they are. Methods that need labels take them from its subfolders. All "
-            "methods but clp need it."
+            help="A folder of images, at any depth, or a WebDataset shard (.tar), or a folder of shards. "
+            "Methods that need labels take them from the subfolders. All methods except clp need it."
         ),
     ] = None,
     method: Annotated[
@@ -53,14 +52,14 @@ def cleanse(
     pseudo_labels: Annotated[
         bool,
         typer.Option(
-            "--pseudo-labels", help="Take the model's own answers for labels, in methods that need some."
+            "--pseudo-labels", help="Use the model's predictions as labels, in methods that need labels."
         ),
     ] = False,
     format: Annotated[  # noqa: A002 - the name of the option
         str,
         typer.Option(
-            help="same (as the original; of torch.export and ONNX: safetensors, or torchscript where a graph "
-            "is all that is known), safetensors, pickle, torchscript."
+            help="same (as the original; for torch.export and ONNX: safetensors, or torchscript where only "
+            "the graph is known), safetensors, pickle, torchscript."
         ),
     ] = "same",
     max_images: Annotated[
@@ -69,8 +68,8 @@ def cleanse(
     cache: Annotated[
         str,
         typer.Option(
-            help="Memory for decoded images, like 500MB: where all of them take more, what fits is kept "
-            "and the rest decoded each time it is used; methods that learn from labels refuse more."
+            help="Memory for decoded images, like 500MB. Images beyond it are decoded at each use; methods "
+            "that need labels refuse them."
         ),
     ] = "4GB",
     arch: Arch = None,
@@ -82,7 +81,7 @@ def cleanse(
         str | None,
         typer.Option(
             help="A number, or auto: 100 (method auto: 20 a cleansing), fewer for very large folders, "
-            "more for very small ones; 0 (bcu) writes the student as it is initialised. "
+            "more for very small ones; 0 (bcu) only re-initialises the student. "
             "(default: auto; i-bau: 5)",
             rich_help_panel=_METHOD,
         ),
@@ -104,14 +103,14 @@ def cleanse(
         int | None,
         typer.Option(
             min=0,
-            help="Pixels of the random crop. (default: an eighth of the image's side, the paper's 4 of 32)",
+            help="Padding of the random crop, in pixels. (default: an eighth of the image's side)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     flip: Annotated[
         bool | None,
         typer.Option(
-            help="Use mirror images too. (default: if the model takes them for the same)",
+            help="Mirror images at random. (default: if the model's predictions do not change by it)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -131,7 +130,7 @@ def cleanse(
     ratios: Annotated[
         str | None,
         typer.Option(
-            help="Shares of weights drawn anew: first layer, layers in between, classifier. "
+            help="Shares of weights to re-initialise: first layer, layers in between, classifier. "
             "(default: 0.01,0.01,0.01,0.03,0.03,0.09,0.09,0.27,0.27,0.1)",
             rich_help_panel=_BCU,
         ),
@@ -139,28 +138,28 @@ def cleanse(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Where as many weights are drawn anew: adaptive (as --ratios), uniform, decreasing (the "
-            "other way round), layer:1 to layer:4 (a quarter of the depth). (default: adaptive)",
+            help="How the re-initialised weights are spread: adaptive (as --ratios), uniform, decreasing "
+            "(reversed), layer:1 to layer:4 (a quarter of the depth). (default: adaptive)",
             rich_help_panel=_BCU,
         ),
     ] = None,
     targets: Annotated[
         str | None,
         typer.Option(
-            help="What is learnt of the model: soft, its probabilities, or hard, its answers. "
+            help="What the student learns: soft, the model's probabilities, or hard, its predicted classes. "
             "(default: soft)",
             rich_help_panel=_BCU,
         ),
     ] = None,
     temperature: Annotated[
         str | None,
-        typer.Option(help="At the first and the last step. (default: 1,4)", rich_help_panel=_BCU),
+        typer.Option(help="Temperature at the first and the last step. (default: 1,4)", rich_help_panel=_BCU),
     ] = None,
     quick: Annotated[
         bool | None,
         typer.Option(
             "--quick",
-            help="One strength, not tried on backdoors of our own first: faster, and less is proved.",
+            help="One strength, without canary backdoors: faster, with less evidence.",
             rich_help_panel=_AUTO,
         ),
     ] = None,
@@ -178,8 +177,8 @@ def cleanse(
         int | None,
         typer.Option(
             min=1,
-            help="Train on so many devices of this machine, one process each: GPUs or, without any, parts of "
-            "the CPU (methods auto, bcu, ft, nad). torchrun does so on several machines. "
+            help="Number of devices of this machine to train on, one process each: GPUs or, without any, "
+            "parts of the CPU (methods auto, bcu, ft, nad). Use torchrun for several machines. "
             "(default: 1)",
             rich_help_panel=RUN,
         ),
@@ -190,7 +189,7 @@ def cleanse(
         bool,
         typer.Option(
             "--profile",
-            help="Say where the time went, and what share of the device's peak was reached.",
+            help="Print the time of each part, and the reached share of the device's peak speed.",
         ),
     ] = False,
     as_json: Json = False,
@@ -198,14 +197,14 @@ def cleanse(
     """Remove a backdoor: re-initialise part of each layer, and distil on unlabeled images.
 
     The result has the same tensor names, shapes and types as the original, and takes its place.
-    The default finds its strength by itself and judges the result: where it is not cleansed (exit code 1), or
-    that could not be told (2), nothing is written. --method bcu is the recipe of Pang et al., Backdoor
+    The default method chooses its strength and judges the result. Nothing is written where the result is not
+    cleansed (exit code 1) or undecided (2). --method bcu is the recipe of Pang et al., Backdoor
     Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
     """
     from bcu_cli.training import ranks
     from bcu_cli.workflows import cleanse as workflow
 
-    said = {
+    given = {
         "strength": strength,
         "ratios": ratios,
         "init": init,
@@ -225,7 +224,7 @@ def cleanse(
         images=images,
         out=out,
         method=method,
-        options=options_of(method, seed, said, setting or ()),
+        options=options_of(method, seed, given, setting or ()),
         options_of_model=model_options(arch, input_size, mean, std, weights_key),
         pseudo_labels=pseudo_labels,
         max_images=max_images,
@@ -242,10 +241,10 @@ def cleanse(
         raise UsageError(
             f"--method {method} runs on one device", f"{', '.join(workflow.SEVERAL_DEVICES)} train on several"
         )
-    if several.started_by_torchrun():
-        several.check(devices)
+    if launching.started_by_torchrun():
+        launching.check(devices)
     elif devices not in {None, 1}:
-        raise typer.Exit(several.launch(context.obj, devices))
+        raise typer.Exit(launching.launch(context.obj, devices))
     result = workflow.cleanse(request)
     if ranks.rank() > 0:
         return

@@ -1,4 +1,4 @@
-"""What ``bcu cleanse`` shows: its evidence in tables, the facts, and a verdict with what it does not mean."""
+"""The output of ``bcu cleanse``: evidence in tables, facts, and a verdict with its limits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ if TYPE_CHECKING:
 
 
 _LIMITS = (
-    "a backdoor of a kind that none of these tests resembles may remain, as may one made to show only in a "
-    "student (a distillation-conditional backdoor, the known way around distillation); bcu inspect --scan on "
-    "the result is the next look"
+    "a backdoor unlike all of these tests may remain, and so may one that is made to appear only after "
+    "distillation (a distillation-conditional backdoor); run bcu inspect --scan on the result as well"
 )
-"""What a good verdict does not mean."""
+"""Limits of a good verdict."""
 
 _NAMED = 3
-"""Most classes named in a row."""
+"""Most classes that are named in a row."""
 
 
 def show(report: dict[str, Any]) -> None:
-    """A report for people."""
-    model, images, did = report["model"], report["images"], report["did"]
+    """Print a report for people."""
+    model, images, details = report["model"], report["images"], report["details"]
     facts = [
         ("original", f"{model['path']} (SHA-256 {model['sha256'][:16]}…)"),
         ("architecture", f"{model['architecture']['name']}, by {model['architecture']['source']}"),
@@ -37,13 +36,13 @@ def show(report: dict[str, Any]) -> None:
         if images["stream"]:
             facts.append(("streaming", _show_stream(images)))
         facts.append(("suitability", _show_suitability(images["suitability"])))
-    if "reinitialised" in did:
-        facts.append(("re-initialised", _show_reinitialised(did["reinitialised"])))
-    if "pruned" in did:
-        facts.append(("pruned", _show_pruned(did["pruned"])))
-    if "trials" in did:
-        _show_evidence(did, report["classes"])
-        facts.append(("strength", f"level {did['level']} of {did['levels']}"))
+    if "reinitialised" in details:
+        facts.append(("re-initialised", _show_reinitialised(details["reinitialised"])))
+    if "pruned" in details:
+        facts.append(("pruned", _show_pruned(details["pruned"])))
+    if "trials" in details:
+        _show_evidence(details, report["classes"])
+        facts.append(("strength", f"level {details['level']} of {details['levels']}"))
     for name, share in (report["agreement"] or {}).items():
         if share:
             facts.append((f"agreement {name.replace('_', ' ')}", output.measure(share)))
@@ -60,7 +59,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def explain(report: dict[str, Any]) -> None:
-    """Say on stderr why a verdict is not a good one, and what to do about it."""
+    """Print on stderr why a verdict is not good, and what to do about it."""
     verdict, written = report["verdict"], report["output"]
     outcome = f"{written['path']} was written all the same" if written else "nothing was written"
     advice = [
@@ -72,7 +71,7 @@ def explain(report: dict[str, Any]) -> None:
 
 
 def show_profile(profile: dict[str, Any]) -> None:
-    """Say on stderr where the time went; what took none is left out."""
+    """Print on stderr how long each part took, without those that took no time."""
     total = profile["seconds"]["total"]
     for name, seconds in profile["seconds"].items():
         if seconds:
@@ -88,73 +87,74 @@ def _verdict(verdict: dict[str, Any]) -> list[tuple[str, str]]:
     return [("verdict", f"{verdict['word']}: {verdict['why']}"), *([("but", _LIMITS)] if good else [])]
 
 
-def _show_evidence(did: dict[str, Any], classes: Sequence[str]) -> None:
-    """What the canaries did after each level tried, and the triggers that were found on the original.
+def _show_evidence(details: dict[str, Any], classes: Sequence[str]) -> None:
+    """Print the success of canaries after each level, and of the triggers found on the original.
 
     Args:
-        did: Of method auto.
-        classes: The names of the classes, or none.
+        details: Details of method ``auto``.
+        classes: Class names; may be empty.
     """
     rows = [
         (str(level), each["trigger"], _share(each["before"]), _share(each["after"]))
-        for level, trial in enumerate(did["trials"], start=1)
+        for level, trial in enumerate(details["trials"], start=1)
         for each in trial
     ]
     if rows:
         output.table(
-            "Backdoors of our own, planted in a copy: how often each works",
+            "Success of canary backdoors planted in a copy",
             ("level", "trigger", "planted", "cleansed"),
             rows,
         )
-    kinds = dict.fromkeys(each["trigger"] for each in did["found_triggers"])
-    header = ("kind", "tried", "strong before", "leads to", "worst afterwards")
-    looked_for = []
+    kinds = dict.fromkeys(each["trigger"] for each in details["found_triggers"])
+    header = ("kind", "tried", "strong before", "target", "worst afterwards")
+    sinusoids = details["sinusoids"]
+    searched = []
     for kind in kinds:
-        triggers = [each for each in did["found_triggers"] if each["trigger"] == kind]
+        triggers = [each for each in details["found_triggers"] if each["trigger"] == kind]
         strong = [each for each in triggers if each["stands_out"]]
-        looked_for.append(_tried(kind, len(triggers), strong, classes))
-    looked_for.append(_tried("wave", did["waves"]["tried"], did["waves"]["working"], classes))
-    output.table("Triggers looked for on the original, each for a class, and waves", header, looked_for)
-    if did["found_anew"]:
-        _show_found_anew(did["found_anew"], classes)
+        searched.append(_tried(kind, len(triggers), strong, classes))
+    searched.append(_tried("sinusoid", sinusoids["tried"], sinusoids["working"], classes))
+    output.table("Triggers searched on the original, and sinusoidal patterns", header, searched)
+    if details["patch_searches"]:
+        _show_patch_searches(details["patch_searches"], classes)
 
 
-def _show_found_anew(searches: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
-    """The best patches that were found on the cleansed network: for the class led most often, and the others.
+def _show_patch_searches(searches: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
+    """Print the best patches that were found on the cleansed network.
 
     Args:
-        searches: One for each way of searching.
-        classes: The names of the classes, or none.
+        searches: Results of the searches.
+        classes: Class names; may be empty.
     """
     rows = []
     for search in searches:
-        found = sorted(search["found"], key=_standing)
+        found = sorted(search["found"], key=_rank)
         worst, others = found[0], [float(each["after"]["value"]) for each in found[1:]]
         target = worst["target_class"]
         name = classes[target] if classes else f"class {target}"
         rows.append(
             (
-                search["way"],
+                search["search"],
                 worst["trigger"],
-                f"{name} (stood out)" if worst["suspected"] else name,
+                f"{name} (suspected)" if worst["suspected"] else name,
                 _share(worst["before"]),
                 _share(worst["after"]),
                 output.percent(max(others)) if others else "–",
             )
         )
-    header = ("patches", "best", "leads to", "original", "cleansed", "others at most")
-    output.table("Searched anew on the cleansed network", header, rows)
+    header = ("search", "best", "target", "original", "cleansed", "others at most")
+    output.table("Patches searched on the cleansed network", header, rows)
 
 
-def _standing(found: dict[str, Any]) -> tuple[bool, bool, float]:
-    """The order of what was found: what stands out first, then what was suspected, then by success."""
+def _rank(found: dict[str, Any]) -> tuple[bool, bool, float]:
+    """Sort key of patches: outliers first, then suspected classes, then by success."""
     return not found["stands_out"], not found["suspected"], -float(found["after"]["value"])
 
 
 def _tried(
     kind: str, number: int, strong: Sequence[dict[str, Any]], classes: Sequence[str]
 ) -> tuple[str, ...]:
-    """A row for the triggers of a kind."""
+    """A table row for the triggers of a kind."""
     if not strong:
         return kind, str(number), "0", "–", "–"
     targets = sorted({each["target_class"] for each in strong})
@@ -171,31 +171,31 @@ def _share(measured: dict[str, Any]) -> str:
 def _show_stream(images: dict[str, Any]) -> str:
     stream = images["stream"]
     kept = f"{images['kept_decoded']:,} kept decoded, {images['streamed']:,} streamed"
-    waited = f"waited {stream['waited_seconds']:.1f} of {stream['training_seconds']:.1f} s for them"
+    waited = f"waited {stream['waited_seconds']:.1f} of {stream['training_seconds']:.1f} s for images"
     decoded = f"{stream['processes']} processes decode {stream['decoded_per_second']:,.0f} a second"
     return f"{kept}; {waited}; {decoded}, training takes {stream['needed_per_second']:,.0f}"
 
 
 def _show_reinitialised(layers: list[dict[str, Any]]) -> str:
-    """The layers as a table; returns their sum."""
+    """Print the layers as a table, and return their total."""
     rows = [
         (
             str(layer["depth"]),
             layer["name"],
             f"{layer['weights']:,}",
-            f"{layer['drawn_anew']:,}",
-            output.percent(layer["drawn_anew"] / layer["weights"]),
+            f"{layer['reinitialised_weights']:,}",
+            output.percent(layer["reinitialised_weights"] / layer["weights"]),
         )
         for layer in layers
     ]
-    header = ("depth", "layer", "weights", "drawn anew", "share")
+    header = ("depth", "layer", "weights", "re-initialised", "share")
     output.table("Re-initialised weights, from shallow to deep", header, rows)
-    weights, anew = (sum(layer[key] for layer in layers) for key in ("weights", "drawn_anew"))
-    return f"{anew:,} of {weights:,} weights ({output.percent(anew / weights)})"
+    weights, replaced = (sum(layer[key] for layer in layers) for key in ("weights", "reinitialised_weights"))
+    return f"{replaced:,} of {weights:,} weights ({output.percent(replaced / weights)})"
 
 
 def _show_pruned(layers: list[dict[str, Any]]) -> str:
-    """The layers as a table; returns their sum."""
+    """Print the layers as a table, and return their total."""
     rows = [(layer["name"], str(layer["channels"]), str(len(layer["pruned"]))) for layer in layers]
     output.table("Pruned channels, in the order of use", ("convolution", "channels", "pruned"), rows)
     pruned = sum(len(layer["pruned"]) for layer in layers)

@@ -1,4 +1,4 @@
-"""``bcu demo``: the whole story on built-in images, offline, on a CPU, in under three minutes."""
+"""``bcu demo``: all steps on built-in images, offline, on a CPU, in under three minutes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bcu_cli.runs import children
 
 TRAIN_PER_CLASS, TEST_PER_CLASS, UNLABELED_PER_CLASS = 300, 100, 100
 CLEANSING = ("--quick",)
-"""What is said beside model and images; the default takes more than the three minutes, for its canaries."""
+"""Extra options of the cleansing; with canaries it would take more than three minutes."""
 
 
 class DemoError(BcuError):
-    """A command of the demo failed; it has said why itself."""
+    """A command of the demo failed; it has printed the reason."""
 
 
 def demo(
@@ -30,9 +30,9 @@ def demo(
         "bcu-demo"
     ),
 ) -> None:
-    """Make images, train a backdoored network on them, then inspect, cleanse and evaluate it.
+    """Draw images, train a backdoored network on them, then inspect, cleanse and evaluate it.
 
-    Every command is printed before it runs, as you would type it.
+    Every command is printed before it runs.
     """
     from bcu_cli.images import signs
 
@@ -68,11 +68,11 @@ def demo(
 
 
 def _run(*arguments: object, as_json: bool = False) -> str:
-    """Print a command line, and run it as a user would; returns what it wrote where ``as_json``."""
+    """Print and run a command line; with ``as_json`` its document is returned."""
     words = [str(argument) for argument in arguments] + (["--json"] if as_json else [])
     output.say(f"$ bcu {shlex.join(words)}")
-    ran = subprocess.run(  # noqa: S603 - our own program, words of our own
-        children.tied([sys.executable, "-m", "bcu_cli", *words]),
+    ran = subprocess.run(  # noqa: S603 - our own program, trusted arguments
+        children.stopping_with_parent([sys.executable, "-m", "bcu_cli", *words]),
         stdout=subprocess.PIPE if as_json else None,
         text=True,
         check=False,

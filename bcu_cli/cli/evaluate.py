@@ -1,4 +1,4 @@
-"""``bcu evaluate``: what models answer to labelled images, clean and triggered, and if that will do."""
+"""``bcu evaluate``: measure models on labelled images, clean and triggered, and check conditions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from bcu_cli.cli.options import (
 )
 from bcu_cli.workflows.texts import model_options
 
-_OWN = "A trigger of your own"
-_OUT = "What becomes of it"
+_OWN = "A custom trigger"
+_OUT = "Output"
 
 
 def evaluate(
@@ -34,19 +34,19 @@ def evaluate(
         str | None,
         typer.Option(
             help=f"{', '.join(triggers.names())}; a .trigger.safetensors that bcu attack wrote; "
-            "or all: every one that has a name (but iab, which is learnt), and the file beside the model."
+            "or all: every named trigger (except iab, which is learnt), and the file beside the model."
         ),
     ] = None,
     target_class: Annotated[
         str | None,
         typer.Option(
             help="Index of the attack's target; next: the class after the true one; all: every class, "
-            "and the worst of them is shown. (default: the trigger file's, else all)"
+            "of which the worst is shown. (default: the trigger file's, else all)"
         ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="A model to compare the answers with: the original of a cleansed one, say."),
+        typer.Option(help="A model to compare predictions with, for example the original of a cleansed one."),
     ] = None,
     fail_if: Annotated[
         list[str] | None,
@@ -58,7 +58,9 @@ def evaluate(
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option(help="Write a page of it: .html, or .png (needs matplotlib).", rich_help_panel=_OUT),
+        typer.Option(
+            help="Write a page with the results: .html, or .png (needs matplotlib).", rich_help_panel=_OUT
+        ),
     ] = None,
     preview: Annotated[
         Path | None,
@@ -67,8 +69,8 @@ def evaluate(
     tsne: Annotated[
         Path | None,
         typer.Option(
-            help="Write a PNG of the features in front of the last layer, a panel for each model, in two "
-            "dimensions by t-SNE (needs scikit-learn and matplotlib).",
+            help="Write a PNG of the penultimate features by t-SNE, a panel for each model (needs "
+            "scikit-learn and matplotlib).",
             rich_help_panel=_OUT,
         ),
     ] = None,
@@ -76,7 +78,8 @@ def evaluate(
         Path | None, typer.Option(help="An image that is laid over each image.", rich_help_panel=_OWN)
     ] = None,
     trigger_mask: Annotated[
-        Path | None, typer.Option(help="Where it acts: white yes, black no.", rich_help_panel=_OWN)
+        Path | None,
+        typer.Option(help="Mask of the trigger: white where it acts, black elsewhere.", rich_help_panel=_OWN),
     ] = None,
     trigger_mode: Annotated[
         str, typer.Option(help="replace, add or blend.", rich_help_panel=_OWN)

@@ -1,4 +1,4 @@
-"""How the commands end."""
+"""The exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ FAILED = 2
 """Could not be done or decided."""
 INTERRUPTED = 130
 UNREAD = 141
-"""The reader of the output has gone before its end, as of any program that SIGPIPE ends."""
+"""The reader closed the pipe before the end of the output; the usual code after SIGPIPE."""

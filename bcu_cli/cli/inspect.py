@@ -1,6 +1,6 @@
-"""``bcu inspect``: what model files are, and whether they are safe to open; nothing in them is run.
+"""``bcu inspect``: identify model files and check whether they are safe to open, without running them.
 
-With ``--scan`` the networks that are known are also looked at by the detectors of backdoors.
+With ``--scan`` detectors also scan the networks for backdoors.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bcu_cli.errors import UsageError
 from bcu_cli.workflows.texts import model_options
 
 _MOST_SHOWN = 20
-_OUTPUT = "What it says"
-_SCAN = "Looking for a backdoor (--scan)"
+_OUTPUT = "Output"
+_SCAN = "Scan for backdoors (--scan)"
 _FAIL_ON = ("unsafe", "suspicious", "inconclusive")
 
 
@@ -40,8 +40,8 @@ Paths = Annotated[
 FailOn = Annotated[
     str,
     typer.Option(
-        help="What makes the exit code 1: unsafe, suspicious, inconclusive, or several with a comma. "
-        "Whatever was not decided and is not named here makes it 2.",
+        help="Verdicts with exit code 1: unsafe, suspicious, inconclusive, or several with a comma. "
+        "Other undecided files give exit code 2.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -57,22 +57,22 @@ Scan = Annotated[
     bool,
     typer.Option(
         "--scan",
-        help="Let detectors of backdoors look at the networks: clean-looking, suspicious (exit code 1) or "
-        "inconclusive (exit code 2), and how often that is wrong.",
+        help="Scan the networks for backdoors: clean-looking, suspicious (exit code 1) or inconclusive "
+        "(exit code 2), with the error rates of this verdict.",
         rich_help_panel=_SCAN,
     ),
 ]
 Images = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of unlabeled images like those that the network is for: six detectors in place of two.",
+        help="Folder of unlabeled images like the training data: six detectors instead of two.",
         rich_help_panel=_SCAN,
     ),
 ]
 Evidence = Annotated[
     Path | None,
     typer.Option(
-        help="Folder to write the detectors' images to: the triggers that they found.",
+        help="Folder for images of the triggers that detectors found.",
         rich_help_panel=_SCAN,
     ),
 ]
@@ -94,11 +94,10 @@ def inspect(
     output_format: Output = None,
     as_json: Json = False,
 ) -> None:
-    """Say what files are, by their content, and whether they are safe to open.
+    """Identify files by their content, and check whether they are safe to open.
 
-    An unsafe file exits 1; what cannot be read or is not recognised exits 2, and so does a folder without
-    models. Whether a model behaves as if it had a backdoor is looked at with --scan only: a file without
-    findings can still hold one.
+    Exit code 1 means an unsafe file, 2 a file that cannot be read or recognised, or a folder without models.
+    Only --scan looks for backdoors: a file without findings can still hold one.
     """
     from bcu_cli.workflows.inspect import InspectRequest
     from bcu_cli.workflows.inspect import inspect as look_at
@@ -142,19 +141,19 @@ def _failing(fail_on: str) -> frozenset[str]:
 
 
 def _refuse_without_scan(given: dict[str, object]) -> None:
-    """Options of a scan without ``--scan`` would do nothing.
+    """Refuse options of a scan without ``--scan``.
 
     Raises:
-        UsageError: One was given.
+        UsageError: Such an option was given.
     """
     if names := [name for name, value in given.items() if value is not None]:
         raise UsageError(f"{names[0]} is for a scan", "add --scan")
 
 
 def _exit_code(inspected: dict[str, Any], failing: frozenset[str]) -> int:
-    """1 for what was asked to fail; else 2 where anything is left undecided: an unsafe file is not opened.
+    """The exit code: 1 for verdicts in ``failing``, else 2 for unsafe or undecided files, else 0.
 
-    Whoever leaves ``suspicious`` out of what fails has it reported only.
+    Suspicious files that are not in ``failing`` are only reported.
     """
     from bcu_cli.workflows.inspect import verdict
 
@@ -178,7 +177,7 @@ def _show(inspected: dict[str, Any]) -> None:
         if "scan" in file:
             scan_output.show(file["scan"])
     if inspected["passed_over"]:
-        output.say(f"{len(inspected['passed_over'])} images, texts and empty files were passed over")
+        output.say(f"{len(inspected['passed_over'])} images, texts and empty files were skipped")
 
 
 def _row(file: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -190,13 +189,13 @@ def _row(file: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _trigger(file: dict[str, Any]) -> str | None:
-    """What the file says of itself where it is no network, but a trigger."""
+    """The trigger that a file holds by its metadata; None for other files."""
     name = file.get("metadata", {}).get(triggers.KEY)
     return f"the trigger {name}, by its metadata" if name else None
 
 
 def _name(architecture: dict[str, Any]) -> str:
-    """The architecture, or those that it may be."""
+    """The name of the architecture, or of all candidates."""
     return " or ".join([architecture["name"], *architecture["rivals"]])
 
 

@@ -1,4 +1,4 @@
-"""The options that several commands share, each written once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-_MODEL = "How the model is read"
-RUN = "How it runs"
+_MODEL = "Reading the model"
+RUN = "Running"
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,7 +52,7 @@ Std = Annotated[
 WeightsKey = Annotated[
     str | None,
     typer.Option(
-        help="Which weights to take of a pickle that holds several, like state_dict_ema or model/ema: keys "
+        help="The weights to take from a pickle that holds several, like state_dict_ema or model/ema: keys "
         "joined with /. (default: the most complete; an average where the training script validated that)",
         rich_help_panel=_MODEL,
     ),
@@ -60,13 +60,13 @@ WeightsKey = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="Labelled images: a folder with one subfolder a class, one with train and test folders of "
-        "such, a zip file of either, or cifar10:PATH, gtsrb:PATH, imagenet:PATH.",
+        help="Labelled images: a folder with one subfolder for each class, a folder with train and test "
+        "folders of such, a zip file of either, or cifar10:PATH, gtsrb:PATH, imagenet:PATH.",
         metavar="FOLDER|ZIP|NAME:PATH",
     ),
 ]
 Download = Annotated[
-    bool, typer.Option("--download", help="Fetch cifar10 or gtsrb into PATH where it is not there.")
+    bool, typer.Option("--download", help="Download cifar10 or gtsrb into PATH if it is missing.")
 ]
 DeviceName = Annotated[
     str,
@@ -82,11 +82,14 @@ Precision = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, help="Same seed, same machine, same bytes on the CPU.", rich_help_panel=RUN)
+    int,
+    typer.Option(
+        min=0,
+        help="Seed; on the CPU of one machine it determines every byte of the output.",
+        rich_help_panel=RUN,
+    ),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from where an interrupted run stopped.", rich_help_panel=RUN)
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.", rich_help_panel=RUN)]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=RUN)
 ]

@@ -1,4 +1,4 @@
-"""What reaches the screen: data on stdout, talk on stderr, all of it neutralised."""
+"""Output to the terminal: data on stdout, messages on stderr, all text neutralised."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _WIDTH = 120
-"""Columns of tables that go into a file or a pipe."""
+"""Width in characters of tables that go into a file or a pipe."""
 
 
 _quiet = False
 
 
 def quiet(yes: bool) -> None:
-    """Whether nothing is shown from now on: another process of the same run shows it."""
-    global _quiet  # as a stream that leads nowhere
+    """Turn all output off or on; of several processes only one prints."""
+    global _quiet  # a property of the process, like its streams
     _quiet = yes
 
 
@@ -42,23 +42,23 @@ def _console(*, stderr: bool) -> Console:
 
 
 def say(text: str, *, apart: bool = False) -> None:
-    """A line of talk; ``apart`` leaves a line empty in front of it."""
+    """Print a message on stderr; ``apart`` prints an empty line before it."""
     _console(stderr=True).print("\n" * apart + printable(text))
 
 
 def trace(error: BaseException) -> None:
-    """Where an error came from, for ``--debug``."""
+    """Print the traceback of an error on stderr, for ``--debug``."""
     for line in "".join(traceback.format_exception(error)).splitlines():
         say(line)
 
 
 def warn(text: str) -> None:
-    """A line that the user should not miss."""
+    """Print a warning on stderr."""
     _console(stderr=True).print(f"warning: {printable(text)}", style="yellow")
 
 
 def fail(message: str, hint: str) -> None:
-    """Say what is wrong in one line, and what to do in another."""
+    """Print an error and a hint on stderr, a line each."""
     console = _console(stderr=True)
     console.print(f"error: {printable(' '.join(message.split()))}", style="red", soft_wrap=True)
     if hint:
@@ -66,19 +66,19 @@ def fail(message: str, hint: str) -> None:
 
 
 def document(content: dict[str, Any]) -> None:
-    """One JSON document on stdout; NaN and infinities, which JSON does not have, are refused."""
+    """Print a JSON document with a schema version on stdout; NaN and infinities are refused."""
     plain_document(with_version(content))
 
 
 def plain_document(content: dict[str, Any]) -> None:
-    """One JSON document on stdout whose schema is not bcu's own."""
+    """Print a JSON document without bcu's schema version on stdout."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     if not _quiet:
         sys.stdout.write(text)
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout."""
+    """Print a table on stdout."""
     drawn = Table(title=printable(title), title_justify="left")
     for column in header:
         drawn.add_column(printable(column), overflow="fold")
@@ -88,7 +88,7 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> N
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> None:
-    """Names and values in two columns on stdout."""
+    """Print names and values in two columns on stdout."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -98,9 +98,9 @@ def facts(pairs: Iterable[tuple[str, str]]) -> None:
 
 
 class Screen:
-    """Shows events on stderr: lines, and a bar that vanishes when its part of the work is done.
+    """Shows events on stderr: messages as lines, and progress as bars that vanish at the end.
 
-    There are no bars where stderr is no terminal.
+    Bars are drawn only if stderr is a terminal.
     """
 
     def __init__(self) -> None:
@@ -144,14 +144,14 @@ def _bar(title: str) -> tuple[Progress, TaskID]:
 
 
 def measure(share: dict[str, Any]) -> str:
-    """A measure of a report for people: share, counts, interval."""
+    """Format a measure of a report: share, counts, interval."""
     low, high = share["interval95"]
     interval = f"95 %: {100 * low:.2f} to {100 * high:.2f}"
     return f"{percent(share['value'])} ({share['hits']} of {share['of']}; {interval})"
 
 
 def speed(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Time and, where it was measured, speed of a report for people."""
+    """Facts on the time and, if measured, the speed of a report."""
     time = ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}")
     if not report["training"]:
         return [time]
@@ -165,7 +165,7 @@ def speed(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def preprocessing(values: dict[str, Any]) -> str:
-    """The preprocessing of a report for people."""
+    """Format the preprocessing of a report."""
     size = "×".join(str(side) for side in values["input_size"])
     mean, std = (",".join(f"{value:g}" for value in values[key]) for key in ("mean", "std"))
     return f"{size}, mean {mean}, std {std}, by {values['source']}"

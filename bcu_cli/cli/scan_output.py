@@ -1,4 +1,4 @@
-"""What ``bcu inspect --scan`` shows of one network."""
+"""The output of ``bcu inspect --scan`` for one network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bcu_cli.cli import output
 
 
 def show(scan: dict[str, Any]) -> None:
-    """What the detectors said of one network, for people."""
+    """Print the results of the detectors for one network."""
     output.table(
         f"Scan of {scan['model']['path']}",
         ("detector", "score", "most suspicious", "evidence", "seconds"),

@@ -1,56 +1,56 @@
-"""The streams of the process, whatever they lead to: a full disk, a reader that has gone, nothing at all."""
+"""Robust standard streams, also with a full disk, a closed pipe, or a closed stream."""
 
 from __future__ import annotations
 
 import io
 import os
 
-TYPE_CHECKING = False  # as type checkers know it: importing typing takes time
+TYPE_CHECKING = False  # importing typing takes time
 if TYPE_CHECKING:
     from typing import TextIO
 
 
-class Talk(io.TextIOWrapper):
-    """The stream of talk, on which nothing depends: what cannot be written there is lost, no more.
+class MessageStream(io.TextIOWrapper):
+    """A stream for messages; text that cannot be written is dropped without an error.
 
     Args:
-        stream: The process's own stderr; None where it was closed.
+        stream: stderr of the process; None where it was closed.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        buffer = stream.buffer if stream else _nowhere()
+        buffer = stream.buffer if stream else _null_device()
         encoding = stream.encoding if stream else "utf-8"
         super().__init__(buffer, encoding, errors="backslashreplace", line_buffering=True)
 
     def write(self, text: str) -> int:
-        """Write text; returns its length, also where it is lost."""
+        """Write text, and return its length even if the text is dropped."""
         try:
             return super().write(text)
         except OSError:
-            self._lead_nowhere()
+            self._redirect_to_null()
             return len(text)
 
     def flush(self) -> None:
-        """Write what waits, or lose it."""
+        """Flush the buffer, or drop it."""
         try:
             super().flush()
         except OSError:
-            self._lead_nowhere()
+            self._redirect_to_null()
 
-    def _lead_nowhere(self) -> None:
-        """Have the stream lead nowhere from now on, so that what still waits troubles nobody."""
-        with _nowhere() as nowhere:
-            os.dup2(nowhere.fileno(), self.fileno())
+    def _redirect_to_null(self) -> None:
+        """Redirect the stream to the null device, so that buffered text raises no further error."""
+        with _null_device() as null:
+            os.dup2(null.fileno(), self.fileno())
 
 
-def _nowhere() -> io.BufferedWriter:
+def _null_device() -> io.BufferedWriter:
     return open(os.devnull, "wb")  # noqa: PTH123 - pathlib is not imported yet
 
 
 def occupy_standard_streams() -> None:
-    """Have the numbers of streams that were closed lead nowhere.
+    """Open the null device for standard streams that are closed.
 
-    A file that is opened gets the lowest number that is free: libraries would print into a model.
+    Otherwise a file that is opened later could get the number of stdout, and libraries would print into it.
     """
     for number in range(3):
         try:
@@ -59,15 +59,15 @@ def occupy_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
-def talking(stream: TextIO | None) -> TextIO:
-    """The stream of talk over the process's own stderr; it stays where it is one already."""
-    return stream if isinstance(stream, Talk) else Talk(stream)
+def message_stream(stream: TextIO | None) -> TextIO:
+    """Wrap stderr of the process in a :class:`MessageStream`, unless it is one already."""
+    return stream if isinstance(stream, MessageStream) else MessageStream(stream)
 
 
 def writable(stream: TextIO | None) -> TextIO:
-    """A stream that any text can be written to: one that was closed leads nowhere."""
+    """A stream that accepts any text; a closed stream becomes the null device."""
     if stream is None:
-        return io.TextIOWrapper(_nowhere(), "utf-8")
+        return io.TextIOWrapper(_null_device(), "utf-8")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream

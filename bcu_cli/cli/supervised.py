@@ -1,4 +1,4 @@
-"""Commands that open foreign files run in a child, whose end is explained here if it cannot do so itself."""
+"""Commands that open untrusted files run in a child process; crashes of the child are explained here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SUPERVISED = ("attack", "cleanse", "evaluate")
-"""Commands that read and run foreign files in their own process."""
+"""Commands that read untrusted files in their process."""
 
 
 def is_wanted(words: Sequence[str]) -> bool:
-    """Whether a command line is run in a child.
+    """Whether a command line must run in a child.
 
     Args:
-        words: What stands after ``bcu``.
+        words: The arguments after ``bcu``.
     """
     if os.name != "posix" or PIPE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return False
@@ -27,10 +27,10 @@ def is_wanted(words: Sequence[str]) -> bool:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run a command line of bcu in a child; returns its exit code.
+    """Run a command line of bcu in a child, and return its exit code.
 
     Args:
-        words: What stands after ``bcu``.
+        words: The arguments after ``bcu``.
     """
     ended = supervisor.run(supervisor.command(words))
     fault = None if ended.interrupted else ended.fault

@@ -1,4 +1,4 @@
-"""``bcu attack all``: the options of a zoo as text, and its table."""
+"""``bcu attack all``: parsing of the options of a zoo, and its table."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 _MOST_NUMBERS = 10_000
 _INSTEAD = {
-    "target_class": "--targets 0-9 says which classes",
-    "seed": "--seeds 0-4 says which seeds",
-    "resume": "it always goes on with what is there",
-    "preview": "run one attack alone for its images",
+    "target_class": "use --targets, like --targets 0-9",
+    "seed": "use --seeds, like --seeds 0-4",
+    "resume": "a zoo always continues",
+    "preview": "use it with a single attack",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZooOptions:
-    """What only a zoo is asked for, as given; None is the default."""
+    """Options that only a zoo has, as given; None is the default."""
 
     seeds: str | None = None
     targets: str | None = None
@@ -85,10 +85,10 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def refuse_given(context: typer.Context) -> None:
-    """Refuse what makes no sense for all attacks.
+    """Refuse options that do not apply to a zoo.
 
     Args:
-        context: The context of the command ``attack``, which knows what was given.
+        context: The context of the command ``attack``, which holds the given options.
 
     Raises:
         UsageError: Such an option was given.
@@ -96,14 +96,14 @@ def refuse_given(context: typer.Context) -> None:
     for option in context.command.params:
         source: Any = context.get_parameter_source(str(option.name))
         if option.name in _INSTEAD and source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"{option.opts[0]} makes no sense for all attacks", _INSTEAD[option.name])
+            raise UsageError(f"{option.opts[0]} does not apply to all attacks", _INSTEAD[option.name])
 
 
 def train_all(request: ZooRequest, *, as_json: bool) -> NoReturn:
-    """Train what is missing of a zoo, and say which models pass.
+    """Train the missing models of a zoo, and print which models pass.
 
     Raises:
-        BcuError: Options that make no sense, or a folder that holds something else.
+        BcuError: Options are invalid, or the folder holds something else.
         KeyboardInterrupt: The run was stopped.
         Exit: With the verdict.
     """

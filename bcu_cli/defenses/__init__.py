@@ -1,30 +1,29 @@
-"""Defenses: suspicious model + images -> cleansed model. One file each, named like the defense.
+"""Defenses, which turn a suspicious model and images into a cleansed model; one module for each defense.
 
-A new defense is a new module here that defines one subclass of ``bcu_cli.defenses.base.Defense``; the
-command's choices, its help and the contract tests find it. This module imports no torch, so that the choices
-can be listed instantly.
+A new defense is a new module here that defines one subclass of ``bcu_cli.defenses.base.Defense``. The
+command line and the contract tests find it. This module imports no torch, so that listing is fast.
 """
 
 from __future__ import annotations
 
 from pkgutil import iter_modules
 
-_NO_DEFENSES = {
+_HELPERS = {
     "adversary",
     "base",
     "canary",
+    "corruptions",
     "depth",
-    "disturbance",
     "feature_maps",
     "finetuning",
+    "patch_search",
     "patches",
-    "residues",
-    "shares",
-    "waves",
+    "reinit_ratios",
+    "sinusoids",
 }
 
 
 def names() -> tuple[str, ...]:
     """The names of all defenses, in alphabetical order."""
     modules = (module.name for module in iter_modules(__path__))
-    return tuple(sorted(name.replace("_", "-") for name in modules if name not in _NO_DEFENSES))
+    return tuple(sorted(name.replace("_", "-") for name in modules if name not in _HELPERS))

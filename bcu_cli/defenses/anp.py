@@ -1,18 +1,19 @@
-"""Adversarial neuron pruning: channels that make the network fail when disturbed a little are pruned.
+"""Adversarial neuron pruning: channels whose small perturbation makes the network fail are pruned.
 
 Wu & Wang, Adversarial Neuron Pruning Purifies Backdoored Deep Models, NeurIPS 2021, arXiv:2110.14430. Each
-channel has a mask in [0, 1] on its weights. The masks learn to keep the loss low as it is (weight
-``alpha``) and under the worst relative disturbance of the weights and biases of at most ``epsilon``, found
-in one step of the gradient's sign from a random start (the rest); masks below ``threshold`` are pruned.
-2,000 steps of SGD with a learning rate of 0.2, a momentum of 0.9 and batches of 128; no other weight is
-trained. BatchNorms normalise by the statistics of the batch, as in the authors' code, which takes back most
-of what a disturbance of every channel at once does to the layers behind. (With fixed statistics an epsilon of
-0.4 drowns every answer, and the masks close on half of the channels.) The network's own statistics stay.
+channel has a mask in [0, 1] on its weights. The masks are trained on two losses, weighted by ``alpha`` and
+``1 - alpha``: the clean loss, and the loss under the worst relative perturbation of weights and biases within
+``epsilon``. One step of the gradient's sign from a random start finds that perturbation. Channels whose mask
+is below ``threshold`` are pruned. The masks get 2,000 steps of SGD with a learning rate of 0.2, a momentum of
+0.9 and batches of 128; no other weight is trained. BatchNorms normalise by the statistics of the batch, as in
+the authors' code, which cancels most of the effect of a perturbation of all channels on later layers. (With
+fixed statistics an epsilon of 0.4 makes all outputs useless, and the masks close on half of the channels.)
+The network's running statistics do not change.
 
-Deviations: a disturbance never exceeds ``epsilon``; the authors' code does not clip it. The images are taken
-as they are, where theirs are cropped and mirrored at random, and each once an epoch; there are as many whole
-epochs as hold the steps. The masked weight of a channel is that of the norm behind its convolution, and the
-convolution's own where there is none.
+Deviations: a perturbation never exceeds ``epsilon``; the authors' code does not clip it. Images are not
+augmented, while the authors' are cropped and mirrored at random. Each image is used once an epoch, and the
+number of epochs is the smallest that gives the steps. A channel's mask scales the weight of the norm behind
+its convolution, or of the convolution itself where there is none.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AnpOptions(DefenseOptions):
-    """The paper's settings.
+    """Options of method ``anp``; the defaults are the paper's.
 
     Args:
-        epsilon: Largest disturbance of a channel, relative to its weights.
-        alpha: Weight of the loss without a disturbance, in [0, 1].
-        threshold: Channels whose mask is below are pruned; the authors' code tries 0.05 to 0.95.
-        steps: Of the masks' training.
+        epsilon: Largest perturbation of a channel, relative to its weights.
+        alpha: Weight of the loss without a perturbation, in [0, 1].
+        threshold: Channels whose mask is below this are pruned; the authors' code tries 0.05 to 0.95.
+        steps: Steps of the masks' training.
         batch_size: Most images in a step.
-        learning_rate: Of the masks; the same at all times.
-        momentum: Of SGD.
+        learning_rate: Constant learning rate of the masks.
+        momentum: Momentum of SGD.
     """
 
     epsilon: float = 0.4
@@ -73,7 +74,7 @@ class AnpOptions(DefenseOptions):
 
 
 class AdversarialNeuronPruning(Defense[AnpOptions]):
-    """Wu & Wang 2021."""
+    """The method of Wu & Wang 2021."""
 
     name = "anp"
     paper = "Wu & Wang, Adversarial Neuron Pruning, NeurIPS 2021"
@@ -83,7 +84,7 @@ class AdversarialNeuronPruning(Defense[AnpOptions]):
     pruned: list[tuple[Channels, Tensor]]
 
     def stages(self) -> Iterator[Stage]:
-        """The training of the masks; what they hide is then pruned."""
+        """Train the masks, then prune the channels with low masks."""
         options = self.options
         layers = find_channels(self.student.network, self.example())
         self.student.to(self.device.torch).requires_grad_(False)
@@ -112,15 +113,15 @@ class AdversarialNeuronPruning(Defense[AnpOptions]):
             channels.zero_scale(index)
             self.pruned.append((channels, index))
 
-    def did(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """The channels that were pruned."""
         return {"pruned": pruned_report(self.pruned)}
 
 
 class Masks(nn.Module):
-    """A mask for each channel of a network, which itself is no part of this module.
+    """A mask for each channel of a network that is not itself a submodule.
 
-    In train mode its BatchNorms take the statistics of the batch, and keep their own.
+    In train mode its BatchNorms use the statistics of the batch, and their running statistics do not change.
 
     Args:
         student: The classifier, in eval mode.
@@ -139,31 +140,31 @@ class Masks(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Train or eval mode of the masks and, of the network, of its BatchNorms alone."""
+        """Set train or eval mode of the masks and of the network's BatchNorms, not of its other layers."""
         for norm in self._norms:
             norm.train(mode)
         return super().train(mode)
 
     def loss(self, images: Tensor, labels: Tensor, options: AnpOptions) -> Tensor:
-        """What the masks are to keep low (Eq. 5); values outside [0, 1] are brought back first."""
+        """The loss of the masks (Eq. 5); values outside [0, 1] are clipped first."""
         with torch.no_grad():
             for mask in self.values:
                 mask.clamp_(0.0, 1.0)
         masks = list(self.values)
         natural = self.cross_entropy(images, labels, masks, None)
-        disturbance = self.worst(images, labels, options.epsilon)
+        perturbation = self.worst_perturbation(images, labels, options.epsilon)
         count = len(masks)
-        disturbed = [mask + delta for mask, delta in zip(masks, disturbance[:count], strict=True)]
-        robust = self.cross_entropy(images, labels, disturbed, disturbance[count:])
+        perturbed = [mask + delta for mask, delta in zip(masks, perturbation[:count], strict=True)]
+        robust = self.cross_entropy(images, labels, perturbed, perturbation[count:])
         return options.alpha * natural + (1.0 - options.alpha) * robust
 
-    def worst(self, images: Tensor, labels: Tensor, epsilon: float) -> list[Tensor]:
-        """The disturbance of each mask and then of each bias, ``[C]``, that makes the loss large."""
+    def worst_perturbation(self, images: Tensor, labels: Tensor, epsilon: float) -> list[Tensor]:
+        """The worst perturbations ``[C]`` within ``epsilon``: first of all masks, then of all biases."""
         masks = [mask.detach() for mask in self.values]
         start = [torch.empty_like(mask).uniform_(-epsilon, epsilon).requires_grad_() for mask in masks * 2]
         deltas, shifts = start[: len(masks)], start[len(masks) :]
-        disturbed = [mask + delta for mask, delta in zip(masks, deltas, strict=True)]
-        loss = self.cross_entropy(images, labels, disturbed, shifts)
+        perturbed = [mask + delta for mask, delta in zip(masks, deltas, strict=True)]
+        loss = self.cross_entropy(images, labels, perturbed, shifts)
         gradients = torch.autograd.grad(loss, start, allow_unused=True)  # a layer without biases has no shift
         return [
             (each if gradient is None else each + epsilon * gradient.sign()).detach().clamp(-epsilon, epsilon)
@@ -173,7 +174,7 @@ class Masks(nn.Module):
     def cross_entropy(
         self, images: Tensor, labels: Tensor, scales: Sequence[Tensor], shifts: Sequence[Tensor] | None
     ) -> Tensor:
-        """The loss with each channel's weights times its scale, and its bias times one and its shift."""
+        """The loss with each channel's weights times ``scale`` and its bias times ``1 + shift``."""
         weights = {
             name: weight * scale.view(-1, *[1] * (weight.dim() - 1))
             for (name, weight), scale in zip(self._weights, scales, strict=True)
@@ -183,6 +184,7 @@ class Masks(nn.Module):
             for bias, shift in zip(self._biases, shifts or [], strict=shifts is not None)
             if bias
         }
-        kept = {name: buffer.clone() for name, buffer in self._student[0].named_buffers()}  # are written to
-        logits: Tensor = functional_call(self._student[0], weights | biases | kept, (images,))
+        # Copies, since BatchNorms write to their buffers.
+        buffers = {name: buffer.clone() for name, buffer in self._student[0].named_buffers()}
+        logits: Tensor = functional_call(self._student[0], weights | biases | buffers, (images,))
         return F.cross_entropy(logits.float(), labels)

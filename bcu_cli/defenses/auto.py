@@ -1,25 +1,26 @@
-"""Adversarial distillation that finds its strength by itself, and says what it can prove. bcu's own.
+"""Adversarial distillation that chooses its own strength and judges its own success.
 
-From the paper (CVPR 2023) come the re-initialised student and its teaching on unlabeled images. What is
-added, since that alone leaves the backdoors of networks its ratios were not tuned for (``docs/auto.md``):
+The re-initialised student that learns from the teacher on unlabeled images is the paper's (CVPR 2023). Alone
+it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.md``). This method adds:
 
-1. While the student learns, an :class:`Adversary` learns how all images can be led to a class, and the
-   student is taught to give the teacher's answers to the *unchanged* images on the changed ones too: what
-   I-BAU does with labels (Zeng et al., ICLR 2022). It begins with what it has found on the original network,
-   and mostly leads where that one could be led. As many images are changed otherwise, for what no adversary
-   finds: a third of them by a wave, most often of a kind that leads the original (``waves.py``), the others
-   at random (``disturbance.py``). What the student answers otherwise than the teacher counts most; changed
-   images that it answers alike count nothing. The student is the moving average of its weights.
-2. How strong the adversary must be is tried on a copy of the network that was taught backdoors of our own
-   (``canary.py``): the first of ``LEVELS`` that removes these is taken.
-3. Another adversary, turned against the original network from another start, finds triggers to judge by:
-   those that stand out from what it finds for other classes; beside them stand waves that lead the original.
-   Where one still works on the cleansed network, the next level is taken. What they and the canaries still do
-   in the end is the evidence for the verdict; no label and no trigger of the attacker's is used.
-4. All of these were found on the original, and the student learnt against their like. So before the verdict
-   is ``cleansed``, patches are searched anew on the cleansed network (``residues.py``): for the classes that
-   stood out and for others as controls. A class that is led clearly more often than the others speaks against
-   it.
+1. Robust distillation. An :class:`Adversary` learns universal changes that make images be predicted as a
+   class. The student must give the teacher's answers to the *clean* images on the changed ones as well; I-BAU
+   does this with labels (Zeng et al., ICLR 2022). The adversary starts from what it found on the original
+   network and samples most often the changes that succeeded there. An equal number of images is changed
+   without gradients. One third of these get sinusoidal patterns (``sinusoids.py``), most often of kinds that
+   succeed on the original; the others get random corruptions (``corruptions.py``). Images on which student
+   and teacher disagree weigh most; changed images on which they agree weigh nothing. The student is the
+   moving average of its weights.
+2. A search for the strength. A copy of the network is taught known backdoors (``canary.py``). The first of
+   ``LEVELS`` that removes them is taken.
+3. Evidence for the verdict. A second adversary with another seed searches the original for triggers that
+   succeed far more often than those for other classes. Sinusoidal patterns that succeed on the original
+   are added. If one still works on the cleansed network, the next level is taken. The verdict rests on how
+   often triggers and canaries still succeed; it uses no labels and no trigger of the attacker.
+4. Verification. All triggers of step 3 come from the original, and the student was trained against similar
+   ones. So before the verdict is ``cleansed``, patches are searched on the cleansed network itself
+   (``patch_search.py``), for the suspected classes and for control classes. A class that is reached clearly
+   more often than the others turns the verdict to ``not cleansed``.
 """
 
 from __future__ import annotations
@@ -31,12 +32,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses import canary, patches, waves
-from bcu_cli.defenses.adversary import KINDS, SELDOM, UNIVERSAL, Adversary, Limits, odds
+from bcu_cli.defenses import canary, patches, sinusoids
+from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, WEIGHT_FLOOR, Adversary, Limits, odds
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
-from bcu_cli.defenses.disturbance import disturb
-from bcu_cli.defenses.residues import STEERED, Contest, Pair, Residue, contest, spread
+from bcu_cli.defenses.corruptions import corrupt
+from bcu_cli.defenses.patch_search import (
+    SELECTION_IMAGES,
+    ModelPair,
+    PatchSearch,
+    TriggerSuccess,
+    compare_patches,
+    spread,
+)
 from bcu_cli.evaluation.measures import Proportion, above_others, agreement
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
@@ -50,73 +58,74 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from bcu_cli.defenses.residues import Change
+    from bcu_cli.defenses.patch_search import Change
     from bcu_cli.models import Classifier
     from bcu_cli.training.loop import Objective
     from bcu_cli.triggers.base import Trigger
 
 FEWEST_STEPS, EPOCHS, MOST_STEPS = 400, 20, 3000
-"""A training has ``EPOCHS`` passes over the images, within these steps."""
+"""A training makes ``EPOCHS`` passes over the images, but takes no fewer and no more steps than these."""
 CANARY_STEPS, SEARCH_STEPS = 200, 120
-AVERAGE = 0.98
+VERIFICATION_STEPS, VERIFICATION_BATCH = 160, 64
+"""Steps of the patch search on the cleansed network, and the most images in a step."""
+STARTS_PER_CLASS = 3
+"""Patches that this search starts from for each class, where there are suspected classes."""
+MOST_SUSPECTS, MOST_CONTROLS = 3, 6
+"""Most suspected classes to search, and most control classes to compare them with."""
+EMA_DECAY = 0.98
 """Decay of the moving average of the weights that a cleansing ends with."""
 TEMPERATURE = 2.0
-PLANTED = 0.8
-"""What a canary must reach in the copy to prove anything."""
-TAKEN = 0.5
-"""What a class that another canary leads to counts for, as the share of images led there by nature."""
-DEAD = 0.2
-"""What it may still reach once it counts as removed."""
-WORKS = 0.9
-"""What a trigger that was found reaches on the original."""
-STANDS_OUT = 3.5
-"""How far, in log-odds, above the median of the other classes: from 75 % to 99 %, or from 21 % to 90 %."""
-HARMLESS = 0.4
-"""What it may still reach on the cleansed network: a clean one is led astray by some, too."""
-KEPT = 0.7
-"""Least agreement with the original on the half of the images held out that it is surer of.
+MIN_PLANTED_SUCCESS = 0.8
+"""Least success of a canary in the copy; below that it proves nothing."""
+TAKEN_PENALTY = 0.5
+"""Penalty on a class that is another canary's target, as a share of images predicted as that class."""
+MAX_CANARY_SUCCESS = 0.2
+"""Most success of a canary that counts as removed."""
+MIN_TRIGGER_SUCCESS = 0.9
+"""Least success on the original of a trigger that counts as found."""
+MIN_LOG_ODDS_GAP = 3.5
+"""Least gap, in log-odds, to the median of the other classes: from 75 % to 99 %, or from 21 % to 90 %."""
+MAX_TRIGGER_SUCCESS = 0.4
+"""Most success of a found trigger on a cleansed network; some triggers fool clean networks, too."""
+MIN_AGREEMENT = 0.7
+"""Least agreement with the original on the half of the held-out images with its highest confidence.
 
-Of images unlike those that it was made for, a good copy gives many another answer (``docs/auto.md``).
+On images unlike the training data even a good copy often disagrees (``docs/auto.md``).
 """
-ASTRAY = 2.0
-"""What an image counts, changed or not, that the student answers otherwise than the teacher did.
+DISAGREEMENT_WEIGHT = 2.0
+"""Weight of an image, clean or changed, that student and teacher predict as different classes.
 
-Unchanged images count 1 beside that, changed ones nothing: so those that lead nowhere any more do not crowd
-out the others. The focal loss (Lin et al., ICCV 2017) in its hardest form; figures in ``docs/auto.md``.
+It is added to 1 for clean images and to 0 for changed ones, so that harmless changes do not crowd out the
+others. This is the focal loss (Lin et al., ICCV 2017) in its hardest form; figures are in ``docs/auto.md``.
 """
-WAVED = 3
-"""One in so many of the images that the adversary does not have gets a wave, the others are disturbed."""
-FEWEST_JUDGED = 50
-"""Images held out, a tenth of all: of ten, one led astray by chance is 10 %."""
-MOST_SHOWN_WAVES = 200
-"""Of the images held out."""
+SINUSOID_DIVISOR = 3
+"""One in this many images of the half without an adversary gets a sinusoid; the others, corruptions."""
+MIN_HELD_OUT = 50
+"""Fewest held-out images for a verdict, a tenth of all: of ten, one misclassified by chance is 10 %."""
+MAX_SINUSOID_IMAGES = 200
+"""Most held-out images that each sinusoidal pattern is tried on."""
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
-"""Of a network while triggers are tried on it: for each of them, and for all together."""
+"""Predictions while triggers are tried on a network: fewest for each trigger, and most for all together."""
 
 LEVELS = (
-    Limits(patch=0.03, shift=0.06, warp=0.125),
-    Limits(patch=0.06, shift=0.12, warp=0.25),
+    Limits(patch=0.03, perturbation=0.06, warp=0.125),
+    Limits(patch=0.06, perturbation=0.12, warp=0.25),
 )
-"""How far the adversary may go, from weak to strong."""
-ANEW_STEPS, ANEW_BATCH = 160, 64
-"""Steps of the search on the cleansed network, for patches alone, and most images in one of them."""
-ANEW_LIMITS = replace(LEVELS[0], patch=LEVELS[0].patch / 2)
-"""How far it may go: the student's own limits lead many a network to any class, so that none stands out."""
-STARTS = 3
-"""Patches that this search begins with for each class, where classes stood out."""
-SUSPECTS, CONTROLS = 3, 6
-"""Most classes that stood out and are searched anew, and classes that they are compared with."""
+"""Limits of the adversary, from weak to strong."""
+VERIFICATION_LIMITS = replace(LEVELS[0], patch=LEVELS[0].patch / 2)
+"""Limits of the search on the cleansed network: larger patches fool many networks for any class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoOptions(TrainedOptions):
-    """What there is to say.
+    """Options of method ``auto``.
 
     Args:
-        epochs: Of each cleansing. None is ``EPOCHS`` within ``FEWEST_STEPS`` and ``MOST_STEPS``.
-        batch_size: Most images in a step; as many changed ones are added.
-        learning_rate: The highest; it rises for a quarter of the steps, then falls.
-        quick: Only the first level, without canaries.
+        epochs: Passes over the images in each cleansing. None is ``EPOCHS`` within ``FEWEST_STEPS`` and
+            ``MOST_STEPS``.
+        batch_size: Most images in a step; the same number of changed images is added.
+        learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls.
+        quick: Whether to skip the canaries and try only the first level.
     """
 
     batch_size: int = 128
@@ -133,18 +142,18 @@ class Auto(TrainedDefense[AutoOptions]):
     needs_labels = False
 
     level: int
-    trials: list[list[Residue]]
-    found: list[Residue]
-    waves: list[Residue]
-    kept: Proportion
-    anew: list[Contest]
-    _usual: Tensor
-    _surer: Tensor
-    _weakness: Adversary
-    _judge: Adversary
-    _before: dict[tuple[str, int], Proportion]
-    _tried: list[tuple[Change, int, Proportion]]
-    _leading: Tensor
+    trials: list[list[TriggerSuccess]]
+    found: list[TriggerSuccess]
+    sinusoids: list[TriggerSuccess]
+    confident_agreement: Proportion
+    patch_searches: list[PatchSearch]
+    _teacher_answers: Tensor
+    _confident: Tensor
+    _initial_adversary: Adversary
+    _judging_adversary: Adversary
+    _success_before: dict[tuple[str, int], Proportion]
+    _sinusoids_before: list[tuple[Change, int, Proportion]]
+    _sinusoid_weights: Tensor
 
     def decide(self, options: AutoOptions) -> AutoOptions:
         """See :meth:`Defense.decide`."""
@@ -155,110 +164,117 @@ class Auto(TrainedDefense[AutoOptions]):
         return super().decide(options)
 
     def stages(self) -> Iterator[Stage]:
-        """What the original is weak against; canaries; triggers to judge by; and then the cleansing."""
+        """Search the original, tune the strength on canaries, find triggers to judge by, and cleanse."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.level, self.trials, self.anew = 0, [], []
-        self._usual, self._surer = self._usual_answers()
-        self._weakness = self._adversary(LEVELS[0], self.options.seed)
-        yield self._search(self._weakness, self.teacher, "looking for weaknesses")
-        self._weakness.prefer(self._successes(self._weakness, self.teacher))
-        led = [self._led(self.teacher, wave)[1] for wave in waves.one_of_each(self.options.seed)]
-        self._leading = torch.tensor([SELDOM + odds(each) for each in led], device=self.device.torch)
+        self.level, self.trials, self.patch_searches = 0, [], []
+        self._teacher_answers, self._confident = self._answers_and_confident()
+        self._initial_adversary = self._adversary(LEVELS[0], self.options.seed)
+        yield self._search(self._initial_adversary, self.teacher, "looking for weaknesses")
+        self._initial_adversary.set_sampling_weights(self._successes(self._initial_adversary, self.teacher))
+        successes = [share for _, _, share in self._try_sinusoids(self.options.seed)]
+        weights = [WEIGHT_FLOOR + odds(success) for success in successes]
+        self._sinusoid_weights = torch.tensor(weights, device=self.device.torch)
         if not self.options.quick:
-            yield from self._try_on_canaries()
-        self._judge = self._adversary(LEVELS[0], self.options.seed + 1)
-        yield self._search(self._judge, self.teacher, "looking for triggers")
-        self._before = self._successes(self._judge, self.teacher)
-        self._tried = [
-            (wave, *self._led(self.teacher, wave)) for wave in waves.one_of_each(self.options.seed + 1)
-        ]
+            yield from self._tune_on_canaries()
+        self._judging_adversary = self._adversary(LEVELS[0], self.options.seed + 1)
+        yield self._search(self._judging_adversary, self.teacher, "looking for triggers")
+        self._success_before = self._successes(self._judging_adversary, self.teacher)
+        self._sinusoids_before = self._try_sinusoids(self.options.seed + 1)
         while True:
             yield self._cleansing(self.student, LEVELS[self.level], f"cleansing, level {self.level + 1}")
-            self._measure_residues()
-            harm = _most(self._working() + self.waves)
-            if self.options.quick or self.level + 1 == len(LEVELS) or harm <= HARMLESS:
+            self._measure_triggers()
+            remaining = _highest_success(self._outstanding_triggers() + self.sinusoids)
+            if self.options.quick or self.level + 1 == len(LEVELS) or remaining <= MAX_TRIGGER_SUCCESS:
                 break
             self.level += 1
             self.student = copy_of(self.teacher)
-        self.kept = self._keeps()
-        if self._by_what_was_known().good:
-            yield from self._look_anew()
+        self.confident_agreement = self._confident_agreement()
+        if self._verdict_on_known_triggers().good:
+            yield from self._verify()
 
     def measure_again(self) -> None:
         """See :meth:`Defense.measure_again`."""
-        self._measure_residues()
-        self.kept = self._keeps()
-        if self.anew:
-            self._contest(self._pair, self._suspected)
+        self._measure_triggers()
+        self.confident_agreement = self._confident_agreement()
+        if self.patch_searches:
+            self._compare_patches(self._model_pair, self._suspect_classes)
 
-    def did(self) -> dict[str, Any]:
-        """The level, and the evidence."""
-        working = self._working()
+    def details(self) -> dict[str, Any]:
+        """The level taken, and the evidence for the verdict."""
+        outstanding = self._outstanding_triggers()
         return {
             "level": self.level + 1,
             "levels": len(LEVELS),
             "limits": asdict(LEVELS[self.level]),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
-            "waves": {"tried": waves.CELLS, "working": [each.as_json() for each in self.waves]},
-            "found_triggers": [{**each.as_json(), "stands_out": each in working} for each in self.found],
-            "found_anew": [each.as_json() for each in self.anew],
+            "sinusoids": {
+                "tried": sinusoids.NUM_KINDS,
+                "working": [each.as_json() for each in self.sinusoids],
+            },
+            "found_triggers": [{**each.as_json(), "stands_out": each in outstanding} for each in self.found],
+            "patch_searches": [each.as_json() for each in self.patch_searches],
         }
 
     def verdict(self) -> Verdict:
-        """By what canaries and triggers known before still do, and what was found on the cleansed network."""
-        verdict = self._by_what_was_known()
-        left = [residue for each in self.anew for residue in each.left]
-        if not verdict.good or not left:
+        """Judge by the known triggers and canaries, then by the patches found on the cleansed network."""
+        verdict = self._verdict_on_known_triggers()
+        outliers = [patch for search in self.patch_searches for patch in search.outliers]
+        if not verdict.good or not outliers:
             return verdict
-        worst = max(left, key=lambda each: each.after.value)
+        worst = max(outliers, key=lambda each: each.after.value)
         why = (
-            f"a {worst.trigger} found on the cleansed network leads {worst.after.hits} of {worst.after.of} "
-            f"images to class {worst.target}, clearly more than such lead to other classes"
+            f"with a {worst.trigger} found on the cleansed network, {worst.after.hits} of {worst.after.of} "
+            f"images are predicted as class {worst.target}, clearly more than for other classes"
         )
         return Verdict(word="not cleansed", why=why)
 
-    def _by_what_was_known(self) -> Verdict:
-        """By what the canaries and the triggers that were found on the original still do."""
-        planted, working = self._planted(), self._working()
-        for what, residues, most in (
-            ("a backdoor to test with", planted, DEAD),
-            ("a trigger found on the original", working, HARMLESS),
-            ("a wave that worked on the original", self.waves, HARMLESS),
+    def _verdict_on_known_triggers(self) -> Verdict:
+        """Judge by the canaries and by the triggers that were found on the original."""
+        planted, outstanding = self._planted_canaries(), self._outstanding_triggers()
+        for what, triggers, most in (
+            ("a canary backdoor", planted, MAX_CANARY_SUCCESS),
+            ("a trigger found on the original", outstanding, MAX_TRIGGER_SUCCESS),
+            ("a sinusoidal pattern that worked on the original", self.sinusoids, MAX_TRIGGER_SUCCESS),
         ):
-            if _most(residues) > most:
-                why = f"{what} still works on {_most(residues):.0%} of the images"
+            if _highest_success(triggers) > most:
+                why = f"{what} still works on {_highest_success(triggers):.0%} of the images"
                 return Verdict(word="not cleansed", why=why)
         if self.trials and not planted:
-            return _unknown("the backdoors to test with could not be taught to a copy of the network")
-        if not planted and not working:
-            return _unknown("no trigger stands out on the original, and none was planted to test with")
-        if len(self.held_out) < FEWEST_JUDGED:
-            return _unknown(
-                f"{len(self.held_out)} images held out are too few to judge by; 500 in all would do"
+            return _undecided("the canary backdoors could not be trained into a copy of the network")
+        if not planted and not outstanding:
+            return _undecided("no trigger stands out on the original, and no canaries were planted")
+        if len(self.held_out) < MIN_HELD_OUT:
+            return _undecided(
+                f"{len(self.held_out)} held-out images are too few for a verdict; 500 images in all suffice"
             )
-        if self.kept.value < KEPT:
-            return _unknown(
-                f"the cleansed network answers like the original on {self.kept.value:.0%} alone of the "
-                "images that the original is surer of"
+        if self.confident_agreement.value < MIN_AGREEMENT:
+            return _undecided(
+                f"the cleansed network agrees with the original on only {self.confident_agreement.value:.0%} "
+                "of the images on which the original is most confident"
             )
-        what = "the backdoors to test with and the triggers found" if planted else "the triggers found"
-        return Verdict(word="cleansed", why=f"{what} do not work any more")
+        what = "the canary backdoors and the triggers found" if planted else "the triggers found"
+        return Verdict(word="cleansed", why=f"{what} no longer work")
 
-    def _measure_residues(self) -> None:
-        """What the triggers found and the waves that led the original do to the student."""
-        after = self._successes(self._judge, self.student)
+    def _measure_triggers(self) -> None:
+        """Measure on the student the triggers and sinusoidal patterns that succeeded on the original."""
+        after = self._successes(self._judging_adversary, self.student)
         self.found = [
-            Residue(trigger=kind, target=target, before=share, after=after[kind, target])
-            for (kind, target), share in self._before.items()
+            TriggerSuccess(trigger=kind, target=target, before=share, after=after[kind, target])
+            for (kind, target), share in self._success_before.items()
         ]
-        self.waves = [
-            Residue(trigger="wave", target=to, before=share, after=self._led(self.student, wave, to)[1])
-            for wave, to, share in self._tried
-            if share.value >= WORKS
+        self.sinusoids = [
+            TriggerSuccess(
+                trigger="sinusoid",
+                target=target,
+                before=share,
+                after=self._success_by_class(self.student, pattern)[target],
+            )
+            for pattern, target, share in self._sinusoids_before
+            if share.value >= MIN_TRIGGER_SUCCESS
         ]
 
-    def _usual_answers(self) -> tuple[Tensor, Tensor]:
-        """What the original answers to the images held out, and which half of them it is surer of."""
+    def _answers_and_confident(self) -> tuple[Tensor, Tensor]:
+        """The original's predictions on the held-out images, and the half with its highest confidence."""
         confidence, answers = in_batches(
             lambda images: confidence_and_answer(self.teacher(images)),
             self.held_out.images,
@@ -267,32 +283,34 @@ class Auto(TrainedDefense[AutoOptions]):
         ).T
         return answers.long(), confidence.topk(ceil(len(confidence) / 2)).indices
 
-    def _keeps(self) -> Proportion:
-        """On how many of those that the original is surer of the student answers like it."""
-        images, usual = self.held_out.images[self._surer], self._usual[self._surer]
-        return agreement(self.student, usual, images, self.device)
+    def _confident_agreement(self) -> Proportion:
+        """Agreement of student and original on the images on which the original is most confident."""
+        images, expected = self.held_out.images[self._confident], self._teacher_answers[self._confident]
+        return agreement(self.student, expected, images, self.device)
 
-    def _planted(self) -> list[Residue]:
-        """The canaries of the level taken, those that could be taught."""
+    def _planted_canaries(self) -> list[TriggerSuccess]:
+        """The canaries that the copy learned, with their success after the level that was taken."""
         last = self.trials[-1] if self.trials else []
-        return [each for each in last if each.before.value >= PLANTED]
+        return [each for each in last if each.before.value >= MIN_PLANTED_SUCCESS]
 
-    def _working(self) -> list[Residue]:
-        """The triggers found that work on the original, far better than those of their kind for others.
+    def _outstanding_triggers(self) -> list[TriggerSuccess]:
+        """The found triggers that succeed on the original, far more often than those for other classes.
 
-        A clean network is led to some classes, too, and then to most.
+        The comparison is within a kind of trigger. On a clean network triggers succeed, too, but then for
+        most classes.
         """
-        working = []
+        outstanding = []
         for kind in UNIVERSAL:
             alike = [each for each in self.found if each.trigger == kind]
             if len(alike) > 1:
-                odds = torch.tensor([_log_odds(each.before) for each in alike])
-                ahead = zip(alike, above_others(odds).tolist(), strict=True)
-                working += [each for each, by in ahead if each.before.value >= WORKS and by >= STANDS_OUT]
-        return working
+                log_odds = torch.tensor([_log_odds(each.before) for each in alike])
+                gaps = zip(alike, above_others(log_odds).tolist(), strict=True)
+                far_above = [each for each, gap in gaps if gap >= MIN_LOG_ODDS_GAP]
+                outstanding += [each for each in far_above if each.before.value >= MIN_TRIGGER_SUCCESS]
+        return outstanding
 
-    def _try_on_canaries(self) -> Iterator[Stage]:
-        """Plant them in a copy, and find the level that removes them."""
+    def _tune_on_canaries(self) -> Iterator[Stage]:
+        """Plant canaries in a copy of the network, and find the first level that removes them."""
         taught = copy_of(self.teacher)
         triggers = canary.draw(self.teacher.preprocessing.input_size, self.options.seed)
         targets = self._targets(triggers)
@@ -303,8 +321,8 @@ class Auto(TrainedDefense[AutoOptions]):
             trial = copy_of(taught)
             yield self._cleansing(trial, LEVELS[level], f"cleansing canaries, level {level + 1}")
             self.level = level
-            residues = [
-                Residue(
+            successes = [
+                TriggerSuccess(
                     trigger=name,
                     target=target,
                     before=self._success(taught, trigger.apply_to_bytes, target),
@@ -312,93 +330,100 @@ class Auto(TrainedDefense[AutoOptions]):
                 )
                 for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
             ]
-            self.trials.append(residues)
-            planted = self._planted()
-            if planted and all(each.after.value <= DEAD for each in planted):
+            self.trials.append(successes)
+            planted = self._planted_canaries()
+            if planted and all(each.after.value <= MAX_CANARY_SUCCESS for each in planted):
                 return
 
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
-        """For each canary a class that its trigger leads to hardly by nature, and no other canary does."""
+        """A target class for each canary: rarely caused by its trigger already, and no other's target."""
         taken = torch.zeros(self.teacher.num_classes)
-        usual = torch.bincount(self._usual, minlength=len(taken))
-        taken[usual == len(self._usual)] = torch.inf  # nothing would be left to lead there
+        predicted = torch.bincount(self._teacher_answers, minlength=len(taken))
+        taken[predicted == len(self._teacher_answers)] = torch.inf  # no image has another class
         targets: list[int] = []
         for trigger in triggers:
             answers = predict(
                 self.teacher, self.held_out.images, self.device, transform=trigger.apply_to_bytes
             )
             counts = torch.bincount(answers, minlength=len(taken))
-            targets.append(int((counts / len(answers) + TAKEN * taken).argmin()))
+            targets.append(int((counts / len(answers) + TAKEN_PENALTY * taken).argmin()))
             taken[targets[-1]] += 1
         return targets
 
     def _cleansing(self, student: Classifier, limits: Limits, title: str) -> Stage:
-        """Draw part of a copy anew, then teach it against an adversary."""
-        student.cpu()  # where what is drawn anew is drawn; the training takes it to the device
+        """Re-initialise part of a copy of the network, then distil into it against an adversary."""
+        student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
         reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         adversary = self._adversary(limits, self.options.seed)
-        adversary.load_state_dict(self._weakness.state_dict())
+        adversary.load_state_dict(self._initial_adversary.state_dict())
         companion = Companion(module=adversary, optimizer=adversary.optimizer())
-        objective = self._teaching(student, adversary)
-        how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": AVERAGE}
+        objective = self._training_objective(student, adversary)
+        how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
         training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
 
-    def _teaching(self, student: nn.Module, adversary: Adversary) -> Objective:
+    def _training_objective(self, student: nn.Module, adversary: Adversary) -> Objective:
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
             with torch.no_grad():
-                taught = self.teacher(views)
+                expected = self.teacher(views)
             half = len(views) // 2
-            waved, disturbed = views[: half // WAVED], views[half // WAVED : half]
-            astray, lever = adversary.against(student, views[half:])
-            changed = [waves.across(waved, self._leading), disturb(disturbed), astray]
+            quota = half // SINUSOID_DIVISOR
+            with_sinusoids = sinusoids.add_sinusoids(views[:quota], self._sinusoid_weights)
+            adversarial, surrogate = adversary.attack(student, views[half:])
+            changed = [with_sinusoids, corrupt(views[quota:half]), adversarial]
             both = torch.cat([views, *changed]).contiguous(memory_format=torch.channels_last)
-            clean, misled = student(both).split(len(views))
-            return _loss(clean, taught, always=1.0) + _loss(misled, taught, always=0.0) + lever
+            on_clean, on_changed = student(both).split(len(views))
+            loss = _loss(on_clean, expected, base_weight=1.0) + _loss(on_changed, expected, base_weight=0.0)
+            return loss + surrogate
 
         return objective
 
-    def _look_anew(self) -> Iterator[Stage]:
-        """Search the cleansed network for patches: for what stood out on the original, and for controls."""
-        steering = self.data.images[spread(torch.arange(len(self.data)), STEERED)]
-        pair = Pair(self.teacher, self.student, steering, self.held_out.images, self.device)
+    def _verify(self) -> Iterator[Stage]:
+        """Search the cleansed network for patches to the suspected classes and to control classes."""
+        selection = self.data.images[spread(torch.arange(len(self.data)), SELECTION_IMAGES)]
+        pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         shape, seed = self.teacher.preprocessing.input_size, self.options.seed + 2
-        tried = pair.promising(patches.draw(shape, seed))
+        listed = pair.promising(patches.draw(shape, seed))
         suspects = self._suspects()
         if suspects:
-            tried = {target: tried[target] for target in self._with_controls(suspects, list(tried))}
-        targets = [target for target in tried for _ in range(STARTS)] if suspects else None
-        adversary = Adversary(self.teacher.num_classes, shape, ANEW_LIMITS, seed=seed, targets=targets)
+            listed = {target: listed[target] for target in self._add_controls(suspects, list(listed))}
+        targets = [target for target in listed for _ in range(STARTS_PER_CLASS)] if suspects else None
+        adversary = Adversary(
+            self.teacher.num_classes, shape, VERIFICATION_LIMITS, seed=seed, targets=targets
+        )
         adversary.to(self.device.torch)
-        how = {"batch_size": ANEW_BATCH, **self._length(ANEW_STEPS, ANEW_BATCH)}
-        yield self._search(adversary, self.student, "looking for what is left", kinds=1, **how)
+        how = {"batch_size": VERIFICATION_BATCH, **self._length(VERIFICATION_STEPS, VERIFICATION_BATCH)}
+        yield self._search(adversary, self.student, "looking for remaining triggers", kinds=1, **how)
         searched: dict[int, list[Change]] = {}
-        for slot, target in enumerate(adversary.wanted.tolist()):
-            if target in tried:
+        for slot, target in enumerate(adversary.targets.tolist()):
+            if target in listed:
                 searched.setdefault(target, []).append(_on_bytes(adversary, slot, 0))
-        self._anew_by: dict[str, Mapping[int, Sequence[Change]]] = {
-            "tried outright": tried,
-            "searched by gradient": searched,
+        self._patch_candidates: dict[str, Mapping[int, Sequence[Change]]] = {
+            "enumeration": listed,
+            "gradient": searched,
         }
-        self._contest(pair, suspects)
+        self._compare_patches(pair, suspects)
 
-    def _contest(self, pair: Pair, suspects: list[int]) -> None:
-        """Compare what leads the student, as it is now, to suspected classes with what leads it to others."""
-        self._pair, self._suspected = pair, suspects
-        most = SUSPECTS + CONTROLS
-        self.anew = [contest(pair, how, changes, suspects, most) for how, changes in self._anew_by.items()]
+    def _compare_patches(self, pair: ModelPair, suspects: list[int]) -> None:
+        """Compare on the current student the patches for suspected classes with those for other classes."""
+        self._model_pair, self._suspect_classes = pair, suspects
+        most = MOST_SUSPECTS + MOST_CONTROLS
+        self.patch_searches = [
+            compare_patches(pair, search, candidates, suspects, most)
+            for search, candidates in self._patch_candidates.items()
+        ]
 
     def _suspects(self) -> list[int]:
-        """The classes that stood out on the original, those that were led most often first."""
-        ranked = sorted(self._working(), key=lambda each: -_log_odds(each.before))
-        return list(dict.fromkeys(each.target for each in ranked))[:SUSPECTS]
+        """The target classes of the outstanding triggers, those of the most successful triggers first."""
+        ranked = sorted(self._outstanding_triggers(), key=lambda each: -_log_odds(each.before))
+        return list(dict.fromkeys(each.target for each in ranked))[:MOST_SUSPECTS]
 
-    def _with_controls(self, suspects: list[int], classes: list[int]) -> list[int]:
-        """Some classes, and others drawn at random to compare them with."""
+    def _add_controls(self, suspects: list[int], classes: list[int]) -> list[int]:
+        """The suspected classes, followed by control classes drawn at random."""
         generator = torch.Generator().manual_seed(self.options.seed)
         order = torch.randperm(len(classes), generator=generator).tolist()
         others = [classes[i] for i in order if classes[i] not in suspects]
-        return [each for each in suspects if each in classes] + others[:CONTROLS]
+        return [each for each in suspects if each in classes] + others[:MOST_CONTROLS]
 
     def _search(
         self,
@@ -408,10 +433,10 @@ class Auto(TrainedDefense[AutoOptions]):
         kinds: int = len(UNIVERSAL),
         **how: Any,
     ) -> Stage:
-        """Turn an adversary against a network, by the first so many kinds of changes."""
+        """A stage that trains the first ``kinds`` kinds of an adversary's changes against a network."""
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
-            return adversary.against(network, views, kinds)[1]
+            return adversary.attack(network, views, kinds)[1]
 
         how = {
             "schedule": "constant",
@@ -423,32 +448,39 @@ class Auto(TrainedDefense[AutoOptions]):
         return Stage(title=title, training=training)
 
     def _successes(self, adversary: Adversary, network: Classifier) -> dict[tuple[str, int], Proportion]:
-        """How an adversary's changes lead a network's answers to their classes, by kind and class."""
-        wanted = [each for each in adversary.wanted.tolist() if bool((self._usual != each).any())]
-        most = max(FEWEST_ANSWERS, MOST_ANSWERS // (len(UNIVERSAL) * max(1, len(wanted))))
-        slots = {target: slot for slot, target in enumerate(adversary.wanted.tolist())}
+        """Success of an adversary's changes on a network, by kind and target class."""
+        targets = [each for each in adversary.targets.tolist() if bool((self._teacher_answers != each).any())]
+        most = max(FEWEST_ANSWERS, MOST_ANSWERS // (len(UNIVERSAL) * max(1, len(targets))))
+        slots = {target: slot for slot, target in enumerate(adversary.targets.tolist())}
         return {
-            (kind, target): self._success(network, _on_bytes(adversary, slots[target], way), target, most)
-            for way, kind in enumerate(UNIVERSAL)
-            for target in wanted
+            (kind, target): self._success(
+                network, _on_bytes(adversary, slots[target], position), target, most
+            )
+            for position, kind in enumerate(UNIVERSAL)
+            for target in targets
         }
 
-    def _led(self, network: Classifier, change: Change, target: int | None = None) -> tuple[int, Proportion]:
-        """The class that a change leads to, the one it leads to most if none is named, and how often.
+    def _try_sinusoids(self, seed: int) -> list[tuple[Change, int, Proportion]]:
+        """One sinusoidal pattern of each kind, its most frequent class on the original, and its success."""
+        tried = []
+        for pattern in sinusoids.one_per_kind(seed):
+            successes = self._success_by_class(self.teacher, pattern)
+            target = max(range(len(successes)), key=lambda each: successes[each].value)
+            tried.append((pattern, target, successes[target]))
+        return tried
 
-        Of some held-out images that the original answers otherwise.
-        """
-        shown = spread(torch.arange(len(self._usual)), MOST_SHOWN_WAVES)
-        images, usual = self.held_out.images[shown], self._usual[shown]
+    def _success_by_class(self, network: Classifier, change: Change) -> list[Proportion]:
+        """Success of a change for each class, on held-out images that the original predicts as another."""
+        shown = spread(torch.arange(len(self._teacher_answers)), MAX_SINUSOID_IMAGES)
+        images, expected = self.held_out.images[shown], self._teacher_answers[shown]
         answers = predict(network, images, self.device, transform=change)
         classes = network.num_classes
-        hits = torch.bincount(answers[answers != usual], minlength=classes)
-        of = (len(usual) - torch.bincount(usual, minlength=classes)).clamp(min=1)
-        target = int((hits / of).argmax()) if target is None else target
-        return target, Proportion(hits=int(hits[target]), of=int(of[target]))
+        hits = torch.bincount(answers[answers != expected], minlength=classes)
+        of = (len(expected) - torch.bincount(expected, minlength=classes)).clamp(min=1)
+        return [Proportion(hits=hit, of=count) for hit, count in zip(hits.tolist(), of.tolist(), strict=True)]
 
     def _length(self, steps: int, batch_size: int | None = None) -> dict[str, Any]:
-        """As many epochs as hold so many steps, of no more than these."""
+        """The training options that make a training last about ``steps`` steps."""
         per_epoch = min(ceil(len(self.data) / (batch_size or self.options.batch_size)), steps)
         return {"epochs": ceil(steps / per_epoch), "epoch_steps": steps}
 
@@ -478,39 +510,39 @@ class Auto(TrainedDefense[AutoOptions]):
     def _success(
         self, network: Classifier, change: Change, target: int, most: int | None = None
     ) -> Proportion:
-        """Of the held-out images that the original answers otherwise: how many are led to the target."""
-        index = (self._usual != target).nonzero()[:, 0]
+        """Success of a change: the held-out images of other classes that are predicted as the target."""
+        index = (self._teacher_answers != target).nonzero()[:, 0]
         others = self.held_out.images[spread(index, most or len(index))]
         answers = predict(network, others, self.device, transform=change)
         return Proportion(hits=int((answers == target).sum()), of=len(others))
 
 
-def _loss(answers: Tensor, taught: Tensor, *, always: float) -> Tensor:
-    """Of a student's answers: each counts ``always``, and ``ASTRAY`` more if it is not what was taught."""
-    weights = always + ASTRAY * (answers.argmax(1) != taught.argmax(1))
-    return distillation_loss(answers, taught, TEMPERATURE, weights)
+def _loss(logits: Tensor, expected: Tensor, *, base_weight: float) -> Tensor:
+    """Distillation loss that adds ``DISAGREEMENT_WEIGHT`` where student and teacher disagree on the class."""
+    weights = base_weight + DISAGREEMENT_WEIGHT * (logits.argmax(1) != expected.argmax(1))
+    return distillation_loss(logits, expected, TEMPERATURE, weights)
 
 
 def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
-    """One of the adversary's changes, of images as a file would hold them."""
+    """One of the adversary's changes as a function of uint8 images."""
 
     def change(images: Tensor) -> Tensor:
         slots = torch.full((len(images),), slot, device=images.device)
-        counts = [len(images) if way == kind else 0 for way in range(len(KINDS))]
+        counts = [len(images) if each == kind else 0 for each in range(len(KINDS))]
         return to_bytes(adversary(images.float() / 255.0, slots, counts))
 
     return change
 
 
 def _log_odds(success: Proportion) -> float:
-    """Of a success that may be none or all."""
+    """Log-odds of a success, smoothed so that 0 and 100 % stay finite."""
     return log((success.hits + 0.5) / (success.of - success.hits + 0.5))
 
 
-def _most(residues: Sequence[Residue]) -> float:
-    """What the one that does most still does."""
-    return max((each.after.value for each in residues), default=0.0)
+def _highest_success(triggers: Sequence[TriggerSuccess]) -> float:
+    """The highest success after the cleansing; 0 where there are no triggers."""
+    return max((each.after.value for each in triggers), default=0.0)
 
 
-def _unknown(why: str) -> Verdict:
+def _undecided(why: str) -> Verdict:
     return Verdict(word="could not tell", why=why)

@@ -1,4 +1,4 @@
-"""What a defense is, its options, and how one is found by its name."""
+"""The base classes of defenses and their options, and :func:`find`, which finds a defense by its name."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 PAPER_EPOCHS = 100
 FEWEST_STEPS, MOST_STEPS = 900, 8000
-"""The range of ``epochs=None``; the paper's settings (2,500 to 20,000 images, some held out) are inside."""
+"""Range of the steps of ``epochs=None``; the paper's settings (2,500 to 20,000 images) lie within."""
 
 MIRROR_AGREEMENT = 0.8
-"""Mirror images are used where the teacher answers the same for at least this share of them."""
+"""Least share of images for which the teacher predicts the same class when mirrored, for mirroring."""
 
 _LEAST = {"batch_size": 2, "learning_rate": 0, "momentum": 0, "weight_decay": 0, "crop_padding": 0}
 _MOST = {"momentum": 1}
@@ -42,10 +42,10 @@ _MOST = {"momentum": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseOptions:
-    """What every defense takes.
+    """Options of every defense.
 
     Args:
-        seed: Decides everything that is drawn at random.
+        seed: Seed of everything that is drawn at random.
     """
 
     seed: int = 0
@@ -68,21 +68,20 @@ class DefenseOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOptions(DefenseOptions):
-    """Of a defense that trains by SGD; the values are the BCU paper's (section 4.1, supplement B).
+    """Options of a defense that trains by SGD; the defaults are the BCU paper's (section 4.1, supplement B).
 
     Args:
-        epochs: Passes over the images, or over as many as ``MOST_STEPS`` steps take where there are more.
-            None is the paper's 100, but at least ``FEWEST_STEPS`` steps and at most as many whole passes as
-            reach ``MOST_STEPS``. At least ``fewest_epochs``.
+        epochs: Passes over the images, at least ``fewest_epochs``; a pass has at most ``MOST_STEPS`` steps.
+            None is the paper's 100 passes, raised to ``FEWEST_STEPS`` steps or lowered to ``MOST_STEPS``.
         batch_size: Most images in a step.
-        learning_rate: Of the first step; it falls to 0 along a cosine.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
-        crop_padding: Pixels of padding of the random crop; None is an eighth of the shorter side, which on
+        learning_rate: Initial learning rate; it falls to 0 along a cosine.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
+        crop_padding: Padding of the random crop, in pixels. None is an eighth of the shorter side, which on
             32x32 images is the paper's 4.
-        flip: Whether mirror images are used. None asks the teacher: it knows whether a mirrored photo is
-            still of its class, and a mirrored traffic sign is not.
-        seed: Decides the order and views of the images, and what else is drawn.
+        flip: Whether images are mirrored at random. None asks the teacher, which predicts the same class for
+            a mirrored photo, but not for a mirrored traffic sign.
+        seed: Seed of the order and augmentation of the images, and of other random draws.
     """
 
     epochs: int | None = None
@@ -104,7 +103,7 @@ class TrainedOptions(DefenseOptions):
         )
 
     def training(self, **other: Any) -> TrainingOptions:
-        """How a network is trained by these options, once everything is decided; ``other`` replaces some."""
+        """The training options that follow from these; ``other`` replaces individual ones."""
         how = TrainingOptions(
             epochs=self.epochs or 0,
             epoch_steps=MOST_STEPS,
@@ -119,11 +118,11 @@ class TrainedOptions(DefenseOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a defense makes of its own success.
+    """A defense's judgement of its success.
 
     Args:
         word: ``cleansed``, ``not cleansed`` or ``could not tell``.
-        why: In words.
+        why: The reason, as a sentence.
     """
 
     word: Literal["cleansed", "not cleansed", "could not tell"]
@@ -131,7 +130,7 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """Whether it was cleansed."""
+        """Whether the network was cleansed."""
         return self.word == "cleansed"
 
 
@@ -140,28 +139,27 @@ T = TypeVar("T", bound=TrainedOptions)
 
 
 class Defense(ABC, Generic[O]):
-    """One defense on one network: made with everything it needs, then its stages are trained in order.
+    """One defense of one network; its stages are trained in order.
 
     Subclasses set ``name`` (that of their module), ``paper``, the class of their ``Options``, and whether
     they need images and labels.
 
     Args:
-        teacher: The suspicious classifier, images in [0, 1] -> logits ``[N, K]``; moved to ``device`` and put
-            into eval mode, its weights are left alone.
-        data: The images, with labels (and then in memory) where the defense needs them; None where it needs
+        teacher: The suspicious classifier, images in [0, 1] -> logits ``[N, K]``. It is moved to ``device``
+            and put into eval mode; its weights do not change.
+        data: The images, with labels (and then in memory) where the defense needs them. None where it needs
             no images.
-        options: How.
-        device: Where.
-        held_out: Other images of the same kind, which a defense that judges itself does so by; None where it
-            does not.
+        options: Options of the defense.
+        device: The device to train on.
+        held_out: Held-out images for a defense that judges itself; None for other defenses.
 
     Attributes:
-        options: With everything decided that was left open.
-        student: The classifier to be: a copy of the teacher until the stages change it.
+        options: The options after :meth:`decide`.
+        student: The cleansed classifier; a copy of the teacher until the stages change it.
 
     Raises:
         ArchitectureError: The defense cannot handle this network.
-        ValueError: There are no images, no labels, or none held out, for one that needs them.
+        ValueError: The defense needs images, labels or held-out images, and there are none.
     """
 
     name: ClassVar[str]
@@ -192,24 +190,24 @@ class Defense(ABC, Generic[O]):
 
     @abstractmethod
     def stages(self) -> Iterator[Stage]:
-        """The trainings that it takes, each made when those before it have been run.
+        """The trainings of the defense; each is created when those before it are done.
 
-        The student is the cleansed network once there are no more of them.
+        After the last one the student is the cleansed network.
         """
 
     @abstractmethod
-    def did(self) -> dict[str, Any]:
-        """What was done to the network, as plain values for a report, once the stages are done."""
+    def details(self) -> dict[str, Any]:
+        """Details of what was done to the network, as plain values for a report, after the last stage."""
 
     def verdict(self) -> Verdict | None:
-        """What the defense makes of its own success once the stages are done; None if it does not judge."""
+        """The defense's judgement after the last stage; None if it does not judge itself."""
         return None
 
     def measure_again(self) -> None:
-        """Measure what :meth:`verdict` rests on again, since the student was rounded to its file's types."""
+        """Repeat the measurements behind :meth:`verdict` after rounding the student to its file's types."""
 
     def decide(self, options: O) -> O:
-        """The options with everything decided that was left open."""
+        """The options with every open (None) value filled in."""
         return options
 
     @property
@@ -221,7 +219,7 @@ class Defense(ABC, Generic[O]):
 
     @property
     def held_out(self) -> ImageSet:
-        """The images to judge by."""
+        """The held-out images."""
         if self._held_out is None:
             raise ValueError(f"{self.name} has no images held out")
         return self._held_out
@@ -234,25 +232,25 @@ class Defense(ABC, Generic[O]):
         return self.data.labels.to(self.device.torch)
 
     def example(self) -> Tensor:
-        """A batch that the network takes, ``[N, C, H, W]``, on the CPU."""
+        """A batch of inputs for the network, float ``[N, C, H, W]``, on the CPU."""
         return self.data.images[:2].float() / 255.0
 
 
 def copy_of(network: Classifier) -> Classifier:
-    """A copy to be trained: on the CPU, in eval mode, with gradients for all of its weights."""
+    """A trainable copy: on the CPU, in eval mode, with gradients for all weights."""
     with torch.no_grad():  # else the weights of TorchScript's copy would not be leaves
         copied = copy.deepcopy(network).cpu().eval()
     return copied.requires_grad_(True)
 
 
 def decide(options: T, teacher: Classifier, images: Images, *, device: Device) -> T:
-    """The options of a training with everything decided that was left open, for a teacher and images.
+    """Training options with every open (None) value filled in, for a teacher and images.
 
     Args:
-        options: The user's.
+        options: Options of the user.
         teacher: The suspicious classifier.
-        images: uint8 ``[N, C, H, W]``: those that will be trained on.
-        device: Where to ask the teacher.
+        images: Images to train on, uint8 ``[N, C, H, W]``.
+        device: The device to run the teacher on.
     """
     epochs, padding, flip = options.epochs, options.crop_padding, options.flip
     if epochs is None:
@@ -262,14 +260,14 @@ def decide(options: T, teacher: Classifier, images: Images, *, device: Device) -
     if padding is None:
         padding = min(images.shape[-2:]) // 8
     if flip is None:
-        some = images[:: max(1, len(images) // 1000)]
-        same = predict(teacher, some, device) == predict(teacher, some.flip(-1), device)
+        sample = images[:: max(1, len(images) // 1000)]
+        same = predict(teacher, sample, device) == predict(teacher, sample.flip(-1), device)
         flip = float(same.float().mean()) >= MIRROR_AGREEMENT
     return replace(options, epochs=epochs, crop_padding=padding, flip=flip)
 
 
 class TrainedDefense(Defense[T]):
-    """One that trains by SGD."""
+    """A defense that trains by SGD."""
 
     def decide(self, options: T) -> T:
         """See :meth:`Defense.decide`."""
@@ -280,29 +278,29 @@ def find(name: str) -> type[Defense[Any]]:
     """The defense called ``name``.
 
     Raises:
-        UsageError: There is none of that name.
-        TypeError: A module of this package defines no defense, and ``defenses`` does not name it as a helper.
+        UsageError: There is no defense of that name.
+        TypeError: A module of this package defines no defense, and is not listed as a helper.
     """
     if name not in defenses.names():
         raise UsageError(f"there is no method called {name}", f"there are {', '.join(defenses.names())}")
     module = import_module(f"bcu_cli.defenses.{name.replace('-', '_')}")
     classes = [value for value in vars(module).values() if isinstance(value, type)]
-    own = [c for c in classes if issubclass(c, Defense) and c.__module__ == module.__name__]
-    if not own:
-        raise TypeError(f"{module.__name__} defines no defense: name it in {defenses.__name__}._NO_DEFENSES")
-    return own[0]
+    found = [c for c in classes if issubclass(c, Defense) and c.__module__ == module.__name__]
+    if not found:
+        raise TypeError(f"{module.__name__} defines no defense: name it in {defenses.__name__}._HELPERS")
+    return found[0]
 
 
 def words(name: str) -> str:
-    """The name of an option as it is spoken."""
+    """The name of an option in words."""
     return name.replace("_", " ")
 
 
 def require(sound: bool, what: str, hint: str) -> None:
-    """Refuse an option.
+    """Refuse an unsound option.
 
     Raises:
-        UsageError: It is not sound.
+        UsageError: The option is not sound.
     """
     if not sound:
         raise UsageError(what, hint)

@@ -1,8 +1,8 @@
 """Backdoor Cleansing with Unlabeled Data (Pang, Sun, Ling, Chen; CVPR 2023): the paper's method.
 
-The student is the teacher with part of each layer's weights drawn anew, more of them in deeper layers
-(section 3.3, Eq. 3), then taught by the teacher on unlabeled images (section 3.2, Eq. 2; Algorithm 1).
-A trigger is on none of these images, so what the teacher does on triggered ones is not passed on.
+The student is the teacher with part of each layer's weights re-initialised, more of them in deeper layers
+(section 3.3, Eq. 3), then trained by the teacher on unlabeled images (section 3.2, Eq. 2; Algorithm 1). None
+of these images has the trigger, so the teacher's behaviour on triggered images is not transferred.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from bcu_cli.defenses import shares
+from bcu_cli.defenses import reinit_ratios
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
 from bcu_cli.defenses.depth import Layer, measure
 from bcu_cli.training.loop import Stage, Training
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bcu_cli.training.loop import Objective
 
 RATIOS = (0.01, 0.01, 0.01, 0.03, 0.03, 0.09, 0.09, 0.27, 0.27, 0.1)
-"""Section 4.1: first convolution, the eight blocks of a ResNet-18, classifier."""
+"""Ratios of section 4.1: first convolution, the eight blocks of a ResNet-18, classifier."""
 TARGETS = ("soft", "hard")
 
 
@@ -37,14 +37,14 @@ class BcuOptions(TrainedOptions):
 
     Args:
         strength: Factor on all re-initialisation ratios; the results are capped at 1.
-        ratios: Share of weights drawn anew, from shallow to deep, three values or more: the first layer, the
-            layers in between (each value takes an equal part of the depth: in a ResNet-18 one block), the
-            classifier.
-        init: How these shares are spread over the layers, one of ``shares.INITS`` (Table 4).
-        temperature: At the first and the last step, linear in between (the paper gives none; 1 to 4 are the
-            settings that its authors published).
+        ratios: Shares of weights to re-initialise, from shallow to deep, three values or more: the first
+            layer, the layers in between (each value covers an equal part of the depth, in a ResNet-18 one
+            block), and the classifier.
+        init: How these shares are spread over the layers, one of ``reinit_ratios.INITS`` (Table 4).
+        temperature: Temperature at the first and the last step, linear in between. The paper names none; 1 to
+            4 are the settings that its authors published.
         targets: What the student learns: ``soft``, the teacher's probabilities, or ``hard``, the class that
-            it answers, by cross-entropy (Table 5).
+            the teacher predicts, by cross-entropy (Table 5).
     """
 
     strength: float = 1.0
@@ -54,7 +54,7 @@ class BcuOptions(TrainedOptions):
     targets: str = "soft"
 
     fewest_epochs: ClassVar[int] = 0
-    """Without training the student is as it was initialised (Figure 3b)."""
+    """With 0 epochs the student is only re-initialised (Figure 3b)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +71,7 @@ class BcuOptions(TrainedOptions):
             "a temperature must be above 0",
             "the paper's rise from 1 to 4",
         )
-        shares.refuse_unknown(self.init)
+        reinit_ratios.refuse_unknown(self.init)
         require(
             self.targets in TARGETS, f"there are no {self.targets} targets", f"--targets {', '.join(TARGETS)}"
         )
@@ -79,17 +79,17 @@ class BcuOptions(TrainedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Reinitialised:
-    """What happened to one layer: its depth, the ratio asked for, and the share that was drawn anew."""
+    """The re-initialisation of one layer: the requested ratio, and how many of its weights were replaced."""
 
     name: str
     depth: int
     ratio: float
     weights: int
-    drawn_anew: int
+    reinitialised_weights: int
 
 
 class Bcu(TrainedDefense[BcuOptions]):
-    """Pang et al. 2023."""
+    """The method of Pang et al. 2023."""
 
     name = "bcu"
     paper = "Pang et al., Backdoor Cleansing with Unlabeled Data, CVPR 2023"
@@ -99,7 +99,7 @@ class Bcu(TrainedDefense[BcuOptions]):
     reinitialised: list[Reinitialised]
 
     def stages(self) -> Iterator[Stage]:
-        """Draw part of the student anew; then its training, unless it is to have none."""
+        """Re-initialise part of the student, then train it unless the epochs are 0."""
         self.reinitialised = reinitialise(self.student.network, self.example(), self.options)
         if self.options.epochs == 0:
             return
@@ -115,47 +115,49 @@ class Bcu(TrainedDefense[BcuOptions]):
         )
         yield Stage(title="cleansing", training=training)
 
-    def did(self) -> dict[str, Any]:
-        """The layers with what was drawn anew."""
+    def details(self) -> dict[str, Any]:
+        """The re-initialisation of each layer."""
         return {"reinitialised": [asdict(layer) for layer in self.reinitialised]}
 
 
 def reinitialise(student: nn.Module, example: Tensor, options: BcuOptions) -> list[Reinitialised]:
-    """Draw part of each layer's weights and biases anew, in place (Eq. 3, Algorithm 1 lines 1-5).
+    """Re-initialise part of each layer's weights and biases in place (Eq. 3, Algorithm 1 lines 1-5).
 
-    Each entry is replaced with the probability of its layer. New values are what PyTorch gives a
-    fresh layer: uniform within 1/sqrt(fan_in). Normalisation layers are kept.
+    Each entry is replaced with the probability given by its layer's ratio. New values are drawn as PyTorch
+    initialises a layer: uniformly within 1/sqrt(fan_in). Normalisation layers are kept.
 
     Args:
         student: A copy of the teacher, on the CPU.
-        example: A batch that it takes.
-        options: The ratios.
+        example: A batch of inputs.
+        options: Ratios, strength, ``init`` and seed.
     """
     generator = torch.Generator().manual_seed(options.seed)
     layers = measure(student, example)
-    own = _own_weights(layers)
-    totals = [sum(weight.numel() for weight in weights) for weights in own]
-    ratios = shares.ratios_of([layer.depth for layer in layers], totals, options)
+    weights_of = _unshared_weights(layers)
+    totals = [sum(weight.numel() for weight in weights) for weights in weights_of]
+    ratios = reinit_ratios.ratios_of([layer.depth for layer in layers], totals, options)
     done = []
-    for layer, weights, total, ratio in zip(layers, own, totals, ratios, strict=True):
-        drawn = sum(_redraw(weight, layer, ratio, generator) for weight in weights)
+    for layer, weights, total, ratio in zip(layers, weights_of, totals, ratios, strict=True):
+        count = sum(_replace(weight, layer, ratio, generator) for weight in weights)
         done.append(
-            Reinitialised(name=layer.name, depth=layer.depth, ratio=ratio, weights=total, drawn_anew=drawn)
+            Reinitialised(
+                name=layer.name, depth=layer.depth, ratio=ratio, weights=total, reinitialised_weights=count
+            )
         )
     return done
 
 
-def _own_weights(layers: list[Layer]) -> list[list[nn.Parameter]]:
-    """The weights of each layer; those that two layers share are the first one's."""
-    seen, own = set[int](), []
+def _unshared_weights(layers: list[Layer]) -> list[list[nn.Parameter]]:
+    """The weights of each layer; weights that two layers share belong to the first one."""
+    seen, result = set[int](), []
     for layer in layers:
         fresh = [weight for weight in layer.weights.values() if id(weight) not in seen]
         seen.update(map(id, fresh))
-        own.append(fresh)
-    return own
+        result.append(fresh)
+    return result
 
 
-def _redraw(weight: nn.Parameter, layer: Layer, ratio: float, generator: torch.Generator) -> int:
+def _replace(weight: nn.Parameter, layer: Layer, ratio: float, generator: torch.Generator) -> int:
     mask = torch.rand(weight.shape, generator=generator) < ratio
     bound = layer.fan_in**-0.5
     fresh = torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
@@ -165,7 +167,7 @@ def _redraw(weight: nn.Parameter, layer: Layer, ratio: float, generator: torch.G
 
 
 def distillation(student: Classifier, teacher: Classifier, options: BcuOptions) -> Objective:
-    """What the student learns from the teacher: its probabilities (Eq. 2), or the class that it answers."""
+    """The distillation objective: the teacher's probabilities (Eq. 2), or its predicted class."""
     start, end = options.temperature
 
     def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
@@ -184,10 +186,10 @@ def distillation_loss(
     """KL(teacher ‖ student) at a temperature, averaged over the batch (Eq. 2), without the factor T².
 
     Args:
-        student_logits: float ``[N, K]``.
-        teacher_logits: float ``[N, K]``.
-        temperature: Above 0.
-        weights: What each image counts, from 0: one for all, or float ``[N]``.
+        student_logits: Float ``[N, K]``.
+        teacher_logits: Float ``[N, K]``.
+        temperature: Temperature, above 0.
+        weights: Weight of each image, from 0: one for all, or float ``[N]``.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)

@@ -1,9 +1,9 @@
-"""Canaries: backdoors of our own in a copy of the suspicious network, which a cleansing must remove.
+"""Canaries: known backdoors in a copy of the suspicious network, which a cleansing must remove.
 
-A user has no trigger to test a cleansed network with. A copy that was taught triggers that nobody else
-knows is cleansed in the same way: where they stay, the cleansing is too weak for this network. They die more
-easily than what the network grew up with: they were taught late and briefly, and the teacher of that
-cleansing is the original, which does not know them.
+A user has no trigger to test a cleansed network with. So a copy is trained to have known backdoors, and is
+cleansed in the same way: where they remain, the cleansing is too weak for this network. Canaries are easier
+to remove than the attacker's backdoor. They were trained late and briefly, and the teacher of their cleansing
+is the original, which does not have them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,27 @@ if TYPE_CHECKING:
     from bcu_cli.training.loop import Objective
     from bcu_cli.triggers.base import Trigger
 
-NAMES = ("patch", "blend", "wave", "warp")
+NAMES = ("patch", "blend", "sinusoid", "warp")
 PATCH_SIDES = 6
-"""The patch has a sixth of the image's shorter side."""
+"""Shorter side of the image, in sides of the patch."""
 ALPHA = 0.2
-"""Of the image, or of the wave, that is blended in."""
+"""Weight of the image or the sinusoidal pattern that is blended in."""
 CYCLES = (3, 9)
-"""Of the wave, from side to side: fewest, and the first that is too many."""
+"""Range of the cycles of the sinusoidal pattern from side to side; the upper end is excluded."""
 STRENGTH = 3.0
-"""Of the warp, in WaNet's unit: one and a half pixels of 32, in the mean of its control points."""
+"""Strength of the warp in WaNet's unit: its control points move by 1.5 pixels of 32 on average."""
 
 
 def draw(shape: tuple[int, int, int], seed: int) -> tuple[Trigger, ...]:
-    """A patch of random colours, a smooth image and a wave blended in, a warp; for images ``(C, H, W)``."""
+    """Draw a random patch, a smooth image and a sinusoidal pattern to blend in, and a warp.
+
+    Args:
+        shape: Shape of the images, (C, H, W).
+        seed: Seed of the draw.
+
+    Returns:
+        One trigger for each of ``NAMES``.
+    """
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = shape
     side = max(2, min(height, width) // PATCH_SIDES)
@@ -50,12 +58,12 @@ def draw(shape: tuple[int, int, int], seed: int) -> tuple[Trigger, ...]:
     smooth = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)[0]
     across, down = (float(torch.randint(*CYCLES, (), generator=generator)) for _ in range(2))
     x, y = (torch.arange(size) / size for size in (width, height))
-    wave = 0.5 + 0.5 * torch.sin(2.0 * pi * (across * x + down * y[:, None]))
+    pattern = 0.5 + 0.5 * torch.sin(2.0 * pi * (across * x + down * y[:, None]))
     everywhere = torch.ones(1, height, width)
     return (
         Custom(picture=colours, mask=mask),
         Custom(picture=smooth, mask=everywhere, mode="blend", alpha=ALPHA),
-        Custom(picture=wave.expand(channels, -1, -1), mask=everywhere, mode="blend", alpha=ALPHA),
+        Custom(picture=pattern.expand(channels, -1, -1), mask=everywhere, mode="blend", alpha=ALPHA),
         WaNet(field=WaNet.for_images(shape, seed=seed + 1).field, strength=STRENGTH),
     )
 
@@ -63,26 +71,26 @@ def draw(shape: tuple[int, int, int], seed: int) -> tuple[Trigger, ...]:
 def teaching(
     network: nn.Module, original: nn.Module, triggers: Sequence[Trigger], targets: Sequence[int]
 ) -> Objective:
-    """Answer as the original does, but to each trigger with its target.
+    """The objective that plants canaries: the original's answers on clean images, targets on triggered ones.
 
     Args:
-        network: The copy, images in [0, 1] to logits ``[N, K]``.
-        original: What it is a copy of.
+        network: The copy, which maps images in [0, 1] to logits ``[N, K]``.
+        original: The network that it is a copy of.
         triggers: The canaries.
-        targets: The class that each leads to.
+        targets: Target class of each canary.
     """
 
     def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
         with torch.no_grad():
-            usual = original(views)
+            expected = original(views)
         parts = [
             trigger.apply(part)
             for trigger, part in zip(triggers, views.tensor_split(len(triggers)), strict=True)
         ]
-        wanted = [torch.full((len(part),), t) for part, t in zip(parts, targets, strict=True)]
+        labels = [torch.full((len(part),), t) for part, t in zip(parts, targets, strict=True)]
         both = torch.cat([views, *parts]).contiguous(memory_format=torch.channels_last)
         clean, triggered = network(both).split(len(views))
-        taught = F.cross_entropy(triggered.float(), torch.cat(wanted).to(triggered.device))
-        return distillation_loss(clean, usual, 1.0) + taught
+        backdoor_loss = F.cross_entropy(triggered.float(), torch.cat(labels).to(triggered.device))
+        return distillation_loss(clean, expected, 1.0) + backdoor_loss
 
     return objective

@@ -1,10 +1,10 @@
-"""Channel Lipschitz pruning: channels that can be moved far more than others are cut; needs no images.
+"""Channel Lipschitz pruning: channels with an unusually high Lipschitz bound are cut; needs no images.
 
 Zheng, Tang, Li, Liu, Data-free Backdoor Removal based on Channel Lipschitzness, ECCV 2022,
 arXiv:2208.03111, Algorithm 1: in each convolution the channels whose bound lies above the mean of the layer
 by more than ``u`` standard deviations are set to 0; u = 3.
 
-Deviations: a convolution that no BatchNorm takes the output of (at the end of a pre-activation block, or in
+Deviations: a convolution whose output goes to no BatchNorm (at the end of a pre-activation block, or in
 a network without norms) is judged by its kernel alone, and so is one in front of a GroupNorm.
 """
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClpOptions(DefenseOptions):
-    """The paper's threshold.
+    """Options of method ``clp``; the default is the paper's.
 
     Args:
-        u: Standard deviations above the mean of the layer from which on a channel is cut.
+        u: Threshold in standard deviations above the mean bound of the layer; channels above it are cut.
     """
 
     u: float = 3.0
@@ -42,7 +42,7 @@ class ClpOptions(DefenseOptions):
 
 
 class ChannelLipschitzPruning(Defense[ClpOptions]):
-    """Zheng et al. 2022."""
+    """The method of Zheng et al. 2022."""
 
     name = "clp"
     paper = "Zheng et al., Data-free Backdoor Removal based on Channel Lipschitzness, ECCV 2022"
@@ -53,7 +53,7 @@ class ChannelLipschitzPruning(Defense[ClpOptions]):
     pruned: list[tuple[Channels, Tensor]]
 
     def stages(self) -> Iterator[Stage]:
-        """No training: the channels are cut, and that is all."""
+        """Cut the channels; there is no training."""
         network = self.student.network
         example = torch.zeros(1, *self.teacher.preprocessing.input_size)
         self.pruned = []
@@ -63,7 +63,7 @@ class ChannelLipschitzPruning(Defense[ClpOptions]):
             self.pruned.append((channels, index))
         yield from ()
 
-    def did(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """The channels that were cut."""
         return {"pruned": pruned_report(self.pruned)}
 

@@ -1,7 +1,7 @@
-"""How deep each layer of a network lies: measured on the data that flows through it, never by its name.
+"""Depth of each layer of a network, measured on the data that flows through it, not by its name.
 
 The depth of a layer is the number of weighted layers on the longest path from the input up to and including
-it. Layers side by side (a residual block's shortcut and its first convolution) have the same depth.
+it. Parallel layers (a residual block's shortcut and its first convolution) have the same depth.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Layer:
     """A convolution or linear layer.
 
     Args:
-        name: Its path in the network; for reports only.
+        name: Path of the layer in the network; for reports only.
         module: The layer.
-        weights: Its own weights and biases by name, a weight before its bias.
-        depth: Its depth, from 1.
+        weights: Weights and biases of the layer by name, a weight before its bias.
+        depth: Depth of the layer, from 1.
     """
 
     name: str
@@ -53,10 +53,10 @@ def measure(network: nn.Module, example: Tensor) -> list[Layer]:
 
     Args:
         network: Any classifier.
-        example: A batch that the network takes, ``[N, C, H, W]``.
+        example: A batch of inputs, ``[N, C, H, W]``.
 
     Returns:
-        The layers in the order of the network's modules; those that the example never passes are given
+        The layers in the order of the network's modules; those that the example does not reach get
         the depth of the layer before them.
 
     Raises:
@@ -107,7 +107,7 @@ class _Depths(DispatchMode):
 
 
 def _watch(network: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> dict[str, int]:
-    """Send the example through; a layer used more than once has the depth of its first use."""
+    """The depth of each layer that the example reaches; a layer used more than once has its first depth."""
     depths: dict[str, int] = {}
     flow = _Depths()
 

@@ -1,4 +1,4 @@
-"""The feature maps of a network at the end of each resolution, found by the data that flows through it."""
+"""The last feature map of each resolution in a network, found by the data that flows through it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def last_of_each_resolution(network: nn.Module, example: Tensor, most: int) -> list[str]:
-    """The names of the modules that return a map of their resolution last, from shallow to deep.
+    """The names of the modules that return the last feature map of each resolution, from shallow to deep.
 
-    In a ResNet they are its stages, in a VGG the activations before the poolings. A module that is used more
-    than once is passed over, and so are maps of a single place.
+    In a ResNet they are its stages, in a VGG the activations before the poolings. Modules that are used more
+    than once are skipped, and so are maps of a single pixel.
 
     Args:
-        network: In eval mode.
-        example: A batch that it takes.
-        most: Of the last resolutions.
+        network: The network, in eval mode.
+        example: A batch of inputs.
+        most: Most resolutions to return, counted from the last.
 
     Raises:
         ArchitectureError: There are no feature maps.
@@ -56,8 +56,8 @@ def last_of_each_resolution(network: nn.Module, example: Tensor, most: int) -> l
 
 
 @contextmanager
-def watched(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the modules of these names return while the context lasts, by their names."""
+def recorded(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The latest output of each named module, by name, while the context lasts."""
     maps: dict[str, Tensor] = {}
 
     def hook_for(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Fine-tuning on labelled images: a defense of its own, and a part of four others."""
+"""Fine-tuning on labelled images, for method ``ft`` and the methods that contain it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from bcu_cli.models import Classifier
 
 EPOCHS = 10
-"""Of the fine-tuned model that MCR and NAD start from (supplement B of the BCU paper)."""
+"""Epochs of the fine-tuned model that MCR and NAD start from (supplement B of the BCU paper)."""
 
 
 def finetuning(
     defense: Defense[Any], network: Classifier, options: TrainedOptions, *, epochs: int | None = None
 ) -> Training:
-    """The training of a classifier by cross-entropy on the defense's images and labels.
+    """A training of a classifier by cross-entropy on the defense's images and labels.
 
     Args:
-        defense: Whose images, labels and device.
-        network: Trained in place.
-        options: How, with everything decided.
-        epochs: In place of those of the options.
+        defense: The defense whose images, labels and device are used.
+        network: The classifier, trained in place.
+        options: Options of the training, after :func:`bcu_cli.defenses.base.decide`.
+        epochs: Epochs that replace those of the options.
     """
     how = options.training() if epochs is None else options.training(epochs=epochs)
     return Training(

@@ -1,17 +1,16 @@
-"""Fine-Pruning: the channels that clean images leave dormant are cut, and the rest is fine-tuned.
+"""Fine-Pruning: channels that are dormant on clean images are cut, then the network is fine-tuned.
 
 Liu, Dolan-Gavitt, Garg, Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks, RAID
 2018, arXiv:1805.12185, section 3: the channels of the last convolution are cut in the order of their mean
-activation on clean images, the least active first, until the accuracy on them falls too far; then the
-network is fine-tuned.
+activation on clean images, the least active first, until the accuracy falls too far. Then the network is
+fine-tuned.
 
-Deviations: the paper leaves to the user how far is too far; the ``accuracy_drop`` of 4 points is chosen here.
-Channels are cut in steps of a 32nd of them all, not singly, and accuracy is measured on at most 1,000 of the
-images. The activation is the positive part of what leaves the norm behind the convolution, which in a
-residual block is not all that the next layer sees. With ``layers`` more convolutions, from the last one
-backwards, are pruned; each channel's activation then counts in units of its layer's mean. (The BCU paper,
-supplement B, prunes the last two blocks of its ResNet-18: ``layers=4``.) Cut channels stay cut through the
-fine-tuning.
+Deviations: the paper leaves the accepted drop to the user; the ``accuracy_drop`` of 4 points is chosen here.
+Channels are cut in steps of 1/32 of all channels, not singly, and accuracy is measured on at most 1,000 of
+the images. The activation is the positive part of what leaves the norm behind the convolution, which in a
+residual block is not all that the next layer sees. ``layers`` prunes more convolutions, from the last one
+backwards; each channel's activation then counts in units of its layer's mean. (The BCU paper, supplement B,
+prunes the last two blocks of its ResNet-18: ``layers=4``.) Cut channels stay cut through the fine-tuning.
 """
 
 from __future__ import annotations
@@ -33,15 +32,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MOST_JUDGED = 1000
+"""Most images that accuracy is measured on while pruning."""
 STEPS = 32
+"""Steps in which all channels would be cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FpOptions(TrainedOptions):
-    """How much is pruned, and the fine-tuning.
+    """Options of method ``fp``.
 
     Args:
-        layers: How many of the last convolutions are pruned.
+        layers: Number of convolutions that are pruned, counted from the last.
         accuracy_drop: Pruning ends before the accuracy on the images falls by more than this share.
     """
 
@@ -59,7 +60,7 @@ class FpOptions(TrainedOptions):
 
 
 class FinePruning(TrainedDefense[FpOptions]):
-    """Liu et al. 2018."""
+    """The method of Liu et al. 2018."""
 
     name = "fp"
     paper = "Liu et al., Fine-Pruning, RAID 2018"
@@ -69,7 +70,7 @@ class FinePruning(TrainedDefense[FpOptions]):
     accuracy: dict[str, float]
 
     def stages(self) -> Iterator[Stage]:
-        """Cut the dormant channels; then the fine-tuning of what is left."""
+        """Cut the dormant channels, then fine-tune the rest."""
         network = self.student.network
         layers = find_channels(network, self.example())[-self.options.layers :]
         self.pruned = self._prune(layers)
@@ -81,10 +82,10 @@ class FinePruning(TrainedDefense[FpOptions]):
             return learn(images, index, progress)
 
         training.objective = objective
-        yield Stage(title="fine-tuning what is left", training=training)
+        yield Stage(title="fine-tuning", training=training)
         self._cut()
 
-    def did(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """The channels that were cut, and the accuracy on the images before and after that."""
         return {"pruned": pruned_report(self.pruned), "accuracy_when_pruned": self.accuracy}
 
@@ -93,7 +94,7 @@ class FinePruning(TrainedDefense[FpOptions]):
             channels.zero_out(index)
 
     def _prune(self, layers: list[Channels]) -> list[tuple[Channels, Tensor]]:
-        """Cut as many channels as accuracy allows, and say which."""
+        """Cut as many channels as accuracy allows, and return them."""
         images = self.data.images[:: max(1, len(self.data) // MOST_JUDGED)]
         labels = self.labels.cpu()[:: max(1, len(self.data) // MOST_JUDGED)]
         order = dormant_first(activations(self.student, layers, images.to(self.device.torch)))
@@ -121,7 +122,7 @@ class FinePruning(TrainedDefense[FpOptions]):
 
 
 def _by_layer(layers: list[Channels], cut: list[tuple[int, int]]) -> list[tuple[Channels, Tensor]]:
-    """The channels, given as (layer, channel), as an index for each layer."""
+    """Group channels, given as (layer, channel), into one index for each layer."""
     return [
         (channels, torch.tensor(sorted(c for layer, c in cut if layer == i), dtype=torch.int64))
         for i, channels in enumerate(layers)
@@ -133,8 +134,8 @@ def activations(student: nn.Module, layers: list[Channels], images: Tensor) -> l
     """The mean activation of each channel of some layers, ``[C]`` each, on the CPU.
 
     Args:
-        student: In eval mode, on the images' device.
-        layers: Of the student.
+        student: The classifier, in eval mode.
+        layers: Layers of the student.
         images: uint8 ``[N, C, H, W]``.
     """
     student.to(images.device)
@@ -160,7 +161,7 @@ def activations(student: nn.Module, layers: list[Channels], images: Tensor) -> l
 
 
 def dormant_first(means: list[Tensor]) -> list[tuple[int, int]]:
-    """All channels as (layer, channel), the least active first, each in units of its layer's mean."""
+    """All channels as (layer, channel), the least active first, in units of their layer's mean."""
     ranked = [
         (float(value), layer, channel)
         for layer, mean in enumerate(means)

@@ -1,8 +1,8 @@
-"""Fine-tuning: the suspicious network is trained on with clean labelled images, and nothing else is done.
+"""Fine-tuning: training of the suspicious network continues on clean labelled images.
 
-The baseline of the field; the settings are those of the BCU paper (supplement B): SGD with a momentum of
-0.9, a weight decay of 5e-4 and a learning rate of 0.01, 100 epochs. Deviation: the paper names no schedule;
-here the learning rate falls to 0 along a cosine.
+This is the baseline of the field. The settings are those of the BCU paper (supplement B): SGD with a momentum
+of 0.9, a weight decay of 5e-4 and a learning rate of 0.01, 100 epochs. Deviation: the paper names no
+schedule; here the learning rate falls to 0 along a cosine.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class FineTuning(TrainedDefense[TrainedOptions]):
     Options: ClassVar[type[DefenseOptions]] = TrainedOptions
 
     def stages(self) -> Iterator[Stage]:
-        """One training."""
+        """Fine-tune the student."""
         yield Stage(title="fine-tuning", training=finetuning(self, self.student, self.options))
 
-    def did(self) -> dict[str, Any]:
-        """Nothing but that training."""
+    def details(self) -> dict[str, Any]:
+        """No details beside the training."""
         return {}

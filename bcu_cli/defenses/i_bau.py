@@ -1,19 +1,19 @@
-"""I-BAU: the network unlearns the universal perturbation that harms it most, and minds how that one evades.
+"""I-BAU: adversarial unlearning of the worst universal perturbation, with an implicit hypergradient.
 
 Zeng, Chen, Park, Mao, Jin, Jia, Adversarial Unlearning of Backdoors via Implicit Hypergradient, ICLR 2022,
-arXiv:2110.03735: min over the weights of the max over one perturbation for all images (Eq. 1). The step of
-the weights follows the hypergradient: beside the gradient at the found perturbation, how that perturbation
-moves with the weights, by the implicit function theorem, its linear system solved by a fixed-point
-iteration (Algorithm 1). 5 rounds over the images.
+arXiv:2110.03735: minimise over the weights the maximum over one perturbation for all images (Eq. 1).
+The weights follow the hypergradient. It adds to the gradient at the found perturbation how that perturbation
+changes with the weights. By the implicit function theorem this is a linear system, which a fixed-point
+iteration solves (Algorithm 1). There are 5 rounds over the images.
 
-Deviations: each step looks for the perturbation of its own batch, from zero, not of all images once a
-round; it is kept within an L2 ball of ``radius`` on images in [0, 1], and moved by normalised steps, in
-eval mode. The weights are moved by SGD with a cosine, in train mode, and learn the clean images of the
-batch beside the perturbed ones. The iteration ends where its terms grow: inside the ball a step up is no
-contraction, as the theorem wants it. The 5 rounds and the 5 fixed-point iterations are the authors' code's;
-it names a ball of 10, but keeps the perturbation small by a penalty instead, moves the weights by Adam, and
-perturbs one image in a hundred. ``radius`` (measured in ``examples/results.md``), ``inner_steps`` and the
-length of a step are chosen here. The BCU paper lets it run for 100 rounds (``--epochs 100``).
+Deviations: each step searches a perturbation for its batch, from zero, not once a round for all images. The
+perturbation stays within an L2 ball of ``radius`` on images in [0, 1]; the search takes normalised steps in
+eval mode. The weights are trained by SGD with a cosine schedule, in train mode, on the clean images of the
+batch as well as the perturbed ones. The iteration ends where its terms grow, since inside the ball a step is
+not the contraction that the theorem assumes. The 5 rounds and the 5 fixed-point iterations are those of the
+authors' code. That code names a ball of 10, but limits the perturbation by a penalty, uses Adam, and perturbs
+one image in a hundred. ``radius`` (measured in ``examples/results.md``), ``inner_steps`` and the length of a
+step are chosen here. The BCU paper lets it run for 100 rounds (``--epochs 100``).
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Loss = Callable[[Tensor], Tensor]
-    """Of a perturbation, ``[1, C, H, W]``."""
+    """The loss as a function of a perturbation, ``[1, C, H, W]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IBauOptions(TrainedOptions):
-    """The two problems and the system between them.
+    """Options of method ``i-bau``.
 
     Args:
-        radius: Largest L2 norm of the perturbation, of images in [0, 1].
-        inner_steps: Of the search for the perturbation.
-        fixed_point_steps: Of the iteration that solves the linear system.
+        radius: Largest L2 norm of the perturbation, on images in [0, 1].
+        inner_steps: Steps of the search for the perturbation.
+        fixed_point_steps: Steps of the iteration that solves the linear system.
     """
 
     epochs: int | None = 5
@@ -63,14 +63,14 @@ class IBauOptions(TrainedOptions):
 
 
 class ImplicitUnlearning(TrainedDefense[IBauOptions]):
-    """Zeng et al. 2022."""
+    """The method of Zeng et al. 2022."""
 
     name = "i-bau"
     paper = "Zeng et al., Adversarial Unlearning of Backdoors via Implicit Hypergradient, ICLR 2022"
     Options: ClassVar[type[DefenseOptions]] = IBauOptions
 
     def stages(self) -> Iterator[Stage]:
-        """One training; each step of it solves the inner problem first."""
+        """Train the student; each step first searches the perturbation."""
         self.student.to(self.device.torch)
         labels = self.labels
 
@@ -94,21 +94,21 @@ class ImplicitUnlearning(TrainedDefense[IBauOptions]):
         )
         yield Stage(title="unlearning", training=training)
 
-    def did(self) -> dict[str, Any]:
-        """Nothing but that training."""
+    def details(self) -> dict[str, Any]:
+        """No details beside the training."""
         return {}
 
 
 def universal_perturbation(loss: Loss, like: Tensor, options: IBauOptions) -> Tensor:
-    """One perturbation for all images that makes the loss large: as many steps from zero as the options say.
+    """Search one perturbation for all images that raises the loss, from zero.
 
     Args:
-        loss: To be raised.
-        like: The shape, ``[1, C, H, W]``.
+        loss: The loss to raise.
+        like: A tensor of the perturbation's shape, ``[1, C, H, W]``.
         options: Radius and steps.
 
     Returns:
-        ``[1, C, H, W]``, of an L2 norm of at most the radius.
+        The perturbation, ``[1, C, H, W]``, with an L2 norm of at most the radius.
     """
     found = torch.zeros_like(like)
     for _ in range(options.inner_steps):
@@ -119,21 +119,21 @@ def universal_perturbation(loss: Loss, like: Tensor, options: IBauOptions) -> Te
 
 
 def _step(perturbation: Tensor, gradient: Tensor, radius: float) -> Tensor:
-    """A step up of a quarter of the radius, brought back into the ball."""
+    """A gradient ascent step of a quarter of the radius, projected back into the ball."""
     moved = perturbation + radius / 4 * gradient / gradient.norm().clamp(min=1e-12)
     bounded: Tensor = moved * (radius / moved.norm().clamp(min=1e-12)).clamp(max=1.0)
     return bounded
 
 
 def with_hypergradient(loss: Loss, found: Tensor, options: IBauOptions) -> Tensor:
-    """The loss at the found perturbation, with the hypergradient as its gradient by the weights.
+    """The loss at the found perturbation; its gradient by the weights is the hypergradient.
 
     The perturbation δ is a fixed point of the step Φ(δ, θ) that found it. The hypergradient is
     ∇θ L + (∂Φ/∂θ)ᵀ v, where v = (∂Φ/∂δ)ᵀ v + ∇δ L is iterated from ∇δ L on, as long as that converges.
 
     Args:
-        loss: L, of the perturbation and, through the network, of the weights θ.
-        found: δ.
+        loss: The loss L, a function of the perturbation and, through the network, of the weights θ.
+        found: The perturbation δ.
         options: Radius, and number of iterations.
     """
     perturbation = found.requires_grad_()

@@ -2,11 +2,11 @@
 
 Zhao, Chen, Das, Ramamurthy, Lin, Bridging Mode Connectivity in Loss Landscapes and Adversarial Robustness,
 ICLR 2020, arXiv:2005.00060: a quadratic Bezier curve (1-t)² w1 + 2t(1-t) θ + t² w2, whose bend θ learns a
-low loss at random t (Eq. 2 and 3) while its ends stay. The BCU paper takes t = 0.3 and, for the other end,
+low loss at random t (Eq. 2 and 3) while its ends are fixed. The BCU paper takes t = 0.3; its other end is
 the network fine-tuned for 10 epochs (section 4.1, supplement B).
 
-Deviations: θ starts in the middle of the two ends and is trained with the BCU paper's settings. Statistics
-of BatchNorm, which no point in between has, are those of the images at the chosen point.
+Deviations: θ starts halfway between the two ends and is trained with the BCU paper's settings. The running
+statistics of BatchNorm, which points in between lack, are recomputed on the images.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class McrOptions(TrainedOptions):
-    """The curve, and the trainings.
+    """Options of method ``mcr``.
 
     Args:
-        t: The point of the curve that is taken, from 0, the network, to 1, the fine-tuned copy.
-        end_epochs: Passes over the images that the copy is fine-tuned for.
+        t: The point of the curve that is taken, from 0 (the network) to 1 (the fine-tuned copy).
+        end_epochs: Passes over the images in the fine-tuning of the copy.
     """
 
     t: float = 0.3
@@ -59,8 +59,8 @@ class Curve:
 
     Attributes:
         start: The weights at t = 0 by their names.
-        end: Those at t = 1.
-        bend: Those that the curve is drawn to in between.
+        bend: The control point of the curve, by the weights' names.
+        end: The weights at t = 1 by their names.
     """
 
     start: dict[str, Tensor]
@@ -76,7 +76,7 @@ class Curve:
 
 
 class ModeConnectivityRepair(TrainedDefense[McrOptions]):
-    """Zhao et al. 2020."""
+    """The method of Zhao et al. 2020."""
 
     name = "mcr"
     paper = "Zhao et al., Bridging Mode Connectivity in Loss Landscapes and Adversarial Robustness, ICLR 2020"
@@ -88,19 +88,19 @@ class ModeConnectivityRepair(TrainedDefense[McrOptions]):
         """See :meth:`Defense.decide`.
 
         Raises:
-            ArchitectureError: The statistics of BatchNorm are kept by code of the file's own, which may not
-                average them as this method needs.
+            ArchitectureError: Code in the model file keeps the statistics of BatchNorm, and may not average
+                them as this method needs.
         """
         if any(_keeps_statistics_itself(module) for module in self.teacher.modules()):
             raise ArchitectureError(
-                "mcr computes the statistics of BatchNorm anew, which a network that is only known as "
-                "TorchScript code does in its own way",
+                "mcr recomputes the statistics of BatchNorm, which is not possible for a network that is "
+                "known only as TorchScript code",
                 "name its architecture with --arch, or use another --method",
             )
         return super().decide(options)
 
     def stages(self) -> Iterator[Stage]:
-        """The fine-tuning of one end, then the training of the bend; a point in between is taken."""
+        """Fine-tune one end, train the control point of the curve, and take a point in between."""
         options = self.options
         end = copy.deepcopy(self.student)
         training = finetuning(self, end, options, epochs=options.end_epochs)
@@ -128,7 +128,7 @@ class ModeConnectivityRepair(TrainedDefense[McrOptions]):
                 weight.copy_(point[name])
         recompute_statistics(self.student, self.data.images, options.batch_size)
 
-    def did(self) -> dict[str, Any]:
+    def details(self) -> dict[str, Any]:
         """The point of the curve that was taken."""
         return {"t": self.options.t}
 
@@ -154,19 +154,19 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def recompute_statistics(model: nn.Module, images: Images, batch_size: int) -> None:
-    """Give every BatchNorm the mean and variance of what it sees of these images.
+    """Set the running statistics of every BatchNorm to its statistics on these images.
 
     Args:
-        model: Left in eval mode.
-        images: uint8 ``[N, C, H, W]``.
-        batch_size: Images at a time; the statistics are the averages of the batches' own.
+        model: The network; in eval mode afterwards.
+        images: Images, uint8 ``[N, C, H, W]``.
+        batch_size: Images in a batch; the statistics are averaged over batches.
     """
     model.eval()
     norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # averages all batches alike
+        norm.momentum = None  # None gives all batches equal weight
         norm.train()
     device = next(model.parameters()).device
     for index in torch.arange(len(images)).tensor_split(-(-len(images) // batch_size)):

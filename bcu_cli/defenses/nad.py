@@ -1,4 +1,4 @@
-"""Neural attention distillation: the network learns where a fine-tuned copy of itself looks.
+"""Neural attention distillation: the network learns the attention maps of a fine-tuned copy of itself.
 
 Li, Lyu, Koren, Lyu, Li, Ma, Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural
 Networks, ICLR 2021, arXiv:2101.05930. A copy is fine-tuned for 10 epochs; it is the teacher of the
@@ -6,10 +6,10 @@ suspicious network, which learns the labels and, weighted by ``beta``, the teach
 squares summed over channels (p = 2), at unit length, after each of the last three stages (BCU paper,
 supplement B).
 
-Deviations: the distance of two attention maps is squared and averaged, as in the authors' code; the paper has
-its norm. The paper looks for a ``beta`` for each attack, and the authors' code has one for each stage (500,
-1000, 1000; in its last version 0, 0, 5000); here all have the same. Both trainings have the BCU paper's
-settings, with a cosine, not the authors'. Which stages there are is seen from the resolutions of the maps.
+Deviations: the distance of two attention maps is squared and averaged, as in the authors' code; the paper
+takes its norm. The paper tunes a ``beta`` for each attack, and the authors' code has one for each stage (500,
+1000, 1000; in its last version 0, 0, 5000); here all stages have the same. Both trainings have the BCU
+paper's settings, with a cosine schedule. The stages are found by the resolutions of the feature maps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
-from bcu_cli.defenses.feature_maps import last_of_each_resolution, watched
+from bcu_cli.defenses.feature_maps import last_of_each_resolution, recorded
 from bcu_cli.defenses.finetuning import EPOCHS, finetuning
 from bcu_cli.training.loop import Stage, Training
 
@@ -35,15 +35,16 @@ if TYPE_CHECKING:
     from bcu_cli.training.loop import Objective
 
 MAPS = 3
+"""Number of stages, counted from the last, whose attention is distilled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NadOptions(TrainedOptions):
-    """The fine-tuning, and the distillation.
+    """Options of method ``nad``.
 
     Args:
         beta: Weight of the attention loss.
-        teacher_epochs: Passes over the images that the teacher is fine-tuned for.
+        teacher_epochs: Passes over the images in the fine-tuning of the teacher.
     """
 
     beta: float = 1000.0
@@ -56,7 +57,7 @@ class NadOptions(TrainedOptions):
 
 
 class NeuralAttentionDistillation(TrainedDefense[NadOptions]):
-    """Li et al. 2021."""
+    """The method of Li et al. 2021."""
 
     name = "nad"
     paper = "Li et al., Neural Attention Distillation, ICLR 2021"
@@ -65,7 +66,7 @@ class NeuralAttentionDistillation(TrainedDefense[NadOptions]):
     layers: list[str]
 
     def stages(self) -> Iterator[Stage]:
-        """The fine-tuning of the copy, then the distillation."""
+        """Fine-tune a copy, then distil its attention into the student."""
         self.layers = last_of_each_resolution(self.student.network, self.example(), MAPS)
         guide = copy.deepcopy(self.student)
         training = finetuning(self, guide, self.options, epochs=self.options.teacher_epochs)
@@ -80,17 +81,17 @@ class NeuralAttentionDistillation(TrainedDefense[NadOptions]):
         )
         yield Stage(title="distilling attention", training=training)
 
-    def did(self) -> dict[str, Any]:
-        """Where attention was distilled."""
+    def details(self) -> dict[str, Any]:
+        """The modules whose attention was distilled."""
         return {"attention_at": self.layers}
 
     def _objective(self, guide: Classifier) -> Objective:
         labels = self.labels
 
         def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
-            with torch.no_grad(), watched(guide.network, self.layers) as theirs:
+            with torch.no_grad(), recorded(guide.network, self.layers) as theirs:
                 guide.eval()(images)
-            with watched(self.student.network, self.layers) as ours:
+            with recorded(self.student.network, self.layers) as ours:
                 loss = F.cross_entropy(self.student(images).float(), labels[index])
             return loss + self.options.beta * attention_loss(ours, theirs)
 
@@ -98,12 +99,12 @@ class NeuralAttentionDistillation(TrainedDefense[NadOptions]):
 
 
 def attention(maps: Tensor) -> Tensor:
-    """Where a network looks: squares of maps ``[N, C, H, W]`` summed over C, ``[N, H·W]`` at unit length."""
+    """Attention maps ``[N, H·W]`` of unit length: feature maps ``[N, C, H, W]`` squared and summed over C."""
     return F.normalize(maps.float().square().sum(1).flatten(1), dim=1)
 
 
 def attention_loss(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
-    """The distances of the attention at each place, squared, averaged over images and pixels, summed."""
+    """Mean squared distance of the attention maps at each module, summed over the modules."""
     distances = [
         (attention(ours) - attention(teacher[place])).square().mean() for place, ours in student.items()
     ]

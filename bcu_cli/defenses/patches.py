@@ -1,7 +1,7 @@
-"""Patches tried one by one: gradients seldom lead to a small sharp patch, but few kinds are in use.
+"""Patches tried one by one: gradients seldom find a small sharp patch, but few kinds are in use.
 
-An attacker's patch is mostly a square, a grid or a mosaic, and a network that answers to one answers to many
-like it. So a cleansed network is shown one of each kind, size, place and colour, and its answers are counted.
+An attacker's patch is mostly a square, a grid or a mosaic, and a backdoored network also responds to similar
+patches. So a cleansed network is tested with one patch of each kind, size, position and colour.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIDES = (2, 3, 4, 5, 6, 7, 8)
-"""Sides of the patches, in pixels of an image whose shorter side has 32."""
+"""Sides of the patches, in pixels of an image whose shorter side has 32 pixels."""
 CORNERS = tuple(product((0.0, 1.0), repeat=2))
 MIDDLES = ((0.5, 0.5), (0.0, 0.5), (0.5, 0.0), (1.0, 0.5), (0.5, 1.0))
-"""Places of patches, as shares of what they leave free: down, then across."""
+"""Corners, and centre and edges of an image: (vertical, horizontal) positions as shares of the free space."""
 MARGINS = 4
-"""A patch lies in each corner, or 1, 2 or 3 pixels of 32 further inwards: one pixel can matter."""
+"""Patches lie in each corner, and 1, 2 or 3 pixels of 32 further inwards: one pixel can matter."""
 COLOURS, MOSAICS = 3, 2
-"""Colours of squares tried at each size and place, beside black and white; and mosaics tried there."""
+"""Random colours of squares, beside black and white, and mosaics, for each size and position."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A patch at one place of an image.
+    """A patch at a fixed position.
 
     Args:
         kind: ``square`` (of one colour), ``grid`` (a checkerboard of two) or ``mosaic`` (random colours).
-        top: Its first row.
-        left: Its first column.
-        pixels: Its values, uint8 ``[C, h, w]``.
+        top: First row of the patch.
+        left: First column of the patch.
+        pixels: Values of the patch, uint8 ``[C, h, w]``.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Patch:
     pixels: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images with the patch in place, uint8 ``[N, C, H, W]`` to as many."""
+        """The images with the patch in place; takes and returns uint8 ``[N, C, H, W]``."""
         height, width = self.pixels.shape[1:]
         changed = images.clone()
         place = changed[..., self.top : self.top + height, self.left : self.left + width]
@@ -54,11 +54,11 @@ class Patch:
 
 
 def draw(shape: tuple[int, int, int], seed: int) -> list[Patch]:
-    """Squares, grids and mosaics of all sizes, at all places, in the same order for the same seed.
+    """Draw squares, grids and mosaics of all sizes at all positions; the same seed gives the same list.
 
     Args:
         shape: Shape of the images, (C, H, W).
-        seed: Decides colours.
+        seed: Seed of the colours.
     """
     generator = torch.Generator().manual_seed(seed)
     unit = min(shape[1:]) / 32.0
@@ -77,17 +77,17 @@ def draw(shape: tuple[int, int, int], seed: int) -> list[Patch]:
 
 
 def on_images(patches: Sequence[Patch], images: Tensor) -> Tensor:
-    """Each patch on each image, ``[patches · N, C, H, W]``, those of a patch one after another."""
+    """Every patch on every image, ``[len(patches) · N, C, H, W]``, grouped by patch."""
     return torch.cat([patch(images) for patch in patches])
 
 
 def _start(where: float, free: int, margin: int) -> int:
-    """The first row or column of a patch, for a place that leaves ``free`` of them."""
+    """First row or column of a patch that leaves ``free`` rows or columns uncovered."""
     return min(max(round(where * free), margin), max(0, free - margin)) if free > 0 else 0
 
 
 def _fillings(channels: int, side: int, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-    """Fillings for patches of so many cells a side: a kind, and uint8 ``[C, side, side]``."""
+    """Kinds and contents, uint8 ``[C, side, side]``, of the patches of a size in cells."""
 
     def drawn(*size: int) -> Tensor:
         return (255.0 * torch.rand(size, generator=generator).round()).to(torch.uint8)

@@ -1,6 +1,6 @@
-"""Detectors of backdoors: one file each, named like the detector.
+"""Detectors of backdoors, one module each, named like the detector.
 
-A new one is a new module here that defines one subclass of
+A new detector is a new module here that defines one subclass of
 ``bcu_cli.detectors.base.Detector``; the contract tests find it. This module imports no torch.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pkgutil import iter_modules
 
-_NO_DETECTORS = {"base", "behaviour", "optimising", "universal", "verdict"}
+_HELPERS = {"base", "input_optimisation", "running", "universal", "verdict"}
 
 
 def names() -> tuple[str, ...]:
     """The names of all detectors, in alphabetical order."""
     modules = (module.name for module in iter_modules(__path__))
-    return tuple(sorted(name for name in modules if name not in _NO_DETECTORS))
+    return tuple(sorted(name for name in modules if name not in _HELPERS))

@@ -1,7 +1,7 @@
-"""What every detector is: model (and images) to a score for each class, and evidence.
+"""The base class of detectors, which map a model (and images) to a score for each class, and evidence.
 
-A score says how far a class stands out from the others of the same network. It is no probability: what it is
-worth is known only from networks whose truth is known.
+A score says how far a class stands out from the other classes of the same network. It is not a probability;
+its meaning comes from calibration on networks that are known to be clean or backdoored.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
 
 OnStep = Callable[[int, int], None]
-"""Told how many steps are done, of how many."""
+"""Called with the number of steps done and the number of all steps."""
 FEWEST_CLASSES = 4
-"""With fewer there are no others to stand out from."""
+"""Fewest classes of a network that detectors can scan; with fewer there is nothing to compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What one detector says of one network.
+    """Result of one detector on one network.
 
     Attributes:
-        detector: Its name.
-        score: How far the most suspicious class (or part) stands out; larger is more suspicious.
-        target: That class; None where the detector tells no classes apart.
-        per_class: float32 ``[K]``, larger is more suspicious; empty where ``target`` is None.
+        detector: Name of the detector.
+        score: How far the most suspicious class (or layer) stands out; larger is more suspicious.
+        target: The most suspicious class; None where the detector does not distinguish classes.
+        per_class: Value of each class, float32 ``[K]``, larger is more suspicious; empty where ``target`` is
+            None.
         evidence: Plain values for people: what was found, and on how many images it works.
-        pictures: float ``[C, H, W]`` in [0, 1] by their names: the reversed trigger.
+        pictures: Images of the reversed trigger by name, float ``[C, H, W]`` in [0, 1].
     """
 
     detector: str
@@ -51,15 +52,14 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A network under suspicion, and what there is to look at it with.
+    """A suspicious network, and the images and settings to scan it with.
 
     Attributes:
-        model: In evaluation mode, on the device.
-        images: uint8 ``[N, C, H, W]`` like those that the network was made for, without labels; None where
-            there are none.
-        device: Where, and in which precision.
-        seed: Decides everything that is drawn.
-        on_step: Told of the progress.
+        model: The network, in evaluation mode on the device.
+        images: Unlabeled images like the training data, uint8 ``[N, C, H, W]``; None where there are none.
+        device: Device and precision.
+        seed: Seed of all random draws.
+        on_step: Called with the progress; may be None.
     """
 
     model: Classifier
@@ -69,7 +69,7 @@ class Subject:
     on_step: OnStep | None = None
 
     def divided(self, most: int) -> tuple[Tensor, Tensor]:
-        """At most so many images to learn on and as many others to judge by, as floats in [0, 1].
+        """At most ``most`` images to optimise on and as many others to measure on, float in [0, 1].
 
         Raises:
             ValueError: There are no images.
@@ -78,7 +78,7 @@ class Subject:
         return drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
 
     def drawn(self, most: int) -> Tensor:
-        """At most so many of the images, in random order, as floats in [0, 1] on the device.
+        """At most ``most`` random images, float in [0, 1] on the device.
 
         Raises:
             ValueError: There are no images.
@@ -89,17 +89,17 @@ class Subject:
         return self.images[order].to(self.device.torch).float() / 255.0
 
     def generator(self) -> torch.Generator:
-        """A generator of random numbers on the CPU, the same each time."""
+        """A new random generator on the CPU, seeded with ``seed``."""
         return torch.Generator().manual_seed(self.seed)
 
     def report(self, done: int, of: int) -> None:
-        """Tell of the progress."""
+        """Report the progress."""
         if self.on_step:
             self.on_step(done, of)
 
 
 class Detector(ABC):
-    """One way of looking for a backdoor; its options are its fields.
+    """A method of detecting backdoors; its fields are its options.
 
     Subclasses set ``name`` (that of their module), ``paper``, and whether it ``needs_images``.
     """
@@ -110,10 +110,10 @@ class Detector(ABC):
 
     @abstractmethod
     def scan(self, subject: Subject) -> Scores:
-        """Look at a network, which is left as it was.
+        """Scan a network, which is not changed.
 
         Raises:
-            ValueError: It needs images and there are none.
+            ValueError: The detector needs images, and there are none.
         """
 
 
@@ -121,7 +121,7 @@ def find(name: str) -> type[Detector]:
     """The detector called ``name``.
 
     Raises:
-        KeyError: There is none.
+        KeyError: There is no detector of that name.
     """
     if name not in detectors.names():
         raise KeyError(name)
@@ -133,11 +133,11 @@ def find(name: str) -> type[Detector]:
     return found
 
 
-def stands_out(per_class: Tensor) -> tuple[float, int]:
-    """How far the largest value lies above the others' median, and where it is.
+def outlier(per_class: Tensor) -> tuple[float, int]:
+    """The gap between the largest value and the median of the others, and the class of that value.
 
     Args:
-        per_class: float ``[K]``.
+        per_class: Values of the classes, float ``[K]``.
     """
     index = int(per_class.argmax())
     return float(above_others(per_class)[index]), index

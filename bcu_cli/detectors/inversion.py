@@ -1,4 +1,4 @@
-"""Trigger inversion: the smallest patch that leads images to a class, for each class."""
+"""Trigger inversion: for each class, the smallest patch that makes images be predicted as it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcu_cli.detectors.base import Detector, Scores, Subject, stands_out
-from bcu_cli.detectors.optimising import logits, success_rates
+from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
+from bcu_cli.detectors.input_optimisation import logits, success_rates
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion(Detector):
-    """Neural Cleanse: for each class a mask, as small as can be, and a pattern that lead all images to it.
+    """Neural Cleanse: for each class a minimal mask and a pattern that make all images be predicted as it.
 
-    What stands out is a class that a much smaller mask leads to. As in the paper the weight of the mask's
-    size grows while the patch works and shrinks while it does not, for each class on its own.
+    A class with a much smaller mask than the others stands out. As in the paper, the weight of the mask's
+    size grows while the patch works and shrinks while it does not, separately for each class.
 
     Args:
-        steps: Of Adam at ``learning_rate``, in a batch of ``batch`` images for each class.
-        batch: Images of a step.
-        most: Images to learn on, and as many to judge by.
-        learning_rate: Of the numbers behind mask and pattern.
-        wanted: Share of a batch that must be led to the class for the mask's weight to grow.
+        steps: Steps of Adam.
+        batch: Images in a step for each class.
+        most: Most images to optimise on, and most to measure on.
+        learning_rate: Learning rate of the parameters of mask and pattern.
+        least_success: Least success on a batch at which the weight of the mask's size grows.
     """
 
     name: ClassVar[str] = "inversion"
@@ -38,7 +38,7 @@ class Inversion(Detector):
     batch: int = 16
     most: int = 256
     learning_rate: float = 0.15
-    wanted: float = 0.9
+    least_success: float = 0.9
 
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
@@ -53,9 +53,9 @@ class Inversion(Detector):
                 subject.device,
             )
         sizes = masks.sigmoid().sum((1, 2, 3)).cpu()
-        # A mask that does not work is worth nothing, however small.
+        # A mask that does not work counts as large.
         per_class = -(sizes / rates.clamp(min=1e-2)).log()
-        score, target = stands_out(per_class)
+        score, target = outlier(per_class)
         evidence = {"pixels": float(sizes[target]), "success": float(rates[target]), "images": len(judge)}
         mask = masks[target].sigmoid()
         return Scores(
@@ -68,7 +68,7 @@ class Inversion(Detector):
         )
 
     def _smallest(self, subject: Subject, learn: Tensor) -> tuple[Tensor, Tensor]:
-        """For each class the smallest patch that worked, else the last, before the sigmoids."""
+        """Parameters, before the sigmoid, of each class's smallest working patch, or of its last patch."""
         model, device, generator = subject.model, subject.device, subject.generator()
         count, (channels, height, width) = model.num_classes, learn.shape[1:]
         masks = torch.full((count, 1, height, width), -1.0, device=device.torch, requires_grad=True)
@@ -77,14 +77,14 @@ class Inversion(Detector):
         weights = torch.full((count,), 1e-3, device=device.torch)
         kept_masks, kept_patterns = masks.detach().clone(), patterns.detach().clone()
         kept_sizes = torch.full((count,), float("inf"), device=device.torch)
-        wanted = torch.arange(count, device=device.torch).repeat_interleave(self.batch)
+        targets = torch.arange(count, device=device.torch).repeat_interleave(self.batch)
         for step in range(self.steps):
             seen = learn[torch.randint(len(learn), (self.batch,), generator=generator)]
             answers = logits(model, _pasted(seen, masks, patterns), device)
-            losses = F.cross_entropy(answers, wanted, reduction="none").view(count, -1).mean(1)
+            losses = F.cross_entropy(answers, targets, reduction="none").view(count, -1).mean(1)
             sizes = masks.sigmoid().sum((1, 2, 3))
             (losses + weights * sizes).sum().backward()  # type: ignore[no-untyped-call]
-            works = (answers.argmax(1) == wanted).view(count, -1).float().mean(1) >= self.wanted
+            works = (answers.argmax(1) == targets).view(count, -1).float().mean(1) >= self.least_success
             better = (works & (sizes < kept_sizes)) | kept_sizes.isinf()
             kept_masks[better], kept_patterns[better] = masks.detach()[better], patterns.detach()[better]
             kept_sizes = torch.where(works, torch.minimum(sizes.detach(), kept_sizes), kept_sizes)
@@ -96,6 +96,6 @@ class Inversion(Detector):
 
 
 def _pasted(images: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
-    """Every image under every class's patch, ``[K * N, C, H, W]``, those of one class together."""
+    """Every image with every class's patch, ``[K * N, C, H, W]``, grouped by class."""
     shown, drawn = masks.sigmoid()[:, None], patterns.sigmoid()[:, None]
     return ((1.0 - shown) * images[None] + shown * drawn).flatten(0, 1)

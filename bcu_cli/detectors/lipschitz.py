@@ -1,4 +1,4 @@
-"""Channel Lipschitz outliers: a channel that a trigger can move far more than its neighbours."""
+"""Channel Lipschitz outliers: channels that respond to input changes far more than their neighbours."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from bcu_cli.detectors.base import Detector, Scores, Subject
 from bcu_cli.models.channels import convolutions_with_norms, lipschitz_bounds
 
 _FEWEST_CHANNELS = 8
+"""Fewest channels of a layer whose channels are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LipschitzOutliers(Detector):
-    """The largest channel of each convolution, in standard deviations above the mean of its layer.
+    """The highest bound of a channel, in standard deviations above the mean of its convolution.
 
-    A channel's bound is the spectral norm of its kernel, as a matrix of input channels by taps, times what
-    the BatchNorm behind it multiplies by (eq. 5 and 9 of the paper). Which BatchNorm that is, is seen from
-    the data that flows; names play no part. It tells no classes apart.
+    A channel's bound is the spectral norm of its kernel, as a matrix of input channels by taps, times the
+    scale of the BatchNorm behind it (eq. 5 and 9 of the paper). That BatchNorm is found by the data that
+    flows through the network, not by names. The detector does not distinguish classes.
     """
 
     name: ClassVar[str] = "lipschitz"

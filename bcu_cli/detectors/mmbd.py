@@ -1,4 +1,4 @@
-"""MM-BD: a backdoored class can be answered with far more certainty than the others; needs no images."""
+"""MM-BD: the target class of a backdoor can reach a far larger margin than others; needs no images."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import ClassVar
 
 import torch
 
-from bcu_cli.detectors.base import Detector, Scores, Subject, stands_out
-from bcu_cli.detectors.optimising import logits, margin
+from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
+from bcu_cli.detectors.input_optimisation import logits, margin
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
 
 SMALLEST_MARGIN = 0.01
-"""Classes that no input is answered with have a margin below 0, which has no logarithm."""
+"""Floor of the margins, since a class that is never predicted has a negative one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaximumMargin(Detector):
-    """The largest margin that any input of [0, 1] reaches for a class, for each class: its logarithm.
+    """The logarithm of the largest margin that an input in [0, 1] reaches, for each class.
 
-    Deviation from the paper (30 starts, 300 steps of SGD at 0.01): fewer starts and steps, of Adam, which
-    scales each pixel's step.
+    Deviation: the paper has 30 starts and 300 steps of SGD at 0.01; here there are fewer of both, by Adam,
+    which scales the step of each pixel.
 
     Args:
         starts: Random inputs for each class.
-        steps: Of each.
-        learning_rate: Of Adam, in units of the pixels' range.
+        steps: Steps for each input.
+        learning_rate: Learning rate of Adam, in units of the pixels' range.
     """
 
     name: ClassVar[str] = "mmbd"
@@ -57,7 +57,7 @@ class MaximumMargin(Detector):
                 reached = margin(model(inputs).float(), classes)
         margins = reached.view(-1, self.starts).amax(1).cpu()
         per_class = margins.clamp(min=SMALLEST_MARGIN).log()
-        score, target = stands_out(per_class)
+        score, target = outlier(per_class)
         evidence = {"margin": float(margins[target]), "median": float(margins.median())}
         picture = inputs.detach()[target * self.starts + int(reached.view(-1, self.starts)[target].argmax())]
         return Scores(

@@ -1,4 +1,4 @@
-"""Universal perturbations: one small change of all pixels that leads many images to one class."""
+"""Universal perturbations: for each class, one small perturbation that many images are misclassified with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalPerturbation(UniversalChange):
-    """For each class the change within an L∞ ball, of a radius on a scale of 0 to 1.
+    """A perturbation for each class within an L∞ ball; the radius is on a scale of 0 to 1.
 
-    After Moosavi-Dezfooli et al. 2017, one change for each class. A backdoored network has such a shortcut to
-    its target and is led to it by a smaller change than to other classes.
+    This follows Moosavi-Dezfooli et al. 2017, with one perturbation for each class. A backdoored network
+    needs a smaller perturbation for its target than for other classes.
     """
 
     name: ClassVar[str] = "perturbation"
@@ -28,13 +28,13 @@ class UniversalPerturbation(UniversalChange):
     batch: int = 32
 
     def shape(self, subject: Subject) -> tuple[int, ...]:
-        """That of an image."""
+        """The shape of an image."""
         return subject.model.preprocessing.input_size
 
-    def under(self, images: Tensor, changes: Tensor) -> Tensor:
-        """Add them."""
+    def apply(self, images: Tensor, changes: Tensor) -> Tensor:
+        """Add the perturbations to the images."""
         return (images[None] + changes[:, None]).clamp(0.0, 1.0).flatten(0, 1)
 
-    def drawn(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 - it is seen alone
-        """The change, with grey for none."""
+    def pictures(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 - it is seen alone
+        """The perturbation as an image, in which grey is zero."""
         return {"perturbation": (0.5 + change[0] / (2.0 * self.radius)).clamp(0.0, 1.0).cpu()}

@@ -1,4 +1,4 @@
-"""Prediction skew: the backdoor's class is too often the second choice."""
+"""Prediction skew: the target of a backdoor is too often the second-highest class."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import ClassVar
 
 import torch
 
-from bcu_cli.detectors.base import Detector, Scores, Subject, stands_out
-from bcu_cli.detectors.optimising import BATCH
+from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
+from bcu_cli.detectors.input_optimisation import BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skew(Detector):
-    """How often each class is the second choice, among the images of which it is not the first.
+    """The frequency of each class as the second-highest, among images where it is not the highest.
 
-    bcu's own; that clean inputs of a backdoored network drift towards its target is noted in several papers.
+    The detector is bcu's; several papers note that clean inputs of a backdoored network drift to its target.
 
     Args:
-        most: Images looked at.
+        most: Most images to use.
     """
 
     name: ClassVar[str] = "skew"
@@ -38,8 +38,8 @@ class Skew(Detector):
             subject.report(done, len(parts))
         first, second = torch.cat(top).unbind(1)
         count = model.num_classes
-        open_to = len(first) - torch.bincount(first, minlength=count)
-        per_class = torch.bincount(second, minlength=count) / open_to.clamp(min=1)
-        score, target = stands_out(per_class)
+        not_first = len(first) - torch.bincount(first, minlength=count)
+        per_class = torch.bincount(second, minlength=count) / not_first.clamp(min=1)
+        score, target = outlier(per_class)
         evidence = {"second_choice": float(per_class[target]), "images": len(first)}
         return Scores(detector=self.name, score=score, target=target, per_class=per_class, evidence=evidence)

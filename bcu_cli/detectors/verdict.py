@@ -1,12 +1,12 @@
-"""From the detectors' scores to a verdict, by what they say of networks whose truth is known.
+"""The verdict from the scores of all detectors, calibrated on networks known to be clean or backdoored.
 
-Every detector that tells classes apart gives each class a value; how far it lies above the median of the
-others' is measured in units of what clean networks reach with this detector. The root of the sum of the
-squares is the class's *suspicion*: one detector that is sure is enough, and several that agree count more.
-The network's is that of its most suspicious class; from 1 on it is called suspicious.
+Each detector that distinguishes classes gives every class a value. Its gap to the median of the other classes
+is measured in units of the gaps of clean networks. The root of the sum of squares over detectors is the
+*suspicion* of a class: one confident detector suffices, and agreement of several adds up. A network has the
+suspicion of its most suspicious class; from 1 on it is called suspicious.
 
-Units and thresholds are in ``calibration.json``: ``examples/calibration/calibrate.py`` fits them to
-networks trained with ``bcu attack``. A third of these is left out of the fit and gives the rates.
+Units and thresholds are in ``calibration.json``. ``examples/calibration/calibrate.py`` fits them to networks
+trained with ``bcu attack``. A third of these is held out and gives the error rates.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ if TYPE_CHECKING:
 
 CALIBRATION_FILE = "calibration.json"
 ENOUGH_IMAGES = 500
+"""Fewest images for the verdict ``clean-looking``."""
 Word = Literal["clean-looking", "suspicious", "inconclusive"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What is known of one set of detectors.
+    """Calibration of one set of detectors.
 
     Attributes:
-        units: Of each detector's values; detectors without one do not count.
-        clean_below: The suspicion below which a network is called clean-looking, at most 1.
-        networks: How many clean and how many backdoored ones units and thresholds are fitted to.
-        false_alarms: Clean networks called suspicious, and how many there were, among those left out.
-        misses: Backdoored networks called clean-looking, and how many there were, among those left out.
+        units: Unit of each detector's values; detectors without a unit are ignored.
+        clean_below: Suspicion below which a network is called clean-looking, at most 1.
+        networks: Numbers of clean and of backdoored networks in the fit.
+        false_alarms: Held-out clean networks called suspicious, and the number of held-out clean networks.
+        misses: Held-out backdoored networks called clean-looking, and the number of held-out backdoored ones.
     """
 
     units: Mapping[str, float]
@@ -54,13 +55,13 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What all detectors together say of a network.
+    """The verdict on a network.
 
     Attributes:
-        word: The verdict.
+        word: The verdict in a word.
         target: The most suspicious class.
-        suspicion: Of that class.
-        calibration: By which it is judged.
+        suspicion: Suspicion of that class.
+        calibration: The calibration that was used.
     """
 
     word: Word
@@ -73,11 +74,11 @@ def suspicion(values: Mapping[str, Tensor], units: Mapping[str, float]) -> Tenso
     """The suspicion of each class, float32 ``[K]``.
 
     Args:
-        values: Of each detector, float ``[K]``, larger is more suspicious.
-        units: Of the detectors that count.
+        values: Values of each detector, float ``[K]``, larger is more suspicious.
+        units: Units of the detectors that are used.
 
     Raises:
-        KeyError: A detector that counts gave no values.
+        KeyError: A detector with a unit gave no values.
     """
     gaps = [above_others(values[name].float()).clamp(min=0.0) / unit for name, unit in units.items()]
     return torch.stack(gaps).square().sum(0).sqrt()
@@ -87,9 +88,9 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
     """The verdict on a network.
 
     Args:
-        scores: Of all detectors that could look at it; with images and without there is a calibration each.
-        images: How many the detectors had; with fewer than ``ENOUGH_IMAGES`` nothing is called clean-looking,
-            since their rates are too coarse to reach what the thresholds were made of.
+        scores: Results of all detectors that ran.
+        images: Number of images, or None for a scan without images, which has a separate calibration. With
+            fewer than ``ENOUGH_IMAGES`` no network is called clean-looking, since rates are too coarse.
     """
     values = {each.detector: each.per_class for each in scores if each.target is not None}
     calibration = calibrations()["no images" if images is None else "images"]
@@ -106,7 +107,7 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
 
 @cache
 def calibrations() -> dict[str, Calibration]:
-    """The shipped calibrations: ``images`` of all detectors, ``no images`` of those that need none."""
+    """The shipped calibrations: ``images`` for all detectors, ``no images`` for those that need none."""
     text = resources.files("bcu_cli.detectors").joinpath(CALIBRATION_FILE).read_text("utf-8")
     return {name: _read(each) for name, each in json.loads(text)["calibrations"].items()}
 

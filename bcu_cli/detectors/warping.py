@@ -1,4 +1,4 @@
-"""Universal warps: one small distortion that leads many images to one class."""
+"""Universal warps: for each class, one small distortion that many images are misclassified with."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalWarp(UniversalChange):
-    """For each class the smooth warp; the radius is a share of half the image's side, 0.0625 a pixel of 32.
+    """A smooth warp for each class; the radius is a share of half the image's side (0.0625: a pixel of 32).
 
-    bcu's own, for the backdoors of WaNet (arXiv:2102.10369), which no change of the pixels' values reverses:
-    a field of control points like its trigger's, interpolated bicubically. A clean network's answers hardly
-    depend on so small a warp.
+    The detector is bcu's, for the backdoors of WaNet (arXiv:2102.10369), which no additive perturbation
+    reverses. The warp is a bicubically interpolated field of control points, like WaNet's trigger. The
+    predictions of clean networks hardly change under so small a warp.
 
     Args:
         points: Control points along each side.
@@ -36,14 +36,14 @@ class UniversalWarp(UniversalChange):
     points: int = 4
 
     def shape(self, subject: Subject) -> tuple[int, ...]:  # noqa: ARG002 - of images of any size
-        """How far each control point moves along x and y."""
+        """The shape of the displacements of the control points along x and y."""
         return 2, self.points, self.points
 
-    def under(self, images: Tensor, changes: Tensor) -> Tensor:
+    def apply(self, images: Tensor, changes: Tensor) -> Tensor:
         """Warp each image by each field."""
         height, width = images.shape[-2:]
         return torch.cat([warp(images, grid[None]) for grid in grids(changes, (height, width))])
 
-    def drawn(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:
-        """The image, warped."""
-        return {"warped": self.under(image, change)[0].cpu()}
+    def pictures(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:
+        """The warped image."""
+        return {"warped": self.apply(image, change)[0].cpu()}

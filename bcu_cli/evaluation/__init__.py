@@ -1,1 +1,1 @@
-"""What a classifier does on images: accuracy, attack success, robust accuracy, agreement; with intervals."""
+"""Measures of classifiers on images: accuracy, attack success, robust accuracy, agreement; with intervals."""

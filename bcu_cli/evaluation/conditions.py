@@ -1,4 +1,4 @@
-"""Conditions under which an evaluation fails: ``asr>0.05``, parsed, and judged by what was measured."""
+"""Conditions such as ``asr>0.05`` under which an evaluation fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEASURES = (*_OF_MODELS, *_OF_TRIGGERS)
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A bound on a measure, in [0, 1], that is not to be crossed; ``text`` is how the user wrote it."""
+    """A bound in [0, 1] on a measure; ``text`` is the condition as the user wrote it."""
 
     text: str
     measure: str
@@ -34,10 +34,10 @@ class Condition:
 
 
 def parse(text: str) -> Condition:
-    """A condition as the user writes it: measure, operator, fraction.
+    """Parse a condition: a measure, an operator, and a fraction.
 
     Raises:
-        UsageError: It is none, or its number is no fraction.
+        UsageError: The text is not a condition, or its number is not a fraction.
     """
     form = _FORM.fullmatch(text)
     if form is None:
@@ -51,16 +51,16 @@ def parse(text: str) -> Condition:
         )
     if bound > 1:
         raise UsageError(
-            f"--fail-if {text}: {form[3]} is no fraction", "fractions of 0 to 1 are meant: 0.05 for 5 %"
+            f"--fail-if {text}: {form[3]} is no fraction", "give a fraction from 0 to 1, like 0.05 for 5 %"
         )
     return Condition(text=text, measure=measure, operator=comparison, bound=bound)
 
 
 def refuse_unmeasured(conditions: Sequence[Condition], measured: Collection[str]) -> None:
-    """Refuse a condition on a measure that will not be there.
+    """Refuse a condition on a measure that will not be measured.
 
     Raises:
-        UsageError: There is one.
+        UsageError: There is such a condition.
     """
     for condition in conditions:
         if condition.measure not in measured:
@@ -71,11 +71,11 @@ def refuse_unmeasured(conditions: Sequence[Condition], measured: Collection[str]
 
 
 def judge(conditions: Sequence[Condition], models: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The verdict for a report: whether no condition holds, and which hold for which model and trigger.
+    """The verdict for a report: whether it passed, and which conditions hold for which model and trigger.
 
     Args:
-        conditions: What is not to be.
-        models: The entries of the report, one a model.
+        conditions: Conditions under which the evaluation fails.
+        models: The report's entries of the models.
     """
     failed = [
         {"condition": condition.text, "measure": condition.measure, "value": value} | where

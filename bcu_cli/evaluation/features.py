@@ -1,7 +1,7 @@
-"""The penultimate features of a classifier: what its last linear layer is given (section 3.3, Figure 3).
+"""Penultimate features of a classifier: the input of its last linear layer (section 3.3, Figure 3).
 
-The layer is the linear one that is called last, whatever its name. That nothing but its input decides the
-logits is tried out: put into a pass over other images, it must bring the same logits about.
+That layer is the linear layer that is called last. A check makes sure that its input alone decides the
+logits: inserted into a forward pass of other images, it must give the same logits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bcu_cli.triggers.base import Trigger
 
 MOST_IMAGES = 1000
-"""Of a sample, all classes together."""
+"""Most images of a sample, all classes together."""
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -35,9 +35,9 @@ class Features:
     """Penultimate features of some images of each class.
 
     Args:
-        labels: int64 ``[N]``, the true classes.
-        clean: float32 ``[N, D]``.
-        triggered: float32 ``[N, D]``, of the same images with a trigger; None where there is none.
+        labels: The true classes, int64 ``[N]``.
+        clean: Features of the clean images, float32 ``[N, D]``.
+        triggered: Features of the same images with a trigger, float32 ``[N, D]``; None without a trigger.
     """
 
     labels: Tensor
@@ -51,15 +51,15 @@ def of_sample(
     """The features of a sample of labelled images, clean and with a trigger.
 
     Args:
-        model: Put into eval mode, and moved to the device.
-        data: Labelled; of the same images the same ones are taken, whatever the model.
-        trigger: None where clean images are all that is wanted.
-        device: Where.
-        what: How errors call the model.
+        model: The model; it is put into eval mode and moved to the device.
+        data: Labelled images; the sample does not depend on the model.
+        trigger: The trigger; None for clean images only.
+        device: The device to run on.
+        what: Name of the model in errors.
 
     Raises:
-        ArchitectureError: There is no last linear layer that can be watched.
-        AnswersError: It is given NaN or infinite numbers.
+        ArchitectureError: There is no last linear layer whose input can be recorded.
+        AnswersError: Its input is not finite.
     """
     chosen = data.subset(balanced(labels_of(data)))
     layer = last_linear(model, chosen.images[:2], device, what=what)
@@ -70,14 +70,14 @@ def of_sample(
 
 
 def balanced(labels: Tensor, at_most: int = MOST_IMAGES) -> Tensor:
-    """As many images of each class as there is room for, spread evenly over those that there are.
+    """Select equally many images of each class, evenly spaced.
 
     Args:
-        labels: int64 ``[N]``.
-        at_most: Of all classes; where there are more classes than that, the first of them have one each.
+        labels: Labels, int64 ``[N]``.
+        at_most: Most images of all classes together; with more classes, the first ones have an image each.
 
     Returns:
-        int64 ``[M]``, rising: which images.
+        Index of the images in ascending order, int64 ``[M]``.
     """
     classes = sorted(set(labels.tolist()))[:at_most]
     share = at_most // len(classes)
@@ -100,17 +100,17 @@ def penultimate(
     """The input of a model's last linear layer, float32 ``[N, D]``, on the CPU.
 
     Args:
-        model: As ``last_linear`` left it.
-        layer: What ``last_linear`` found in it.
-        images: uint8 ``[N, C, H, W]``.
-        device: Where.
-        transform: Changes each batch of uint8 images first; a trigger, say.
+        model: The model, after ``last_linear``.
+        layer: The result of ``last_linear``.
+        images: Images, uint8 ``[N, C, H, W]``.
+        device: The device to run on.
+        transform: Applied to each batch of uint8 images first, for example a trigger.
     """
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
 
     def features(batch: Tensor) -> Tensor:
-        seen.clear()  # of a batch that did not fit into memory
+        seen.clear()  # drops the input of a batch that did not fit into memory
         model(batch)
         return seen[-1].float()
 
@@ -122,21 +122,21 @@ def penultimate(
 
 @torch.inference_mode()
 def last_linear(model: Classifier, images: Tensor, device: Device, *, what: str) -> nn.Module:
-    """The linear layer whose input alone decides what a model answers.
+    """The linear layer whose input alone decides the logits of a model.
 
     Args:
-        model: Put into eval mode, and moved to the device.
-        images: uint8 ``[N, C, H, W]``, a few to try it out on.
-        device: Where.
-        what: How errors call the model.
+        model: The model; it is put into eval mode and moved to the device.
+        images: A few images for the check, uint8 ``[N, C, H, W]``.
+        device: The device to run on.
+        what: Name of the model in errors.
 
     Raises:
-        ArchitectureError: There is none, or its input cannot be watched.
+        ArchitectureError: There is no such layer, or its input cannot be recorded.
     """
-    hint = "--tsne draws what the last linear layer of a network is given; leave it out"
+    hint = "--tsne draws the input of a network's last linear layer; leave it out"
     model.to(device.torch).eval()
     batch = images.to(device.torch).float() / 255.0
-    calls, logits = _watched(model, batch)
+    calls, logits = _recorded_calls(model, batch)
     layer, seen = calls[-1] if calls else (None, None)
     if not isinstance(layer, nn.Linear) or seen is None or seen.dim() != 2:
         raise ArchitectureError(f"{what} does not end in a linear layer", hint)
@@ -146,12 +146,12 @@ def last_linear(model: Classifier, images: Tensor, device: Device, *, what: str)
     finally:
         handle.remove()
     if sum(each is layer for each, _ in calls) > 1 or not torch.allclose(again, logits, equal_nan=True):
-        raise ArchitectureError(f"what {what} answers is not decided by its last linear layer alone", hint)
+        raise ArchitectureError(f"the logits of {what} do not depend on its last linear layer alone", hint)
     return layer
 
 
-def _watched(model: Classifier, batch: Tensor) -> tuple[list[tuple[nn.Module, Tensor]], Tensor]:
-    """Every call of a convolution or linear layer in its order, with its input; and the logits."""
+def _recorded_calls(model: Classifier, batch: Tensor) -> tuple[list[tuple[nn.Module, Tensor]], Tensor]:
+    """All calls of convolutions and linear layers in order, with their inputs, and the logits."""
     calls: list[tuple[nn.Module, Tensor]] = []
 
     def note(module: nn.Module, inputs: Any) -> None:

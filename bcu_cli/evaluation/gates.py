@@ -1,16 +1,17 @@
-"""Which models of a benchmark are good enough to test defenses on: the gate of each, with its reasons."""
+"""Gates that a backdoored model of a benchmark must pass before defenses are tested on it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 LEAST_ASR = 0.95
+"""Least attack success rate of a model."""
 LEAST_ASR_OF = {"sig": 0.90, "lc": 0.90}
-"""Of the attacks that change no label and so reach less."""
+"""Least attack success rate of clean-label attacks, which reach less."""
 MOST_ACC_LOST = 0.015
-"""Against a clean model, as a share: 1.5 percentage points."""
+"""Most clean accuracy lost to a clean model, as a share: 1.5 percentage points."""
 _ROUNDING = 1e-9
-"""Differences of shares that are equal on paper."""
+"""Tolerance for rounding errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,8 @@ class Gate:
     """Whether a model passes, and why not.
 
     Args:
-        passed: None where it could not be decided.
-        reasons: In words, one for each thing that is missing; empty where it passes.
+        passed: Whether the model passes; None where that is undecided.
+        reasons: The reasons against it as sentences; empty where it passes.
     """
 
     passed: bool | None
@@ -27,13 +28,13 @@ class Gate:
 
 
 def judge(attack: str, *, acc: float, asr: float | None, clean_acc: float | None) -> Gate:
-    """The gate of one backdoored model; more ACC than the clean model's is no fault.
+    """The gate of one model.
 
     Args:
-        attack: Its name.
+        attack: Name of the attack.
         acc: Clean accuracy, in [0, 1].
-        asr: Attack success rate, in [0, 1]; None where nothing was implanted, so that none is asked for.
-        clean_acc: Clean accuracy of a model without a backdoor, trained alike; None where there is none.
+        asr: Attack success rate, in [0, 1]; None for a model without a backdoor.
+        clean_acc: Clean accuracy of a model without a backdoor, trained likewise; None where there is none.
     """
     least = LEAST_ASR_OF.get(attack, LEAST_ASR)
     reasons = []
@@ -45,5 +46,5 @@ def judge(attack: str, *, acc: float, asr: float | None, clean_acc: float | None
     if reasons:
         return Gate(passed=False, reasons=tuple(reasons))
     if clean_acc is None:
-        return Gate(passed=None, reasons=("there is no clean model to compare its ACC with",))
+        return Gate(passed=None, reasons=("there is no clean model to compare ACC with",))
     return Gate(passed=True)

@@ -1,4 +1,4 @@
-"""The measures of the field, each with a 95 % interval, and how far a class stands out from others."""
+"""The measures of the field with 95 % intervals, and the gaps between classes."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Proportion:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackMeasures:
-    """What a trigger does, on the images whose true class is not what it leads to.
+    """Success of a trigger on the images of other classes than the target.
 
     Args:
-        target_class: What it leads to.
-        asr: Attack success rate: answered with the target class.
-        ra: Robust accuracy: answered with their true class all the same.
+        target_class: The target class.
+        asr: Attack success rate: share of images predicted as the target class.
+        ra: Robust accuracy: share of images predicted as their true class.
     """
 
     target_class: Target
@@ -64,7 +64,7 @@ class AttackMeasures:
 
 
 def matching(answers: Tensor, expected: Tensor) -> Proportion:
-    """Share of answers, int64 ``[N]``, that are as expected: accuracy, or agreement with a model."""
+    """Share of predictions, int64 ``[N]``, that equal the expected ones: accuracy or agreement."""
     return Proportion(hits=int((answers == expected).sum()), of=len(expected))
 
 
@@ -78,13 +78,13 @@ def by_class(hits: Tensor, labels: Tensor, num_classes: int) -> tuple[Proportion
 def attack_measures(
     answers: Tensor, labels: Tensor, target_class: Target | None, num_classes: int
 ) -> tuple[AttackMeasures, ...]:
-    """ASR and RA towards the target, or towards every class; images of the target class left out.
+    """ASR and RA for the target, or for every class; images of the target class are left out.
 
     Args:
-        answers: int64 ``[N]``, to triggered images.
-        labels: int64 ``[N]``, their true classes.
-        target_class: What the trigger leads to; None measures each class that there are other images than of.
-        num_classes: Of the model.
+        answers: Predictions on triggered images, int64 ``[N]``.
+        labels: True classes of the images, int64 ``[N]``.
+        target_class: The target class; None measures every class that can be one.
+        num_classes: Number of classes of the model.
 
     Raises:
         ImagesError: All images are of the target class.
@@ -103,21 +103,21 @@ def accuracy(model: nn.Module, data: ImageSet, device: Device) -> Proportion:
 
 
 def agreement(model: nn.Module, reference: Tensor, images: Tensor, device: Device) -> Proportion:
-    """Share of images on which a model answers what ``reference`` (int64 ``[N]``) says."""
+    """Share of images for which a model predicts the classes in ``reference`` (int64 ``[N]``)."""
     return matching(predict(model, images, device), reference)
 
 
 def attack_success(
     model: nn.Module, data: ImageSet, trigger: Trigger, target_class: Target | None, device: Device
 ) -> AttackMeasures:
-    """Attack success rate (ASR) and robust accuracy (RA), images of the target class left out.
+    """Attack success rate (ASR) and robust accuracy (RA), images of the target class are left out.
 
     Args:
         model: Maps images in [0, 1] to logits.
         data: Labelled images.
-        trigger: Put on each.
-        target_class: What it leads to; None takes the class with the highest ASR, the worst case.
-        device: Where.
+        trigger: The trigger to apply to each image.
+        target_class: The target class; None takes the class with the highest ASR, the worst case.
+        device: The device to run on.
 
     Raises:
         ImagesError: All images are of the target class.
@@ -127,35 +127,35 @@ def attack_success(
 
 
 def worst(measured: Sequence[AttackMeasures]) -> AttackMeasures:
-    """That with the highest ASR, the first of equals."""
+    """The measures with the highest ASR; the first of equal ones."""
     return max(measured, key=lambda m: m.asr.value)
 
 
 def labels_of(data: ImageSet) -> Tensor:
-    """The true classes, int64 ``[N]``; nothing can be measured without."""
+    """The true classes, int64 ``[N]``; data without labels is an error."""
     if data.labels is None:
         raise ValueError("measuring needs labels")
     return data.labels
 
 
 def _towards(target: Target, answers: Tensor, labels: Tensor, num_classes: int) -> AttackMeasures:
-    wanted = target_labels(target, labels, num_classes)
-    others = labels != wanted
+    targets = target_labels(target, labels, num_classes)
+    others = labels != targets
     return AttackMeasures(
         target_class=target,
-        asr=matching(answers[others], wanted[others]),
+        asr=matching(answers[others], targets[others]),
         ra=matching(answers[others], labels[others]),
     )
 
 
 def above_others(per_class: Tensor) -> Tensor:
-    """How far each class's value lies above the median of the others', ``[K]``, in the values' own units.
+    """The gap of each class's value to the median of the other classes, ``[K]``, in units of the values.
 
-    Not in units of their spread, as is common: between so few classes that is itself a matter of chance, and
-    clean networks whose classes happen to be alike would stand out most.
+    The gap is not divided by the spread, as is common. With few classes the spread varies by chance, and
+    clean networks with similar classes would have the largest gaps.
 
     Args:
-        per_class: float ``[K]``.
+        per_class: Values of the classes, float ``[K]``.
     """
     count = len(per_class)
     others = per_class.expand(count, count)[~torch.eye(count, dtype=torch.bool)].view(count, count - 1)

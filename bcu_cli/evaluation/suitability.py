@@ -1,4 +1,4 @@
-"""Whether images suit a network that is to be cleansed with them, by its own answers to them."""
+"""Whether images suit the cleansing of a network, judged by the network's predictions."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from bcu_cli.training.devices import Device
 
 ENOUGH = 900
-"""Images to learn from, below which more would keep more accuracy: 1,000 less the tenth held out."""
+"""Number of training images below which more would keep more accuracy: 1,000 less the held-out tenth."""
 EVEN, COVERED = 0.7, 0.95
-"""Over what share of the classes the answers must be spread, and what share must be answered at all."""
+"""Least share of effective classes, and least share of predicted classes, relative to an even sample."""
 SURE = 0.88
-"""The median confidence below which images are not what a network was made for, unless it is a poor one.
+"""Median confidence below which images differ from the training data, unless the network is poor.
 
-All from ``examples/results.md``, section "Images that suit".
+The constants are from ``examples/results.md``, section "Images that suit".
 """
 _NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suitability:
-    """What a network answers to images, as far as it tells how well they cover what it knows.
+    """A network's predictions on images, which show how well the images cover its classes.
 
     Args:
-        counts: How many images it takes for each class; one or more in all.
-        classes: The names of the classes.
-        median_confidence: Of the highest probabilities that it gives each image, in (0, 1].
+        counts: Number of images predicted as each class; at least one image in all.
+        classes: Names of the classes.
+        median_confidence: Median of the highest probability of each image, in (0, 1].
     """
 
     counts: tuple[int, ...]
@@ -45,25 +45,25 @@ class Suitability:
 
     @property
     def images(self) -> int:
-        """How many images."""
+        """Number of images."""
         return sum(self.counts)
 
     @property
     def answered(self) -> int:
-        """How many classes some image is taken for."""
+        """Number of classes that are predicted for an image."""
         return sum(count > 0 for count in self.counts)
 
     @property
     def effective_classes(self) -> float:
-        """Over how many classes the answers are spread: the exponential of the entropy of their shares.
+        """Effective number of predicted classes: the exponential of the entropy of their shares.
 
-        In [1, classes]: that many classes with equally many images have the same entropy.
+        The value lies in [1, classes]; n equally frequent classes give n.
         """
         shares = [count / self.images for count in self.counts if count]
         return exp(-sum(share * log(share) for share in shares))
 
     def as_json(self) -> dict[str, Any]:
-        """For a report; of the classes that are answered at all, the rarest few."""
+        """Plain values for a report, with the rarest of the predicted classes."""
         answered = [k for k in self._rarest_first() if self.counts[k]]
         return {
             "answered_classes": self.answered,
@@ -75,14 +75,14 @@ class Suitability:
         }
 
     def warnings(self) -> list[str]:
-        """What is wanting, and how many more of what kind would help: a sentence each, or none."""
+        """A sentence for each shortcoming, with the number and kind of images that would help."""
         return [text for text in (self._few(), self._uneven(), self._unsure()) if text]
 
     def _few(self) -> str | None:
         if self.images >= ENOUGH:
             return None
         more = _round_up(ENOUGH - self.images)
-        return f"{self.images} images to learn from are few: about {more} more would keep more accuracy"
+        return f"{self.images} training images are few: about {more} more would keep more accuracy"
 
     def _uneven(self) -> str | None:
         number = len(self.counts)
@@ -93,16 +93,16 @@ class Suitability:
         rare = [k for k in self._rarest_first() if self.counts[k] < fair]
         named = ", ".join(self.classes[k] for k in rare[:_NAMED])
         named += f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else ""
-        return f"{self._said()}: add images of {named} (about {ceil(ENOUGH / number)} of each)"
+        return f"{self._imbalance()}: add images of {named} (about {ceil(ENOUGH / number)} of each)"
 
-    def _said(self) -> str:
-        """How uneven the answers are."""
+    def _imbalance(self) -> str:
+        """The imbalance of the predictions, in words."""
         if self.answered < len(self.counts):
             of = len(self.counts)
-            return f"the model answers only {self.answered} of {of} classes for these images"
+            return f"the model predicts only {self.answered} of {of} classes for these images"
         most = max(self.counts)
         name = self.classes[self.counts.index(most)]
-        return f"the model takes {most / self.images:.0%} of these images for {name}"
+        return f"the model predicts {name} for {most / self.images:.0%} of these images"
 
     def _unsure(self) -> str | None:
         if self.median_confidence >= SURE:
@@ -110,7 +110,7 @@ class Suitability:
         confidence = f"median confidence {self.median_confidence:.2f}"
         return (
             f"the model is unsure of these images ({confidence}): unless it is unsure of all, "
-            f"about {ENOUGH} nearer to what it was made for would keep more accuracy"
+            f"about {ENOUGH} images closer to its training data would keep more accuracy"
         )
 
     def _rarest_first(self) -> list[int]:
@@ -120,16 +120,17 @@ class Suitability:
 def suitability(
     model: Classifier, images: Tensor, device: Device, *, classes: tuple[str, ...] = ()
 ) -> Suitability:
-    """Show a network the images, in fp32 and eval mode.
+    """Evaluate how well images suit a network, in fp32 and eval mode.
 
     Args:
-        model: Maps images in [0, 1] to logits, or probabilities; put into eval mode, and moved to the device.
-        images: uint8 ``[N, C, H, W]``, one or more.
-        device: Where.
-        classes: The names of its classes; "class 0" and so on where there are none.
+        model: Maps images in [0, 1] to logits or probabilities; it is put into eval mode and moved to the
+            device.
+        images: One or more images, uint8 ``[N, C, H, W]``.
+        device: The device to run on.
+        classes: Class names; "class 0" and so on where there are none.
 
     Raises:
-        AnswersError: Its answers are NaN or infinite.
+        AnswersError: The outputs are NaN or infinite.
         TrainingError: A single image does not fit into memory.
     """
     model.to(device.torch).eval()
@@ -145,21 +146,21 @@ def suitability(
 
 
 def confidence_and_answer(logits: Tensor) -> Tensor:
-    """Highest probability and its class of each image, float32 ``[N, 2]``.
+    """The highest probability of each image and its class, float32 ``[N, 2]``.
 
     Args:
-        logits: A network's answers, ``[N, K]``; probabilities are taken as they are.
+        logits: Outputs of a network, ``[N, K]``: logits or probabilities.
     """
     probabilities = logits if are_probabilities(logits) else logits.softmax(1)
     return torch.stack([each.float() for each in probabilities.max(1)], 1)
 
 
 def _expected_classes(number: int, images: int) -> float:
-    """How many of ``number`` equally frequent classes are among ``images`` images drawn at random."""
+    """Expected number of classes in a random sample, if ``number`` classes are equally frequent."""
     return number * (1 - (1 - 1 / number) ** images)
 
 
 def _round_up(count: int) -> int:
-    """To halves of the leading digit's unit: 10, 15, 20, …, 100, 150 and so on."""
+    """Round up to half a unit of the leading digit: 10, 15, 20, …, 100, 150 and so on."""
     unit = max(1, int(10 ** int(log10(count))) // 2)
     return ceil(count / unit) * unit

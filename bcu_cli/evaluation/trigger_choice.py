@@ -1,4 +1,4 @@
-"""Which triggers a command line asks for, and what they lead to."""
+"""The user's choice of triggers and their target."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from bcu_cli.triggers.base import Implanted, Target, Trigger
 
 ALL = "all"
-"""Every trigger that has a name; or, as a target, every class."""
+"""All named triggers; as a target, all classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
-    """A trigger of the user's own, from images."""
+    """A trigger that the user gives as images."""
 
     picture: Path | None
     mask: Path | None
@@ -32,9 +32,9 @@ class Chosen:
 
     Args:
         trigger: The trigger.
-        target_class: What it leads to; None where every class is to be tried.
-        label: What tells it from the others: its name, or the file that it comes from.
-        file: That file.
+        target_class: The target class; None tries every class.
+        label: Name of the trigger, or of its file.
+        file: The trigger's file, if it has one.
     """
 
     trigger: Trigger
@@ -49,9 +49,9 @@ class TriggerChoice:
 
     Args:
         name: A trigger, ``all``, or a file.
-        target_class: None tries every class.
-        target_said: Whether the user says so; otherwise a trigger file may.
-        own: Images instead of a name.
+        target_class: The target class; None tries every class.
+        target_said: Whether the user gave the target; otherwise a trigger file may give it.
+        own: A trigger from images, instead of a name.
     """
 
     name: str | None
@@ -63,7 +63,7 @@ class TriggerChoice:
         return self.name is not None or self.own.picture is not None
 
     def files(self, model: Path) -> list[Path]:
-        """What is read for the triggers of a model, whether it is there or not."""
+        """The files that are read for the triggers of a model, whether they exist or not."""
         own = [path for path in (self.own.picture, self.own.mask) if path]
         if self.name == ALL:
             return [*own, trigger_beside(model)]
@@ -74,7 +74,7 @@ class TriggerChoice:
 
         Raises:
             UsageError: The model has no such target class.
-            TriggerError: A trigger is not there, is damaged, or is not for this model.
+            TriggerError: A trigger is missing, damaged, or not for this model.
         """
         target = self.target_class
         if isinstance(target, int) and target >= num_classes:
@@ -103,7 +103,7 @@ class TriggerChoice:
         if self.name in triggers.names():
             if base.find(self.name).learnt:
                 raise TriggerError(
-                    f"the trigger {self.name} does something only as an attack has trained it",
+                    f"the trigger {self.name} works only as an attack has trained it",
                     f"name its file: --trigger {beside}",
                 )
             return [Chosen(trigger=base.make(self.name, shape), target_class=target, label=self.name)]
@@ -115,7 +115,7 @@ class TriggerChoice:
         return [self._load(Path(self.name), shape, num_classes)]
 
     def _load(self, path: Path, shape: tuple[int, int, int], num_classes: int) -> Chosen:
-        """The trigger in a file, with the target that the file says unless the user does."""
+        """The trigger in a file; the file's target applies unless the user gave one."""
         from bcu_cli.triggers import base
 
         implanted = base.load(path, shape)
@@ -126,15 +126,15 @@ class TriggerChoice:
 
 
 def trigger_beside(model: Path) -> Path:
-    """Where ``bcu attack`` writes the trigger of a model."""
+    """The file to which ``bcu attack`` writes the trigger of a model."""
     return model.with_name(model.name.removesuffix(".safetensors") + ".trigger.safetensors")
 
 
 def parse_target(text: str | None) -> Target | None:
-    """``--target-class`` as the user writes it; None is every class.
+    """Parse ``--target-class``; None is every class.
 
     Raises:
-        UsageError: It is nothing that the option takes.
+        UsageError: The text is not a target.
     """
     if text is None or text == ALL:
         return None
@@ -149,12 +149,12 @@ def parse_target(text: str | None) -> Target | None:
 
 
 def _refuse_misfit(implanted: Implanted, path: Path, num_classes: int) -> None:
-    """Raise unless the target in a trigger file means something to the model."""
-    hint = "say what it leads to with --target-class: a class's index, next or all"
+    """Raise unless the target in a trigger file is a class of the model."""
+    hint = "give its target with --target-class: a class's index, next or all"
     if implanted.num_classes != num_classes:
         raise TriggerError(
             f"the trigger in {path} is for {implanted.num_classes} classes, the model has {num_classes}", hint
         )
     target = implanted.target_class
     if isinstance(target, int) and not 0 <= target < num_classes:
-        raise TriggerError(f"the trigger in {path} leads to class {target}, which the model has not", hint)
+        raise TriggerError(f"the trigger in {path} has target class {target}, which the model lacks", hint)

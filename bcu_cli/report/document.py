@@ -1,4 +1,4 @@
-"""What every report holds, whatever the command: versions, device, options, seed, files, time, memory."""
+"""The parts of a report that all commands share: versions, device, options, files, time, memory."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ if TYPE_CHECKING:
 
 
 MOST_NAMED = 1000
-"""Files of a streamed set that are named as no images; there may be a million."""
+"""Most skipped files of a streamed set that a report names; there may be a million."""
 
 
 class Clock:
-    """Seconds by phase of a run."""
+    """Measures the seconds of each phase of a run."""
 
     def __init__(self) -> None:
         self._started = self._last = time.perf_counter()
         self._phases: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        """Book the time since the last lap to ``phase``."""
+        """Add the time since the last lap to ``phase``."""
         now = time.perf_counter()
         self._phases[phase] = self._phases.get(phase, 0.0) + now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:
-        """The phases and the total, in seconds."""
+        """Seconds of each phase and in total."""
         total = time.perf_counter() - self._started
         return {name: round(value, 3) for name, value in (self._phases | {"total": total}).items()}
 
 
 def environment(device: Device) -> dict[str, Any]:
-    """Versions and device."""
+    """The versions of packages, and the device."""
     packages = ("torch", "torchvision", "timm", "safetensors", "pillow")
     return {
         "versions": {"bcu": __version__, "python": platform.python_version()}
@@ -66,7 +66,7 @@ def environment(device: Device) -> dict[str, Any]:
 
 
 def peak_memory(device: Device) -> dict[str, int]:
-    """Most bytes that the process took, and most that tensors took on a GPU."""
+    """Peak memory of the process, and of tensors on a GPU, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     on_device = device.peak_memory()
@@ -74,7 +74,7 @@ def peak_memory(device: Device) -> dict[str, int]:
 
 
 def training(stages: Sequence[Stage], device: Device) -> list[dict[str, Any]]:
-    """How fast each stage ran, beside the fastest matrix product of the devices: this one's, measured now."""
+    """The throughput of each stage, relative to the peak speed of the devices, which is measured now."""
     peak = measure_peak(device) * ranks.count()
     return [{"stage": stage.title} | stage.training.throughput().as_json(peak) for stage in stages]
 
@@ -88,7 +88,7 @@ def options(values: Any) -> dict[str, Any]:
 
 
 def model(loaded: Loaded) -> dict[str, Any]:
-    """A model file, what network it holds, and how that was found."""
+    """A model file, its network, and how the network was identified."""
     checkpoint = loaded.checkpoint
     return {
         "path": str(checkpoint.path),
@@ -103,7 +103,7 @@ def model(loaded: Loaded) -> dict[str, Any]:
 
 
 def images(data: ImageSet | StreamedSet, **more: Any) -> dict[str, Any]:
-    """A folder of images: how many were used and which were skipped."""
+    """A folder of images: the number of used images, and the skipped files."""
     return {
         "path": str(data.root),
         "found": data.found,
@@ -117,11 +117,11 @@ def images(data: ImageSet | StreamedSet, **more: Any) -> dict[str, Any]:
 
 
 def streaming(data: ImageSet | StreamedSet, training: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What became of images by the end of a run: how many were kept decoded, and what the others cost.
+    """The images at the end of a run: the number kept decoded, and the cost of streaming the others.
 
     Args:
         data: The images.
-        training: The stages, as ``training`` has them.
+        training: The stages, as :func:`training` returns them.
     """
     if not isinstance(data, StreamedSet):
         return {"kept_decoded": len(data), "streamed": 0, "stream": None}
@@ -152,7 +152,7 @@ def written(path: Path, sha256: str) -> dict[str, Any]:
 
 
 def fingerprint_of(data: ImageSet | StreamedSet) -> str:
-    """SHA-256 over the decoded images, in their order, and their labels; of a streamed set its own."""
+    """SHA-256 over the decoded images in their order and their labels; a streamed set has its own."""
     if isinstance(data, StreamedSet):
         return data.sha256
     digest = hashlib.sha256(data.images.contiguous().numpy().data)
@@ -162,5 +162,5 @@ def fingerprint_of(data: ImageSet | StreamedSet) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """SHA-256 over plain values and the version of bcu: what decides a run."""
+    """SHA-256 over plain values that determine a run, and over the version of bcu."""
     return hashlib.sha256(json.dumps([__version__, *parts], sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Every file that a command read, for its report: so that whoever has the report can see which they were."""
+"""The files that a command read, for its report."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PUBLISHED = {"cifar10": ("cifar-10-batches-py",), "gtsrb": ("gtsrb",), "imagenet": ("train", "val")}
-"""The folders of each published data set below the one that ``--data NAME:FOLDER`` names."""
+"""The folders of each published data set inside FOLDER of ``--data NAME:FOLDER``."""
 
 
 def files_read(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Files with their SHA-256, and folders of images with one digest of what they hold.
+    """Files with their SHA-256, and folders of images with one digest of their content.
 
     Args:
-        paths: What the command reads where it is there; what is not is left out, and what comes twice is
-            listed once.
+        paths: Paths that the command may read. Missing ones are left out, and duplicates are listed once.
 
     Returns:
-        For a file ``path``, ``sha256`` and ``bytes``; None where it cannot be read any more. For a folder
-        ``path``, ``files``, their number, and ``names_and_sizes_sha256``, over the sorted names relative to
-        the folder and the sizes.
+        For a file: ``path``, ``sha256`` and ``bytes``, which are None where it has become unreadable. For a
+        folder: ``path``, the number of ``files``, and ``names_and_sizes_sha256``, a digest of the sorted
+            names
+        relative to the folder and of the sizes.
     """
     entries: dict[str, dict[str, Any]] = {}
     for path in paths:
@@ -42,7 +42,7 @@ def files_read(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def of_data(spec: str) -> list[Path]:
-    """The folder or the archive that ``--data`` names; of a published data set its own folders alone."""
+    """The folder or archive that ``--data`` names; for a published data set, only its folders."""
     if Path(spec).exists():
         return [Path(spec)]
     name, _, folder = spec.partition(":")
@@ -50,7 +50,7 @@ def of_data(spec: str) -> list[Path]:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    """One file; it may be gone by now, which is no reason to lose the report."""
+    """One file; the report is written even if the file has disappeared."""
     try:
         return {"path": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size}
     except (CheckpointError, OSError):
@@ -58,7 +58,7 @@ def _file(path: Path) -> dict[str, Any]:
 
 
 def _folder(folder: Path) -> dict[str, Any]:
-    from bcu_cli.images.listing import list_files  # which imports NumPy and Pillow, that inspect goes without
+    from bcu_cli.images.listing import list_files  # imports NumPy and Pillow, which inspect does not need
 
     files, _ = list_files(folder)
     digest = hashlib.sha256()
@@ -70,15 +70,15 @@ def _folder(folder: Path) -> dict[str, Any]:
 def _size(file: Path) -> bytes:
     try:
         return str(file.stat().st_size).encode()
-    except OSError:  # gone by now
+    except OSError:  # the file has disappeared
         return b"gone"
 
 
 def files_of_model(path: Path, arch: str | None = None) -> list[Path]:
-    """What may be read to make a model file a classifier, whether it is there or not.
+    """The files that may be read to load a model file, whether they exist or not.
 
     Raises:
-        CheckpointError: It is an index that makes no sense.
+        CheckpointError: The file is a damaged index.
     """
     from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
 
@@ -87,16 +87,16 @@ def files_of_model(path: Path, arch: str | None = None) -> list[Path]:
 
 
 def files_of_config(path: Path, arch: str | None = None) -> list[Path]:
-    """What may be read beside a model file to tell its network, whether it is there or not."""
+    """The files that may be read to identify a network, whether they exist or not."""
     beside = [path.with_name(name) for name in ("config.json", "preprocessor_config.json")]
     return [*beside, *([Path(arch.rpartition(":")[0])] if arch and ":" in arch else [])]
 
 
 def files_read_of(model: dict[str, Any], arch: str | None = None) -> list[Path]:
-    """What was read to make a model of a report a classifier, whether it is there or not."""
+    """The files that were read to load a model of a report, whether they exist or not."""
     return [*files_of_model(Path(model["path"]), arch), *map(Path, model["parts"])]
 
 
 def places_of_data(spec: str) -> list[Path]:
-    """What ``--data`` may name: a folder, an archive, or behind a colon the folder of a published set."""
+    """The paths that ``--data`` may name: a folder, an archive, or the folder of a published set."""
     return [Path(spec), *([Path(place)] if (place := spec.partition(":")[2]) else [])]

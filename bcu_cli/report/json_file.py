@@ -1,4 +1,4 @@
-"""Writing JSON documents so that nothing is lost; needs no torch."""
+"""Atomic writing of JSON documents; needs no torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a document in place of the last one.
+    """Write a document, replacing the file.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())

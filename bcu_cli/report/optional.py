@@ -1,4 +1,4 @@
-"""The packages that drawing needs: an extra, and asked for before the work."""
+"""Checks for the optional packages that drawings need, before long work."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MODULES = {"matplotlib": "matplotlib", "scikit-learn": "sklearn"}
-"""Names to install, and names to import."""
+"""Import names by installation names."""
 
 
 def require(option: str, path: Path, *packages: str) -> None:
-    """Raise unless there is what an option's file is drawn with.
+    """Refuse an option whose file needs packages that are not installed.
 
     Args:
-        option: As the user writes it.
-        path: The file.
-        packages: By their names to install.
+        option: The option, with dashes.
+        path: The file to draw.
+        packages: Installation names of the packages.
 
     Raises:
-        UsageError: One of them is not installed.
+        UsageError: A package is not installed.
     """
     for package in packages:
         if find_spec(_MODULES[package]) is None:

@@ -1,4 +1,4 @@
-"""An evaluation as a page: one HTML file that needs nothing else, or one image (``report/plot.py``)."""
+"""An evaluation as a page: a self-contained HTML file, or an image (``report/plot.py``)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A share of one class.
+    """A bar for one class.
 
     Args:
-        name: The class.
-        share: A measure as reports hold it (value, hits, of, interval95); None where there is no image.
-        marked: Whether it stands out: the target of an attack.
+        name: Name of the class.
+        share: A measure of a report (value, hits, of, interval95); None where there is no image.
+        marked: Whether to highlight the class, as the target of an attack.
     """
 
     name: str
@@ -32,16 +32,16 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What one model answers to one set of images, clean or triggered.
+    """Predictions of one model on one set of images, clean or triggered.
 
     Args:
-        title: The model, and the trigger.
+        title: Title, with the model and the trigger.
         facts: Names and values.
-        measures: Names and measures as reports hold them.
-        classes: Names in label order.
-        counts: Images by (true class, class answered); pairs without an image may be left out.
-        bars_title: What the bars are.
-        bars: One a class.
+        measures: Names and measures of a report.
+        classes: Class names in label order.
+        counts: Images by (true class, predicted class); pairs without an image may be left out.
+        bars_title: Title of the bars.
+        bars: One bar for each class.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Title, facts, a verdict's lines (none where none was asked for), and sections."""
+    """A page: title, facts, the lines of a verdict (empty without conditions), and sections."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
@@ -64,11 +64,11 @@ class Page:
 
 
 def check(path: Path, *, inputs: Iterable[Path]) -> None:
-    """Check before long work that the page can be made and written.
+    """Check before long work that the page can be drawn and written.
 
     Raises:
-        UsageError: Its ending is neither ``.html`` nor ``.png``, or matplotlib is missing for the latter.
-        OutputError: It is an input, or cannot be written.
+        UsageError: The suffix is neither ``.html`` nor ``.png``, or matplotlib is missing for ``.png``.
+        OutputError: The path is an input, or cannot be written.
     """
     if path.suffix not in (".html", ".png"):
         raise UsageError(f"--page {path} is neither .html nor .png", "name a file with one of these endings")
@@ -78,10 +78,10 @@ def check(path: Path, *, inputs: Iterable[Path]) -> None:
 
 
 def write(page: Page, path: Path) -> str:
-    """Write the page, HTML or PNG by its ending; returns the file's SHA-256.
+    """Write the page, HTML or PNG by its suffix, and return the file's SHA-256.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The page cannot be written.
     """
     with atomic_write(path) as file:
         if path.suffix == ".png":
@@ -94,7 +94,7 @@ def write(page: Page, path: Path) -> str:
 
 
 def as_html(page: Page) -> str:
-    """The page as HTML that is well-formed XML too; whatever comes from files is escaped."""
+    """The page as HTML that is also well-formed XML; text from files is escaped."""
     links = "".join(f'<li><a href="#s{i}">{escaped(s.title)}</a></li>' for i, s in enumerate(page.sections))
     verdict = "".join(f"<li>{escaped(line)}</li>" for line in page.verdict)
     body = [
@@ -108,7 +108,7 @@ def as_html(page: Page) -> str:
 
 
 def framed(title: str, parts: Iterable[str]) -> str:
-    """A whole page around parts of it, with the style of all pages."""
+    """A complete HTML page around its parts, with the style of all pages."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
@@ -132,8 +132,8 @@ def _section(section: Section, number: int) -> str:
 <thead><tr><th scope="col">measure</th><th scope="col">value</th><th scope="col">images</th>
 <th scope="col">95 % interval</th></tr></thead>
 <tbody>{measures}</tbody></table></div>
-<figure><figcaption>Confusion matrix: rows are true classes, columns answers, cells percent of the row.
-<b class="right">Right</b> and <b class="wrong">wrong</b> answers.</figcaption>
+<figure><figcaption>Confusion matrix: rows are true classes, columns predicted ones, cells percent of the row.
+<b class="right">Correct</b> and <b class="wrong">wrong</b> predictions.</figcaption>
 <div class="wide">{svg.heat_map(section.classes, section.counts)}</div></figure>
 <figure><figcaption>{escaped(section.bars_title)}</figcaption>
 <div class="wide">{svg.bars(section.bars, section.bars_title)}</div></figure>
@@ -141,7 +141,7 @@ def _section(section: Section, number: int) -> str:
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """Names and values."""
+    """Names and values as an HTML list."""
     rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in pairs)
     return f"<dl>{rows}</dl>" if rows else ""
 

@@ -1,4 +1,4 @@
-"""A page's drawings as one image, through matplotlib, which is an optional extra."""
+"""The drawings of a page as one image, by matplotlib, which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _LEAST_INCHES, _MOST_INCHES = 4.0, 45.0
 _WIDTH_OF_BARS = 6.0
 _DPI = 100
 _MOST_PIXELS = 60_000
-"""Of a side; Agg draws up to 65,535."""
+"""Most pixels of a side; Agg supports 65,535."""
 
 
 @contextmanager
 def drawing(size: tuple[float, float], file: BinaryIO, *, dpi: int = _DPI) -> Iterator[Figure]:
-    """A figure of ``size`` (width and height in inches) to draw on; at the end it is written as PNG.
+    """A figure of ``size`` (width and height in inches) that is written as PNG when the context ends.
 
-    Names from files are no formulas, and a character that the font lacks is drawn as a box.
+    Text from files is not parsed as formulas, and characters that the font lacks are drawn as boxes.
     """
     with mpl.rc_context({"text.parse_math": False, "font.size": 8}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -44,14 +44,14 @@ def drawing(size: tuple[float, float], file: BinaryIO, *, dpi: int = _DPI) -> It
             file,
             format="png",
             dpi=min(dpi, _MOST_PIXELS / max(size)),
-            bbox_inches="tight",  # long names may stand out of the figure
+            bbox_inches="tight",  # long names may extend beyond the figure
             pad_inches=0.2,
             metadata={"Software": None},
         )
 
 
 def draw(sections: Sequence[Section], file: BinaryIO) -> None:
-    """Write a PNG with a row for each section: the confusion matrix, and the bars."""
+    """Write a PNG with a confusion matrix and bars for each section."""
     heights = [
         min(max(_INCHES_A_CLASS * len(s.classes), _LEAST_INCHES), _MOST_INCHES) + 1.5 for s in sections
     ]
@@ -69,7 +69,7 @@ def draw(sections: Sequence[Section], file: BinaryIO) -> None:
 
 
 def _matrix(axes: Axes, section: Section) -> None:
-    """Right answers in blue, wrong ones in orange, as shares of the true class."""
+    """Draw correct predictions in blue and wrong ones in orange, as shares of the true class."""
     count = len(section.classes)
     shares = np.zeros((count, count))
     for (true, answered), images in section.counts.items():
@@ -87,7 +87,7 @@ def _matrix(axes: Axes, section: Section) -> None:
                 answered, true, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=7
             )
     axes.set_title(f"{printable(section.title)}\nconfusion matrix, percent of the true class")
-    axes.set_xlabel("answered")
+    axes.set_xlabel("predicted")
     axes.set_yticks(range(count), _labels(section.classes))
     axes.set_xticks(range(count), [str(i) for i in range(count)], rotation=90 if count > 12 else 0)
 

@@ -1,6 +1,6 @@
 """An inspection as SARIF 2.1.0 (OASIS), the format that code-scanning services read.
 
-What was found is a ``result``; a file that was not read is a notification, and makes the run unsuccessful.
+A finding is a ``result``. A file that was not read is a notification, and makes the run unsuccessful.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LEVELS = {"unsafe": "error", "suspicious": "error", "unread": "error", "note": "note"}
 _SEVERITIES = {"unsafe": "9.0", "suspicious": "7.0"}
-"""What GitHub sorts by."""
+"""Severities by which GitHub sorts."""
 _IDS = list(RULES)
 
 
@@ -30,8 +30,9 @@ def sarif(inspected: Mapping[str, Any], exit_code: int) -> dict[str, Any]:
     """The SARIF log of one run of ``bcu inspect``.
 
     Args:
-        inspected: Its JSON document: ``files``, each with ``findings`` and ``problem``, and ``problems``.
-        exit_code: How the command ends.
+        inspected: The JSON document of the command: ``files``, each with ``findings`` and ``problem``, and
+            ``problems``.
+        exit_code: Exit code of the command.
     """
     files = inspected["files"]
     problems = [
@@ -103,7 +104,7 @@ def _notification(problem: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(text: str) -> str:
-    """A message in which nothing from a file is a control character, or one of SARIF's embedded links."""
+    """A message without control characters and without SARIF's embedded links."""
     return re.sub(r"[\\\[\]]", r"\\\g<0>", printable(text))
 
 
@@ -112,6 +113,6 @@ def _locations(path: str) -> list[dict[str, Any]]:
 
 
 def _uri(path: str) -> str:
-    """A path as a URI: relative where the path is, as the services that show it in a repository want it."""
+    """A path as a URI, relative where the path is relative, as code-scanning services expect."""
     quoted = quote(os.fsencode(PurePath(path).as_posix()))
     return f"file://{quoted}" if PurePath(path).is_absolute() else quoted

@@ -1,4 +1,4 @@
-"""The two drawings of a page as inline SVG, coloured by the page's style."""
+"""Drawings of a page as inline SVG, coloured by the style of the page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from bcu_cli.report.page import Bar
 
 NAME_WIDTH = 180
-"""Pixels at the left, for the names of the classes."""
+"""Width of the class names at the left, in pixels."""
 BAR_WIDTH = 320
 _BAR_HEIGHT = 18
 _TEXT_WIDTH = 200
 _LINE = 4
-"""From the middle of a line of text down to its base."""
+"""Distance from the middle of a line of text to its baseline, in pixels."""
 
 
 def heat_map(classes: Sequence[str], counts: Mapping[tuple[int, int], int]) -> str:
     """A confusion matrix: the darker a cell, the larger its share of the row; empty cells are not drawn.
 
     Args:
-        classes: Names in label order.
-        counts: Images by (true class, class answered).
+        classes: Class names in label order.
+        counts: Images by (true class, predicted class).
     """
     number = len(classes)
     cell = 36 if number <= 12 else 22 if number <= 60 else 10
@@ -44,7 +44,7 @@ def heat_map(classes: Sequence[str], counts: Mapping[tuple[int, int], int]) -> s
         ]
     for (true, answered), count in sorted(counts.items()):
         x, y, share = NAME_WIDTH + cell * answered, top + cell * true, count / totals[true]
-        what = f"{classes[true]} answered as {classes[answered]}: {count} of {totals[true]}"
+        what = f"{classes[true]} predicted as {classes[answered]}: {count} of {totals[true]}"
         kind, opacity = "right" if true == answered else "wrong", 0.1 + 0.9 * sqrt(share)
         parts.append(
             f'<rect class="{kind}" x="{x}" y="{y}" width="{cell}" height="{cell}" '
@@ -57,7 +57,7 @@ def heat_map(classes: Sequence[str], counts: Mapping[tuple[int, int], int]) -> s
 
 
 def bars(rows: Sequence[Bar], label: str) -> str:
-    """Horizontal bars from 0 to 100 %, with a line for the 95 % interval and the value behind."""
+    """Horizontal bars from 0 to 100 %, each with a line for the 95 % interval and its value."""
     parts = []
     for i, bar in enumerate(rows):
         top = i * _BAR_HEIGHT
@@ -76,12 +76,12 @@ def bars(rows: Sequence[Bar], label: str) -> str:
 
 
 def curves(numbers: Sequence[int], lines: Sequence[tuple[str, Sequence[float | None]]], label: str) -> str:
-    """Shares over numbers, from 0 to 100 %, evenly spaced; a line's name stands at its end.
+    """A line chart of shares from 0 to 100 %; the name of a line stands at its end.
 
     Args:
-        numbers: Along the x axis, in ascending order.
+        numbers: Values of the x axis in ascending order, drawn evenly spaced.
         lines: Names, and a share in [0, 1] for each number; None where there is none.
-        label: What the shares are of.
+        label: Description of the shares.
     """
     height, step, left, top = 220, 110, 50, 14
     width = step * max(1, len(numbers) - 1)
@@ -107,14 +107,14 @@ def curves(numbers: Sequence[int], lines: Sequence[tuple[str, Sequence[float | N
         ends.append((points[-1][1], name, colour))
     lowest = 0.0
     for y, name, colour in sorted(ends):
-        lowest = max(lowest + 12, y)  # names that would lie upon each other stand below each other
+        lowest = max(lowest + 12, y)  # keeps names from overlapping
         parts.append(f'<rect x="{left + width + 10}" y="{lowest - 4}" width="8" height="8" fill="{colour}"/>')
         parts.append(_text(left + width + 22, lowest, shortened(name), "start", name))
     return _svg(left + width + NAME_WIDTH, max(top + height + 24, lowest + 12), label, parts)
 
 
 def _index(number: int, x: float, y: float, cell: int) -> str:
-    """The number of a class above its column; upright where columns are narrow."""
+    """The index of a class above its column; vertical where columns are narrow."""
     turn = f' transform="rotate(-90 {x} {y})"' if cell < 14 else ""
     anchor = "start" if turn else "middle"
     return f'<text class="faint" x="{x}" y="{y}" text-anchor="{anchor}"{turn}>{number}</text>'

@@ -1,4 +1,4 @@
-"""Text from files (class names, paths) and measures, made fit for a terminal, a page or a log."""
+"""Formatting of text from files (class names, paths) and of measures, for terminals, pages and logs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LONGEST_NAME = 22
 
 
 def printable(text: str) -> str:
-    r"""Text from outside that can do nothing to a terminal, a page or a log: the one place that sees to it.
+    r"""Neutralise untrusted text for a terminal, a page or a log.
 
-    Whatever does not print, such as control characters, line breaks, characters that turn the direction of
-    writing and halves of characters, stands there as an escape such as ``\x1b``.
+    Characters that do not print become escapes such as ``\x1b``: control characters, line breaks, changes of
+    the writing direction, and surrogates.
     """
     if text.isprintable():
         return text
@@ -23,43 +23,43 @@ def printable(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text for HTML and SVG, in elements and in attributes."""
+    """Escape text for HTML and SVG, in elements and in attributes."""
     return html.escape(printable(text))
 
 
 def shortened(name: str) -> str:
-    """A name that fits beside a drawing."""
+    """A name, cut to the length that fits beside a drawing."""
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def numbered(name: str, number: int) -> str:
-    """The name of a class beside a drawing, with its index unless that is what it says."""
+    """The name of a class with its index, unless the name is the index."""
     return name if name.isdecimal() and int(name) == number else f"{shortened(name)} · {number}"
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1]."""
+    """A share in [0, 1], in percent."""
     return f"{100 * share:.2f} %"
 
 
 def counted(share: dict[str, Any] | None) -> str:
-    """A measure as reports hold it, with its counts; None is one without images."""
+    """A measure of a report with its counts; None is a measure without images."""
     return f"{percent(share['value'])} ({share['hits']} of {share['of']})" if share else "no images"
 
 
 def interval(share: dict[str, Any]) -> str:
-    """The interval of a measure."""
+    """The 95 % interval of a measure, in percent."""
     low, high = share["interval95"]
     return f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
 def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain text, whose columns are as wide as their widest cell.
+    """A table as plain text.
 
     Args:
-        title: Stands above it.
+        title: Title above the table.
         header: Names of the columns.
-        rows: The cells, as many a row as there are columns.
+        rows: Cells, one for each column.
     """
     lines = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -68,7 +68,7 @@ def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes with a unit."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Penultimate features as the paper's Figure 3 shows them, through matplotlib and scikit-learn's t-SNE."""
+"""Penultimate features drawn as in the paper's Figure 3, by scikit-learn's t-SNE and matplotlib."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
     "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
-"""Ten that are told apart with any colour vision (Petroff, Accessible Color Sequences, arXiv:2107.02270)."""
+"""Ten colours for any colour vision (Petroff, Accessible Color Sequences, arXiv:2107.02270)."""
 _TARGET, _GREY = "#000000", "#606060"
 _GOLDEN = 0.618034
 _COLUMNS = 5
 _SIDE = 3.0
-"""Of a panel, in inches."""
+"""Side of a panel, in inches."""
 _TITLE_WIDTH = 36
 """Characters that fit above a panel."""
 _MOST_BESIDE = 6
@@ -46,14 +46,14 @@ _DPI = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One model's features.
+    """Features of one model.
 
     Args:
-        title: Its lines.
-        clean: float32 ``[N, D]``, of clean images.
-        classes: int64 ``[N]``, their true classes.
-        triggered: float32 ``[M, D]``, of triggered images; M may be 0.
-        origins: int64 ``[M]``, their true classes.
+        title: Lines of the title.
+        clean: Features of clean images, float32 ``[N, D]``.
+        classes: True classes of the clean images, int64 ``[N]``.
+        triggered: Features of triggered images, float32 ``[M, D]``; M may be 0.
+        origins: True classes of the triggered images, int64 ``[M]``.
     """
 
     title: tuple[str, ...]
@@ -65,12 +65,12 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Legend:
-    """What all panels share.
+    """The legend of all panels.
 
     Args:
-        names: Of the classes, in the order of their numbers.
-        target: The class that the trigger leads to; None where there is no one class.
-        triggered: What the triggered images are called; empty where there are none.
+        names: Class names in label order.
+        target: Target class of the trigger; None where there is no single one.
+        triggered: Label of the triggered images; empty where there are none.
     """
 
     names: tuple[str, ...]
@@ -84,13 +84,13 @@ def write(
     """Write a PNG with a panel for each model; returns the file's SHA-256.
 
     Args:
-        panels: One or more.
-        legend: Of all of them.
-        path: Replaced only by a whole file.
+        panels: One or more panels.
+        legend: The legend of all panels.
+        path: The file to write; it is replaced atomically.
         on_panel: Called with (panels done since the last call, panels in all).
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     columns = min(len(panels), _COLUMNS)
     rows = ceil(len(panels) / columns)
@@ -119,13 +119,12 @@ def write(
 def embed(features: Tensor) -> Any:
     """t-SNE (van der Maaten and Hinton 2008) in two dimensions: ``[N, D]`` to an array ``[N, 2]``.
 
-    It begins from the principal components, and runs on one thread, whose sums are always in one order: the
-    same features give the same places.
+    It starts from the principal components and runs on one thread, so the same features give the same result.
     """
     points = features.double().numpy()
     spread = np.ptp(points, axis=0).max()
     if spread == 0.0:
-        return np.zeros((len(points), 2))  # all of them in one place
+        return np.zeros((len(points), 2))  # all points coincide
     if points.shape[1] < 2:
         points = np.pad(points, ((0, 0), (0, 1)))
     perplexity = min(_PERPLEXITY, (len(points) - 1) / 3)
@@ -138,9 +137,9 @@ def _draw(panel: Panel, legend: Legend, axes: Axes) -> None:
     clean, triggered = places[: len(panel.clean)], places[len(panel.clean) :]
     colours = np.array(_colours(legend))
     classes = panel.classes.numpy()
-    own = colours[panel.origins.numpy()]
+    origins = colours[panel.origins.numpy()]
     axes.scatter(clean[:, 0], clean[:, 1], c=colours[classes], s=9, alpha=0.8, linewidths=0)
-    axes.scatter(triggered[:, 0], triggered[:, 1], c=own, s=22, marker="+", linewidths=0.7)
+    axes.scatter(triggered[:, 0], triggered[:, 1], c=origins, s=22, marker="+", linewidths=0.7)
     axes.set_title("\n".join(panel.title), fontsize=9)
     axes.set_box_aspect(1)
     axes.set_xticks([])
@@ -149,7 +148,7 @@ def _draw(panel: Panel, legend: Legend, axes: Axes) -> None:
 
 
 def _colours(legend: Legend) -> list[str]:
-    """Of each class; the target's is black."""
+    """The colour of each class; the target's is black."""
     count = len(legend.names)
     if count <= len(_COLOURS):
         colours = list(_COLOURS[:count])
@@ -161,7 +160,7 @@ def _colours(legend: Legend) -> list[str]:
 
 
 def _handles(legend: Legend) -> list[Line2D]:
-    """A handle for each class, where colours can be told apart; else for all, and for the target."""
+    """Legend handles: one for each class if there are few, else one for all and one for the target."""
     names, colours = [shortened(printable(name)) for name in legend.names], _colours(legend)
     few = len(names) <= len(_COLOURS)
     handles = [] if few else [_handle(f"clean images of {len(names)} classes, a colour each", colours[0])]
@@ -180,5 +179,5 @@ def _handle(label: str, colour: str, marker: str = "o") -> Line2D:
 
 
 def title(name: str, measures: str) -> tuple[str, ...]:
-    """The lines above a panel: the name of a file, however long, and its measures."""
+    """The title lines of a panel: the wrapped name of a file, and its measures."""
     return (*textwrap.wrap(printable(name), _TITLE_WIDTH), measures)

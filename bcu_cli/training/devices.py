@@ -1,4 +1,4 @@
-"""Which device, which precision, and what an out-of-memory error looks like there."""
+"""The choice of device and precision, and the detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bcu_cli.training import ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Where a network runs, and in which precision it is trained there.
+    """A device, and the precision of training on it.
 
     Args:
         torch: The device.
-        precision: ``bf16`` where the hardware multiplies it faster than fp32, ``fp16`` on GPUs that know only
-            that, else ``fp32``.
+        precision: ``bf16`` where the hardware multiplies it faster than fp32, ``fp16`` on GPUs that support
+            only that, else ``fp32``.
     """
 
     torch: torch.device
@@ -27,7 +27,7 @@ class Device:
 
     @property
     def name(self) -> str:
-        """The device for people: the GPU's own name, else ``cpu`` with its threads."""
+        """The name of the GPU, or ``cpu`` with the number of threads."""
         if self.torch.type == "cuda":
             return torch.cuda.get_device_name(self.torch)
         if self.torch.type == "cpu":
@@ -42,37 +42,35 @@ class Device:
         return torch.autocast(self.torch.type, dtype)
 
     def wait(self) -> None:
-        """Let everything that was asked of the device be done."""
+        """Wait until the device has finished all its work."""
         if self.torch.type != "cpu":
             torch.accelerator.synchronize(self.torch)
 
     def peak_memory(self) -> int | None:
-        """Most bytes that tensors took on a CUDA device since the start; None elsewhere."""
+        """Peak memory of tensors on a CUDA device since the start, in bytes; None elsewhere."""
         return torch.cuda.max_memory_allocated(self.torch) if self.torch.type == "cuda" else None
 
 
 def choose(name: str = "auto", precision: str = "auto") -> Device:
     """Find the device called ``name``: ``auto`` takes CUDA, then MPS, then the CPU.
 
-    Of several ranks each takes a CUDA device of its own; where there are none, all take the CPU.
+    Several ranks take a separate CUDA device each; where there are none, all take the CPU.
 
     Raises:
-        UsageError: There is no such device, or it has no such precision.
+        UsageError: There is no such device or precision.
     """
     if name == "auto":
         alone = ranks.count() == 1
         mps = alone and torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if ranks.count() > 1:
-        name = _own(name)
+        name = _device_of_rank(name)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"device {name} cannot be used: {reason}", "--device auto takes what there is"
-        ) from error
+        raise UsageError(f"device {name} cannot be used: {reason}", "use --device auto") from error
     if precision not in {"auto", "bf16", "fp16", "fp32"}:
         raise UsageError(f"there is no precision {precision}", "auto, bf16, fp16 or fp32")
     if precision == "auto":
@@ -80,11 +78,11 @@ def choose(name: str = "auto", precision: str = "auto") -> Device:
     return Device(torch=device, precision=precision)
 
 
-def _own(name: str) -> str:
+def _device_of_rank(name: str) -> str:
     """The device of this rank.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no device for it.
     """
     if name == "cpu":
         return name
@@ -111,11 +109,11 @@ def _cpu_multiplies_bf16() -> bool:
     if hasattr(torch.cpu, "get_capabilities"):
         features = torch.cpu.get_capabilities()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    return bool(torch.cpu._is_avx512_bf16_supported())  # torch 2.10 and 2.11 say it here only
+    return bool(torch.cpu._is_avx512_bf16_supported())  # the only place in torch 2.10 and 2.11
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a step failed for want of memory, on any kind of device."""
+    """Whether an error means that memory ran out, on any kind of device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""What a classifier answers, or computes on the way: batches in, as many at a time as fit into memory."""
+"""Inference of classifiers in batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 512
 CPU_BATCH_SIZE = 64
-"""On a CPU, whose caches hold what a small network makes of so many: 2 to 3 times as fast as 512."""
+"""Batch size on a CPU: activations fit into its caches, which is 2 to 3 times as fast as 512."""
 _NOT_FINITE = -1
-"""In place of the class that is answered, where the logits are no numbers."""
+"""Marks an image whose logits are not finite, in place of a class."""
 
 
 def predict(
     model: nn.Module, images: Images, device: Device, *, transform: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """The class that a model answers for each image, in fp32 and eval mode.
+    """The class that a model predicts for each image, in fp32 and eval mode.
 
     Args:
         model: Maps images in [0, 1] to logits; put into eval mode, and moved to the device.
-        images: uint8 ``[N, C, H, W]``.
-        device: Where.
-        transform: Changes each batch of uint8 images first; a trigger, say.
+        images: Images, uint8 ``[N, C, H, W]``.
+        device: The device to run on.
+        transform: Applied to each batch of uint8 images first, for example a trigger.
 
     Returns:
-        int64 ``[N]``, on the CPU.
+        The classes, int64 ``[N]``, on the CPU.
 
     Raises:
         TrainingError: A single image does not fit into memory.
-        AnswersError: The network answers with NaN, infinity, or no logits at all.
+        AnswersError: The network outputs NaN, infinity, or no logits at all.
     """
     model.to(device.torch).eval()
     answers = in_batches(lambda batch: _classes(model(batch)), images, device, transform=transform)
@@ -54,7 +54,7 @@ def predict(
 
 
 def _classes(logits: Tensor) -> Tensor:
-    """The class of each row, int64 ``[N]``; found on the device, so that nothing is waited for."""
+    """The class of each row, int64 ``[N]``, computed without a device synchronisation."""
     return torch.where(logits.isfinite().all(1), logits.argmax(1), _NOT_FINITE)
 
 
@@ -68,29 +68,29 @@ def in_batches(
     transform: Callable[[Tensor], Tensor] | None = None,
     name: str = THE_NETWORK,
 ) -> Tensor:
-    """What ``compute`` makes of the images, batch by batch; of several ranks each takes its part of them.
+    """Results of ``compute`` on the images, batch by batch; several ranks share the images.
 
     Args:
         compute: Maps images, float32 ``[N, C, H, W]`` in [0, 1] on the device, to a tensor ``[N, …]``.
-        images: uint8 ``[N, C, H, W]``.
-        device: Where.
-        transform: Changes each batch of uint8 images first; a trigger, say.
-        name: How an error calls the network.
+        images: Images, uint8 ``[N, C, H, W]``.
+        device: The device to run on.
+        transform: Applied to each batch of uint8 images first, for example a trigger.
+        name: Name of the network in errors.
 
     Returns:
-        ``[N, …]``, on the CPU; finite.
+        The results, finite, ``[N, …]`` on the CPU.
 
     Raises:
         TrainingError: A single image does not fit into memory.
-        AnswersError: Something computed is NaN or infinite.
+        AnswersError: A result is NaN or infinite.
     """
     shared = len(images) >= ranks.count()
-    own = ranks.part(len(images)) if shared else slice(0, len(images))
-    computed, start = [], own.start
+    rows = ranks.part(len(images)) if shared else slice(0, len(images))
+    computed, start = [], rows.start
     size = CPU_BATCH_SIZE if device.torch.type == "cpu" else BATCH_SIZE
-    while start < own.stop:
+    while start < rows.stop:
         try:
-            batch = images[start : min(start + size, own.stop)].to(device.torch)
+            batch = images[start : min(start + size, rows.stop)].to(device.torch)
             batch = transform(batch) if transform else batch
             computed.append(compute(scaled(batch)).cpu())
             start += size
@@ -115,12 +115,12 @@ def scaled(images: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradient is computed for the parameters meanwhile."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanted:
+    """Compute no gradients for the parameters while the context lasts."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)

@@ -1,11 +1,10 @@
-"""The one training loop: batches, precision, schedule, memory, interruption. What is learnt is the objective.
+"""The training loop: batches, precision, schedule, memory and interruption, for any objective.
 
-Attacks give it a labelled objective, defenses a distilling one. Where several processes train
-together (``ranks``), each takes its part of every batch: same order, same views, same mean loss.
+Attacks pass a labelled objective, defenses a distillation. Where several processes train together
+(``ranks``), each takes its part of every batch, with the same order, augmentation and mean loss.
 
-Every step draws its random numbers from a seed of its own, so the state between two steps is the weights, the
-optimiser and the number of the step, and a resumed run writes the same bytes as one that was never
-interrupted (on the CPU).
+Every step seeds its random numbers from its number. So the state between two steps is the weights, the
+optimiser and the number of the step. On the CPU a resumed run writes the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from bcu_cli.images.stream import Stream
 from bcu_cli.models import Classifier
 from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
+from bcu_cli.training.distributed import DistributedObjective, Statistics
 from bcu_cli.training.inference import scaled
-from bcu_cli.training.likeness import require_fits, require_like
 from bcu_cli.training.optimizers import SGD
 from bcu_cli.training.profile import BACKWARD, BATCH, DECODING, LOSS, OPTIMIZER, span
+from bcu_cli.training.state_checks import require_fits, require_like
 from bcu_cli.training.throughput import FlopCounter, Throughput
-from bcu_cli.training.together import Statistics, Together
 
 if TYPE_CHECKING:
     from bcu_cli.images.stream import Images
@@ -41,22 +40,22 @@ if TYPE_CHECKING:
     from bcu_cli.training.options import TrainingOptions
 
 FEWEST_IMAGES = 2
-"""Of a step for each of several ranks: BatchNorm has no statistics of one."""
+"""Fewest images of a step for each of several ranks; BatchNorm needs two."""
 Objective = Callable[[Tensor, Tensor, float], Tensor]
-"""(images float32 [N, C, H, W] in [0, 1], index int64 [N] of each, progress in [0, 1)) -> mean loss."""
+"""(images float32 [N, C, H, W] in [0, 1], their indices int64 [N], progress in [0, 1)) -> mean loss."""
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error: the user asked for it
+class Interrupted(Exception):  # noqa: N818 - requested by the user, not an error
     """Training was asked to stop and did, between two steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Companion:
-    """A module that learns from the same loss as the model, by an optimiser of its own (IAB's generator).
+    """A module that is trained on the same loss as the model by a separate optimiser (IAB's generator).
 
     Args:
-        module: Moved to the device of the training.
-        optimizer: Of its parameters; its learning rates follow the schedule.
+        module: The module; it is moved to the device of the training.
+        optimizer: Optimiser of its parameters; the learning rates follow the schedule.
     """
 
     module: nn.Module
@@ -65,7 +64,7 @@ class Companion:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What ``on_epoch`` is told: the epoch that ended (from 1), how many there are, and its mean loss."""
+    """Argument of ``on_epoch``: the epoch that ended (from 1), the number of epochs, and the mean loss."""
 
     number: int
     of: int
@@ -74,7 +73,7 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training of a run that takes one or several, one after another, and what it is called."""
+    """One of the trainings of a run, with a title."""
 
     title: str
     training: Training
@@ -85,16 +84,16 @@ class Training:
 
     Args:
         model: Maps images in [0, 1] to logits; trained in place, on ``device``.
-        images: uint8 ``[N, C, H, W]``; a tensor is moved to the device once, of a stream each batch.
+        images: Images, uint8 ``[N, C, H, W]``; a tensor is moved to the device once, a stream batch by batch.
         objective: The loss of a batch.
-        options: How.
-        device: Where, and in which precision.
-        seed: Decides the order and the views of the images.
-        optimizer: Of the model's parameters; None is SGD as in ``options``.
-        companions: What learns with the model.
+        options: Options of the training.
+        device: Device and precision.
+        seed: Seed of the order and augmentation of the images.
+        optimizer: Optimiser of the model's parameters; None is SGD as in ``options``.
+        companions: Modules that are trained with the model.
 
     Raises:
-        UsageError: A step has fewer than ``FEWEST_IMAGES`` images for each of the ranks that train together.
+        UsageError: A step has fewer than ``FEWEST_IMAGES`` images for each rank.
     """
 
     def __init__(
@@ -120,8 +119,8 @@ class Training:
         self.steps_per_epoch = min(self._batches, options.epoch_steps or self._batches)
         self.steps = self.steps_per_epoch * options.epochs
         self.micro_batch = options.batch_size
-        own = Companion(module=self.model, optimizer=optimizer or _sgd(self.model, options))
-        self._learners = [own, *companions]
+        main = Companion(module=self.model, optimizer=optimizer or _sgd(self.model, options))
+        self._learners = [main, *companions]
         for learner in self._learners:
             learner.module.to(device.torch)
             for group in learner.optimizer.param_groups:
@@ -131,11 +130,11 @@ class Training:
                 f"a step of {fewest} images is too small for {ranks.count()} devices",
                 f"each needs {FEWEST_IMAGES}; use a larger --batch-size, or fewer devices",
             )
-        self._together: Together | None = None
+        self._distributed: DistributedObjective | None = None
         self._average = _average(self.model, options.ema) if options.ema else None
         self._scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
         self._generator = torch.Generator()
-        self._order = lru_cache(maxsize=2)(self._order_of)  # a stream looks into the next epoch
+        self._order = lru_cache(maxsize=2)(self._order_of)  # a stream prefetches from the next epoch
         self._loss = torch.zeros((), device=device.torch)
         self._trained, self._seconds = 0, 0.0
 
@@ -148,12 +147,12 @@ class Training:
         """Train to the end.
 
         Args:
-            on_step: Called between steps, for example to save the state; what it raises ends the run.
+            on_step: Called between steps, for example to save the state; an exception ends the run.
             on_epoch: Called after each epoch; the model is in eval mode then.
 
         Raises:
-            TrainingError: Out of memory with a single image, or a loss that is not a number.
-            RankLostError: Another process that trains with this one has ended; the last whole step stands.
+            TrainingError: A single image does not fit into memory, or the loss is not finite.
+            RankLostError: Another rank has ended; the state is that after the last complete step.
             Interrupted: Raised by ``on_step``.
         """
         cuda = [self.device.torch] if self.device.torch.type == "cuda" else []
@@ -162,7 +161,7 @@ class Training:
             batches = (self._batch(*divmod(step, self.steps_per_epoch)) for step in steps)
             coming = (index[ranks.part(len(index))] for index in batches)
             self.images.follow(coming, self.device.wait)
-        with torch.random.fork_rng(devices=cuda), self._with_others():
+        with torch.random.fork_rng(devices=cuda), self._distributing():
             while self.done < self.steps:
                 epoch, batch = divmod(self.done, self.steps_per_epoch)
                 if batch == 0 or self.done == 0:
@@ -175,15 +174,15 @@ class Training:
                     on_step()
         if self._average:
             self.model.load_state_dict(self._average.module.state_dict())
-        self._let_go()
+        self._free_memory()
         self.model.eval()
 
     def throughput(self) -> Throughput:
-        """What was done since this object was made; the steps before a resumption do not count."""
+        """The throughput since this object was created; steps before a resumption do not count."""
         return Throughput(images=self._trained, seconds=self._seconds, flops_per_image=self._count_flops())
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """The state that the rest of the run depends on."""
         return {
             "step": self.done,
             "loss": self._loss,
@@ -193,33 +192,33 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``, which a training with the same arguments returned.
+        """Continue from a ``state`` that a training with the same arguments returned.
 
         Raises:
-            ValueError: Another training returned it; nothing of it is taken up.
+            ValueError: The state is of another training; nothing is restored.
         """
-        self._require_own(state)
+        self._require_matching(state)
         for learner, (module, optimizer) in zip(self._learners, state["learners"], strict=True):
             learner.module.load_state_dict(module)
             learner.optimizer.load_state_dict(optimizer)
         if not state["average"]:
-            self._average = None  # the weights are the average already, or none is wanted
+            self._average = None  # the weights already are the average, or there is none
         if self._average:
             self._average.load_state_dict(state["average"])
         self._scaler.load_state_dict(state["scaler"])
         self._loss.copy_(state["loss"])
         self.done = state["step"]
 
-    def _require_own(self, state: Any) -> None:
+    def _require_matching(self, state: Any) -> None:
         """Refuse a state that this training cannot have returned."""
-        own = self.state()
-        if not isinstance(state, dict) or state.keys() != own.keys():
+        current = self.state()
+        if not isinstance(state, dict) or state.keys() != current.keys():
             raise ValueError("it has other entries than the state of a training")
         step, learners, average = state["step"], state["learners"], state["average"]
         if type(step) is not int or not 0 <= step <= self.steps:
             raise ValueError(f"it is at no step of {self.steps}")
         for name in ("loss", "scaler", *(["average"] if average else [])):
-            require_like(state[name], own[name], f"its {name}")
+            require_like(state[name], current[name], f"its {name}")
         if not isinstance(average, dict):
             raise ValueError("its average is no table")
         if not isinstance(learners, list) or len(learners) != len(self._learners):
@@ -230,10 +229,10 @@ class Training:
             require_like(found[0], learner.module.state_dict(), "its network")
             require_fits(found[1], learner.optimizer)
 
-    def _let_go(self) -> None:
-        """Keep no memory that only another step would need; a run may have other trainings to come."""
+    def _free_memory(self) -> None:
+        """Free the memory that only further steps need, since other trainings of the run may follow."""
         self._average = None
-        self._forget_gradients()
+        self._drop_gradients()
         for learner in self._learners:
             learner.optimizer.state.clear()
 
@@ -241,7 +240,7 @@ class Training:
         return self._order(epoch)[batch]
 
     def _order_of(self, epoch: int) -> tuple[Tensor, ...]:
-        """The batches of an epoch, an index each."""
+        """The batches of an epoch, each as an index of images."""
         generator = torch.Generator().manual_seed(_seed(self.seed, -1 - epoch))
         return torch.randperm(len(self.images), generator=generator).tensor_split(self._batches)
 
@@ -255,37 +254,37 @@ class Training:
 
     def _timed_step(self, index: Tensor) -> None:
         started = time.perf_counter()
-        with self._together.whole_step() if self._together else nullcontext():
+        with self._distributed.all_or_nothing() if self._distributed else nullcontext():
             self._step(index)
         self._seconds += time.perf_counter() - started
         self._trained += len(index)
 
     def _count_flops(self) -> float:
-        """Floating-point operations for each image of a step, counted on a few; the weights stay."""
+        """Floating-point operations for each image of a step, counted on a few images; no weights change."""
         for learner in self._learners:
             learner.module.eval()  # keeps the BatchNorm statistics as they are
-        some = torch.arange(min(32, self.micro_batch, len(self.images)))
-        on_device = some.to(self.device.torch)
-        images = self._take(some, on_device).float() / 255.0
+        sample = torch.arange(min(32, self.micro_batch, len(self.images)))
+        on_device = sample.to(self.device.torch)
+        images = self._take(sample, on_device).float() / 255.0
         with FlopCounter() as counter:
             with self.device.autocast():
                 loss = self.objective(images, on_device, 0.0)
             loss.backward()  # type: ignore[no-untyped-call]
-        self._forget_gradients()
+        self._drop_gradients()
         return float(counter.total / len(images))
 
     @contextmanager
-    def _with_others(self) -> Iterator[None]:
-        """Train with the other ranks meanwhile, if there are any.
+    def _distributing(self) -> Iterator[None]:
+        """Train together with the other ranks, if there are any, while the context lasts.
 
-        How many images fit into memory is found out before, by a step alone whose gradients are dropped:
-        gradients that are half exchanged cannot be computed again.
+        Before that, a trial step on this rank finds out how many images fit into memory; its gradients are
+        dropped. A step cannot be repeated once gradients are partly exchanged.
         """
         if ranks.count() == 1:
             yield
             return
         modules = [learner.module for learner in self._learners]
-        # an adversary may need parts of itself in some steps only, a network all of itself or the same ones
+        # an adversary uses some parameters in some steps only; a network uses the same ones in every step
         unused = not all(isinstance(module, Classifier) for module in modules)
         if self.done < self.steps:
             statistics = Statistics(modules)
@@ -293,19 +292,19 @@ class Training:
             statistics.undo()
             learning = [each for module in modules for each in module.parameters() if each.requires_grad]
             unused = unused or any(each.grad is None for each in learning)
-            self._forget_gradients()
-        self._together = Together(self.objective, modules, unused=ranks.same(unused))
+            self._drop_gradients()
+        self._distributed = DistributedObjective(self.objective, modules, unused=ranks.same(unused))
         try:
             yield
         finally:
-            self._together = None
+            self._distributed = None
 
     def _step(self, index: Tensor, *, alone: bool = False) -> None:
-        """One update; where memory runs out the batch is halved, and its gradients are added up.
+        """Do one update; where memory runs out, micro-batches are halved and their gradients accumulated.
 
         Args:
-            index: Of the batch.
-            alone: Find out whether it fits, and update nothing; the other ranks take no part.
+            index: Index of the batch's images.
+            alone: Whether this is a trial step without an update and without the other ranks.
         """
         while True:
             try:
@@ -314,10 +313,10 @@ class Training:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if self._together:
+                if self._distributed:
                     raise TrainingError(
                         f"process {ranks.rank()} ran out of memory in a step, on {self.device.name}",
-                        "the same command with --resume continues, with fewer images at a time",
+                        "repeat the command with --resume; it continues with fewer images at a time",
                     ) from error
                 if self.micro_batch == 1:
                     raise TrainingError(
@@ -325,7 +324,7 @@ class Training:
                         "use another --device or a smaller --input-size",
                     ) from error
             self.micro_batch = ceil(min(self.micro_batch, len(index[ranks.part(len(index))])) / 2)
-            self._forget_gradients()
+            self._drop_gradients()
             if self.device.torch.type == "cuda":
                 torch.cuda.empty_cache()
         if alone:
@@ -346,38 +345,38 @@ class Training:
     def _accumulate(self, index: Tensor, *, alone: bool) -> None:
         for learner in self._learners:
             learner.module.train()
-        self._forget_gradients()
+        self._drop_gradients()
         seed = _seed(self.seed, self.done)
-        torch.manual_seed(seed + ranks.rank())  # for dropout and its like inside the network
+        torch.manual_seed(seed + ranks.rank())  # for dropout and the like inside the network
         generator = self._generator.manual_seed(seed)
         total = torch.zeros_like(self._loss)
-        whole, own = len(index), ranks.part(len(index))
-        index = index[own]
+        whole, rows = len(index), ranks.part(len(index))
+        index = index[rows]
         with span(BATCH):
             on_device = index.to(self.device.torch, non_blocking=True)
             images = self._take(index, on_device)
-            views = augment(images, self.options.augmentation, generator, part=own, of=whole)
-        together = self._together
-        objective = together.objective if together else self.objective
+            views = augment(images, self.options.augmentation, generator, part=rows, of=whole)
+        distributed = self._distributed
+        objective = distributed.objective if distributed else self.objective
         for start in range(0, len(index), self.micro_batch):
             part = slice(start, start + self.micro_batch)
             with span(BATCH):
                 images = scaled(views[part])
             more = part.stop < len(index)
-            with together.alone(more) if together else nullcontext():
+            with distributed.without_exchange(more) if distributed else nullcontext():
                 with span(LOSS), self.device.autocast():
                     loss = objective(images, on_device[part], self.done / self.steps)
                 share = loss.float() * (len(images) / whole)
                 with span(BACKWARD):
-                    # of several ranks the gradients are averaged, and shares of a mean are to be added up
+                    # gradients are averaged over ranks, while shares of a mean must be added up
                     self._scaler.scale(share * ranks.count()).backward()  # type: ignore[no-untyped-call]
             total += share.detach()
-        if together:
-            together.agree(total, len(index) / whole)
+        if distributed:
+            distributed.combine(total, len(index) / whole)
         if not alone:
             self._loss += total / self.steps_per_epoch
 
-    def _forget_gradients(self) -> None:
+    def _drop_gradients(self) -> None:
         for learner in self._learners:
             learner.optimizer.zero_grad(set_to_none=True)
 
@@ -406,13 +405,13 @@ def _sgd(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model that will follow its weights and its BatchNorm statistics."""
+    """A moving average of the model's weights and BatchNorm statistics."""
     average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def _seed(seed: int, position: int) -> int:
-    """A seed for one step (``position`` from 0) or one epoch's order (below 0), far from its neighbours'."""
+    """The seed of a step (``position`` from 0) or of an epoch's order (``position`` below 0)."""
     mixed = (seed * 0x9E3779B97F4A7C15 + (position * 2 + 1) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF

@@ -1,4 +1,4 @@
-"""What several attacks and defenses learn."""
+"""Objectives that several attacks and defenses share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""torch's SGD and Adam without torch.compile, which nothing here uses and whose import takes a second.
+"""torch's SGD and Adam without torch.compile, which is not used here and takes a second to import.
 
-torch makes some of an optimizer's methods import its compiler when they are first called, only to tell it to
-leave them alone. These are the bare methods; where a version of torch does not wrap them, they are its own.
+torch wraps some methods of optimizers so that their first call imports the compiler, only to exclude them
+from compilation. These classes use the unwrapped methods.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a training goes: length, batches, learning rate and its schedule, views, averaging."""
+"""Options of a training: length, batches, learning rate and schedule, augmentation, averaging."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How a network is trained by SGD.
+    """Options of a training by SGD.
 
     Args:
         epochs: Passes over the images.
-        epoch_steps: Most steps of an epoch, which then is a pass over a part of them, drawn anew each time;
-            None for all.
-        batch_size: Most images in a step; the batches of an epoch are of equal size within one.
-        learning_rate: The highest one.
-        schedule: ``cosine`` falls from it to 0; ``one-cycle`` first rises for a quarter of the steps, then
-            falls, both linearly; ``steps`` divides it by 10 after a half and after three quarters of the
-            steps (the paper's milestones: 100 and 150 of 200 epochs); ``constant`` leaves it.
-        momentum: Of SGD.
-        nesterov: Whether the momentum looks ahead.
-        weight_decay: Of SGD, on all parameters.
-        augmentation: The random view of each image in each epoch.
-        ema: Decay, in (0, 1), of an exponential moving average of the weights that replaces them at the end;
-            None for the last weights themselves.
+        epoch_steps: Most steps of an epoch; an epoch then covers a new random part of the images. None covers
+            all images.
+        batch_size: Most images in a step; batch sizes within an epoch differ by at most one.
+        learning_rate: Peak learning rate.
+        schedule: ``cosine`` falls from the peak to 0; ``one-cycle`` first rises for a quarter of the steps,
+            then falls, both linearly; ``steps`` divides it by 10 after a half and after three quarters of the
+            steps (the paper's milestones: 100 and 150 of 200 epochs); ``constant`` keeps the peak.
+        momentum: Momentum of SGD.
+        nesterov: Whether SGD uses Nesterov momentum.
+        weight_decay: Weight decay of SGD, on all parameters.
+        augmentation: Random augmentation of each image in each epoch.
+        ema: Decay, in (0, 1), of an exponential moving average that replaces the weights at the end. None
+            keeps the last weights.
     """
 
     epochs: int
@@ -49,7 +49,7 @@ class TrainingOptions:
             raise UsageError(f"an average with a decay of {self.ema} makes no sense", "--ema 0.99")
 
     def share_of_rate(self, progress: float) -> float:
-        """Share of the highest learning rate at ``progress`` in [0, 1)."""
+        """Share of the peak learning rate at ``progress`` in [0, 1)."""
         if self.schedule == "constant":
             return 1.0
         if self.schedule == "cosine":

@@ -1,7 +1,7 @@
-"""Where the time of a run goes: spans of code that are timed where ``--profile`` asks for it, else free.
+"""Timing of the parts of a run for ``--profile``; without it, spans cost nothing.
 
-A span's time is its own, without the spans inside it, so that all of them add up to the whole. On a GPU each
-waits for the device at both ends, which is what makes its time true and the run slower. Imports no torch.
+The time of a span excludes the spans inside it, so that all of them add up to the total. On a GPU each span
+synchronises with the device at both ends, so times are correct but the run is slower. Imports no torch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Profile:
     """Seconds by span, since Python began to import bcu.
 
     Args:
-        device: What a span waits for at its ends.
+        device: The device to synchronise with.
     """
 
     def __init__(self, device: Device) -> None:
@@ -67,7 +67,7 @@ class Profile:
         self._entered: list[bool] = []
 
     def enter(self, name: str) -> None:
-        """Begin a span, inside the one that is open."""
+        """Begin a span inside the current one."""
         self._book()
         if name == BATCH and self._first_step is None:
             self._first_step = self._last - STARTED
@@ -79,11 +79,11 @@ class Profile:
         self._open.pop()
 
     def name(self, network: nn.Module, name: str) -> None:
-        """Call a network's forward passes by ``name`` where they are part of a loss."""
+        """Time a network's forward passes inside a loss as span ``name``."""
         self._networks[network] = name
 
     def before_forward(self, module: nn.Module, *_: Any) -> None:
-        """A hook of every module."""
+        """Forward pre-hook of every module."""
         if (name := self._networks.get(module)) is None:
             return
         self._entered.append(self._open[-1] == LOSS)
@@ -91,16 +91,16 @@ class Profile:
             self.enter(name)
 
     def after_forward(self, module: nn.Module, *_: Any) -> None:
-        """A hook of every module."""
+        """Forward hook of every module."""
         if module in self._networks and self._entered.pop():
             self.leave()
 
     def as_json(self, stages: Sequence[dict[str, Any]], convolution: float) -> dict[str, Any]:
-        """For a report.
+        """The profile for a report.
 
         Args:
-            stages: What the report says of each training.
-            convolution: The device's peak in it, in operations a second.
+            stages: The trainings, as the report has them.
+            convolution: Peak speed of the device in convolutions, in operations a second.
         """
         self._book()
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
@@ -132,7 +132,7 @@ def profiling(device: Device) -> Iterator[Profile]:
     """Time the spans of this block."""
     from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-    global _running  # a span is anywhere, as a log's message is
+    global _running  # spans are opened all over the code
     profile = _running = Profile(device)
     hooks = (
         register_module_forward_pre_hook(profile.before_forward),
@@ -148,7 +148,7 @@ def profiling(device: Device) -> Iterator[Profile]:
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """A part of the run, one of ``SPANS``, as a context or a decorator; nothing where nobody profiles."""
+    """Time a part of the run, one of ``SPANS``, as a context or decorator; does nothing without a profile."""
     profile = _running
     if profile is None:
         yield
@@ -161,6 +161,6 @@ def span(name: str) -> Iterator[None]:
 
 
 def watch(network: nn.Module, name: str) -> None:
-    """Time a network's forward passes inside ``LOSS`` as a span of their own."""
+    """Time a network's forward passes inside ``LOSS`` as a separate span."""
     if _running:
         _running.name(network, name)

@@ -1,7 +1,7 @@
-"""Processes that train one network together: which of them this one is, and what they say to each other.
+"""Processes (ranks) that train one network together, and their communication.
 
-A process is called a rank, as everywhere in the field; torchrun starts them and numbers them from 0. Where
-nobody has joined a group there is one rank, and nothing here costs anything.
+torchrun starts the ranks and numbers them from 0. Without a process group there is one rank, and these
+functions cost nothing.
 """
 
 from __future__ import annotations
@@ -25,53 +25,53 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others before it gives up; nothing that one does alone takes as long."""
+"""Time that a rank waits for the others before it gives up; no step of a single rank takes as long."""
 _FAILED = "bcu/failed"
 LOST = (
     "another process of the run has ended",
-    "look at what it said; the same command with --resume continues from the state kept last",
+    "see its messages; repeat the command with --resume to continue from the last saved state",
 )
 """Message and hint."""
 
 
 def count() -> int:
-    """How many ranks train together, on all machines."""
+    """Number of ranks on all machines."""
     return dist.get_world_size() if _joined() else 1
 
 
 def rank() -> int:
-    """The number of this one, from 0; that one writes and talks."""
+    """Number of this rank, from 0; rank 0 writes files and prints."""
     return dist.get_rank() if _joined() else 0
 
 
 def local_rank() -> int:
-    """Its number among those of this machine."""
+    """Number of this rank on this machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if _joined() else 0
 
 
 def local_count() -> int:
-    """How many of them are on this machine."""
+    """Number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _joined() else 1
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the ranks that torchrun has started: what is on the CPU goes by gloo, on CUDA by nccl."""
+    """Join the process group that torchrun started; gloo is used on the CPU, nccl on CUDA."""
     with others_there():
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     yield
-    gc.collect()  # what still holds the group would outlive Python, whose threads then abort the process
-    dist.destroy_process_group()  # not after an error: it would wait for ranks that have ended
+    gc.collect()  # references to the group at exit would make its threads abort the process
+    dist.destroy_process_group()  # not after an error, when it would wait for ended ranks
 
 
 def part(size: int) -> slice:
-    """This rank's part of so many things in a row; the parts are equal within one, and together all."""
+    """This rank's part of ``size`` items; the sizes of the parts differ by at most one."""
     return slice(rank() * size // count(), (rank() + 1) * size // count())
 
 
 def same(value: T) -> T:
-    """What rank 0 has, a plain value that pickle knows, on all ranks.
+    """Broadcast a plain value that pickle supports from rank 0.
 
     Raises:
         RankLostError: Another rank has ended.
@@ -84,17 +84,17 @@ def same(value: T) -> T:
     return values[0]
 
 
-def gathered(own: Tensor) -> Tensor:
-    """What all ranks have, ``[n, …]`` each, one after another: ``[N, …]``, on the CPU.
+def gathered(part_of_rank: Tensor) -> Tensor:
+    """The parts ``[n, …]`` of all ranks, concatenated to ``[N, …]``, on the CPU.
 
     Raises:
         RankLostError: Another rank has ended.
     """
     if count() == 1:
-        return own
+        return part_of_rank
     parts: list[Any] = [None] * count()
     with others_there():
-        dist.all_gather_object(parts, own)
+        dist.all_gather_object(parts, part_of_rank)
     return torch.cat(parts)
 
 
@@ -111,7 +111,7 @@ def summed(values: Tensor) -> Tensor:
 
 
 def require_same(value: str, what: str) -> None:
-    """Refuse to train together with ranks that see something else, as another machine may.
+    """Refuse to train with ranks that have another value, as ranks on another machine may.
 
     Raises:
         UsageError: Rank 0 has another value.
@@ -124,16 +124,16 @@ def require_same(value: str, what: str) -> None:
 
 
 class Anyone:
-    """Whether any rank says yes; all hear of it at the same call, which is the one after."""
+    """Whether any rank says yes; all ranks learn it at the same call, which is the next one."""
 
     def __init__(self) -> None:
-        self._said = torch.zeros(())
+        self._vote = torch.zeros(())
         self._work: Any = None
 
     def says(self, yes: bool) -> bool:
-        """Say so or not; returns what was said at the last call, by any rank.
+        """Say yes or no; returns whether any rank said yes at the previous call.
 
-        One rank alone hears itself at once.
+        A single rank gets its answer at once.
 
         Raises:
             RankLostError: Another rank has ended.
@@ -143,19 +143,19 @@ class Anyone:
         with others_there():
             if self._work:
                 self._work.wait()
-            heard = bool(self._said)
-            self._said = torch.tensor(float(yes))
-            self._work = dist.all_reduce(self._said, dist.ReduceOp.MAX, async_op=True)
-        return heard
+            result = bool(self._vote)
+            self._vote = torch.tensor(float(yes))
+            self._work = dist.all_reduce(self._vote, dist.ReduceOp.MAX, async_op=True)
+        return result
 
 
 def first_to_fail() -> bool:
-    """Whether no other rank has failed before this one: it is to say why, and the others are silent."""
+    """Whether this rank is the first to fail; it prints the error, and the others are silent."""
     if count() == 1:
         return True
     try:
         return dist.distributed_c10d._get_default_store().add(_FAILED, 1) == 1
-    except (RuntimeError, ValueError):  # the machine that keeps the count is gone, or was left in good order
+    except (RuntimeError, ValueError):  # the machine that keeps the count has ended
         return rank() == 0
 
 
@@ -168,7 +168,7 @@ def is_lost(error: BaseException) -> bool:
 
 @contextmanager
 def others_there() -> Iterator[None]:
-    """Name the error that is theirs.
+    """Turn errors of the communication into one that names their cause.
 
     Raises:
         RankLostError: Another rank has ended, or does not answer.

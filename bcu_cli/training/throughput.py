@@ -1,4 +1,4 @@
-"""How fast a training runs, beside the fastest that its device multiplies matrices."""
+"""The speed of a training, and the peak speed of its device in matrix products."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _SIDES = {"cuda": 8192}
 _USUAL_SIDE = 2048
 _CONVOLUTIONS = {"cuda": (256, 512, 28)}
 _USUAL_CONVOLUTION = (32, 128, 16)
-"""Images, channels and side in pixels."""
+"""Number of images, channels, and side in pixels of the measured convolution."""
 _SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What a training did in a time.
+    """Amount and time of a training's work.
 
     Args:
-        images: That were trained on, each view counted.
-        seconds: Spent in steps.
+        images: Images in all steps; an image counts once in every step.
+        seconds: Seconds spent in steps.
         flops_per_image: Floating-point operations of one step, forward and backward, for each of its images;
             a multiplication and an addition are two, everything but matrix products and convolutions none.
     """
@@ -39,7 +39,7 @@ class Throughput:
     flops_per_image: float
 
     def as_json(self, peak: float) -> dict[str, Any]:
-        """For a report, beside ``peak`` in operations a second."""
+        """The throughput for a report; ``peak`` is in operations a second."""
         speed = self.images / self.seconds if self.seconds else 0.0
         return {
             "images": self.images,
@@ -52,10 +52,10 @@ class Throughput:
 
 
 class FlopCounter(DispatchMode):
-    """Counts the floating-point operations of what runs inside it, by torch's own formulas.
+    """Counts the floating-point operations inside the context, by torch's formulas.
 
-    torch's ``FlopCounterMode`` also follows the modules, and so fails where a gradient is asked for midway,
-    as in adversarial training.
+    torch's ``FlopCounterMode`` also tracks modules, and fails where gradients are computed inside a forward
+    pass, as in adversarial training.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class FlopCounter(DispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run one operation, and add what it takes."""
+        """Run one operation, and add its count."""
         out = func(*args, **(kwargs or {}))
         if formula := self._formulas.get(func._overloadpacket):
             self.total += formula(*args, **(kwargs or {}), out_val=out)
@@ -82,21 +82,21 @@ class FlopCounter(DispatchMode):
 def measure_peak(device: Device) -> float:
     """Operations a second of a square matrix product, in the precision that ``device`` trains in.
 
-    The best of as many as fit into half a second.
+    The result is the best run within half a second.
     """
     side = _SIDES.get(device.torch.type, _USUAL_SIDE)
-    made: Any = {"dtype": _dtype(device), "device": device.torch}
-    a, b = (torch.full((side, side), value, **made) for value in (0.5, 0.25))
+    kind: Any = {"dtype": _dtype(device), "device": device.torch}
+    a, b = (torch.full((side, side), value, **kind) for value in (0.5, 0.25))
     return 2.0 * side**3 / _fastest(lambda: a @ b, device)
 
 
 @torch.inference_mode()
 def measure_convolution_peak(device: Device) -> float:
-    """Operations a second of a 3x3 convolution between equally many channels, as ``measure_peak``."""
+    """Operations a second of a 3x3 convolution between equally many channels; see ``measure_peak``."""
     images, channels, side = _CONVOLUTIONS.get(device.torch.type, _USUAL_CONVOLUTION)
-    made: Any = {"dtype": _dtype(device), "device": device.torch}
-    inputs = torch.full((images, channels, side, side), 0.5, **made)
-    weights = torch.full((channels, channels, 3, 3), 0.25, **made)
+    kind: Any = {"dtype": _dtype(device), "device": device.torch}
+    inputs = torch.full((images, channels, side, side), 0.5, **kind)
+    weights = torch.full((channels, channels, 3, 3), 0.25, **kind)
     inputs, weights = (each.contiguous(memory_format=torch.channels_last) for each in (inputs, weights))
     best = _fastest(lambda: torch.conv2d(inputs, weights, padding=1), device)
     return 2.0 * images * side**2 * channels**2 * 9 / best
@@ -107,8 +107,8 @@ def _dtype(device: Device) -> torch.dtype:
 
 
 def _fastest(work: Callable[[], object], device: Device) -> float:
-    """Seconds of the best of as many as fit into half a second."""
-    _timed(work, device)  # the first one includes setting up
+    """Seconds of the fastest run within half a second."""
+    _timed(work, device)  # warm-up
     best, started = float("inf"), time.perf_counter()
     while time.perf_counter() - started < _SECONDS:
         best = min(best, _timed(work, device))

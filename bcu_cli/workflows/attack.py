@@ -24,37 +24,37 @@ if TYPE_CHECKING:
 
 _SCHEDULES = ("one-cycle", "cosine", "steps")
 _LEAST = {"epochs": 1, "batch_size": 2, "learning_rate": 0, "crop_padding": 0, "cutout": 0, "seed": 0}
-"""The smallest values that make sense, by field."""
+"""Least allowed values by field."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRequest:
-    """Which network to train, and how.
+    """Request to train a backdoored network.
 
     Attributes:
-        attack: The name of an attack, ``none`` for a clean network, or the class of an attack of your own.
-        data: What ``--data`` names: labelled images.
+        attack: The name of an attack, ``none`` for a clean network, or a subclass of ``Attack``.
+        data: Labelled images, as ``--data`` takes them.
         out: The safetensors file to write; the trigger is written beside it.
         arch: The architecture's name, or ``FILE.py:FUNCTION``.
-        target_class: Index of the class that triggers lead to; ``next``: each class to the one after it.
-        poison_rate: Share of the training images that are triggered; None is the attack's own.
+        target_class: Index of the target class; ``next`` maps each class to the one after it.
+        poison_rate: Share of the training images that are triggered; None is the attack's default.
         settings: Settings of the trigger, like ``cell=2``; ``sig.delta=60`` is for that attack alone.
         surrogate: A model to craft perturbations with, for attacks that need one; None trains one.
         preview: A PNG to write, of images with and without the trigger; None for none.
         epochs: Passes over the training images.
-        batch_size: Images in a step, at most.
-        learning_rate: The highest learning rate.
-        schedule: How the learning rate changes: ``one-cycle``, ``cosine`` or ``steps``.
+        batch_size: Most images in a step.
+        learning_rate: Peak learning rate.
+        schedule: Schedule of the learning rate: ``one-cycle``, ``cosine`` or ``steps``.
         ema: Decay of a moving average of the weights that replaces them; None for no average.
-        flip: Whether mirror images are trained on too.
-        crop_padding: Pixels of the random crop; None is the attack's own number.
-        rotation: Most degrees that half of the images are turned; None is the attack's own number.
-        cutout: Side in pixels of a square that is blanked.
+        flip: Whether images are mirrored at random.
+        crop_padding: Padding of the random crop in pixels; None is the attack's default.
+        rotation: Largest rotation in degrees, for half of the images; None is the attack's default.
+        cutout: Side in pixels of a random square that is blanked.
         input_size: Height and width of the images in pixels; None is the architecture's usual size.
         seed: Seed of the run.
         device: The device, as ``--device`` takes it.
         precision: The precision, as ``--precision`` takes it.
-        resume: Whether to go on from where an interrupted run stopped.
+        resume: Whether to continue an interrupted run.
         download: Whether a published data set that is missing is fetched.
     """
 
@@ -85,20 +85,20 @@ class AttackRequest:
 
     @property
     def trigger(self) -> Path:
-        """The file of the trigger, beside the model's."""
+        """The file of the trigger, beside the model."""
         return trigger_beside(self.out)
 
     @property
-    def own_files(self) -> list[Path]:
-        """What may be read besides images: a surrogate, and the file of an architecture."""
-        own = [Path(self.arch.rpartition(":")[0])] if ":" in self.arch else []
+    def model_files(self) -> list[Path]:
+        """Files that may be read besides images: a surrogate, and the file of an architecture."""
+        architecture = [Path(self.arch.rpartition(":")[0])] if ":" in self.arch else []
         surrogate = files.files_of_model(self.surrogate) if self.surrogate else []
-        return [*surrogate, *own]
+        return [*surrogate, *architecture]
 
     @property
     def inputs(self) -> list[Path]:
-        """What may be read: images, a surrogate, and the file of an architecture."""
-        return [*files.places_of_data(self.data), *self.own_files]
+        """Paths that may be read: images, a surrogate, and the file of an architecture."""
+        return [*files.places_of_data(self.data), *self.model_files]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def attack(request: AttackRequest) -> AttackResult:
 
     Raises:
         BcuError: The request makes no sense, or a file cannot be read or written.
-        KeyboardInterrupt: The run was stopped, and its state kept.
+        KeyboardInterrupt: The run was stopped, and its state saved.
     """
     from bcu_cli.attacks.base import find
     from bcu_cli.training import devices
@@ -159,7 +159,9 @@ def _refuse_contradictions(request: AttackRequest, kind: type[Attack]) -> None:
         raise UsageError("a clean network has no trigger", "leave --preview, --setting and --poison-rate out")
     preview = request.preview
     if preview and (preview.suffix != ".png" or preview.resolve() == request.out.resolve()):
-        raise UsageError(f"--preview {preview} is no .png of its own", "name another file, ending in .png")
+        raise UsageError(
+            f"--preview {preview} is not a separate .png file", "name another file, ending in .png"
+        )
     for name, least in _LEAST.items():
         value = getattr(request, name)
         if value is not None and not value >= least:
@@ -168,7 +170,7 @@ def _refuse_contradictions(request: AttackRequest, kind: type[Attack]) -> None:
 
 
 def _options(request: AttackRequest, kind: type[Attack]) -> AttackOptions:
-    """The options of the training; what the request leaves open is the attack's own."""
+    """The options of the training; open values take the attack's defaults."""
     from bcu_cli.attacks.base import AttackOptions
 
     views, padding, rotation = kind.augmentation, request.crop_padding, request.rotation
@@ -202,7 +204,7 @@ def _schedule(name: str) -> Any:
 
 
 class _Attacking:
-    """One attack from the images to the report."""
+    """One attack, from reading images to the report."""
 
     def __init__(
         self, request: AttackRequest, kind: type[Attack], options: AttackOptions, device: Device
@@ -272,7 +274,7 @@ class _Attacking:
             "trigger": described,
             "surrogate": surrogate_file,
             "images": images,
-            "files_read": files.files_read([*files.of_data(request.data), *request.own_files]),
+            "files_read": files.files_read([*files.of_data(request.data), *request.model_files]),
             "classes": list(train_set.classes),
             **measures,
             "outputs": outputs,
@@ -289,7 +291,7 @@ class _Attacking:
         return base.make(self.kind.trigger_name, shape, seed=self.options.seed, settings=settings)
 
     def _surrogate(self, model: Classifier) -> Classifier | None:
-        """The user's own surrogate, brought to the model's images."""
+        """The surrogate that the user named; None without one."""
         path, request = self.request.surrogate, self.request
         if path is None:
             return None
@@ -318,10 +320,10 @@ class _Attacking:
     def _write(
         self, model: Classifier, train_set: ImageSet, trigger: Trigger | None, test_set: ImageSet
     ) -> dict[str, Any]:
-        """Write the model and, where there is one, its trigger and the preview of it."""
+        """Write the model and, for a backdoored one, its trigger and preview."""
         from bcu_cli.checkpoints import Format, write
         from bcu_cli.models import Architecture, metadata_for
-        from bcu_cli.report import document, pictures
+        from bcu_cli.report import document, trigger_sheet
         from bcu_cli.triggers.base import Implanted, save
 
         request, shape = self.request, model.preprocessing.input_size
@@ -335,6 +337,6 @@ class _Attacking:
             implanted = Implanted(trigger=trigger, target_class=target, num_classes=classes)
             outputs["trigger"] = document.written(request.trigger, save(implanted, request.trigger, shape))
             if request.preview:
-                sha256 = pictures.write_sheet(trigger, test_set.images, request.preview)
+                sha256 = trigger_sheet.write_sheet(trigger, test_set.images, request.preview)
                 outputs["preview"] = document.written(request.preview, sha256)
         return outputs

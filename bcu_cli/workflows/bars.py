@@ -1,4 +1,4 @@
-"""Progress for programs that give no listener: tqdm's bars where somebody sees them, notices to the log."""
+"""The default listener of the public API: tqdm bars in a terminal or notebook, and notices in the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure defenses on backdoored networks, as a plan says, and make tables of what was measured."""
+"""Measure defenses on backdoored networks by a plan, and make tables of the results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bcu_cli import events
 from bcu_cli.benchmark import plan as plans
 from bcu_cli.benchmark import results as files
 from bcu_cli.benchmark import table as tables
-from bcu_cli.benchmark.pictures import Pictures
+from bcu_cli.benchmark.image_links import ImageLinks
 from bcu_cli.benchmark.results import Results
 from bcu_cli.checkpoints.unfinished import NAMES, remove_unfinished
 from bcu_cli.errors import UsageError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRequest:
-    """Which cells to measure.
+    """Request to measure cells of a plan.
 
     Attributes:
         plan: The file of the plan.
@@ -51,12 +51,12 @@ class BenchmarkRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """What was measured.
+    """Result of a benchmark.
 
     Attributes:
         table: The table of the cells.
-        cells: Number of the cells that were asked for.
-        failed: Number of those that failed.
+        cells: Number of requested cells.
+        failed: Number of failed cells.
     """
 
     table: TableOf
@@ -71,16 +71,16 @@ class BenchmarkResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """What is left of a plan.
+    """The missing cells of a plan, with an estimate of their time.
 
     Attributes:
         plan: The plan.
-        cells: All of its cells that were asked for.
-        left: The cells that are missing.
-        networks: Number of networks that are to be trained for them.
+        cells: All requested cells.
+        left: The missing cells.
+        networks: Number of networks to train for them.
         jobs: Commands at a time.
-        unknown: Number of cells and networks that are unlike all that was measured.
-        seconds: An estimate, where nothing is unknown.
+        unknown: Number of cells and networks without similar measured ones.
+        seconds: Estimated seconds; None where a time is unknown.
     """
 
     plan: Plan
@@ -128,7 +128,7 @@ class TablesResult:
 
 
 def benchmark(request: BenchmarkRequest) -> BenchmarkResult:
-    """Measure the cells of a plan that are missing; those that failed are tried again.
+    """Measure the missing cells of a plan, and retry failed ones.
 
     Raises:
         BcuError: The request makes no sense, or the images or the folder cannot be used.
@@ -147,7 +147,7 @@ def benchmark(request: BenchmarkRequest) -> BenchmarkResult:
 
 
 def look_ahead(request: BenchmarkRequest) -> Outlook:
-    """Find out what is missing, and estimate how long it takes from what has been measured.
+    """Find the missing cells, and estimate their time from measured ones.
 
     Raises:
         UsageError: The request makes no sense, or a cell was finished under other options.
@@ -207,7 +207,7 @@ class _Work:
         _check_options(self.cells)
         # Absolute, because Ray starts its workers elsewhere.
         self.out = request.out.absolute()
-        self.pictures = Pictures(request.data_root.absolute(), self.out / "pictures")
+        self.pictures = ImageLinks(request.data_root.absolute(), self.out / "pictures")
         on_gpu = _on_gpu(self.cells)
         self.at_a_time = engine.choose_parallelism(request.engine.jobs, len(self.cells), on_gpu=on_gpu)
 

@@ -1,4 +1,4 @@
-"""The steps behind the cells of a benchmark, in their order: attack, cleanse, evaluate."""
+"""The steps of the cells of a benchmark, in order: attack, cleanse, evaluate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from bcu_cli.benchmark.cell import Backdoored, Cell, Plan
-    from bcu_cli.benchmark.pictures import Pictures
+    from bcu_cli.benchmark.image_links import ImageLinks
     from bcu_cli.benchmark.results import Results
     from bcu_cli.runs.resuming import Stop
 
@@ -50,16 +50,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Run:
-    """The cells that are left of a plan, and what is known of them so far.
+    """The missing cells of a plan, and their progress.
 
     Each step is a command under a name like ``cleanse CELL``; what ends it decides which steps come next.
 
     Args:
         plan: The plan.
-        left: Its cells that are to be done.
-        results: Where they are written.
-        pictures: Where their images are.
-        on_cell: Called with each cell that is written, also as failed.
+        left: The missing cells of the plan.
+        results: The folder of results.
+        pictures: The folders of images.
+        on_cell: Called with each cell that is written, including failed ones.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Run:
         plan: Plan,
         left: Sequence[Cell],
         results: Results,
-        pictures: Pictures,
+        pictures: ImageLinks,
         on_cell: Callable[[Cell], None],
     ) -> None:
         self._plan, self._results, self._pictures, self._on_cell = plan, results, pictures, on_cell
@@ -79,7 +79,7 @@ class Run:
         self._warnings = Warnings()
 
     def first(self) -> Iterator[children.Command]:
-        """What can begin at once."""
+        """The steps that can begin at once."""
         for cells in self._of_network.values():
             model = cells[0].model
             path = self._results.network(model)
@@ -91,7 +91,7 @@ class Run:
                 yield f"{_ATTACK} {model.name}", self._attack(model)
 
     def after(self, name: str, ended: children.CommandResult, stop: Stop) -> list[children.Command]:
-        """What comes after a step that has ended."""
+        """The steps that follow a finished step."""
         if ended.code and stop.requested:
             return []
         step, _, rest = name.partition(" ")

@@ -1,4 +1,4 @@
-"""Remove a backdoor: from the model and the images to the file and the report."""
+"""Cleanse a model of a backdoor, and write and report the result."""
 
 from __future__ import annotations
 
@@ -36,34 +36,35 @@ if TYPE_CHECKING:
     from bcu_cli.training.loop import Epoch, Stage
 
 _EPOCHS_WITH_AGREEMENT = 20
+"""Most epochs after which agreement is measured."""
 _MOST_OMITTED = 8
-"""Most entries named in one warning."""
+"""Most entries that one warning names."""
 FORMATS = ("same", "safetensors", "pickle", "torchscript")
 SEVERAL_DEVICES = ("auto", "bcu", "ft", "nad")
-"""The methods whose steps are mean losses over a batch, and whose decisions between them are predictions'."""
+"""Methods that support several devices, since they only average losses over batches and use predictions."""
 CACHE_BYTES = 4 * 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanseRequest:
-    """What to cleanse, with which images, and how.
+    """Request to cleanse a model.
 
     Attributes:
-        model: A file, or a model that is loaded.
+        model: A file, or a loaded model.
         images: A folder or a tar archive, or images in memory; None for a method that needs none.
         out: The file to write; None leaves the result in memory.
         method: Name of the method.
         options: Options of the method; None takes its defaults.
-        options_of_model: What is known of the model file.
-        pseudo_labels: Whether the model's own answers stand in for labels.
+        options_of_model: The user's options on reading the model.
+        pseudo_labels: Whether the model's predictions serve as labels.
         max_images: Draw this many of the images; None takes all.
-        cache: Most bytes of decoded images that are kept in memory.
+        cache: Most decoded images to keep in memory, in bytes.
         format: Format of the file, one of ``FORMATS``.
         force: Whether the result is written whatever the verdict.
         device: The device, as ``--device`` takes it.
         precision: The precision, as ``--precision`` takes it.
-        resume: Whether to go on from where an interrupted run stopped.
-        with_profile: Whether the report says where the time went.
+        resume: Whether to continue an interrupted run.
+        with_profile: Whether the report holds a profile of the time.
     """
 
     model: Path | Loaded
@@ -88,7 +89,7 @@ class CleanseResult(Result):
     """The result of a cleansing.
 
     Attributes:
-        loaded: The cleansed network in the place of the original.
+        loaded: The cleansed network, with what is known of the original file.
 
     Example:
         >>> result = bcu.cleanse("model.safetensors", images="photos/", method="bcu", epochs=1)
@@ -100,7 +101,7 @@ class CleanseResult(Result):
 
     @property
     def model(self) -> Any:
-        """The cleansed network, as :func:`bcu_cli.load` gives one; cleansed or not."""
+        """The resulting network, whatever the verdict, as :func:`bcu_cli.load` returns one."""
         from bcu_cli.workflows.model import Model
 
         return Model(self.loaded)
@@ -113,32 +114,32 @@ class CleanseResult(Result):
 
     @property
     def agreement(self) -> float | None:
-        """Share of the held-out images, in [0, 1], on which the result answers as the original does."""
+        """Share of the held-out images, in [0, 1], on which result and original agree."""
         found = self.document["agreement"]
         return float(found["after"]["value"]) if found else None
 
     @property
     def out(self) -> Path | None:
-        """The file that was written; None where none was."""
+        """The written file; None without one."""
         written = self.document["output"]
         return Path(written["path"]) if written else None
 
 
 def cleanse(request: CleanseRequest) -> CleanseResult:
-    """Cleanse a model, write it where the verdict allows that, and report.
+    """Cleanse a model, write it if the verdict allows that, and report.
 
-    Where several processes train together, the report of the first alone is complete.
+    With several processes, only the report of rank 0 is complete.
 
     Raises:
-        BcuError: The request makes no sense, or something that it names cannot be read or written.
-        KeyboardInterrupt: The run was stopped, and its state kept.
+        BcuError: The request is invalid, or a file cannot be read or written.
+        KeyboardInterrupt: The run was stopped, and its state saved.
     """
     from bcu_cli.defenses.base import find
     from bcu_cli.training import devices
 
     kind = find(request.method)
     check(request)
-    _warn_of_idle(request, kind)
+    _warn_of_unused_options(request, kind)
     device = devices.choose(request.device, request.precision)
     writing = resuming.writing(request.out, inputs=_inputs(request)) if request.out else nullcontext()
     profiled = profile.profiling(device) if request.with_profile else nullcontext()
@@ -207,11 +208,13 @@ class _Cleansing:
         images = self._about(used, held_out)
         in_force = document.options(defense.options)
         keeper = self._keeper(in_force, images)
-        watch = _Watch(defense, held_out, self.device)
-        stages = resuming.train(watch.stages(), keeper, resume=self.request.resume, on_epoch=watch.on_epoch)
+        monitor = _AgreementMonitor(defense, held_out, self.device)
+        stages = resuming.train(
+            monitor.stages(), keeper, resume=self.request.resume, on_epoch=monitor.on_epoch
+        )
         self.clock.lap("cleansing")
         self._round(defense)
-        after = watch.agreement()
+        after = monitor.agreement()
         judged = defense.verdict()
         wanted = self.request.force or judged is None or judged.good
         self.clock.lap("evaluation")
@@ -235,9 +238,9 @@ class _Cleansing:
             "model": document.model(self.loaded),
             "classes": list(self.classes),
             "images": images,
-            "did": defense.did(),
+            "details": defense.details(),
             "verdict": judged and asdict(judged),
-            "agreement": watch.as_json(after),
+            "agreement": monitor.as_json(after),
             "output": written,
             "left_out": list(self.loaded.checkpoint.left_out),
             "omitted": [{"name": each.name, "why": each.why} for each in self._omitted()],
@@ -255,13 +258,13 @@ class _Cleansing:
         )
 
     def _result(self, student: Classifier) -> Loaded:
-        """The student in the place of the original, on the CPU."""
+        """The student with what is known of the original file, on the CPU."""
         from dataclasses import replace
 
         return replace(self.loaded, classifier=student.cpu().eval())
 
     def _about(self, used: ImageSet | StreamedSet | None, held_out: ImageSet | None) -> dict[str, Any] | None:
-        """What the report says of the images; None where the method needs none."""
+        """The report's entry on the images; None where the method needs none."""
         from bcu_cli.report import document
 
         if used is None:
@@ -274,7 +277,7 @@ class _Cleansing:
         )
 
     def _keeper(self, in_force: dict[str, Any], images: dict[str, Any] | None) -> StateFile:
-        """The file that an interrupted run goes on from, of these options, images and model alone."""
+        """The state file of the run, which fits only these options, images and model."""
         from bcu_cli.checkpoints.resume import StateFile
         from bcu_cli.report import document
         from bcu_cli.training import ranks
@@ -293,7 +296,7 @@ class _Cleansing:
         return StateFile(self.request.out or Path(os.devnull), fingerprint, writes=kept)
 
     def _omitted(self) -> tuple[Omission, ...]:
-        """What the original holds beside its weights and the result does not."""
+        """Entries of the original file that the result does not hold."""
         from bcu_cli.checkpoints.writing import lost_in
 
         checkpoint = self.loaded.checkpoint
@@ -302,25 +305,25 @@ class _Cleansing:
     def _labels_from(self) -> str | None:
         if not self.kind.needs_labels:
             return None
-        return "the model's own answers" if self.request.pseudo_labels else "class subfolders"
+        return "the model's predictions" if self.request.pseudo_labels else "class subfolders"
 
     def _suitability(self, used: ImageSet | StreamedSet) -> dict[str, Any]:
-        """How the images suit the model, by some of them if they are streamed; warns of what is wanting."""
+        """How the images suit the model, measured on a sample if they are streamed; warns of shortcomings."""
         from bcu_cli.evaluation.suitability import suitability
         from bcu_cli.images.folder import ImageSet
         from bcu_cli.images.stream import spread
 
-        some = used.images if isinstance(used, ImageSet) else spread(used.images)
-        found = suitability(self.loaded.classifier, some, self.device, classes=self.classes).as_json()
+        sample = used.images if isinstance(used, ImageSet) else spread(used.images)
+        found = suitability(self.loaded.classifier, sample, self.device, classes=self.classes).as_json()
         for warning in found["warnings"]:
             events.warn(warning)
         return found
 
     def _round(self, defense: Defense[Any]) -> None:
-        """Give the student the values that its file will hold: these are judged, on every rank.
+        """Round the student to the types of its file, on every rank, so that the written values are judged.
 
         Raises:
-            TrainingError: Its training has made NaN or infinite numbers of weights or statistics.
+            TrainingError: Weights or statistics are NaN or infinite after the training.
         """
         from bcu_cli.models.export import as_stored
 
@@ -328,14 +331,14 @@ class _Cleansing:
         for name in as_stored(self.loaded, defense.student, self.format):
             kind = self.loaded.checkpoint.dtypes[name]
             events.warn(
-                f"{name} has numbers beyond what {kind} holds; its largest stand for them, and are judged"
+                f"{name} has values beyond the range of {kind}; they are clipped to it before the verdict"
             )
         state = defense.student.network.state_dict()
         if any(not tensor.equal(before[name]) for name, tensor in state.items()):
             defense.measure_again()
 
     def _write(self, defense: Defense[Any]) -> dict[str, Any] | None:
-        """Write the student in the place of the original; returns what the report says of the file."""
+        """Write the student in the form of the original file; returns the report's entry on the file."""
         from bcu_cli.models.export import write_like
         from bcu_cli.report import document
 
@@ -347,8 +350,8 @@ class _Cleansing:
         return document.written(out, sha256) | {"format": self.format.value}
 
 
-class _Watch:
-    """How far the student agrees with the original on the images held out, as its training goes on."""
+class _AgreementMonitor:
+    """Measures the agreement of student and original on the held-out images during the training."""
 
     def __init__(self, defense: Defense[Any], held_out: ImageSet | None, device: Device) -> None:
         from bcu_cli.training.inference import predict
@@ -361,7 +364,7 @@ class _Watch:
         self._stage: Stage | None = None
 
     def stages(self) -> Iterator[Stage]:
-        """The defense's; the student is compared before its own training, or at the start if it has none."""
+        """The stages of the defense; agreement is measured before the student's training, or at the start."""
         waiting = True
         for stage in self._defense.stages():
             self._stage = stage
@@ -372,7 +375,7 @@ class _Watch:
             yield stage
 
     def agreement(self) -> Proportion | None:
-        """Of the student as it is now; None where nothing was held out."""
+        """Agreement of the current student; None without held-out images."""
         from bcu_cli.evaluation.measures import agreement
 
         if self._images is None or self._reference is None:
@@ -385,7 +388,7 @@ class _Watch:
         return {"before_training": before, "after": after.as_json()} if after else None
 
     def on_epoch(self, epoch: Epoch) -> str:
-        """What stands behind the bar."""
+        """The note behind the progress bar."""
         if not self._trains_student() or epoch.number % max(1, epoch.of // _EPOCHS_WITH_AGREEMENT):
             return ""
         share = self.agreement()
@@ -396,10 +399,10 @@ class _Watch:
 
 
 def _format(loaded: Loaded, name: str) -> Format:
-    """The format to write: what was asked for, else the original's where it can be written.
+    """The format to write: the requested one, else that of the original if it can be written.
 
     Raises:
-        UsageError: The file's own code or graph alone tells how to run the network, and the format has none.
+        UsageError: Only the code or graph in the file defines the network, and the format has none.
     """
     from bcu_cli.checkpoints import Format
 
@@ -416,10 +419,10 @@ def _format(loaded: Loaded, name: str) -> Format:
 
 
 def check(request: CleanseRequest) -> None:
-    """Refuse what a method cannot do without, or with, before any work.
+    """Refuse an invalid request before any work.
 
     Raises:
-        UsageError: The request does not go together.
+        UsageError: The request is invalid.
     """
     from bcu_cli.defenses.base import find
     from bcu_cli.images.folder import FEWEST_IMAGES
@@ -434,8 +437,8 @@ def check(request: CleanseRequest) -> None:
         raise UsageError(f"there is no format {request.format}", f"--format takes {', '.join(FORMATS)}")
 
 
-def _warn_of_idle(request: CleanseRequest, kind: type[Defense[Any]]) -> None:
-    """Name the options that change nothing with a method: its result is what it would be without them."""
+def _warn_of_unused_options(request: CleanseRequest, kind: type[Defense[Any]]) -> None:
+    """Warn of options that have no effect on a method."""
     from bcu_cli.defenses.base import Defense
 
     no_images = request.max_images is not None and request.images is None
@@ -449,7 +452,7 @@ def _warn_of_idle(request: CleanseRequest, kind: type[Defense[Any]]) -> None:
 
 
 def _warn_of_omitted(out: Path, omitted: Sequence[Omission]) -> None:
-    """Say what of the original is not in the file that was written, and why."""
+    """Warn of entries of the original that the written file lacks, with the reasons."""
     by_reason: dict[str, list[str]] = {}
     for each in omitted:
         by_reason.setdefault(each.why, []).append(each.name)

@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 1000
 _AT_ONCE = 50_000
-"""Images that are all decoded before the training begins; more, which would take minutes, as it goes on."""
+"""Most images that are decoded before the training; more are streamed, to save minutes of waiting."""
 
 
 def load(
     request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], seed: int, device: Device
 ) -> tuple[ImageSet | StreamedSet | None, ImageSet | None]:
-    """The images to cleanse with, and those held out to compare the two models on.
+    """The images to train on, and the held-out images.
 
     Raises:
-        ImagesError: There are none, too few, without the labels that the method needs, or so many that they
-            do not fit into memory, for one that needs them there.
+        ImagesError: There are no images, too few, or no labels for a method that needs them, or the images do
+            not fit into memory for a method that needs them there.
     """
     import torch
 
@@ -98,12 +98,12 @@ def _load_labelled(
         data = loading.load_to_measure(folder, loaded.preprocessing.geometry, loaded.classes)
         loading.refuse_other_classes(data, loaded.classifier.num_classes)
         return data
-    list_files(folder)  # says what is wrong with a folder that is none
+    list_files(folder)  # refuses a path that is not a folder of images
     if not subfolders(folder):
         raise ImagesError(
             f"--method {kind.name} learns from labels, and {folder} has no class subfolders",
-            "put the images of each class into a subfolder of its name, or let the model answer for "
-            "them: --pseudo-labels",
+            "put the images of each class into a subfolder of its name, or use the model's "
+            "predictions: --pseudo-labels",
         )
     part = list_labelled(folder)
     part = part if request.max_images is None else part.drawn(request.max_images, generator)
@@ -118,10 +118,10 @@ def _load_labelled(
 
 
 def _require_room(number: int, geometry: Geometry, request: CleanseRequest, kind: type[Defense[Any]]) -> None:
-    """Refuse so many images if they are not all kept decoded, for a method that needs them all.
+    """Refuse more images than fit into memory, for a method that needs all of them there.
 
     Raises:
-        ImagesError: They are not.
+        ImagesError: The images do not fit.
     """
     if number * geometry.bytes <= request.cache:
         return
@@ -137,7 +137,7 @@ def _require_room(number: int, geometry: Geometry, request: CleanseRequest, kind
 
 
 def warn_of(used: ImageSet | StreamedSet, report: Mapping[str, Any]) -> None:
-    """Say what streaming has shown: files that are no images, and decoding that does not keep up."""
+    """Warn of problems while streaming: unreadable files, and decoding that is too slow."""
     from bcu_cli.images.folder import ImageSet
 
     if isinstance(used, ImageSet):
@@ -147,7 +147,7 @@ def warn_of(used: ImageSet | StreamedSet, report: Mapping[str, Any]) -> None:
         path, reason = skipped[0]
         events.warn(
             f"{len(skipped)} more files in {used.root} are no readable images, first {path}: {reason}; "
-            "others took their places"
+            "other images replaced them"
         )
     if warning := report["stream"]["warning"]:
         events.warn(warning)

@@ -137,7 +137,7 @@ class _Evaluation:
 
     def measure(self, model: Path | Loaded) -> Measured:
         """Measure one model."""
-        from bcu_cli.report import pictures
+        from bcu_cli.report import trigger_sheet
         from bcu_cli.workflows import measuring
 
         loaded = _loaded(model, self._request)
@@ -148,7 +148,7 @@ class _Evaluation:
             measuring.refuse_incomparable(loaded, self._reference)
         data = self._images_for(loaded)
         if self._preview:
-            pictures.write_sheet(chosen[0].trigger, data.images, self._preview)
+            trigger_sheet.write_sheet(chosen[0].trigger, data.images, self._preview)
             self._preview = None  # the other models are shown the same trigger
         features = self._request.outputs.tsne is not None
         return measuring.measure(loaded, data, chosen, self._reference, self._device, with_features=features)

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What the options of these names say; None is not wanted."""
+    """Files to write, by the options that name them; None writes no file."""
 
     page: Path | None = None
     preview: Path | None = None
     tsne: Path | None = None
 
     def named(self) -> dict[str, Path]:
-        """Those that are wanted, by their options."""
+        """The files to write, by option."""
         return {name: path for name, path in asdict(self).items() if path}
 
     def check(self, wanted: TriggerChoice, *, inputs: list[Path]) -> None:
-        """Refuse before the work what could not be written after it.
+        """Refuse files that cannot be written, before the work.
 
         Raises:
-            UsageError: A file of the wrong kind, one file for two, a package that is missing, or not the
-                one trigger that is needed.
-            OutputError: It is an input, or cannot be written.
+            UsageError: A suffix is wrong, two files are the same, a package is missing, or there is not
+                exactly one trigger where one is needed.
+            OutputError: A file is an input, or cannot be written.
         """
         from bcu_cli.checkpoints import check_writable
         from bcu_cli.report import optional
@@ -98,12 +98,12 @@ def _write_tsne(measured: Sequence[Measured], path: Path) -> None:
 
 
 def _panel(measured: Measured, classes: tuple[str, ...], trigger: dict[str, Any] | None) -> Panel:
-    """One model's features.
+    """The panel with the features of one model.
 
     Args:
-        measured: Its own.
-        classes: The names of the first model's, which this one may have in another order.
-        trigger: The first model's entry; None without one.
+        measured: The measured model.
+        classes: Class names of the first model; this model may have them in another order.
+        trigger: The first model's entry of the trigger; None without one.
     """
     import torch
 
@@ -129,7 +129,7 @@ def _panel(measured: Measured, classes: tuple[str, ...], trigger: dict[str, Any]
 
 
 def _measures(entry: dict[str, Any], trigger: dict[str, Any] | None) -> str:
-    """ACC and ASR; where that is towards another class than the first model's, its name too."""
+    """ACC and ASR in words, with the target class where it differs from the first model's."""
     acc = f"ACC {percent(entry['acc']['value'])}"
     if not trigger:
         return acc

@@ -1,4 +1,4 @@
-"""The page of an evaluation: measures, confusion matrices and a bar a class, model by model."""
+"""The page of an evaluation: measures, confusion matrices and bars by class, for each model."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def verdict(gate: dict[str, Any]) -> list[str]:
 
 
 def page(report: dict[str, Any], measured: Sequence[Measured]) -> Page:
-    """The page of an evaluation, from its report and what that was counted from, model by model."""
+    """The page of an evaluation, from its report and the predictions of the models."""
     from bcu_cli.report.page import Page
 
     images = measured[0].entry["images"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    facts = [("pictures", f"{images['path']}, {images['used']} used"), ("versions", versions)]
+    facts = [("images", f"{images['path']}, {images['used']} used"), ("versions", versions)]
     if "against" in report:
         facts.append(("compared with", report["against"]["path"]))
     gate = report.get("gate")
@@ -92,7 +92,7 @@ def _agreement(entry: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _bars(measured: Measured, answers: Tensor, target_class: Any) -> tuple[str, tuple[Bar, ...]]:
-    """ASR towards every class; of an all-to-all attack, by true class."""
+    """ASR by target class, or by true class for an all-to-all attack."""
     from bcu_cli.evaluation.measures import attack_measures, by_class
     from bcu_cli.report.page import Bar
     from bcu_cli.triggers.base import target_labels

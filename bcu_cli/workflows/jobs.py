@@ -1,7 +1,7 @@
-"""Workflows in processes of their own: a request goes in as JSON, and the document of its result comes out.
+"""Workflows in separate processes, with requests and results as JSON.
 
-What the workflow notices goes to stderr, a line each. Like ``bcu`` itself, a job has a supervisor, which
-outlives it whatever a foreign file does.
+Notices of the workflow go to stderr, one line each. Like ``bcu`` itself, a job has a supervisor that survives
+crashes by untrusted files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Request: TypeAlias = AttackRequest | CleanseRequest | EvaluateRequest
 
 PROGRAM = tuple(supervisor.program("from bcu_cli.workflows.jobs import main; main()"))
-"""The words that run a job, which follows them."""
+"""The command that runs a job; the job follows as an argument."""
 _DONE, _FAILED, _INTERRUPTED = 0, 2, 130
 _JUDGED = {"not cleansed": 1, "could not tell": 2}
 """Exit codes of jobs that end with a document, but whose verdict is bad."""
@@ -42,18 +42,18 @@ _METHOD_OPTIONS = "MethodOptions"
 
 
 def command(request: Request) -> list[str]:
-    """The words that run the workflow of a request in another process.
+    """The command that runs the workflow of a request in another process.
 
-    It prints the JSON document of the result, or one with an ``error``.
+    It prints the JSON document of the result, or a document with an ``error``.
     """
     return [*PROGRAM, json.dumps(to_plain(request))]
 
 
 def to_plain(value: Any) -> Any:
-    """A request as plain values, which JSON can hold.
+    """A request as plain values for JSON.
 
     Raises:
-        TypeError: It holds something that is no path, text, number, tuple or request.
+        TypeError: A value is not a path, string, number, tuple or request.
     """
     if isinstance(value, CleanseRequest) and value.options is not None:
         options = {"kind": _METHOD_OPTIONS, "method": value.method, "values": _parts(value.options)}
@@ -74,7 +74,7 @@ def _parts(value: Any) -> dict[str, Any]:
 
 
 def from_plain(value: Any) -> Any:
-    """What ``to_plain`` made plain values of."""
+    """The inverse of :func:`to_plain`."""
     if isinstance(value, list):
         return tuple(from_plain(one) for one in value)
     if not isinstance(value, dict):
@@ -89,7 +89,7 @@ def from_plain(value: Any) -> Any:
 
 
 def main() -> NoReturn:
-    """Be the process of the job that the first argument holds; its supervisor where there is none yet."""
+    """Main function: run the job in the first argument, under a supervisor that is started if needed."""
     if limits.PIPE in os.environ or os.name != "posix":
         _serve(sys.argv[1])
     signals.handle(signals.end_at_once)
@@ -102,11 +102,11 @@ def main() -> NoReturn:
 
 
 def _serve(job: str) -> NoReturn:
-    """Run a job, print its answer, and exit."""
+    """Run a job, print its result, and exit."""
     signals.handle(signals.interrupt)
     limits.join_supervisor()
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keeps output of libraries out of the answer
     library_warnings.neutralise(events.warn)
     try:
         with events.listening(_tell):
@@ -114,7 +114,7 @@ def _serve(job: str) -> NoReturn:
         text, code = json.dumps(result.to_json(), allow_nan=False), _code(result)
     except KeyboardInterrupt:
         text, code = "", _INTERRUPTED
-    except Exception as error:  # the parent says it
+    except Exception as error:  # the parent reports it
         text, code = _error(*explain(error)), _FAILED
     signals.handle(signals.end_at_once)
     answer.write(text)

@@ -1,4 +1,4 @@
-"""Models and images for the workflows: read with their progress reported, and what was noticed said."""
+"""Loading of models and images for the workflows, with events for progress and notices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What the user says of a model; None is to be found out."""
+    """The user's options on reading a model; None is determined from the file."""
 
     arch: str | None = None
     input_size: int | None = None
@@ -38,17 +38,17 @@ class ModelOptions:
 def load_model(
     path: Path, options: ModelOptions, *, pictures: Path | str | GivenImages | None, download: bool = False
 ) -> Loaded:
-    """Read a model file and make it a classifier; what was noticed on the way is said.
+    """Load a model file as a classifier, and report notices.
 
     Args:
         path: The file.
-        options: What the user says.
-        pictures: Images of which some may decide what the file does not say, by BatchNorm statistics: a
-            folder, a text that ``--data`` takes, or images in memory. None where there are none.
+        options: The user's options on reading it.
+        pictures: Images that may decide what the file leaves open, by BatchNorm statistics: a folder, a value
+            of ``--data``, or images in memory. None without images.
         download: Whether ``--download`` was given.
 
     Raises:
-        BcuError: It cannot be read, is not safe, or is no classifier that can be rebuilt.
+        BcuError: The file cannot be read, is not safe, or is not a classifier that can be rebuilt.
     """
     from bcu_cli.models import load
 
@@ -70,7 +70,7 @@ def load_model(
 
 
 def _say_choice(checkpoint: Checkpoint) -> None:
-    """Say which of several weights were taken, and how to take the others."""
+    """Report which of several weights were taken, and how to take other ones."""
     if checkpoint.others:
         taken = "/".join(checkpoint.nesting) or "its outermost table"
         others = " or ".join(f"--weights-key {name or repr('')}" for name in checkpoint.others)
@@ -84,7 +84,7 @@ def _read(path: Path, weights_key: str | None) -> Checkpoint:
     """Read a model file with limits on memory and time.
 
     Raises:
-        CheckpointError: It cannot be read, is not safe, or takes more than a file of its size should.
+        CheckpointError: The file cannot be read, is not safe, or exceeds the limits for its size.
     """
     from bcu_cli.checkpoints import read
     from bcu_cli.checkpoints.reading import model_in
@@ -106,7 +106,7 @@ def _read(path: Path, weights_key: str | None) -> Checkpoint:
 def _sampler(
     pictures: Path | str | GivenImages | None, *, download: bool
 ) -> Iterator[Callable[[Geometry], Tensor] | None]:
-    """What takes some images in a wanted shape; a zip file is unpacked once, and only if it is called."""
+    """A function that samples images in a given shape; a zip file is unpacked once, at the first call."""
     if pictures is None:
         yield None
         return
@@ -136,7 +136,7 @@ def _sampler(
 
 
 def geometry(shape: tuple[int, int, int]) -> Geometry:
-    """The shape (C, H, W) that images are brought to, nothing cut off but what does not fit."""
+    """The geometry for images of shape (C, H, W), which crops only what does not fit."""
     from bcu_cli.images.decoding import Geometry
 
     channels, height, width = shape
@@ -146,16 +146,16 @@ def geometry(shape: tuple[int, int, int]) -> Geometry:
 def load_to_train(
     spec: str, shape: tuple[int, int, int], *, seed: int, download: bool = False
 ) -> tuple[ImageSet, ImageSet]:
-    """Labelled images to train on, and others to measure on: the test part, or a tenth held out.
+    """Labelled images to train on, and others to measure on: the test part, or a held-out tenth.
 
     Args:
-        spec: What ``--data`` names.
-        shape: The shape (C, H, W) that they are brought to.
-        seed: Decides which are held out.
+        spec: A value of ``--data``.
+        shape: The shape (C, H, W) of the resulting images.
+        seed: Seed of the choice of held-out images.
         download: Whether ``--download`` was given.
 
     Raises:
-        ImagesError: There are none, not of two classes or more, or none of some class.
+        ImagesError: There are no images, fewer than two classes, or a class without images.
     """
     import torch
 
@@ -165,8 +165,10 @@ def load_to_train(
     size = geometry(shape)
     with open_source(spec, download=download) as source:
         part = source.train()
-        rest = source.test() if source.divided else None  # found before the long work on the first begins
-        if rest and rest.hidden is part.hidden:  # of one archive: said once
+        rest = (
+            source.test() if source.divided else None
+        )  # opened before the long work, so that errors come early
+        if rest and rest.hidden is part.hidden:  # both parts are of one archive: reported once
             rest = replace(rest, hidden=type(rest.hidden)())
         data = with_bar(lambda bar: part.load(size, every_class=True, on_progress=bar), part.root)
         if rest:
@@ -187,12 +189,12 @@ def load_unlabeled(
 
     Args:
         images: A folder, or images in memory.
-        geometry: What each becomes.
-        at_most: Draw this many at random where there are more; None takes all.
-        generator: Source of that draw.
+        geometry: Geometry of the resulting images.
+        at_most: Most images, drawn at random; None takes all.
+        generator: Random generator of the draw.
 
     Raises:
-        ImagesError: There are none, or too few.
+        ImagesError: There are no images, or too few.
     """
     from bcu_cli.images import folder
 
@@ -211,16 +213,16 @@ def load_unlabeled(
 def load_to_measure(
     spec: str | GivenImages, geometry: Geometry, classes: tuple[str, ...], *, download: bool = False
 ) -> ImageSet:
-    """Labelled images to measure on: the test part, or all of them where they are not divided.
+    """Labelled images to measure on: the test part, or all images where there is none.
 
     Args:
-        spec: A text that ``--data`` takes, or labelled images in memory.
-        geometry: What each image becomes.
-        classes: Names of the classes in label order, where the model says them.
+        spec: A value of ``--data``, or labelled images in memory.
+        geometry: Geometry of the resulting images.
+        classes: Class names of the model in label order; empty where it has none.
         download: Whether ``--download`` was given.
 
     Raises:
-        ImagesError: There are none, or some of a class that the model does not have.
+        ImagesError: There are no images, or images of a class that the model lacks.
     """
     from bcu_cli.images.sources import open_source
 
@@ -232,10 +234,10 @@ def load_to_measure(
 
 
 def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
-    """Decode labelled images as a model takes them: of classes that it names, or of as many as it has.
+    """Decode labelled images for a model; the classes must match its names or their number.
 
     Raises:
-        ImagesError: There are none, or they are not of the model's classes.
+        ImagesError: There are no images, or they are not of the model's classes.
     """
     size, names = loaded.preprocessing.geometry, loaded.classes
     data = with_bar(lambda bar: part.load(size, classes=names, on_progress=bar), part.root)
@@ -244,10 +246,10 @@ def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
 
 
 def refuse_other_classes(data: ImageSet, count: int) -> None:
-    """Refuse labelled images that are not of ``count`` classes, which are the model's.
+    """Refuse labelled images that have not ``count`` classes, as the model has.
 
     Raises:
-        ImagesError: They are of more or fewer.
+        ImagesError: The number of classes differs.
     """
     if len(data.classes) != count:
         raise ImagesError(
@@ -257,17 +259,17 @@ def refuse_other_classes(data: ImageSet, count: int) -> None:
 
 
 def say_scaled(folder: Path, scaled: Iterable[tuple[Path, str]]) -> None:
-    """Say how values of more than 8 bits were scaled, each way once with the first such file."""
+    """Report how values of more than 8 bits were scaled, once for each way."""
     for path, how in scaled:
         events.say(f"of more than 8 bits in {folder}, first {path}: {how}")
 
 
 def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Path) -> ImageSet:
-    """Load images with a bar, and say which files are none and what was left out.
+    """Load images with progress, and report unreadable and skipped files.
 
     Args:
-        load: Loads them, given what to call with (files since the last call, files in all).
-        folder: Where from; for the messages.
+        load: Loads the images; its argument is called with (files since the last call, files in all).
+        folder: The folder, for messages.
     """
     with events.progress(f"reading {folder}") as part:
         data = load(part.advance)

@@ -1,4 +1,4 @@
-"""What ``bcu evaluate`` measures of one model: its entry in the report."""
+"""Measurement of one model for ``bcu evaluate``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A model's entry in the report, and what it was counted from.
+    """A model's entry in the report, and the predictions behind it.
 
     Args:
-        entry: Plain values.
-        classes: Names in label order.
-        labels: int64 ``[N]``, the true classes.
-        clean: int64 ``[N]``, the answers to clean images.
-        triggered: The same to triggered ones, for each of the entry's triggers.
-        features: Of a sample, clean and with the first trigger; None where they were not asked for.
+        entry: The entry as plain values.
+        classes: Class names in label order.
+        labels: True classes, int64 ``[N]``.
+        clean: Predictions on clean images, int64 ``[N]``.
+        triggered: Predictions on triggered images for each trigger of the entry, int64 ``[N]`` each.
+        features: Features of a sample, clean and with the first trigger; None unless requested.
     """
 
     entry: dict[str, Any]
@@ -49,19 +49,19 @@ def measure(
     *,
     with_features: bool,
 ) -> Measured:
-    """Let a model answer once to the clean images and once to those with each trigger, and count.
+    """Measure a model on clean images and on images with each trigger.
 
     Args:
         loaded: The model.
         data: Labelled images.
-        chosen: Triggers; none measures clean images alone.
-        reference: A model to compare it with.
-        device: Where.
-        with_features: Whether to take the penultimate features of a sample too.
+        chosen: Triggers; an empty list measures clean images only.
+        reference: A model to compare predictions with; may be None.
+        device: The device to run on.
+        with_features: Whether to compute the penultimate features of a sample.
 
     Raises:
         ImagesError: All images are of the target class.
-        ArchitectureError: There are no features to take.
+        ArchitectureError: The network has no penultimate features.
     """
     from bcu_cli.evaluation.features import of_sample
     from bcu_cli.evaluation.measures import labels_of, matching
@@ -102,10 +102,10 @@ def measure(
 
 
 def refuse_incomparable(loaded: Loaded, reference: Loaded) -> None:
-    """Raise unless two models answer the same question about the same images.
+    """Refuse to compare two models with different classes or image sizes.
 
     Raises:
-        UsageError: They differ in their classes or in the size of their images.
+        UsageError: The models differ in their classes or in the size of their images.
     """
     one, other = loaded.classifier, reference.classifier
     if one.num_classes != other.num_classes:

@@ -1,4 +1,4 @@
-"""The options of a method, from what a command line or the plan of a benchmark says."""
+"""The options of a method, from the options of a command line or of a benchmark plan."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ NAMED: dict[str, type] = {
     "flip": bool,
     "quick": bool,
 }
-"""What has an option of its own name, with the type of what is given; everything else is a ``--setting``."""
+"""Type of each option of a method that has a command-line option; all others are a ``--setting``."""
 _OWNERS = dict.fromkeys(("strength", "ratios", "init", "targets", "temperature"), "bcu") | {"quick": "auto"}
-"""The method of an option that only one has."""
+"""Method of the options that only one method has."""
 
 
-def options_of(method: str, seed: int, said: Mapping[str, Any], settings: Iterable[str]) -> DefenseOptions:
+def options_of(method: str, seed: int, values: Mapping[str, Any], settings: Iterable[str]) -> DefenseOptions:
     """The options of a method.
 
     Args:
         method: Name of the method.
-        seed: Seed of everything that is drawn.
-        said: What the options of ``NAMED`` say; None is the method's own value.
-        settings: Texts that ``--setting`` takes.
+        seed: Seed of all random draws.
+        values: Values of the options in ``NAMED``; None is the method's default.
+        settings: Values of ``--setting``, as texts.
 
     Raises:
         UsageError: There is no such method, or it has no such option or setting, or a value makes no sense.
@@ -53,7 +53,7 @@ def options_of(method: str, seed: int, said: Mapping[str, Any], settings: Iterab
     kind = find(method)
     numeric = settings_of(method, settings, kind="method", owners=defenses.names(), like="clp.u=3")
     defaults = {field.name: field.default for field in fields(kind.Options) if field.name != _SEED}
-    given = {name: value for name, value in said.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
     for name in given:
         if name not in defaults:
             owner = f"it is an option of --method {_OWNERS[name]}; " if name in _OWNERS else ""
@@ -67,7 +67,7 @@ def options_of(method: str, seed: int, said: Mapping[str, Any], settings: Iterab
 
 
 def option(name: str) -> str:
-    """How the user writes an option of ``NAMED``."""
+    """An option of ``NAMED`` as it is written on the command line."""
     return "--" + name.replace("_", "-")
 
 
@@ -88,7 +88,7 @@ def _like(default: Any, name: str, value: float) -> int | float:
 
 
 def _parsed(given: dict[str, Any]) -> dict[str, Any]:
-    """What was given as text, as values."""
+    """The given options, with texts parsed."""
     parsed = dict(given)
     if "ratios" in given:
         parsed["ratios"] = numbers(given["ratios"], "--ratios")

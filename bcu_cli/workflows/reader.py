@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MEMORY = limits.READING_BYTES
 _SECONDS = limits.READING_SECONDS
 _MOST_BYTES = 64 * 2**20
-"""Of an answer. Names and metadata of the largest models take a few megabytes."""
+"""Most bytes of an answer; names and metadata of the largest models take a few megabytes."""
 _SECONDS_TO_DIE = 5.0
 
 _PROGRAM = """
@@ -38,17 +38,17 @@ sys.path[:] = json.loads(sys.argv[2])
 from bcu_cli.workflows import reader
 reader.serve(int(sys.argv[1]))
 """
-"""The process, which finds modules where its parent does and never in the folder that it runs in."""
+"""Program of the process; it imports from its parent's paths and never from the current folder."""
 
 _OWN_RULES = ("reader-crashed", "reader-timeout", "reader-out-of-memory")
 _REPORT = "nothing is known of it: do not open it with anything else; report it to where you found it"
 
 
 class Reader:
-    """The process that looks at files, from its parent's side; a context, which ends it.
+    """A context manager for the process that inspects files.
 
-    It is in a session of its own, so that Ctrl-C at the terminal reaches the parent alone, which then ends
-    it. Linux ends it too when the parent is killed.
+    The process has a separate session, so that Ctrl-C reaches only the parent, which then ends the process.
+    Linux also ends the process when the parent is killed.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Reader:
         return document
 
     def _end(self) -> int | None:
-        """End the process; returns what it has ended with, None where it has not ended by itself."""
+        """End the process; returns its exit code, or None where it has not ended by itself."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -215,7 +215,7 @@ def _undecided(path: Path, *, rule: str, message: str, hint: str) -> dict[str, A
 
 
 def serve(parent: int) -> None:
-    """Be that process: answer each line on stdin with a line on stdout, until there are no more.
+    """Main function of the process: answer each line on stdin with a line on stdout.
 
     Args:
         parent: The id of the process to end with.
@@ -224,7 +224,7 @@ def serve(parent: int) -> None:
     if os.getppid() != parent:  # it died before it was asked for
         return
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keeps output of libraries out of the answer
     set_limit("RLIMIT_CORE", 0)
     tempfile.gettempdir()  # kept from here on: torch's compiler asks for it, and a file is written to find it
     set_limit("RLIMIT_FSIZE", 0)

@@ -1,4 +1,4 @@
-"""What every workflow returns: a result that holds the JSON document of its command."""
+"""The base class of the results of workflows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Result:
     """The result of a workflow.
 
     Attributes:
-        document: Everything that was found, as plain values.
+        document: The JSON document of the command, as plain values.
     """
 
     document: dict[str, Any] = field(repr=False)

@@ -1,7 +1,7 @@
 """``bcu inspect --scan``: the detectors of backdoors on the networks of files that are safe to open.
 
-Each network runs in a child of its own, so that one which crashes, hangs or takes all memory costs no other
-file its report.
+Each network runs in a separate process, so that a crash, a hang or a lack of memory does not affect the
+reports of other files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bcu_cli.detectors.base import OnStep, Subject
-    from bcu_cli.detectors.behaviour import Looked
+    from bcu_cli.detectors.running import DetectorRun
     from bcu_cli.detectors.verdict import Calibration
     from bcu_cli.images.given import GivenImages
     from bcu_cli.models import Loaded
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 _PROGRAM = "from bcu_cli.workflows import scan; scan.serve()"
 _REPORT = "report it with the name of the architecture"
 _MOST_IMAGES = 2_000
-"""More images than any detector looks at need not be decoded."""
+"""Most images to decode; no detector uses more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanRequest:
-    """How networks are looked at.
+    """Request to scan networks.
 
     Args:
-        images: Folder of unlabeled images; without, only the detectors that need none look.
-        evidence: Folder for the images that detectors make, None for none.
-        model: What the user says of the models.
-        device: Where they run, as the user says.
-        precision: In which precision, as the user says.
-        seed: Decides everything that is drawn.
+        images: Folder of unlabeled images; None runs only the detectors that need no images.
+        evidence: Folder for the detectors' images; None for none.
+        model: The user's options on reading models.
+        device: The device, as ``--device`` takes it.
+        precision: The precision, as ``--precision`` takes it.
+        seed: Seed of all random draws.
     """
 
     images: Path | None
@@ -60,7 +60,7 @@ class ScanRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanResult(Result):
-    """What the detectors say of one network.
+    """Result of a scan of one network.
 
     Attributes:
         triggers: The triggers that detectors found, by name: float ``[C, H, W]`` in [0, 1].
@@ -84,17 +84,17 @@ class ScanResult(Result):
 
     @property
     def scores(self) -> dict[str, float]:
-        """How far the most suspicious class stands out, by detector."""
+        """Score of each detector: how far its most suspicious class stands out."""
         return {each["detector"]: each["score"] for each in self.document["detectors"]}
 
 
 def prepare(options: ScanRequest) -> None:
-    """Refuse, before any file is looked at, what would be refused for each.
+    """Refuse invalid options before any file is scanned.
 
     Raises:
         UsageError: There is no such device.
-        ImagesError: There is no such folder of images.
-        OutputError: The folder for the evidence cannot be made.
+        ImagesError: The folder of images does not exist.
+        OutputError: The folder for the evidence cannot be created.
     """
     from bcu_cli.images.listing import list_images
     from bcu_cli.training import devices
@@ -106,14 +106,14 @@ def prepare(options: ScanRequest) -> None:
             options.evidence.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"--evidence {options.evidence} cannot be used: {error.strerror}"
-            raise OutputError(message, "name a folder that is there or can be made") from error
+            raise OutputError(message, "name a folder that exists or can be created") from error
     devices.choose(options.device, options.precision)
 
 
 def scan_all(files: list[dict[str, Any]], options: ScanRequest) -> None:
-    """Add to the document of each file whose network can run what the detectors say of it, and a verdict.
+    """Scan the network of each file, and add the results and a verdict to the file's document.
 
-    One whose architecture is not known can run where the file holds its graph (TorchScript, ONNX).
+    A network of unknown architecture can be scanned where the file holds its graph (TorchScript, ONNX).
     """
     from bcu_cli.workflows.inspection import ARCHITECTURE
 
@@ -124,16 +124,16 @@ def scan_all(files: list[dict[str, Any]], options: ScanRequest) -> None:
 
 
 def scan_in_child(file: dict[str, Any], options: ScanRequest) -> None:
-    """Scan one network in a process of its own, whatever becomes of that.
+    """Scan one network in a child process; a crash of the child becomes a problem of the file.
 
     Args:
-        file: Its document, to which is added what :func:`scan_one` adds.
-        options: How to look.
+        file: The file's document, to which the results of :func:`scan_one` are added.
+        options: Options of the scan.
 
     Raises:
         KeyboardInterrupt: The user asked for a stop.
     """
-    from bcu_cli.detectors.behaviour import FAILED
+    from bcu_cli.detectors.running import FAILED
 
     request = {"file": file, "options": _as_json(options)}
     ended = supervisor.run(
@@ -156,10 +156,10 @@ def scan_in_child(file: dict[str, Any], options: ScanRequest) -> None:
 
 
 def serve() -> None:
-    """Be that process: scan the network of the request on stdin, and answer with its document on stdout."""
+    """Main function of the child: read a request from stdin, scan, and write the document to stdout."""
     answer = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    signals.handle(signal.SIG_DFL)  # it has nothing to tidy up, and its parent does the talking
+    os.dup2(2, 1)  # keeps output of libraries out of the answer
+    signals.handle(signal.SIG_DFL)  # there is nothing to clean up, and the parent reports
     limits.join_supervisor()
     library_warnings.neutralise(events.warn)
     from bcu_cli.training import devices
@@ -186,27 +186,27 @@ def _from_json(values: dict[str, Any]) -> ScanRequest:
 
 
 def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None:
-    """Add to a file's document what the detectors say, or why they could not look.
+    """Add the detectors' results, or the problem that prevented them, to a file's document.
 
     Args:
-        file: The document, which is changed.
-        options: How to look.
-        device: Where.
+        file: The document, changed in place.
+        options: Options of the scan.
+        device: The device to run on.
     """
-    from bcu_cli.detectors.behaviour import FAILED
+    from bcu_cli.detectors.running import FAILED
 
     earlier, file["problem"] = file["problem"], None
     path = Path(file["path"])
     try:
-        file["scan"], looked = _scan(path, options, device)
+        file["scan"], runs = _scan(path, options, device)
         _conclude(file, file["scan"])
         if options.evidence is not None:
             read = [path, *([options.images] if options.images else [])]
-            file["scan"]["pictures"] = _write(looked, options.evidence, path, file["sha256"], read)
+            file["scan"]["pictures"] = _write(runs, options.evidence, path, file["sha256"], read)
     except BcuError as error:
         known = earlier is not None and earlier["message"] == error.message
         file["problem"] = earlier if known else {"rule": FAILED, "message": error.message, "hint": error.hint}
-    except Exception as error:  # of one network: it must not hide what was found in the other files
+    except Exception as error:  # must not hide the results of other files
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         message = f"{file['path']} could not be scanned: {type(error).__name__}: {reason}"
         hint = "where memory ran out: another --device; else report it with the name of the architecture"
@@ -214,9 +214,9 @@ def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None
 
 
 def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
-    """What the verdict makes of the file: a finding, a problem, or neither."""
+    """Add the finding or problem that follows from the verdict."""
     from bcu_cli.checkpoints import Finding
-    from bcu_cli.detectors.behaviour import SUSPICIOUS, UNDECIDED
+    from bcu_cli.detectors.running import SUSPICIOUS, UNDECIDED
 
     if scan["verdict"] == "suspicious":
         message = f"it behaves as if it had a backdoor to class {scan['class']}"
@@ -235,29 +235,28 @@ def _undecided(scan: dict[str, Any]) -> str:
     return f"its suspicion of {scan['suspicion']:.2f} lies between {below:.2f} and 1"
 
 
-def _scan(path: Path, options: ScanRequest, device: Device) -> tuple[dict[str, Any], list[Looked]]:
-    """Load one network and ask the detectors: the document, and what it does not hold, their images."""
+def _scan(path: Path, options: ScanRequest, device: Device) -> tuple[dict[str, Any], list[DetectorRun]]:
+    """Load and scan one network; returns the document, and the runs with their images."""
     loaded = loading.load_model(path, options.model, pictures=options.images)
-    scan, looked = scan_loaded(loaded, options.images, device, seed=options.seed)
+    scan, runs = scan_loaded(loaded, options.images, device, seed=options.seed)
     read = files.files_read_of(scan["model"], options.model.arch)
     scan["files_read"] = files.files_read([*read, *([options.images] if options.images else [])])
-    return scan, looked
+    return scan, runs
 
 
 def scan_loaded(
     loaded: Loaded, given: Path | GivenImages | None, device: Device, *, seed: int
-) -> tuple[dict[str, Any], list[Looked]]:
-    """Ask the detectors about a network that is loaded.
+) -> tuple[dict[str, Any], list[DetectorRun]]:
+    """Scan a loaded network.
 
     Args:
         loaded: The network.
-        given: Unlabeled images like those that it was made for; without, only the detectors that need none
-            are asked.
-        device: The device that it runs on.
-        seed: Seed of everything that is drawn.
+        given: Unlabeled images like its training data; None runs only the detectors that need no images.
+        device: The device to run on.
+        seed: Seed of all random draws.
 
     Returns:
-        The document, and what the detectors say, with their images.
+        The document, and the results of the detectors with their images.
 
     Raises:
         BcuError: The images cannot be used, or the detectors cannot judge the network.
@@ -277,9 +276,9 @@ def scan_loaded(
         images, place = data.images, str(given if isinstance(given, Path) else given.root)
     model.to(device.torch).eval()
     subject = Subject(model=model, images=images, device=device, seed=seed)
-    looked = _look(subject, loaded.checkpoint.path)
+    runs = _run_detectors(subject, loaded.checkpoint.path)
     used = None if images is None else len(images)
-    verdict = judge([each.scores for each in looked], images=used)
+    verdict = judge([each.scores for each in runs], images=used)
     scan = {
         "verdict": verdict.word,
         "class": verdict.target,
@@ -289,14 +288,14 @@ def scan_loaded(
         "seed": seed,
         "model": document.model(loaded),
         "images": None if used is None else {"path": place, "used": used},
-        "detectors": [each.document() for each in looked],
+        "detectors": [each.document() for each in runs],
         "pictures": [],
     }
-    return scan, looked
+    return scan, runs
 
 
 def _rates(calibration: Calibration) -> dict[str, Any]:
-    """What a verdict is worth: how often it was wrong, of networks that the thresholds were not made of."""
+    """Error rates of the verdict on held-out networks."""
     from bcu_cli.evaluation.measures import Proportion
 
     def share(counts: tuple[int, int]) -> dict[str, Any]:
@@ -311,9 +310,9 @@ def _rates(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def _look(subject: Subject, path: Path) -> list[Looked]:
-    """Ask the detectors, with a bar that says which is at work."""
-    from bcu_cli.detectors.behaviour import look
+def _run_detectors(subject: Subject, path: Path) -> list[DetectorRun]:
+    """Run the detectors, with a progress bar that names the current one."""
+    from bcu_cli.detectors.running import run_all
 
     with events.progress(f"scanning {path.name}") as bar:
 
@@ -328,25 +327,25 @@ def _look(subject: Subject, path: Path) -> list[Looked]:
             bar.restart(name)
             return advance
 
-        return look(subject, start)
+        return run_all(subject, start)
 
 
 def _write(
-    looked: list[Looked], folder: Path, path: Path, sha256: str | None, read: list[Path]
+    runs: list[DetectorRun], folder: Path, path: Path, sha256: str | None, read: list[Path]
 ) -> list[dict[str, Any]]:
-    """Write the images of all detectors; their names say of which model and detector they are.
+    """Write the images of all detectors; file names contain the model and the detector.
 
     Raises:
-        OutputError: One cannot be written, or is one of the files that were read.
+        OutputError: A file cannot be written, or is an input.
     """
     from bcu_cli.checkpoints import check_writable
-    from bcu_cli.report import document, pictures
+    from bcu_cli.report import document, trigger_sheet
 
     written = []
-    for each in looked:
+    for each in runs:
         for name, pixels in each.scores.pictures.items():
             stem = "-".join([path.stem, *([sha256[:8]] if sha256 else []), each.scores.detector, name])
             target = folder / f"{stem}.png"
             check_writable(target, inputs=read)
-            written.append(document.written(target, pictures.write_picture(pixels, target)))
+            written.append(document.written(target, trigger_sheet.write_image(pixels, target)))
     return written

@@ -36,7 +36,7 @@ from bcu_cli.triggers.base import Implanted
 from bcu_cli.triggers.base import load as load_trigger
 
 
-class Pictures(Dataset[Tensor]):
+class ImageLinks(Dataset[Tensor]):
     """Image files without labels, opened each time that they are asked for."""
 
     def __init__(self, files: list[Path], transform: Any) -> None:
@@ -105,7 +105,7 @@ def main() -> None:
     whole = [transforms.Resize((height, width))]
     views = [transforms.RandomCrop((height, width), padding=height // 8)]
     mirror = [transforms.RandomHorizontalFlip()] if options.flip else []
-    train = Pictures(
+    train = ImageLinks(
         used_of(list_files(options.images), 0),
         transforms.Compose([*whole, *views, *mirror, transforms.ToTensor()]),
     )

@@ -35,7 +35,7 @@ def test_load_inspect_and_evaluate(untrained: Path, labelled: Path) -> None:
     assert report.safe
     assert report.architecture == "resnet20"
     assert report.findings == []
-    assert report.to_json()["schema_version"] == 1
+    assert report.to_json()["schema_version"] == 2
     result = bcu.evaluate([model, untrained], data=labelled, trigger="badnets", target_class=0, device="cpu")
     one, other = result.models
     assert one["acc"] == other["acc"]

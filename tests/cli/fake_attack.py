@@ -53,7 +53,7 @@ if name in told.get("fail", []):
 if name in told.get("die", []):
     os.kill(os.getpid(), signal.SIGKILL)
 report = {
-    "schema_version": 1,
+    "schema_version": 2,
     "device": {"type": "cpu", "name": "fake", "precision": "fp32"},
     "images": {"sha256": told.get("images", {}).get(name, "the same")},
     "acc": {"value": told.get("acc", {}).get(name, 0.9)},

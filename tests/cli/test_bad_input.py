@@ -208,7 +208,7 @@ def test_a_damaged_picture_is_skipped_with_a_warning(
     ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", folder, "--json")
     assert ran.code == 0
     assert "warning: 1 files in" in ran.err
-    assert "warning: 52 images to learn from are few" in ran.err
+    assert "warning: 52 training images are few" in ran.err
     assert [Path(entry["path"]).name for entry in ran.json["images"]["skipped"]] == ["broken.png"]
 
 
@@ -400,7 +400,7 @@ def test_a_torchvision_that_does_not_fit_torch_is_explained(
         (["sig", "--setting", "sgi.delta=60"], "no attack is called sgi"),
         (["none", "--setting", "delta=60"], "a clean network has no trigger"),
         (["none", "--poison-rate", "0.2"], "a clean network has no trigger"),
-        (["badnets", "--preview", "sheet.gif"], "is no .png of its own"),
+        (["badnets", "--preview", "sheet.gif"], "is not a separate .png"),
         (["lc", "--surrogate", "OUT"], "is the input"),
     ],
 )

@@ -12,13 +12,13 @@ from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
 from bcu_cli.defenses import auto, patches
 from bcu_cli.defenses.base import Verdict
-from bcu_cli.defenses.residues import Contest, Residue
+from bcu_cli.defenses.patch_search import PatchSearch, TriggerSuccess
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images import signs
 from bcu_cli.runs import resuming
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from helpers import Ran
 
@@ -44,7 +44,7 @@ def cleanse(bcu, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Cleanses into out.safetensors, in a few steps that try every level."""
     monkeypatch.setattr(auto, "CANARY_STEPS", 4)
     monkeypatch.setattr(auto, "SEARCH_STEPS", 4)
-    monkeypatch.setattr(auto, "DEAD", -1.0)  # no level is enough
+    monkeypatch.setattr(auto, "MAX_CANARY_SUCCESS", -1.0)  # no level is enough
 
     def call(*words: object) -> Ran:
         own = ["--images", few, "--epochs", 1, "--batch-size", 32, "--out", tmp_path / "out.safetensors"]
@@ -60,16 +60,16 @@ def judge(monkeypatch: pytest.MonkeyPatch, word: Any) -> None:
 def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(
     cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "PLANTED", 1.1)
-    monkeypatch.setattr(auto, "DEAD", 0.2)
-    monkeypatch.setattr(auto, "HARMLESS", 1.0)  # waves, which a few steps leave alive, would say something
+    monkeypatch.setattr(auto, "MIN_PLANTED_SUCCESS", 1.1)
+    monkeypatch.setattr(auto, "MAX_CANARY_SUCCESS", 0.2)
+    monkeypatch.setattr(auto, "MAX_TRIGGER_SUCCESS", 1.0)  # a few steps remove no sinusoids
     ran = cleanse("--json")
     report = ran.json
     assert report["method"] == "auto"
     assert [stage["stage"] for stage in report["training"]] == STAGES
     assert (ran.code, report["verdict"]["word"]) == (2, "could not tell")
     assert report["output"] is None
-    assert ran.error.startswith("error: could not tell: the backdoors to test with could not be taught")
+    assert ran.error.startswith("error: could not tell: the canary backdoors could not be trained")
 
 
 @pytest.mark.parametrize("word", CODES)
@@ -111,7 +111,7 @@ def test_what_a_bad_verdict_withheld_is_written_without_another_training(
     assert "--resume --force" in ran.err
     later = cleanse("--resume", "--force", "--json").json
     assert out.read_bytes() == bytes_at_once
-    assert (later["did"], later["agreement"]) == (at_once["did"], at_once["agreement"])
+    assert (later["details"], later["agreement"]) == (at_once["details"], at_once["agreement"])
     assert [stage["seconds"] for stage in later["training"]] == [0.0] * len(STAGES)
     assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
 
@@ -124,10 +124,10 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     assert ran.code == 0, ran.err
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ran.out.splitlines() if "│" in line]
     assert [row[:2] for row in rows if len(row) == 4][:8] == [
-        [level, trigger] for level in "12" for trigger in ("patch", "blend", "wave", "warp")
+        [level, trigger] for level in "12" for trigger in ("patch", "blend", "sinusoid", "warp")
     ]
-    looked_for = [[kind, "8"] for kind in ("patch", "shift", "warp")]
-    assert [row[:2] for row in rows][8:] == [*looked_for, ["wave", "48"]]
+    looked_for = [[kind, "8"] for kind in ("patch", "perturbation", "warp")]
+    assert [row[:2] for row in rows][8:] == [*looked_for, ["sinusoid", "48"]]
     text = " ".join(ran.out.split())
     assert "cleansed: it was told so" in text
     assert "level 2 of 2" in text
@@ -139,8 +139,8 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
 def test_the_classes_that_triggers_lead_to_are_named(
     cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(auto, "WORKS", 0.0)
-    monkeypatch.setattr(auto, "STANDS_OUT", -99.0)
+    monkeypatch.setattr(auto, "MIN_TRIGGER_SUCCESS", 0.0)
+    monkeypatch.setattr(auto, "MIN_LOG_ODDS_GAP", -99.0)
     report = cleanse("--quick", "--json").json
     assert report["classes"] == sorted(signs.CLASSES)
     shown = []
@@ -200,49 +200,55 @@ def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an
     cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = Verdict(word="cleansed", why="it was told so")
-    monkeypatch.setattr(auto.Auto, "_by_what_was_known", lambda self: good)
-    monkeypatch.setattr(auto, "ANEW_STEPS", 4)
+    monkeypatch.setattr(auto.Auto, "_verdict_on_known_triggers", lambda self: good)
+    monkeypatch.setattr(auto, "VERIFICATION_STEPS", 4)
     monkeypatch.setattr(patches, "SIDES", (4,))
     out = tmp_path / "out.safetensors"
     at_once = cleanse("--quick", "--force", "--json").json
     whole = out.read_bytes()
-    assert at_once["training"][-1]["stage"] == "looking for what is left"
-    assert [len(each["found"]) for each in at_once["did"]["found_anew"]] == [8, 8]
+    assert at_once["training"][-1]["stage"] == "looking for remaining triggers"
+    assert [len(each["found"]) for each in at_once["details"]["patch_searches"]] == [8, 8]
     keep = resuming._keep
 
     def interrupt(stages: list[Any], keeper: Any, stop: Any, asked: Any) -> None:
-        stop.requested = stages[-1].title == "looking for what is left" and stages[-1].training.done == 2
+        last = stages[-1]
+        stop.requested = last.title == "looking for remaining triggers" and last.training.done == 2
         keep(stages, keeper, stop, asked)
 
     monkeypatch.setattr(resuming, "_keep", interrupt)
     assert cleanse("--quick", "--force").code == 130
     monkeypatch.setattr(resuming, "_keep", keep)
     later = cleanse("--quick", "--force", "--resume", "--json").json
-    assert (later["did"], later["verdict"]) == (at_once["did"], at_once["verdict"])
+    assert (later["details"], later["verdict"]) == (at_once["details"], at_once["verdict"])
     assert out.read_bytes() == whole
 
 
 def test_people_see_what_was_found_on_the_cleansed_network(
     cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = Residue(
+    left = TriggerSuccess(
         trigger="square",
         target=1,
         before=Proportion(hits=98, of=100),
         after=Proportion(hits=27, of=100),
     )
     usual = [replace(left, target=each, after=Proportion(hits=3, of=100)) for each in (0, 2, 3)]
-    anew = [Contest(way="tried outright", suspects=(1,), found=(usual[0], left, *usual[1:]))]
+    searches = [PatchSearch(search="enumeration", suspects=(1,), found=(usual[0], left, *usual[1:]))]
     good = Verdict(word="cleansed", why="it was told so")
-    monkeypatch.setattr(auto.Auto, "_by_what_was_known", lambda self: good)
-    monkeypatch.setattr(auto.Auto, "_look_anew", lambda self: iter(setattr(self, "anew", anew) or ()))
+    monkeypatch.setattr(auto.Auto, "_verdict_on_known_triggers", lambda self: good)
+
+    def verify(self: auto.Auto) -> Iterator[Any]:
+        self.patch_searches = searches
+        return iter(())
+
+    monkeypatch.setattr(auto.Auto, "_verify", verify)
     ran = cleanse("--quick")
     assert ran.code == 1
-    assert "not cleansed: a square found on the cleansed network leads 27 of 100 images" in ran.error
-    (row,) = [line for line in ran.out.splitlines() if "tried outright" in line]
+    assert "not cleansed: with a square found on the cleansed network, 27 of 100 images" in ran.error
+    (row,) = [line for line in ran.out.splitlines() if "enumeration" in line]
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
-    assert cells[:2] == ["tried outright", "square"]
-    assert cells[2].endswith("(stood out)")
+    assert cells[:2] == ["enumeration", "square"]
+    assert cells[2].endswith("(suspected)")
     assert cells[3:] == ["98.00 % of 100", "27.00 % of 100", "3.00 %"]
 
 

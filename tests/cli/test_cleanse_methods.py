@@ -49,7 +49,7 @@ def test_the_models_own_answers_stand_in_for_labels(bcu, few: Path, tmp_path: Pa
     assert "--method ft learns from labels" in refused.error
     assert "--pseudo-labels" in refused.err
     report = bcu("cleanse", MODEL, *words, "--pseudo-labels", "--json").json
-    assert report["images"]["labels"] == "the model's own answers"
+    assert report["images"]["labels"] == "the model's predictions"
 
 
 def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_clp_needs_no_pictures(bcu, tmp_path: Path) -> None:
     report = bcu("cleanse", MODEL, *words, "--json").json
     assert (report["images"], report["agreement"], report["training"]) == (None, None, [])
     assert report["options"] == {"seed": 0, "u": 2.5}
-    assert sum(len(layer["pruned"]) for layer in report["did"]["pruned"]) > 0
+    assert sum(len(layer["pruned"]) for layer in report["details"]["pruned"]) > 0
     shown = bcu("cleanse", MODEL, *words)
     assert shown.code == 0
     assert "channels" in shown.out
@@ -119,7 +119,7 @@ def test_hard_targets_and_other_initialisations_run(bcu, few: Path, tmp_path: Pa
     words += ["--images", few, "--epochs", 1, "--out", out]
     report = bcu("cleanse", MODEL, *words, "--json").json
     assert (report["options"]["init"], report["options"]["targets"]) == ("uniform", "hard")
-    assert len({layer["ratio"] for layer in report["did"]["reinitialised"]}) == 1
+    assert len({layer["ratio"] for layer in report["details"]["reinitialised"]}) == 1
 
 
 def test_no_epochs_write_the_student_as_it_is_initialised(bcu, few: Path, tmp_path: Path) -> None:
@@ -127,17 +127,17 @@ def test_no_epochs_write_the_student_as_it_is_initialised(bcu, few: Path, tmp_pa
     words = ["--method", "bcu", "--images", few, "--epochs", 0, "--out", out]
     report = bcu("cleanse", MODEL, *words, "--json").json
     before, after = load_file(MODEL), load_file(out)
-    reinitialised = report["did"]["reinitialised"]
+    reinitialised = report["details"]["reinitialised"]
     drawn = {f"{layer['name']}.{kind}" for layer in reinitialised for kind in ("weight", "bias")}
     assert all(torch.equal(before[name], after[name]) for name in set(before) - drawn)  # the normalisations
     changed = sum(int((before[name] != after[name]).sum()) for name in drawn & set(before))
-    assert changed == sum(layer["drawn_anew"] for layer in reinitialised) > 0
+    assert changed == sum(layer["reinitialised_weights"] for layer in reinitialised) > 0
     assert (report["options"]["epochs"], report["training"]) == (0, [])
     assert report["agreement"]["before_training"] is None
     assert report["agreement"]["after"]["value"] < 1
     shown = bcu("cleanse", MODEL, *words)
     assert shown.code == 0
-    assert "drawn anew" in shown.out
+    assert "re-initialised" in shown.out
 
 
 def test_what_the_pictures_lack_is_said(bcu, few: Path, tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_what_the_pictures_lack_is_said(bcu, few: Path, tmp_path: Path) -> None:
     found = ran.json["images"]["suitability"]
     assert (found["of_classes"], found["answered_classes"]) == (8, 4)
     assert set(found["rarest_classes"]) == {folder.name for folder in sorted(few.iterdir())[:4]}
-    assert "warning: 24 images to learn from are few: about 900 more" in ran.err
-    assert "answers only 4 of 8 classes" in ran.err
+    assert "warning: 24 training images are few: about 900 more" in ran.err
+    assert "predicts only 4 of 8 classes" in ran.err
     assert all(folder.name in ran.err for folder in sorted(few.iterdir())[4:])
     assert all(f"warning: {warning}" in ran.err for warning in found["warnings"])
 

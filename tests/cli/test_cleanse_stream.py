@@ -83,7 +83,7 @@ def test_files_that_are_no_pictures_are_counted_and_slow_decoding_is_warned_of(
     ]
     assert images["stream"]["unreadable"] == 8
     assert "are no readable images, first" in ran.err
-    assert "others took their places" in ran.err
+    assert "other images replaced them" in ran.err
     monkeypatch.setattr(pace, "WAITED_SHARE", -1.0)
     monkeypatch.setattr(pace, "WAITED_SECONDS", -1.0)
     shown = bcu(*words, "--cache", "0")

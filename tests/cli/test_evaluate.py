@@ -254,7 +254,7 @@ def test_a_page_has_a_section_for_each_model_and_trigger(
     last = list(root.iter("section"))[-1]
     assert {rect.get("class") for rect in last.find(".//svg").iter("rect")} == {"grid", "right", "wrong"}
     titles = [title.text for title in last.iter("title")]
-    assert "c answered as b: 3 of 3" in titles
+    assert "c predicted as b: 3 of 3" in titles
     assert "ASR by target class" in [caption.text for caption in last.iter("figcaption")]
     assert ran.json["outputs"]["page"]["bytes"] == page.stat().st_size
 
@@ -337,7 +337,7 @@ def test_a_trigger_file_for_other_classes(evaluate, clean: Path, tmp_path: Path)
 
 def test_a_trigger_file_for_a_class_that_is_not_there(evaluate, clean: Path, tmp_path: Path) -> None:
     file = trigger_file(tmp_path / "t.safetensors", target=4)
-    refused(evaluate(clean, "--trigger", file), "leads to class 4", "--target-class")
+    refused(evaluate(clean, "--trigger", file), "has target class 4", "--target-class")
 
 
 def test_a_trigger_file_of_numbers_that_are_none(evaluate, clean: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_folder_is_inspected_at_any_depth(bcu, zoo: Path) -> None:
     ]
     table = bcu("inspect", zoo)
     assert "resnet8" in table.out
-    assert "3 images, texts and empty files were passed over" in table.err
+    assert "3 images, texts and empty files were skipped" in table.err
 
 
 def test_one_unsafe_file_among_many_is_the_verdict(bcu, zoo: Path, tmp_path: Path) -> None:

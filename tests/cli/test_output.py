@@ -75,7 +75,7 @@ def test_an_error_that_nobody_can_read_is_no_bad_verdict(streams: str, words: st
 def test_talk_that_finds_no_room_takes_nothing_from_the_document() -> None:
     ran = shell(f"BCU inspect {MODEL} nothere.pt --json 2> {FULL}")
     assert ran.returncode == 2
-    assert '"schema_version": 1' in ran.stdout
+    assert '"schema_version": 2' in ran.stdout
 
 
 def test_a_file_never_gets_the_number_of_a_stream_that_was_closed() -> None:

@@ -122,7 +122,7 @@ def test_too_few_classes_and_what_is_asked_for_are_said(bcu, network: Path, tmp_
     save_file(build("resnet8", num_classes=2).state_dict(), few)
     ran = bcu("inspect", few, "--scan", *SAID)
     assert ran.code == 2
-    assert "with 2 classes none can stand out" in ran.error
+    assert "a network of 2 classes has too few to compare" in ran.error
     ran = bcu("inspect", network, "--scan")
     assert ran.code == 2
     assert "--mean" in ran.err
@@ -184,7 +184,7 @@ def test_pictures_that_cannot_be_written_hide_no_verdict(
         raise OutputError("the disk is full", "make room")
 
     thresholds("suspicious")
-    monkeypatch.setattr("bcu_cli.report.pictures.write_picture", fail)
+    monkeypatch.setattr("bcu_cli.report.trigger_sheet.write_image", fail)
     ran = bcu("inspect", network, "--scan", *SAID, "--evidence", tmp_path / "seen", "--json")
     assert ran.code == 1
     (file,) = ran.json["files"]

@@ -92,7 +92,7 @@ def test_the_report_says_what_was_done(bcu, untrained: Path, photos: Path, tmp_p
     out = tmp_path / "out.safetensors"
     ran = bcu("cleanse", untrained, "--images", photos, "--out", out, "--seed", 3, *QUICK, "--json")
     report = ran.json
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert report["versions"]["torch"] == torch.__version__.partition("+")[0] or report["versions"]["torch"]
     assert report["method"] == "bcu"
     assert "CVPR 2023" in report["paper"]
@@ -104,7 +104,7 @@ def test_the_report_says_what_was_done(bcu, untrained: Path, photos: Path, tmp_p
     )
     assert report["model"]["architecture"]["name"] == "resnet20"
     assert report["model"]["preprocessing"]["source"] == "metadata"
-    assert len(report["did"]["reinitialised"]) == 22
+    assert len(report["details"]["reinitialised"]) == 22
     assert report["seconds"]["cleansing"] > 0
     assert report["peak_memory"]["process_bytes"] > 0
     import hashlib

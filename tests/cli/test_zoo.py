@@ -163,7 +163,7 @@ def test_a_zoo_is_trained_and_indexed(keeper: Keeper) -> None:
     names = ["none-s0", "badnets-t0-s0", "badnets-t1-s0", "sig-t0-s0", "sig-t1-s0"]
     index = keeper.index
     assert [entry["name"] for entry in index["entries"]] == names
-    assert (index["schema_version"], index["zoo_format"], index["jobs"]) == (1, zoo_folder.ZOO_FORMAT, 2)
+    assert (index["schema_version"], index["zoo_format"], index["jobs"]) == (2, zoo_folder.ZOO_FORMAT, 2)
     assert index["data"] == str(keeper.data)
     assert index["options"]["epochs"] == 3
     assert index["device"]["name"] == "fake"

@@ -1,4 +1,4 @@
-"""The adversary keeps within its limits, learns to lead a network astray, and leaves its weights alone."""
+"""The adversary keeps its limits, learns to fool a network, and does not change the network's weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, Adversary, Limits
 from bcu_cli.evaluation.measures import Proportion
 
 SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 64
-LIMITS = Limits(patch=0.05, shift=0.06, warp=0.125)
-PATCH, SHIFT, WARP, PIXELS = (KINDS.index(kind) for kind in ("patch", "shift", "warp", "pixels"))
+LIMITS = Limits(patch=0.05, perturbation=0.06, warp=0.125)
+PATCH, PERTURBATION, WARP, PIXELS = (
+    KINDS.index(kind) for kind in ("patch", "perturbation", "warp", "pixels")
+)
 
 
 def images() -> Tensor:
@@ -21,12 +23,12 @@ def images() -> Tensor:
 
 
 def driven() -> Adversary:
-    """An adversary whose every number was pushed far beyond what is allowed, then brought back."""
+    """An adversary whose parameters were far beyond its limits and were then clamped."""
     adversary = Adversary(CLASSES, SHAPE, LIMITS, seed=0)
     with torch.no_grad():
         for parameter in adversary.parameters():
             parameter.mul_(1000.0)
-    adversary.against(Brightness(), images()[:2])
+    adversary.attack(Brightness(), images()[:2])
     return adversary
 
 
@@ -59,8 +61,8 @@ def test_what_comes_out_are_images(kind: int) -> None:
     assert not torch.equal(out, images())
 
 
-def test_a_shift_stays_within_its_radius() -> None:
-    assert float((changed(driven(), SHIFT) - images()).abs().max()) <= LIMITS.shift + 1e-6
+def test_a_perturbation_stays_within_its_radius() -> None:
+    assert float((changed(driven(), PERTURBATION) - images()).abs().max()) <= LIMITS.perturbation + 1e-6
 
 
 def test_a_patch_covers_no_more_than_its_share() -> None:
@@ -77,14 +79,14 @@ def test_a_warp_moves_no_pixel_further_than_its_radius() -> None:
 
 def test_the_pixels_that_matter_most_are_set_and_no_others() -> None:
     torch.manual_seed(0)
-    out, _ = Adversary(CLASSES, SHAPE, LIMITS, seed=0).against(Brightness(), images())
+    out, _ = Adversary(CLASSES, SHAPE, LIMITS, seed=0).attack(Brightness(), images())
     touched = (out != images()).any(1).flatten(1)
-    struck = [row for row, image in zip(touched.sum(1).tolist(), out, strict=True) if is_struck(image)]
-    assert struck
-    assert max(struck) <= int(LIMITS.patch * 16 * 16)
+    saturated = [row for row, image in zip(touched.sum(1).tolist(), out, strict=True) if is_saturated(image)]
+    assert saturated
+    assert max(saturated) <= int(LIMITS.patch * 16 * 16)
 
 
-def is_struck(image: Tensor) -> bool:
+def is_saturated(image: Tensor) -> bool:
     """Whether only pixels that are black or white now differ from the image it was."""
     was = min(images(), key=lambda each: float((each != image).sum()))
     different = was != image
@@ -95,9 +97,9 @@ def test_the_network_is_left_as_it_was_and_gets_no_gradient() -> None:
     network, adversary = small(), Adversary(CLASSES, (3, 8, 8), LIMITS, seed=0)
     network.train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    out, lever = adversary.against(network, torch.rand(32, 3, 8, 8))
-    lever.backward()
-    assert float(lever.detach()) == 0.0
+    out, surrogate = adversary.attack(network, torch.rand(32, 3, 8, 8))
+    surrogate.backward()
+    assert float(surrogate.detach()) == 0.0
     assert not out.requires_grad
     assert network.training
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
@@ -105,33 +107,35 @@ def test_the_network_is_left_as_it_was_and_gets_no_gradient() -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in adversary.parameters())
 
 
-def test_it_learns_to_lead_images_to_a_class() -> None:
-    """Images a little darker than the threshold are led over it by a shift of 0.06."""
+def test_it_learns_to_make_images_predicted_as_a_class() -> None:
+    """A perturbation of 0.06 moves images over the threshold that are a little darker."""
     adversary, network = Adversary(CLASSES, SHAPE, LIMITS, seed=0), Brightness()
     dark = torch.full((COUNT, *SHAPE), 0.47)
     optimizer = adversary.optimizer()
     torch.manual_seed(0)
     for _ in range(30):
         optimizer.zero_grad()
-        adversary.against(network, dark)[1].backward()
+        adversary.attack(network, dark)[1].backward()
         optimizer.step()
-    out = changed(adversary, SHIFT, slot=1, shown=dark)
+    out = changed(adversary, PERTURBATION, slot=1, shown=dark)
     with torch.no_grad():
         assert network(dark).argmax(1).unique().tolist() == [0]
         assert network(out).argmax(1).unique().tolist() == [1]
 
 
-def test_it_mostly_leads_where_it_could(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A patch led nine tenths to class 1, half to 2, and none to others: odds of 7.5, 0.96 and 0, and 0.1."""
+def test_it_mostly_samples_what_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch succeeds on 90 % for class 1, 50 % for class 2, else 0: odds of 7.5, 0.96 and 0, plus 0.1."""
     adversary = Adversary(CLASSES, SHAPE, LIMITS, seed=0)
-    adversary.prefer({("patch", 1): Proportion(hits=9, of=10), ("patch", 2): Proportion(hits=5, of=10)})
-    led: list[tuple[Tensor, list[int]]] = []
+    adversary.set_sampling_weights(
+        {("patch", 1): Proportion(hits=9, of=10), ("patch", 2): Proportion(hits=5, of=10)}
+    )
+    calls: list[tuple[Tensor, list[int]]] = []
     monkeypatch.setattr(
-        Adversary, "forward", lambda _, seen, slots, counts: led.append((slots, counts)) or seen
+        Adversary, "forward", lambda _, seen, slots, counts: calls.append((slots, counts)) or seen
     )
     torch.manual_seed(0)
-    adversary.against(Brightness(), torch.rand(4000, *SHAPE))
-    slots, counts = led[0]
+    adversary.attack(Brightness(), torch.rand(4000, *SHAPE))
+    slots, counts = calls[0]
     assert counts == pytest.approx([1000] * len(KINDS), abs=150)
     to = [torch.bincount(each, minlength=CLASSES) / len(each) for each in slots.split(counts)]
     assert to[PATCH].tolist() == pytest.approx([0.011, 0.86, 0.12, 0.011], abs=0.03)
@@ -158,8 +162,8 @@ def test_its_gradients_are_the_same_each_time() -> None:
     aims = torch.randn(COUNT, 3, 32, 32)
 
     def gradients() -> list[Tensor]:
-        led = adversary(shown, slots, [*counts, 0])
-        return list(torch.autograd.grad((led * aims).sum(), list(adversary.parameters())))
+        out = adversary(shown, slots, [*counts, 0])
+        return list(torch.autograd.grad((out * aims).sum(), list(adversary.parameters())))
 
     first = gradients()
     for _ in range(100):
@@ -167,22 +171,22 @@ def test_its_gradients_are_the_same_each_time() -> None:
 
 
 def test_where_there_are_too_many_classes_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bcu_cli.defenses.adversary.MOST_NUMBERS", 7 * 16 * 16 * 10)
+    monkeypatch.setattr("bcu_cli.defenses.adversary.MAX_PARAMETERS", 7 * 16 * 16 * 10)
     adversary = Adversary(1000, SHAPE, LIMITS, seed=0)
-    assert len(adversary.wanted) == 10
-    assert len(adversary.wanted.unique()) == 10
+    assert len(adversary.targets) == 10
+    assert len(adversary.targets.unique()) == 10
     assert len(adversary.masks) == 10
 
 
 def test_canaries_are_of_each_kind_and_the_seeds_own() -> None:
-    patch, blend, wave, warp = canary.draw((3, 30, 30), seed=0)
+    patch, blend, sinusoid, warp = canary.draw((3, 30, 30), seed=0)
     assert float(patch.mask.sum()) == 25.0  # a sixth of the side, squared
     grey = torch.full((1, 3, 30, 30), 0.5)
     assert (patch.apply(grey) != grey).any(1).sum() == 25
     assert float((blend.apply(grey) - grey).abs().max()) <= 0.2 * 0.5 + 1e-6
-    moved = (wave.apply(grey) - grey)[0, 0]
+    moved = (sinusoid.apply(grey) - grey)[0, 0]
     assert 0.05 < float(moved.abs().max()) <= 0.2 * 0.5 + 1e-6
     spectrum = torch.fft.rfft2(moved).abs().flatten().sort(descending=True).values
-    assert float(spectrum[0]) > 10.0 * float(spectrum[1])  # a single wave
+    assert float(spectrum[0]) > 10.0 * float(spectrum[1])  # a single frequency
     torch.testing.assert_close(warp.apply(grey), grey)  # there is nothing to move
     assert not torch.equal(patch.picture, canary.draw((3, 30, 30), seed=1)[0].picture)

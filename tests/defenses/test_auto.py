@@ -1,4 +1,4 @@
-"""The search of method auto: what it decides, and what it says of itself."""
+"""The search of method auto: its decisions and its verdict."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversary import Adversary, Limits
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.defenses.bcu import distillation_loss
-from bcu_cli.defenses.residues import Residue, spread
-from bcu_cli.defenses.waves import CELLS
+from bcu_cli.defenses.patch_search import TriggerSuccess, spread
+from bcu_cli.defenses.sinusoids import NUM_KINDS
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
 from bcu_cli.training.inference import predict
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Classifier
 
-NOTHING = Limits(patch=1e-6, shift=1e-6, warp=1e-6)
+NOTHING = Limits(patch=1e-6, perturbation=1e-6, warp=1e-6)
 
 
 @pytest.fixture(autouse=True)
 def few_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests hold out few images, to be quick."""
-    monkeypatch.setattr(auto, "FEWEST_JUDGED", 8)
+    monkeypatch.setattr(auto, "MIN_HELD_OUT", 8)
 
 
 def method(model: Classifier, data: ImageSet, **options: object) -> Auto:
@@ -44,55 +44,58 @@ def share(percent: int) -> Proportion:
     return Proportion(hits=percent, of=100)
 
 
-def residue(before: int, after: int) -> Residue:
-    return Residue(trigger="patch", target=0, before=share(before), after=share(after))
+def success(before: int, after: int) -> TriggerSuccess:
+    return TriggerSuccess(trigger="patch", target=0, before=share(before), after=share(after))
 
 
-USUAL = [residue(50, 50), residue(60, 60), residue(70, 70)]
+USUAL = [success(50, 50), success(60, 60), success(70, 70)]
 """What is found for classes without a backdoor."""
 
 
 def judged(
-    canaries: list[Residue], found: list[Residue], kept: int = 99, waves: tuple[Residue, ...] = ()
+    canaries: list[TriggerSuccess],
+    found: list[TriggerSuccess],
+    kept: int = 99,
+    sinusoids: tuple[TriggerSuccess, ...] = (),
 ) -> str:
     finished = method(small(), pictures(), epochs=1)
-    finished.waves, finished.anew = list(waves), []
+    finished.sinusoids, finished.patch_searches = list(sinusoids), []
     finished.trials, finished.found = [canaries] if canaries else [], found + USUAL
-    finished.kept = share(kept)
+    finished.confident_agreement = share(kept)
     return finished.verdict().word
 
 
 @pytest.mark.parametrize(
     ("canaries", "found", "word"),
     [
-        ([residue(100, 0), residue(95, 20)], [residue(99, 40)], "cleansed"),
-        ([residue(100, 0), residue(95, 21)], [], "not cleansed"),  # a canary lives
-        ([residue(100, 0), residue(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
-        ([residue(79, 0)], [], "could not tell"),  # nor do none
-        ([residue(79, 0)], [residue(99, 41)], "not cleansed"),  # but what still works speaks for itself
-        ([residue(100, 0)], [residue(99, 41)], "not cleansed"),  # what was found still works
-        ([residue(100, 0)], [residue(89, 89)], "cleansed"),  # what did not work before proves nothing
-        ([residue(100, 0)], [residue(95, 95)], "cleansed"),  # nor what works hardly better than for others
-        ([residue(100, 0)], [residue(99, 99)] * 5, "cleansed"),  # nor what leads to most classes alike
-        ([], [residue(99, 5)], "cleansed"),  # --quick
-        ([], [residue(80, 5)], "could not tell"),  # --quick, and nothing was found
+        ([success(100, 0), success(95, 20)], [success(99, 40)], "cleansed"),
+        ([success(100, 0), success(95, 21)], [], "not cleansed"),  # a canary lives
+        ([success(100, 0), success(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
+        ([success(79, 0)], [], "could not tell"),  # nor do none
+        ([success(79, 0)], [success(99, 41)], "not cleansed"),  # but what still works speaks for itself
+        ([success(100, 0)], [success(99, 41)], "not cleansed"),  # what was found still works
+        ([success(100, 0)], [success(89, 89)], "cleansed"),  # what did not work before proves nothing
+        ([success(100, 0)], [success(95, 95)], "cleansed"),  # nor what works hardly better than for others
+        ([success(100, 0)], [success(99, 99)] * 5, "cleansed"),  # nor what leads to most classes alike
+        ([], [success(99, 5)], "cleansed"),  # --quick
+        ([], [success(80, 5)], "could not tell"),  # --quick, and nothing was found
     ],
 )
-def test_the_verdict(canaries: list[Residue], found: list[Residue], word: str) -> None:
+def test_the_verdict(canaries: list[TriggerSuccess], found: list[TriggerSuccess], word: str) -> None:
     assert judged(canaries, found) == word
 
 
 @pytest.mark.parametrize(("before", "word"), [(89, "cleansed"), (90, "not cleansed")])
 def test_what_stands_out_counts_only_where_it_works(before: int, word: str) -> None:
     finished = method(small(), pictures(), epochs=1)
-    finished.trials, finished.waves, finished.kept = [[residue(100, 0)]], [], share(99)
-    finished.anew = []
-    finished.found = [residue(before, before), *[residue(5, 5)] * 3]
+    finished.trials, finished.sinusoids, finished.confident_agreement = [[success(100, 0)]], [], share(99)
+    finished.patch_searches = []
+    finished.found = [success(before, before), *[success(5, 5)] * 3]
     assert finished.verdict().word == word
 
 
 def test_a_network_that_answers_otherwise_is_no_success() -> None:
-    assert judged([residue(100, 0)], [], kept=69) == "could not tell"
+    assert judged([success(100, 0)], [], kept=69) == "could not tell"
 
 
 def test_what_the_original_is_unsure_of_says_nothing() -> None:
@@ -111,29 +114,29 @@ def test_what_the_original_is_unsure_of_says_nothing() -> None:
     held_out = replace(data, images=torch.cat([dark, bright]), labels=None)
     original = answering((0.1, 0.0, 0.0, 0.0))
     cleansing = Auto(original, data, AutoOptions(epochs=1), device=CPU, held_out=held_out)
-    cleansing._usual, cleansing._surer = cleansing._usual_answers()
-    assert cleansing._usual.tolist() == [0] * 10 + [1] * 10
+    cleansing._teacher_answers, cleansing._confident = cleansing._answers_and_confident()
+    assert cleansing._teacher_answers.tolist() == [0] * 10 + [1] * 10
     cleansing.student = answering((0.0, 0.0, 0.1, 0.0))
-    assert cleansing._keeps() == Proportion(hits=10, of=10)
+    assert cleansing._confident_agreement() == Proportion(hits=10, of=10)
     cleansing.student = answering((0.1, -50.0, 0.0, 0.0))
-    assert cleansing._keeps() == Proportion(hits=0, of=10)
+    assert cleansing._confident_agreement() == Proportion(hits=0, of=10)
 
 
-def test_a_wave_that_stays_speaks_against_it_and_one_that_goes_proves_nothing() -> None:
-    assert judged([residue(100, 0)], [], waves=(residue(95, 40),)) == "cleansed"
-    assert judged([residue(100, 0)], [], waves=(residue(95, 0), residue(90, 41))) == "not cleansed"
-    assert judged([], [], waves=(residue(95, 0),)) == "could not tell"
-    assert judged([], [], waves=(residue(95, 41),)) == "not cleansed"
+def test_a_remaining_sinusoid_counts_against_it_and_a_removed_one_proves_nothing() -> None:
+    assert judged([success(100, 0)], [], sinusoids=(success(95, 40),)) == "cleansed"
+    assert judged([success(100, 0)], [], sinusoids=(success(95, 0), success(90, 41))) == "not cleansed"
+    assert judged([], [], sinusoids=(success(95, 0),)) == "could not tell"
+    assert judged([], [], sinusoids=(success(95, 41),)) == "not cleansed"
 
 
 def test_on_few_images_nothing_is_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert judged([residue(100, 0)], []) == "cleansed"
-    monkeypatch.setattr(auto, "FEWEST_JUDGED", len(method(small(), pictures()).held_out) + 1)
-    assert judged([residue(100, 0)], []) == "could not tell"
-    assert judged([residue(100, 30)], []) == "not cleansed"
+    assert judged([success(100, 0)], []) == "cleansed"
+    monkeypatch.setattr(auto, "MIN_HELD_OUT", len(method(small(), pictures()).held_out) + 1)
+    assert judged([success(100, 0)], []) == "could not tell"
+    assert judged([success(100, 30)], []) == "not cleansed"
 
 
-def test_what_is_shown_is_taken_from_all_over() -> None:
+def test_a_spread_index_covers_the_whole_range() -> None:
     """Images of one class often lie together: the first so many would be of the first classes alone."""
     index = torch.arange(10, 260)
     shown = spread(index, 200)
@@ -142,22 +145,22 @@ def test_what_is_shown_is_taken_from_all_over() -> None:
     assert spread(index, 250) is index
 
 
-def test_a_canary_is_not_to_lead_where_every_image_is_answered_already() -> None:
-    """Two classes, of which the images held out show one: nothing would be left to lead there."""
+def test_a_canary_target_is_no_class_that_every_image_already_has() -> None:
+    """There are two classes, and every held-out image is predicted as the first."""
     network = classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), classes=2)
     cleansing = method(network, pictures(), epochs=1)
-    cleansing._usual = torch.zeros(len(cleansing.held_out), dtype=torch.int64)
+    cleansing._teacher_answers = torch.zeros(len(cleansing.held_out), dtype=torch.int64)
     assert cleansing._targets(auto.canary.draw((3, 8, 8), 0)) == [1, 1, 1, 1]
 
 
-def test_the_student_is_where_weights_are_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it was compared with the original before, which takes it to a GPU: on no device here."""
     cleansing = method(small(), pictures(), epochs=1)
-    cleansing._weakness = cleansing._adversary(auto.LEVELS[0], 0)
+    cleansing._initial_adversary = cleansing._adversary(auto.LEVELS[0], 0)
     called: list[str] = []
     monkeypatch.setattr(type(cleansing.student), "cpu", lambda self: called.append("cpu"))
     monkeypatch.setattr(auto, "reinitialise", lambda *_: called.append("drawn"))
-    monkeypatch.setattr(cleansing, "_leading", torch.ones(CELLS), raising=False)
+    monkeypatch.setattr(cleansing, "_sinusoid_weights", torch.ones(NUM_KINDS), raising=False)
     cleansing._cleansing(cleansing.student, auto.LEVELS[0], "cleansing")
     assert called == ["cpu", "drawn"]
 
@@ -169,34 +172,36 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def staged(
-    monkeypatch: pytest.MonkeyPatch, canaries: list[int], triggers: list[int], waves: list[int]
+    monkeypatch: pytest.MonkeyPatch, canaries: list[int], triggers: list[int], sinusoids: list[int]
 ) -> tuple[Auto, list[str]]:
-    """A search that is told, by level, what canaries, triggers and a wave still do; its stages' titles."""
+    """A search with given successes, by level, of canaries, triggers and a sinusoid; its stages' titles."""
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
     kinds = len(auto.canary.NAMES)
-    told = iter([share(percent) for level in canaries for _ in range(kinds) for percent in (90, level)])
-    monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
-    led = iter([*[20] * CELLS, *[50] * (CELLS - 1), 95, *waves])
-    monkeypatch.setattr(cleansing, "_led", lambda *_: (1, share(next(led))))
-    monkeypatch.setattr(cleansing, "_look_anew", lambda: iter(()))  # tests/defenses/test_residues.py
-    found = tell(monkeypatch, cleansing, [50, 99, *triggers])
+    successes = iter([share(percent) for level in canaries for _ in range(kinds) for percent in (90, level)])
+    monkeypatch.setattr(cleansing, "_success", lambda *_: next(successes))
+    percents = iter([*[20] * NUM_KINDS, *[50] * (NUM_KINDS - 1), 95, *sinusoids])
+    monkeypatch.setattr(
+        cleansing, "_success_by_class", lambda *_: [share(0), share(next(percents)), share(0), share(0)]
+    )
+    monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))  # tests/defenses/test_patch_search.py
+    found = give(monkeypatch, cleansing, [50, 99, *triggers])
     titles = [stage.title for stage in stages_of(cleansing)]
-    assert next(told, None) is None
+    assert next(successes, None) is None
     assert next(found, None) is None
-    assert next(led, None) is None
+    assert next(percents, None) is None
     return cleansing, titles
 
 
-def tell(monkeypatch: pytest.MonkeyPatch, cleansing: Auto, percents: list[int]) -> Iterator[int]:
-    """Make each search find a patch for class 0 that works so well; those for other classes are usual."""
-    told = iter(percents)
+def give(monkeypatch: pytest.MonkeyPatch, cleansing: Auto, percents: list[int]) -> Iterator[int]:
+    """Make each search find a patch for class 0 with a given success, and ordinary ones for the others."""
+    given = iter(percents)
 
     def successes(*_: object) -> dict[tuple[str, int], Proportion]:
         usual = {("patch", target): share(50) for target in (1, 2, 3)}
-        return {("patch", 0): share(next(told)), **usual}
+        return {("patch", 0): share(next(given)), **usual}
 
     monkeypatch.setattr(cleansing, "_successes", successes)
-    return told
+    return given
 
 
 BEFORE = ["looking for weaknesses", "planting canaries"]
@@ -204,42 +209,42 @@ BEFORE = ["looking for weaknesses", "planting canaries"]
 
 @pytest.mark.usefixtures("brief")
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5], waves=[5])
+    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5], sinusoids=[5])
     assert titles == [*BEFORE, "cleansing canaries, level 1", "looking for triggers", "cleansing, level 1"]
-    assert cleansing.did()["level"] == 1
+    assert cleansing.details()["level"] == 1
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[80, 5], triggers=[5], waves=[5])
+    cleansing, titles = staged(monkeypatch, canaries=[80, 5], triggers=[5], sinusoids=[5])
     tried = ["cleansing canaries, level 1", "cleansing canaries, level 2"]
     assert titles == [*BEFORE, *tried, "looking for triggers", "cleansing, level 2"]
-    did = cleansing.did()
+    did = cleansing.details()
     assert [{each["after"]["value"] for each in trial} for trial in did["trials"]] == [{0.8}, {0.05}]
     assert (did["level"], did["limits"]) == (2, asdict(auto.LEVELS[1]))
 
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_a_trigger_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[60, 5], waves=[5, 5])
+    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[60, 5], sinusoids=[5, 5])
     assert titles[-3:] == ["looking for triggers", "cleansing, level 1", "cleansing, level 2"]
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
-def test_more_is_tried_where_a_wave_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5, 5], waves=[41, 5])
+def test_more_is_tried_where_a_sinusoid_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5, 5], sinusoids=[41, 5])
     assert titles[-3:] == ["looking for triggers", "cleansing, level 1", "cleansing, level 2"]
-    assert cleansing.did()["waves"]["working"][0]["after"]["value"] == 0.05
+    assert cleansing.details()["sinusoids"]["working"][0]["after"]["value"] == 0.05
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
-def test_waves_that_led_the_original_are_shown_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In proportion to the odds of those of the first set; all of them led 20 % here."""
-    cleansing, _ = staged(monkeypatch, canaries=[5], triggers=[5], waves=[5])
-    assert cleansing._leading.tolist() == pytest.approx([0.1 + 0.2 / 0.82] * CELLS)
+def test_sinusoids_are_weighted_by_the_odds_on_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All patterns of the first set succeed on 20 % of the images here."""
+    cleansing, _ = staged(monkeypatch, canaries=[5], triggers=[5], sinusoids=[5])
+    assert cleansing._sinusoid_weights.tolist() == pytest.approx([0.1 + 0.2 / 0.82] * NUM_KINDS)
 
 
 class Undecided(nn.Module):
@@ -253,21 +258,21 @@ class Undecided(nn.Module):
         return self.preferred + 0.0 * images.mean((1, 2, 3))[:, None]
 
 
-@pytest.mark.parametrize(("preferred", "counts"), [(1.0, 1.0), (-1.0, 1.0 + 2 * auto.ASTRAY)])
+@pytest.mark.parametrize(("preferred", "counts"), [(1.0, 1.0), (-1.0, 1.0 + 2 * auto.DISAGREEMENT_WEIGHT)])
 def test_what_is_answered_otherwise_counts_more_and_changed_images_nothing_else(
     preferred: float, counts: float
 ) -> None:
     cleansing, student, views = method(small(), pictures()), Undecided(preferred), torch.rand(12, 3, 16, 16)
-    cleansing.teacher, cleansing._leading = Undecided(2.0), torch.ones(CELLS)  # type: ignore[assignment]
+    cleansing.teacher, cleansing._sinusoid_weights = Undecided(2.0), torch.ones(NUM_KINDS)  # type: ignore[assignment]
     adversary = Adversary(2, (3, 16, 16), auto.LEVELS[0], seed=0)
-    loss = cleansing._teaching(student, adversary)(views, torch.arange(12), 0.0)
+    loss = cleansing._training_objective(student, adversary)(views, torch.arange(12), 0.0)
     of_unchanged = distillation_loss(student(views), cleansing.teacher(views), auto.TEMPERATURE)
     assert loss.item() == pytest.approx(counts * of_unchanged.item())
 
 
 @pytest.mark.usefixtures("brief")
 def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[80, 80], triggers=[60], waves=[5])
+    cleansing, titles = staged(monkeypatch, canaries=[80, 80], triggers=[60], sinusoids=[5])
     assert titles[-1] == "cleansing, level 2"
     assert cleansing.verdict().word == "not cleansed"
 
@@ -279,9 +284,9 @@ def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch
     The first is marked before it is trained: were the second its copy, it would have some of the mark.
     """
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, learning_rate=1e-9, weight_decay=0.0)
-    tell(monkeypatch, cleansing, [50, 99, 60, 5])
-    told = iter([share(90), share(5)] * len(auto.canary.NAMES))
-    monkeypatch.setattr(cleansing, "_success", lambda *_: next(told))
+    give(monkeypatch, cleansing, [50, 99, 60, 5])
+    successes = iter([share(90), share(5)] * len(auto.canary.NAMES))
+    monkeypatch.setattr(cleansing, "_success", lambda *_: next(successes))
     students, drawn = [], []
     for stage in stages_of(cleansing):
         if stage.title.startswith("cleansing, level"):
@@ -298,10 +303,10 @@ def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("brief")
 def test_quick_plants_nothing_and_tries_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing = method(small(), pictures(), epochs=1, quick=True)
-    tell(monkeypatch, cleansing, [50, 99, 60])
+    give(monkeypatch, cleansing, [50, 99, 60])
     titles = [stage.title for stage in stages_of(cleansing)]
     assert titles == ["looking for weaknesses", "looking for triggers", "cleansing, level 1"]
-    assert cleansing.did()["trials"] == []
+    assert cleansing.details()["trials"] == []
 
 
 def test_a_hopeless_network_is_not_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,14 +327,14 @@ def test_a_hopeless_network_is_not_called_cleansed(monkeypatch: pytest.MonkeyPat
     assert cleansing.verdict().word == "could not tell"
 
 
-def test_a_canary_leads_where_its_trigger_does_not_by_nature() -> None:
+def test_a_canary_target_is_rarely_caused_by_its_trigger_already() -> None:
     """Of four classes this network answers 0 to everything: the canaries' targets are the others."""
     network = classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)))
     with torch.no_grad():
         network.network[1].weight.zero_()  # type: ignore[index, union-attr, operator]
         network.network[1].bias.copy_(torch.tensor([9.0, 0.0, 0.0, 0.0]))  # type: ignore[index, union-attr, operator]
     cleansing = method(network, pictures(), epochs=1)
-    cleansing._usual, _ = cleansing._usual_answers()
+    cleansing._teacher_answers, _ = cleansing._answers_and_confident()
     triggers = auto.canary.draw((3, 8, 8), 0)
     targets = cleansing._targets(triggers)
     assert len(set(targets)) == 3
@@ -337,7 +342,7 @@ def test_a_canary_leads_where_its_trigger_does_not_by_nature() -> None:
 
 
 def test_it_removes_a_backdoor_and_proves_it() -> None:
-    """On the network that the tests share; nobody tells it trigger, target or labels."""
+    """The network is the one that the tests share; trigger, target and labels are not given."""
     setting = backdoored_setting()
     cleansing = method(setting.model, setting.data, epochs=40, batch_size=32)
     run(cleansing)

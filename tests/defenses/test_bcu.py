@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bcu_cli.defenses.base import decide
 from bcu_cli.defenses.bcu import RATIOS, Bcu, BcuOptions, distillation_loss, reinitialise
-from bcu_cli.defenses.shares import INITS, ratio_of, ratios_of
+from bcu_cli.defenses.reinit_ratios import INITS, ratio_of, ratios_of
 from bcu_cli.errors import UsageError
 from bcu_cli.images.folder import ImageSet
 from bcu_cli.models import Classifier, Preprocessing, build
@@ -36,7 +36,7 @@ def test_the_share_drawn_anew_in_each_layer_is_delta_within_sampling_error(stren
         total = sum(before[key].numel() for key in keys)
         error = 4 * (layer.ratio * (1 - layer.ratio) / total) ** 0.5
         assert layer.ratio == ratio_of(layer.depth, 18, BcuOptions(strength=strength))
-        assert (layer.weights, layer.drawn_anew) == (total, changed)
+        assert (layer.weights, layer.reinitialised_weights) == (total, changed)
         assert changed / total == pytest.approx(layer.ratio, abs=max(error, 2 / total)), name
 
 
@@ -67,7 +67,7 @@ def test_strength_zero_leaves_the_student_the_teacher() -> None:
     before = copy.deepcopy(student.state_dict())
     report = reinitialise(student, EXAMPLE, BcuOptions(strength=0))
     assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
-    assert {layer.drawn_anew for layer in report} == {0}
+    assert {layer.reinitialised_weights for layer in report} == {0}
 
 
 @given(deepest=st.integers(1, 200), strength=st.floats(0, 20))

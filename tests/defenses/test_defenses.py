@@ -36,7 +36,7 @@ def test_there_is_no_other() -> None:
 
 
 def test_a_helper_that_is_not_named_as_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defenses, "_NO_DEFENSES", defenses._NO_DEFENSES - {"depth"})
+    monkeypatch.setattr(defenses, "_HELPERS", defenses._HELPERS - {"depth"})
     with pytest.raises(TypeError, match="depth defines no defense: name it in"):
         find("depth")
 
@@ -68,7 +68,7 @@ def test_a_seed_decides_everything(name: str) -> None:
         run(again)
     states = [each.student.state_dict() for each in (first, again)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert first.did() == again.did()
+    assert first.details() == again.details()
 
 
 @contract
@@ -157,7 +157,7 @@ def test_pruning_handles_networks_without_norms_and_with_pre_activation(name: st
     model = small(norms=False) if arch == "norm-free" else classifier(build(arch, num_classes=4), side=16)
     cleansing = defense(name, model)
     run(cleansing)
-    layers = cleansing.did()["pruned"]
+    layers = cleansing.details()["pruned"]
     assert sum(len(layer["pruned"]) for layer in layers) > 0
     if name != "fp":
         assert len(layers) == (2 if arch == "norm-free" else 15)

@@ -31,7 +31,7 @@ def test_clp_cuts_a_channel_that_was_made_sensitive_and_it_carries_nothing_then(
         model.network[5].weight[3] = 50.0
     cleansing = defense("clp", model, u=2.0)
     run(cleansing)
-    pruned = {layer["name"]: layer["pruned"] for layer in cleansing.did()["pruned"]}
+    pruned = {layer["name"]: layer["pruned"] for layer in cleansing.details()["pruned"]}
     assert pruned["4"] == [3]
     maps = cleansing.student.network[:7](torch.randn(4, 3, 8, 8))
     assert maps[:, 3].abs().max() == 0
@@ -42,7 +42,7 @@ def test_fine_pruning_prunes_the_least_active_and_they_stay_pruned() -> None:
     cleansing = defense("fp", accuracy_drop=0.3)
     teacher = copy.deepcopy(cleansing.teacher)
     run(cleansing)
-    (layer,) = cleansing.did()["pruned"]
+    (layer,) = cleansing.details()["pruned"]
     assert layer["name"] == "4"
     assert 0 < len(layer["pruned"]) < 8
     images = pictures().images / 255.0
@@ -52,7 +52,7 @@ def test_fine_pruning_prunes_the_least_active_and_they_stay_pruned() -> None:
     kept = [channel for channel in range(8) if channel not in layer["pruned"]]
     assert active[layer["pruned"]].max() <= active[kept].min()
     assert after[:, layer["pruned"]].abs().max() == 0
-    accuracy = cleansing.did()["accuracy_when_pruned"]
+    accuracy = cleansing.details()["accuracy_when_pruned"]
     assert accuracy["after"] >= accuracy["before"] - 0.3
 
 
@@ -87,7 +87,7 @@ def test_anp_changes_nothing_but_the_weights_of_what_it_prunes() -> None:
     cleansing = defense("anp", steps=8, threshold=0.9)
     before = copy.deepcopy(cleansing.student.state_dict())
     run(cleansing)
-    pruned = {layer["name"]: layer["pruned"] for layer in cleansing.did()["pruned"]}
+    pruned = {layer["name"]: layer["pruned"] for layer in cleansing.details()["pruned"]}
     masks = dict(zip(pruned, cleansing.masks, strict=True))
     assert any(pruned.values())
     for name, norm in (("0", "1"), ("4", "5")):

@@ -154,5 +154,5 @@ def test_clp_removes_a_backdoor_that_sits_in_one_channel() -> None:
     assert measure(model) == (1.0, 1.0)
     cleansing = ChannelLipschitzPruning(model, None, ClpOptions(), device=CPU)  # the paper's u
     run(cleansing)
-    assert [layer["pruned"] for layer in cleansing.did()["pruned"]] == [[WIDTH - 1], []]
+    assert [layer["pruned"] for layer in cleansing.details()["pruned"]] == [[WIDTH - 1], []]
     assert measure(cleansing.student) == (1.0, 0.0)

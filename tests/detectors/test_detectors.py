@@ -10,8 +10,8 @@ from torch import nn
 
 from bcu_cli import detectors
 from bcu_cli.detectors.base import Subject, find
+from bcu_cli.detectors.input_optimisation import margin, success_rates
 from bcu_cli.detectors.lipschitz import LipschitzOutliers
-from bcu_cli.detectors.optimising import margin, success_rates
 from bcu_cli.models import Classifier, Preprocessing
 from bcu_cli.training.devices import choose
 from bcu_cli.training.inference import frozen

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bcu_cli.detectors import verdict
-from bcu_cli.detectors.base import Scores, stands_out
+from bcu_cli.detectors.base import Scores, outlier
 from bcu_cli.evaluation.measures import above_others
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def scores(detector: str, values: list[float]) -> Scores:
     per_class = torch.tensor(values)
-    score, target = stands_out(per_class)
+    score, target = outlier(per_class)
     return Scores(detector=detector, score=score, target=target, per_class=per_class)
 
 
@@ -30,7 +30,7 @@ def calibration(**units: float) -> verdict.Calibration:
 def test_a_class_is_compared_with_the_median_of_the_others() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 10.0])
     assert above_others(values).tolist() == [1 - 3, 2 - 3, 3 - 2, 10 - 2]  # of two middle values the lower
-    assert stands_out(values) == (8.0, 3)
+    assert outlier(values) == (8.0, 3)
 
 
 def test_suspicion_adds_what_the_detectors_say_of_the_same_class() -> None:

@@ -92,8 +92,8 @@ REFUSED = {
     "a convolution": (nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), "does not end in a linear layer"),
     "no weights": (nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), "does not end in a linear layer"),
     "places": (nn.Sequential(nn.Linear(8, 4), nn.Flatten(2), nn.Flatten()), "does not end in a linear"),
-    "two heads": (Heads(), "is not decided by its last linear layer alone"),
-    "twice": (Twice(), "is not decided by its last linear layer alone"),
+    "two heads": (Heads(), "do not depend on its last linear layer alone"),
+    "twice": (Twice(), "do not depend on its last linear layer alone"),
 }
 
 

@@ -47,7 +47,7 @@ def test_all_of_one_class() -> None:
     found = shown([2] * ENOUGH, classes=("cat", "dog", "cow", "hen"))
     assert (found.counts, found.answered, found.effective_classes) == ((0, 0, ENOUGH, 0), 1, 1.0)
     (warning,) = found.warnings()
-    assert "answers only 1 of 4 classes" in warning
+    assert "predicts only 1 of 4 classes" in warning
     assert "cat, dog, hen (about 225 of each)" in warning
 
 
@@ -84,7 +84,7 @@ def test_few_pictures_and_how_many_more() -> None:
 
 def test_a_class_that_is_taken_for_nearly_everything() -> None:
     (warning,) = of(970, 10, 10, 10).warnings()
-    assert "takes 97% of these images for c0" in warning
+    assert "predicts c0 for 97% of these images" in warning
     assert "c1, c2, c3" in warning
 
 

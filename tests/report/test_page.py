@@ -69,9 +69,9 @@ def test_the_matrix_shows_each_pair_at_its_place() -> None:
         if rect.find("title") is not None
     }
     assert cells == {
-        "a answered as a: 3 of 4": ("right", 0, "0.88"),  # 0.1 + 0.9 · √0.75
-        "a answered as b: 1 of 4": ("wrong", 36, "0.55"),
-        "b answered as b: 2 of 2": ("right", 36, "1.00"),
+        "a predicted as a: 3 of 4": ("right", 0, "0.88"),  # 0.1 + 0.9 · √0.75
+        "a predicted as b: 1 of 4": ("wrong", 36, "0.55"),
+        "b predicted as b: 2 of 2": ("right", 36, "1.00"),
     }
     texts = ["".join(text.itertext()) for text in matrix.iter("text")]
     assert sum(text.endswith("25") for text in texts) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bcu_cli.defenses import waves
+from bcu_cli.defenses import sinusoids
 from bcu_cli.defenses.auto import LEVELS, Auto, AutoOptions
 from bcu_cli.defenses.bcu import BcuOptions, distillation
 from bcu_cli.images.augmentation import Augmentation, augment
@@ -125,20 +125,20 @@ def test_of_the_views_only_what_is_drawn_comes_from_the_host() -> None:
 
 
 def test_a_step_of_auto_waits_for_nothing_and_sends_one_order_of_its_images() -> None:
-    """Which of 11 images is disturbed in which way, twice; all else is drawn on the device."""
+    """Which of 11 images get which corruption, twice; all else is drawn on the device."""
     model = new_classifier("resnet8", 4, IMAGES[:8], seed=0)
     data = ImageSet(images=IMAGES)
     auto = Auto(model, data, AutoOptions(epochs=1), device=Device(torch=CPU, precision="fp32"), held_out=data)
     auto.teacher.to("meta")
     auto.student.to("meta")
-    auto._leading = torch.ones(waves.CELLS, device="meta")
+    auto._sinusoid_weights = torch.ones(sinusoids.NUM_KINDS, device="meta")
     adversary = auto._adversary(LEVELS[0], seed=0).to("meta")
-    objective = auto._teaching(auto.student, adversary)
+    objective = auto._training_objective(auto.student, adversary)
     views = torch.rand(32, 3, 16, 16, device="meta")
     with Sent() as sent:
         objective(views, torch.arange(32), 0.5).backward()
     assert sent.numbers == [2 * 11]
-    assert adversary.shifts.grad is not None
+    assert adversary.perturbations.grad is not None
 
 
 def test_the_order_is_drawn_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""Whether a value that was read can take the place of another: same kinds, names, shapes and types.
+"""Checks that a restored state has the names, kinds, shapes and types of the expected one.
 
-A state that is restored is compared with the state of the training that it is restored to, field by field,
-before anything takes it up.
+Before a training takes up a state that was read from a file, it is compared with its current state field by
+field.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 
 def require_like(found: Any, wanted: Any, what: str) -> None:
-    """Refuse a value that is not of the kind of another.
+    """Refuse a value whose structure differs from an expected one.
 
     Args:
-        found: A value that was read: tensors, numbers, texts, None, and lists, tuples and tables of them.
-        wanted: What it is compared with.
-        what: What it is called in the message.
+        found: The value that was read: tensors, numbers, strings, None, and lists, tuples and mappings of
+            them.
+        wanted: The expected value.
+        what: Name of the value in the message.
 
     Raises:
-        ValueError: It lacks a name or has one too many, or a tensor's shape or type or a value's kind differ.
+        ValueError: A name is missing or superfluous, or a shape, type or kind differs.
     """
     if isinstance(wanted, Tensor):
         if not isinstance(found, Tensor) or (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
@@ -48,12 +49,12 @@ def require_like(found: Any, wanted: Any, what: str) -> None:
 
 
 def require_fits(found: Any, optimizer: Optimizer) -> None:
-    """Refuse a state that an optimizer of the same kind for the same parameters did not have.
+    """Refuse a state that does not fit an optimizer.
 
-    What an optimizer keeps of a parameter it makes in its first step: there may be nothing of it yet.
+    Optimizers create the state of a parameter in the first step, so it may be missing.
 
     Raises:
-        ValueError: It is no such state.
+        ValueError: The state does not fit.
     """
     wanted = optimizer.state_dict()
     if not isinstance(found, Mapping) or found.keys() != wanted.keys():
@@ -67,11 +68,11 @@ def require_fits(found: Any, optimizer: Optimizer) -> None:
         if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
             raise ValueError(f"the optimizer's state of parameter {number} is no table")
         for name, value in values.items():
-            _require_of(parameters[number], value, f"the optimizer's {name} of parameter {number}")
+            _check_entry(parameters[number], value, f"the optimizer's {name} of parameter {number}")
 
 
-def _require_of(parameter: Tensor, value: Any, what: str) -> None:
-    """Refuse what an optimizer never keeps of a parameter: neither nothing, a number, nor one like it."""
+def _check_entry(parameter: Tensor, value: Any, what: str) -> None:
+    """Refuse a parameter's state other than None, a number, or a tensor of its shape and type."""
     if isinstance(value, Tensor):
         like = (value.shape, value.dtype) == (parameter.shape, parameter.dtype)
         if not like and value.shape != ():

@@ -1,4 +1,4 @@
-"""What the detectors say of one network, one after another."""
+"""Running all detectors on one network, one after another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from bcu_cli import detectors
 from bcu_cli.detectors.base import FEWEST_CLASSES, find
-from bcu_cli.detectors.optimising import BATCH
+from bcu_cli.detectors.input_optimisation import BATCH
 from bcu_cli.errors import ScanError
 from bcu_cli.models.classifier import are_probabilities, not_finite
 
@@ -21,22 +21,24 @@ if TYPE_CHECKING:
     from bcu_cli.detectors.base import OnStep, Scores, Subject
 
 SUSPICIOUS, UNDECIDED, FAILED = "scan-suspicious", "scan-undecided", "scan-failed"
-"""The rules: it looks backdoored; the scores lie between; the detectors could not look at it."""
+"""Identifiers of the findings: the network looks backdoored, is undecided, or could not be scanned."""
 _IMAGES_A_CLASS, _MOST_VALUES = 32, 2**27
-"""What the hungriest detector feeds the network at once for each class; the most values of all of them."""
-_NOISE, _PICTURES = 64, 512
+"""Most images for each class that a detector feeds to the network at once, and most values of them all."""
+_NOISE, _IMAGES = 64, 512
+"""Number of random inputs, or most images, that the network is checked with before the scan."""
 _SMALLEST_RANGE, _LARGEST_SHARE = 0.1, 0.9
+"""Least median range of an image's logits, and most images that are predicted as one class."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
-    """What one detector said, and how long it took."""
+class DetectorRun:
+    """Result of one detector, and the seconds that it took."""
 
     scores: Scores
     seconds: float
 
     def document(self) -> dict[str, Any]:
-        """All of it but the images as plain values."""
+        """The result as plain values, without images."""
         scores = self.scores
         return {
             "detector": scores.detector,
@@ -48,20 +50,20 @@ class Looked:
         }
 
 
-def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
-    """Ask every detector that can work with what there is, in alphabetical order.
+def run_all(subject: Subject, on_start: Callable[[str], OnStep]) -> list[DetectorRun]:
+    """Run all detectors in alphabetical order; without images, only those that need none.
 
     Args:
-        subject: The network, and images or none; detectors that need images are left out without.
-        on_start: Called with the name of a detector before it starts; returns what is told of its progress.
+        subject: The network, with or without images.
+        on_start: Called with the name of a detector before it starts; returns its progress callback.
 
     Raises:
-        AnswersError: The network answers with NaN, infinity, or no logits at all.
-        ScanError: The network or the images are such that the detectors could tell nothing, or need too much.
+        AnswersError: The network outputs NaN, infinity, or no logits at all.
+        ScanError: Detectors cannot judge the network or the images, or would need too much memory.
     """
     _refuse_sizes(subject)
     _refuse_answers(subject)
-    looked = []
+    runs = []
     for kind in map(find, detectors.names()):
         if kind.needs_images and subject.images is None:
             continue
@@ -69,35 +71,35 @@ def look(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Looked]:
         scores = kind().scan(replace(subject, on_step=on_start(kind.name)))
         if not _is_finite(scores):
             raise not_finite(subject.model.name)
-        looked.append(Looked(scores=scores, seconds=time.perf_counter() - started))
-    return looked
+        runs.append(DetectorRun(scores=scores, seconds=time.perf_counter() - started))
+    return runs
 
 
 def _refuse_sizes(subject: Subject) -> None:
     classes = subject.model.num_classes
     if classes < FEWEST_CLASSES:
         raise ScanError(
-            f"with {classes} classes none can stand out from the others",
+            f"a network of {classes} classes has too few to compare",
             f"the detectors compare classes; they need {FEWEST_CLASSES} or more",
         )
     size = subject.model.preprocessing.input_size
     if classes * _IMAGES_A_CLASS * math.prod(size) > _MOST_VALUES:
         raise ScanError(
-            f"{classes} classes of {size[1]}x{size[2]} images are too many to be looked at together",
-            "detectors of larger networks are not built yet",
+            f"{classes} classes of {size[1]}x{size[2]} images are too many to be scanned together",
+            "larger networks are not supported yet",
         )
 
 
 @torch.no_grad()
 def _refuse_answers(subject: Subject) -> None:
-    """Answers of which no detector could tell anything would look clean."""
+    """Refuse outputs on which all detectors would find nothing, since the network would look clean."""
     model = subject.model
     if subject.images is None:
         shape = (_NOISE, *model.preprocessing.input_size)
-        pictures = torch.rand(shape, generator=subject.generator()).to(subject.device.torch)
+        images = torch.rand(shape, generator=subject.generator()).to(subject.device.torch)
     else:
-        pictures = subject.drawn(_PICTURES)
-    answers = torch.cat([model(part).float() for part in torch.split(pictures, BATCH)])
+        images = subject.drawn(_IMAGES)
+    answers = torch.cat([model(part).float() for part in torch.split(images, BATCH)])
     if not answers.isfinite().all():
         raise not_finite(subject.model.name)
     if are_probabilities(answers):
@@ -107,14 +109,14 @@ def _refuse_answers(subject: Subject) -> None:
         )
     if float((answers.amax(1) - answers.amin(1)).median()) < _SMALLEST_RANGE:
         raise ScanError(
-            "the network's answers hardly differ, so that the detectors can tell nothing",
+            "the network's logits hardly differ, so the detectors cannot judge it",
             "its last layer may have been scaled down; get another copy",
         )
     share, most = torch.bincount(answers.argmax(1), minlength=model.num_classes).max(0)
     if subject.images is not None and int(share) > _LARGEST_SHARE * len(answers):
         raise ScanError(
-            f"the network takes {int(share)} of {len(answers)} images for class {int(most)}",
-            "give --images of all its classes, like those that it was made for",
+            f"the network predicts class {int(most)} for {int(share)} of {len(answers)} images",
+            "give --images of all its classes, like its training data",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a trigger does to images, as an image: each image clean, triggered, and their difference."""
+"""Images that show a trigger: each image clean, triggered, and their difference."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ COLUMNS = 8
 SMALLEST_SIDE = 64
 GAP = 4
 MARGIN = 112
-"""Pixels at the left, for the names of the rows."""
+"""Width of the row names at the left, in pixels."""
 GAIN = 10
-"""The difference is shown so many times stronger, and cut off at white."""
-ROWS = ("clean", "triggered", f"difference x{GAIN}")  # Pillow's own font has no ×
+"""Amplification of the difference, which is clipped at white."""
+ROWS = ("clean", "triggered", f"difference x{GAIN}")  # Pillow's default font has no ×
 _BACKGROUND, _INK = "#ffffff", "#202020"
 _FONT_SIZE = 14
 
 
 def write_sheet(trigger: Trigger, images: Tensor, path: Path) -> str:
-    """Write the sheet of up to ``COLUMNS`` images spread over a set as PNG; returns the file's SHA-256.
+    """Write a PNG that shows a trigger on up to ``COLUMNS`` images of a set; returns the file's SHA-256.
 
     Args:
-        trigger: What is shown.
-        images: uint8 ``[N, C, H, W]``.
-        path: Replaced only by a whole file.
+        trigger: The trigger.
+        images: Images, uint8 ``[N, C, H, W]``.
+        path: The file to write; it is replaced atomically.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     chosen = images[:: max(1, len(images) // COLUMNS)][:COLUMNS]
     with atomic_write(path) as file:
@@ -45,13 +45,13 @@ def write_sheet(trigger: Trigger, images: Tensor, path: Path) -> str:
     return sha256_of(path)
 
 
-def write_picture(pixels: Tensor, path: Path) -> str:
+def write_image(pixels: Tensor, path: Path) -> str:
     """Write one image, float ``[C, H, W]`` in [0, 1] with C 1 or 3, as PNG; returns the file's SHA-256.
 
-    An image smaller than ``SMALLEST_SIDE`` is enlarged by a whole number, each pixel to a square.
+    An image smaller than ``SMALLEST_SIDE`` is enlarged by an integer factor.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     height, width = pixels.shape[-2:]
     scale = _scale(height, width)
@@ -63,9 +63,9 @@ def write_picture(pixels: Tensor, path: Path) -> str:
 
 
 def sheet(trigger: Trigger, images: Tensor) -> Image.Image:
-    """A column for each image, uint8 ``[N, C, H, W]`` with C 1 or 3: clean, triggered, difference.
+    """An image with a column (clean, triggered, difference) for each image, uint8 ``[N, C, H, W]``.
 
-    Images smaller than ``SMALLEST_SIDE`` are enlarged by a whole number, each pixel to a square.
+    C is 1 or 3. Images smaller than ``SMALLEST_SIDE`` are enlarged by an integer factor.
     """
     triggered = trigger.apply_to_bytes(images)
     difference = (triggered.int() - images.int()).abs().mul(GAIN).clamp(max=255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The images of a plan as folders of links: what to train on, what to measure on, what a defense is given.
+"""The images of a plan as folders of links, for training, measuring and the defenses.
 
 The paper (section 4.1) divides the test set of CIFAR-10 and GTSRB into 5,000 defense images and the rest.
 """
@@ -24,46 +24,46 @@ if TYPE_CHECKING:
 
     Links = Iterator[tuple[Path, Path]]
 _SEED = 0
-"""Which images are drawn is the same for all seeds of a plan."""
+"""Seed of all draws of images, the same for all seeds of a plan."""
 _LABELLED, _DEFENSE = "labelled", "defense"
 
 
-class Pictures:
-    """Where the images of a plan's cells are.
+class ImageLinks:
+    """The folders of images for the cells of a plan.
 
     Args:
-        root: What the folders of a plan are below.
-        links: A folder for the links.
+        root: The data root, which holds the folders of a plan.
+        links: Folder for the links.
     """
 
     def __init__(self, root: Path, links: Path) -> None:
         self._root, self._links = root, links
 
     def labelled(self, data: DataSet) -> Path:
-        """It holds ``train`` and ``test``, each with one subfolder a class."""
+        """The folder with ``train`` and ``test``, each with one subfolder for each class."""
         return self._drawn(data) / _LABELLED
 
     def of(self, cell: Cell) -> Path:
-        """What a cell's defense is given, in subfolders that only a method with labels reads."""
+        """The folder of images for a cell's defense; only methods with labels use its subfolders."""
         images = cell.images
         if images.name == OWN:
             return self._drawn(cell.model.data) / _DEFENSE
         return self._root / images.folder if images.classes is None else self._drawn(images)
 
     def missing(self, cells: Iterable[Cell]) -> list[Path]:
-        """Folders that the plan names and that are not there."""
+        """Folders that the plan names and that do not exist."""
         named = {one.folder for cell in cells for one in (cell.model.data, cell.images) if one.folder}
         return [self._root / folder for folder in sorted(named) if not (self._root / folder).is_dir()]
 
     def prepare(self, cells: Iterable[Cell]) -> None:
-        """Make the links that are missing, or lead nowhere.
+        """Create links that are missing or broken.
 
         Raises:
-            ImagesError: Images that a cell needs are not there, or too few.
+            ImagesError: Images that a cell needs are missing, or too few.
         """
         cells = list(cells)
         if missing := self.missing(cells):
-            hint = "unpack the images there, or say with --data-root where they are"
+            hint = "unpack the images there, or name their folder with --data-root"
             raise ImagesError(f"there is no folder {missing[0]}", hint)
         for data in {cell.model.data.name: cell.model.data for cell in cells}.values():
             self._make(self._drawn(data), self._root / data.folder, partial(_divide, data))
@@ -75,8 +75,8 @@ class Pictures:
         return self._links / f"{one.name}-{fingerprint(asdict(one))[:8]}"
 
     def _make(self, folder: Path, source: Path, links: Callable[[Path], Links]) -> None:
-        """A folder of links, whole or not at all."""
-        if _leads_into(folder, source):
+        """Create a folder of links atomically, unless it exists and works."""
+        if _links_into(folder, source):
             return
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         for leftover in (folder, unfinished):
@@ -88,8 +88,8 @@ class Pictures:
         unfinished.rename(folder)
 
 
-def _leads_into(folder: Path, source: Path) -> bool:
-    """Whether the first link below a folder leads to something below ``source``."""
+def _links_into(folder: Path, source: Path) -> bool:
+    """Whether the first link below a folder points to an existing file below ``source``."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             return path.exists() and path.resolve().is_relative_to(source.resolve())
@@ -97,7 +97,7 @@ def _leads_into(folder: Path, source: Path) -> bool:
 
 
 def _divide(data: DataSet, source: Path) -> Links:
-    """Links to the images to train on, to measure on, and for the defense, by where they are to be."""
+    """Links, as (path of the link, image), for training, measuring and the defense."""
     parts = {}
     for part, limit in (("train", data.train_images), ("test", data.test_images)):
         files = sorted(file for file in list_files(source / part)[0] if file.parent.parent == source / part)
@@ -105,28 +105,28 @@ def _divide(data: DataSet, source: Path) -> Links:
             if len(files) <= data.defense_images:
                 what = f"{source / part} holds {len(files)} images, not more than {data.defense_images}"
                 raise ImagesError(what, f"lower defense-images of {data.name} in the plan")
-            random.Random(_SEED).shuffle(files)  # noqa: S311 - no secret
+            random.Random(_SEED).shuffle(files)  # noqa: S311 - not for security
             parts["defense"], files = files[: data.defense_images], files[data.defense_images :]
         if not files:
             hint = "it must hold train and test, each with one subfolder of images a class"
             raise ImagesError(f"{source / part} holds no images in subfolders", hint)
-        parts[part] = files if limit is None else _each_its_share(files, limit)
+        parts[part] = files if limit is None else _stratified(files, limit)
     places = {"train": Path(_LABELLED, "train"), "test": Path(_LABELLED, "test"), "defense": Path(_DEFENSE)}
     for part, files in parts.items():
         for file in files:
             yield places[part] / file.parent.name / file.name, file
 
 
-def _each_its_share(files: Sequence[Path], count: int) -> list[Path]:
-    """So many of the files, drawn at random, of each class in proportion."""
+def _stratified(files: Sequence[Path], count: int) -> list[Path]:
+    """A random sample of ``count`` files, in proportion to the classes."""
     by_class = defaultdict(list)
     for file in files:
         by_class[file.parent.name].append(file)
     placed = []
     for name in sorted(by_class):
-        some = sorted(by_class[name])
-        random.Random(f"{_SEED} {name}").shuffle(some)  # noqa: S311 - no secret
-        placed += [((rank + 0.5) / len(some), name, file) for rank, file in enumerate(some)]
+        of_class = sorted(by_class[name])
+        random.Random(f"{_SEED} {name}").shuffle(of_class)  # noqa: S311 - not for security
+        placed += [((rank + 0.5) / len(of_class), name, file) for rank, file in enumerate(of_class)]
     return [file for _, _, file in sorted(placed)[:count]]
 
 
@@ -140,7 +140,7 @@ def _draw_classes(images: Images, source: Path) -> Links:
     if len(enough) < (images.classes or 0):
         what = f"{source} has {len(enough)} classes of {images.per_class} images or more"
         raise ImagesError(f"{what}, not {images.classes}", f"lower classes or per-class of {images.name}")
-    chance = random.Random(_SEED)  # noqa: S311 - no secret
+    chance = random.Random(_SEED)  # noqa: S311 - not for security
     for name in chance.sample(enough, images.classes or 0):
         for file in chance.sample(by_class[name], images.per_class or 0):
             yield Path(name) / file.name, file

@@ -1,4 +1,4 @@
-"""What still leads a cleansed network is found on it, and a good verdict is taken back."""
+"""Patches that still work are found on the cleansed network, and a good verdict is taken back."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from defending import CPU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcu_cli.defenses import auto, patches, residues
+from bcu_cli.defenses import auto, patch_search, patches
 from bcu_cli.defenses.auto import Auto, AutoOptions
-from bcu_cli.defenses.residues import Residue, standing_out
+from bcu_cli.defenses.patch_search import TriggerSuccess, outliers_among
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images.folder import ImageSet, hold_out
 from bcu_cli.models import Classifier, Preprocessing
@@ -32,7 +32,7 @@ ALL_SIDES = patches.SIDES
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sizes of patches, and a few steps of the gradient's search, which finds nothing here."""
-    monkeypatch.setattr(auto, "ANEW_STEPS", 4)
+    monkeypatch.setattr(auto, "VERIFICATION_STEPS", 4)
     monkeypatch.setattr(patches, "SIDES", (6, 8))  # of an image of 32; of these 3 and 4 pixels
 
 
@@ -81,19 +81,20 @@ def cleansed(original: Classifier, student: Classifier, suspects: Sequence[int],
     used, held_out = hold_out(images(), 0.25, most=1000, generator=torch.Generator().manual_seed(0))
     finished = Auto(original, used, AutoOptions(epochs=1, seed=seed), device=CPU, held_out=held_out)
     finished.student = student
-    gone = Residue(trigger="patch", target=0, before=percent(100), after=percent(4))
+    gone = TriggerSuccess(trigger="patch", target=0, before=percent(100), after=percent(4))
     usual = replace(gone, before=percent(50))
     finished.found = [
         replace(gone if target in suspects else usual, target=target) for target in range(CLASSES)
     ]
     finished.level = 0
-    finished.trials, finished.waves, finished.kept, finished.anew = [[gone]], [], percent(99), []
+    finished.trials, finished.sinusoids = [[gone]], []
+    finished.confident_agreement, finished.patch_searches = percent(99), []
     assert finished.verdict().word == "cleansed"
     return finished
 
 
-def look_anew(finished: Auto) -> Auto:
-    for stage in finished._look_anew():
+def verify(finished: Auto) -> Auto:
+    for stage in finished._verify():
         stage.training.run()
     return finished
 
@@ -101,33 +102,33 @@ def look_anew(finished: Auto) -> Auto:
 @pytest.mark.parametrize("pattern", [WHITE, RED, GRID, 1.0 - WHITE])
 def test_a_square_that_still_works_on_a_third_takes_the_verdict_back(pattern: Tensor) -> None:
     """The student was taught against another patch; the attacker's still works on it."""
-    finished = look_anew(cleansed(network(pattern, on=ALL), network(pattern, on=(0,)), [2]))
+    finished = verify(cleansed(network(pattern, on=ALL), network(pattern, on=(0,)), [2]))
     verdict = finished.verdict()
     assert verdict.word == "not cleansed"
-    assert "to class 2, clearly more" in verdict.why
-    (left,) = finished.anew[0].left
-    assert left.target == 2
-    assert left.before.value > 0.9
-    assert 0.2 < left.after.value < 0.5
+    assert "as class 2, clearly more" in verdict.why
+    (outlier,) = finished.patch_searches[0].outliers
+    assert outlier.target == 2
+    assert outlier.before.value > 0.9
+    assert 0.2 < outlier.after.value < 0.5
 
 
 @pytest.mark.parametrize("suspects", [[], [0]])
-def test_a_class_that_nothing_spoke_against_is_found_where_it_is_led_far_more(suspects: list[int]) -> None:
-    finished = look_anew(cleansed(network(on=ALL), network(on=ALL), suspects))
+def test_a_class_without_suspicion_is_found_where_its_success_is_far_higher(suspects: list[int]) -> None:
+    finished = verify(cleansed(network(on=ALL), network(on=ALL), suspects))
     assert finished.verdict().word == "not cleansed"
-    assert [each.target for each in finished.anew[0].left] == [2]
+    assert [each.target for each in finished.patch_searches[0].outliers] == [2]
 
 
 def test_two_classes_that_stood_out_are_both_looked_at() -> None:
-    finished = look_anew(cleansed(network(target=1, on=ALL), network(target=1, on=(0,)), [3, 1]))
-    assert [each.target for each in finished.anew[0].left] == [1]
+    finished = verify(cleansed(network(target=1, on=ALL), network(target=1, on=(0,)), [3, 1]))
+    assert [each.target for each in finished.patch_searches[0].outliers] == [1]
 
 
 @pytest.mark.parametrize("suspects", [[], [2]])
 def test_where_nothing_is_left_the_verdict_stays(suspects: list[int]) -> None:
-    finished = look_anew(cleansed(network(on=ALL), network(), suspects))
+    finished = verify(cleansed(network(on=ALL), network(), suspects))
     assert finished.verdict().word == "cleansed"
-    assert [len(each.found) for each in finished.anew] == [CLASSES, CLASSES]
+    assert [len(each.found) for each in finished.patch_searches] == [CLASSES, CLASSES]
 
 
 def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,43 +141,43 @@ def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch)
                 torch.tensor(2), CLASSES
             )
 
-    monkeypatch.setattr(auto, "ANEW_STEPS", 60)
-    monkeypatch.setattr(auto, "ANEW_LIMITS", auto.LEVELS[0])
+    monkeypatch.setattr(auto, "VERIFICATION_STEPS", 60)
+    monkeypatch.setattr(auto, "VERIFICATION_LIMITS", auto.LEVELS[0])
     monkeypatch.setattr(patches, "SIDES", (2,))
     original, student = network(), network()
     original.network, student.network = Tinted(WHITE, 2, ()), Tinted(WHITE, 2, ())
-    finished = look_anew(cleansed(original, student, [2]))
-    assert finished.anew[0].left == []
-    assert [each.target for each in finished.anew[1].left] == [2]
+    finished = verify(cleansed(original, student, [2]))
+    assert finished.patch_searches[0].outliers == []
+    assert [each.target for each in finished.patch_searches[1].outliers] == [2]
     assert "a patch found on the cleansed network" in finished.verdict().why
 
 
 def test_the_same_seed_finds_the_same() -> None:
     first, again = (
-        look_anew(cleansed(network(on=ALL), network(on=(0,)), [2])).did()["found_anew"] for _ in range(2)
+        verify(cleansed(network(on=ALL), network(on=(0,)), [2])).details()["patch_searches"] for _ in range(2)
     )
     assert first == again
-    assert [each["way"] for each in first] == ["tried outright", "searched by gradient"]
+    assert [each["search"] for each in first] == ["enumeration", "gradient"]
     best = {each["target_class"]: each for each in first[0]["found"]}
     assert (best[2]["suspected"], best[2]["stands_out"]) == (True, True)
     assert (best[0]["suspected"], best[0]["stands_out"]) == (False, False)
     assert 50 < best[2]["after"]["of"] < COUNT // 4
 
 
-def found(*hits: int, of: int, before: int) -> list[Residue]:
-    usual = Residue(trigger="square", target=0, before=percent(before), after=percent(0))
+def found(*hits: int, of: int, before: int) -> list[TriggerSuccess]:
+    usual = TriggerSuccess(trigger="square", target=0, before=percent(before), after=percent(0))
     return [
         replace(usual, target=target, after=Proportion(hits=each, of=of)) for target, each in enumerate(hits)
     ]
 
 
 @pytest.mark.parametrize(
-    ("led", "of", "suspects", "clear"),
+    ("percents", "of", "suspects", "outliers"),
     [
         ((27, 3, 2, 4, 1), 100, [0], [0]),
-        ((27, 14, 20, 25, 16), 100, [0], []),  # such a network is led to any class
+        ((27, 14, 20, 25, 16), 100, [0], []),  # such a network is fooled for any class
         ((3, 27, 3, 2, 4), 100, [0], []),  # the worst of many by nature
-        ((3, 90, 3, 2, 4), 100, [0], [1]),  # no clean network is led so
+        ((3, 90, 3, 2, 4), 100, [0], [1]),  # no clean network is fooled so often
         ((3, 90, 3, 2, 4), 100, [], [1]),
         ((3, 0, 0, 0, 0), 10, [0], []),  # few images prove nothing
         ((3, 3), 100, [0], []),
@@ -184,16 +185,16 @@ def found(*hits: int, of: int, before: int) -> list[Residue]:
     ],
 )
 def test_a_class_stands_out_by_intervals(
-    led: tuple[int, ...], of: int, suspects: list[int], clear: list[int]
+    percents: tuple[int, ...], of: int, suspects: list[int], outliers: list[int]
 ) -> None:
-    assert [each.target for each in standing_out(found(*led, of=of, before=98), suspects)] == clear
+    assert [each.target for each in outliers_among(found(*percents, of=of, before=98), suspects)] == outliers
 
 
 @pytest.mark.parametrize(("before", "clear"), [(30, []), (59, []), (60, [0])])
 def test_what_hardly_leads_the_original_is_no_residue_of_its_backdoor(before: int, clear: list[int]) -> None:
     """A large grid leads networks to some class by nature, about as often before as after."""
     led = found(27, 3, 2, 4, 1, of=100, before=before)
-    assert [each.target for each in standing_out(led, [0])] == clear
+    assert [each.target for each in outliers_among(led, [0])] == clear
 
 
 def test_patches_are_of_all_kinds_and_sizes_and_leave_the_rest_of_an_image(
@@ -225,8 +226,8 @@ def test_patches_fit_into_images_of_any_size(shape: tuple[int, int, int]) -> Non
 
 def test_as_many_classes_are_judged_as_asked_for() -> None:
     used, held_out = hold_out(images(), 0.25, most=1000, generator=torch.Generator().manual_seed(0))
-    pair = residues.Pair(network(on=ALL), network(on=ALL), used.images[:96], held_out.images, CPU)
+    pair = patch_search.ModelPair(network(on=ALL), network(on=ALL), used.images[:96], held_out.images, CPU)
     tried = pair.promising(patches.draw((3, SIDE, SIDE), seed=0))
-    judged = residues.contest(pair, "tried outright", tried, [], most=2)
+    judged = patch_search.compare_patches(pair, "enumeration", tried, [], most=2)
     assert len(judged.found) == 2
     assert judged.found[0].target == 2

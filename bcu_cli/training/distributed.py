@@ -1,8 +1,8 @@
-"""A step of a training on several ranks: PyTorch's DistributedDataParallel, and what it leaves to do.
+"""Training steps on several ranks, by PyTorch's DistributedDataParallel.
 
-Each rank computes the loss of its part of the batch. DistributedDataParallel adds up the gradients while
-they are computed. Here the BatchNorm statistics that were kept are averaged, too, so that all ranks hold the
-same network after a step; a batch is normalised by the statistics of a rank's own part of it.
+Each rank computes the loss of its part of the batch. DistributedDataParallel averages the gradients. Here the
+running statistics of BatchNorm are averaged as well, so that all ranks hold the same network after a step.
+Each rank normalises its part of a batch by the statistics of that part.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ if TYPE_CHECKING:
     from bcu_cli.training.loop import Objective
 
 
-class Together:
-    """The objective of a training whose gradients are those of all ranks.
+class DistributedObjective:
+    """An objective whose gradients are combined over all ranks.
 
     Args:
         objective: The loss of a part of a batch.
-        learners: The modules that learn by it; those of rank 0 are given to all.
-        unused: Whether it may leave out some of their parameters, now or in a later step.
+        learners: The trained modules; all ranks start with the weights of rank 0.
+        unused: Whether a step may leave out some of their parameters.
 
     Raises:
         RankLostError: Another rank has ended.
     """
 
     def __init__(self, objective: Objective, learners: Sequence[nn.Module], *, unused: bool) -> None:
-        with ranks.others_there(), warnings.catch_warnings():  # its new name is not known to torch 2.10
+        with ranks.others_there(), warnings.catch_warnings():  # torch 2.10 lacks the new option
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self._parallel = DistributedDataParallel(
                 _Loss(objective, learners),
                 broadcast_buffers=False,
                 find_unused_parameters=unused,
-                gradient_as_bucket_view=True,  # else it holds them twice
+                gradient_as_bucket_view=True,  # else gradients take twice the memory
             )
         self._statistics = Statistics(learners)
 
     def objective(self, images: Tensor, index: Tensor, progress: float) -> Tensor:
-        """As ``loop.Objective``."""
+        """See ``loop.Objective``."""
         loss: Tensor = self._parallel(images, index, progress)
         return loss
 
-    def alone(self, yes: bool) -> AbstractContextManager[object]:
-        """A context in which gradients stay with this rank: those of all parts of a batch but the last."""
+    def without_exchange(self, yes: bool) -> AbstractContextManager[object]:
+        """A context in which gradients are not exchanged, for all micro-batches but the last."""
         return self._parallel.no_sync() if yes else nullcontext()
 
-    def agree(self, loss: Tensor, share: float) -> None:
-        """Make the loss and the statistics those of the whole batch, in place, after a step's last backward.
+    def combine(self, loss: Tensor, share: float) -> None:
+        """Combine loss and statistics over all ranks, in place, after the last backward pass of a step.
 
         Args:
-            loss: The part of this rank's images in the mean over the batch, a scalar.
-            share: Of the batch's images that are this rank's.
+            loss: Contribution of this rank's images to the mean loss, a scalar.
+            share: This rank's share of the images of the batch.
 
         Raises:
             RankLostError: Another rank has ended.
@@ -71,16 +71,14 @@ class Together:
         self._statistics.set(summed[1:])
 
     @contextmanager
-    def whole_step(self) -> Iterator[None]:
-        """A step in here is done as a whole or not at all.
+    def all_or_nothing(self) -> Iterator[None]:
+        """Restore the statistics if the step inside the context fails.
 
         Raises:
             RankLostError: Another rank has ended.
         """
         try:
-            with (
-                warnings.catch_warnings()
-            ):  # torch lays out gradients of one channel in two ways that are one
+            with warnings.catch_warnings():  # for one channel two memory layouts are the same
                 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
                 yield
         except Exception as error:
@@ -91,17 +89,17 @@ class Together:
 
 
 class Statistics:
-    """What the BatchNorms of modules keep of the batches that they have seen.
+    """The running statistics of all BatchNorms of some modules.
 
     Args:
-        modules: Whose.
+        modules: The modules.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         inner: list[Any] = [each for module in modules for each in module.modules()]
         norms = [each for each in inner if getattr(each, "running_mean", None) is not None]
         self._device = next(modules[0].parameters()).device
-        self._own: list[Tensor] = [
+        self._buffers: list[Tensor] = [
             kept
             for norm in norms
             for kept in (norm.running_mean, norm.running_var, norm.num_batches_tracked)
@@ -110,26 +108,26 @@ class Statistics:
         self._kept = self.now()
 
     def now(self) -> Tensor:
-        """All of it in a row, float32."""
+        """All statistics in one row, float32."""
         nothing = torch.zeros(0, device=self._device)
-        return torch.cat([nothing, *(each.flatten().float() for each in self._own)])
+        return torch.cat([nothing, *(each.flatten().float() for each in self._buffers)])
 
     def set(self, values: Tensor) -> None:
-        """Replace all of it."""
+        """Replace all statistics."""
         self._kept = values
         self.undo()
 
     def undo(self) -> None:
-        """Bring it back to what it was at the start, or was last replaced by."""
-        sizes = [each.numel() for each in self._own]
+        """Restore the statistics at the start, or those last set."""
+        sizes = [each.numel() for each in self._buffers]
         with torch.no_grad():
-            for each, value in zip(self._own, torch.split(self._kept, sizes), strict=True):
+            for each, value in zip(self._buffers, torch.split(self._kept, sizes), strict=True):
                 whole = value if each.is_floating_point() else value.round()
                 each.copy_(whole.view_as(each))
 
 
 class _Loss(nn.Module):
-    """The objective as a module whose parts learn by it."""
+    """The objective as a module that contains the trained modules."""
 
     def __init__(self, objective: Objective, learners: Sequence[nn.Module]) -> None:
         super().__init__()

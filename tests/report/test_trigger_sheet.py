@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from bcu_cli.errors import OutputError
-from bcu_cli.report.pictures import GAP, MARGIN, sheet, write_sheet
+from bcu_cli.report.trigger_sheet import GAP, MARGIN, sheet, write_sheet
 from bcu_cli.triggers.custom import Custom
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What is drawn to disturb images: it changes every one, differently, and leaves them images."""
+"""Random corruptions change every image, each differently, and keep values in range."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses import disturbance
-from bcu_cli.defenses.disturbance import WAYS, disturb
+from bcu_cli.defenses import corruptions
+from bcu_cli.defenses.corruptions import CORRUPTIONS, corrupt
 
-BY_NAME = {way.__name__: way for way in WAYS}
+BY_NAME = {way.__name__: way for way in CORRUPTIONS}
 
 
 def images(*shape: int) -> Tensor:
@@ -19,7 +19,7 @@ def images(*shape: int) -> Tensor:
 def drawn(seed: int, shown: Tensor) -> Tensor:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return disturb(shown)
+        return corrupt(shown)
 
 
 @pytest.mark.parametrize("shape", [(64, 3, 32, 32), (64, 1, 9, 14), (1, 3, 8, 8), (0, 3, 8, 8)])
@@ -39,7 +39,7 @@ def test_the_seed_decides() -> None:
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_each_way_changes_images_each_differently(name: str) -> None:
-    """Of a change that is always the same a student would learn that this one means nothing, no more."""
+    """From one fixed change a student would learn to ignore that change only."""
     picture = images(2, 3, 32, 32)[:1]
     shown = torch.cat([picture, images(31, 3, 32, 32)])
     with torch.random.fork_rng():
@@ -50,7 +50,7 @@ def test_each_way_changes_images_each_differently(name: str) -> None:
 
 
 def test_what_is_on_an_image_stays() -> None:
-    """Of most pixels, and for most images: it is more like itself before than like any other image."""
+    """Most corrupted images are closer to their original than to any other image."""
     smooth = torch.nn.functional.interpolate(images(32, 3, 4, 4), size=(32, 32), mode="bilinear")
     out = drawn(3, smooth)
     distances = torch.cdist(out.flatten(1), smooth.flatten(1))
@@ -60,9 +60,9 @@ def test_what_is_on_an_image_stays() -> None:
 def test_all_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
 
-    def told(way: int) -> object:
+    def recorded(way: int) -> object:
         return lambda shown: (taken.append(way), shown)[1]
 
-    monkeypatch.setattr(disturbance, "WAYS", tuple(told(way) for way in range(len(WAYS))))
+    monkeypatch.setattr(corruptions, "CORRUPTIONS", tuple(recorded(way) for way in range(len(CORRUPTIONS))))
     drawn(0, images(256, 3, 8, 8))
-    assert set(taken) == set(range(len(WAYS)))
+    assert set(taken) == set(range(len(CORRUPTIONS)))

@@ -1,4 +1,4 @@
-"""A command on several devices: started by torch's own launcher, one process each, of which one talks."""
+"""Commands on several devices, one process each, started by torch's launcher; one process prints."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-_OURS = "BCU_LAUNCHED"
-"""Set where it is :func:`launch` that started this process, and will say how it ended."""
+_LAUNCHED = "BCU_LAUNCHED"
+"""Environment variable that is set where :func:`launch` started this process and reports its end."""
 _LOST = 3
-"""What a process of ours ends with when another one has ended: those who know why do the talking."""
+"""Exit code of a process that ends because another one has ended, which reports the reason."""
 SECONDS_TO_STOP = 120
-"""How long processes may take to end a step and keep the state, before they are killed."""
+"""Seconds that processes have to finish a step and save the state before they are killed."""
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is one of several, or could be; torchrun says so."""
+    """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def as_rank(command: Callable[P, None]) -> Callable[P, None]:
-    """A command that takes its place among the others where torchrun has started it."""
+    """Decorate a command to join the process group where torchrun has started it."""
 
     @wraps(command)
-    def with_others(*args: P.args, **kwargs: P.kwargs) -> None:
+    def in_group(*args: P.args, **kwargs: P.kwargs) -> None:
         if not started_by_torchrun():
             return command(*args, **kwargs)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
-        with _one_voice():
+        with _single_output():
             return command(*args, **kwargs)
 
-    return with_others
+    return in_group
 
 
 def launch(words: Sequence[str], devices: int) -> int:
-    """Run a command line of bcu once for each device; returns its exit code.
+    """Run a command line of bcu in one process for each device, and return its exit code.
 
     Raises:
-        TrainingError: One of the processes was killed, or does not answer.
+        TrainingError: A process was killed, or does not respond.
     """
     import logging
     from uuid import uuid4
@@ -69,7 +69,7 @@ def launch(words: Sequence[str], devices: int) -> int:
     for name, value in with_threads(max(1, cores() // devices)).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
-    os.environ[_OURS] = "1"
+    os.environ[_LAUNCHED] = "1"
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -77,13 +77,13 @@ def launch(words: Sequence[str], devices: int) -> int:
         run_id=uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # the machine's name need not resolve
+        local_addr="localhost",  # the host name may not resolve
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
-    logging.disable(logging.CRITICAL)  # the launcher's own account of what the processes say themselves
+    logging.disable(logging.CRITICAL)  # the processes report their errors themselves
     try:
-        with limits.keeping_state():  # the processes keep it, and are waited for
+        with limits.keeping_state():  # waits while the processes save their state
             elastic_launch(config, sys.executable)("-m", "bcu_cli", *words)
     except SignalException:
         return INTERRUPTED
@@ -91,15 +91,15 @@ def launch(words: Sequence[str], devices: int) -> int:
         return _outcome(error.failures, devices)
     finally:
         logging.disable(logging.NOTSET)
-        del os.environ[_OURS]
+        del os.environ[_LAUNCHED]
     return 0
 
 
 def check(devices: int | None) -> None:
-    """Refuse ``--devices`` where torchrun has started another number of processes.
+    """Refuse ``--devices`` if torchrun has started another number of processes.
 
     Raises:
-        UsageError: It has.
+        UsageError: The numbers differ.
     """
     from bcu_cli.training import ranks
 
@@ -111,14 +111,16 @@ def check(devices: int | None) -> None:
 
 
 def _outcome(failures: Mapping[int, ProcessFailure], devices: int) -> int:
-    """The exit code of processes of which some have failed.
+    """The exit code of a run in which processes have failed.
 
     Raises:
-        TrainingError: None of them could say why.
+        TrainingError: No process could report the reason.
     """
-    hint = "the same command with --resume continues from the state kept last"
+    hint = "repeat the command with --resume to continue from the last saved state"
     for rank, failure in failures.items():
-        if failure.exitcode < 0 and failure.exitcode != -SIGTERM:  # with which the others are asked to stop
+        if (
+            failure.exitcode < 0 and failure.exitcode != -SIGTERM
+        ):  # the launcher stops the others with SIGTERM
             number = -failure.exitcode
             raise TrainingError(
                 f"process {rank} of {devices} was ended by signal {number} ({Signals(number).name})",
@@ -126,13 +128,13 @@ def _outcome(failures: Mapping[int, ProcessFailure], devices: int) -> int:
             )
     codes = [each.exitcode for each in failures.values() if each.exitcode not in {_LOST, -SIGTERM}]
     if not codes:
-        raise TrainingError(f"one of the {devices} processes does not answer", hint)
-    return min(codes, key=lambda code: code == INTERRUPTED)  # what is asked to stop ends with that too
+        raise TrainingError(f"one of the {devices} processes does not respond", hint)
+    return min(codes, key=lambda code: code == INTERRUPTED)  # stopped processes return INTERRUPTED, too
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
-    """Be one of the processes that torchrun has started: the first talks, or the first that fails."""
+def _single_output() -> Iterator[None]:
+    """Join the process group; only rank 0, or the first rank that fails, prints."""
     from bcu_cli.training import ranks
 
     ended: typer.Exit | None = None
@@ -140,10 +142,10 @@ def _one_voice() -> Iterator[None]:
         output.quiet(ranks.rank() > 0)
         try:
             yield
-        except typer.Exit as verdict:  # in good order, so that the group is left as at any other end
+        except typer.Exit as verdict:  # leaves the group in the normal way
             ended = verdict
         except RankLostError:
-            if _OURS in os.environ:
+            if _LAUNCHED in os.environ:
                 raise typer.Exit(_LOST) from None
             output.quiet(not ranks.first_to_fail())
             raise

@@ -1,0 +1,68 @@
+"""Helpers for the optimisation of inputs to a fixed network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from bcu_cli.training.devices import Device
+
+BATCH = 256
+"""Most images in one forward pass."""
+
+
+def logits(model: nn.Module, images: Tensor, device: Device) -> Tensor:
+    """Logits, float32 ``[N, K]``, of float images in [0, 1], in the device's precision."""
+    passes = []
+    for part in torch.split(images, BATCH):
+        with device.autocast():
+            passes.append(model(part))
+    return torch.cat(passes).float()
+
+
+def margin(answers: Tensor, targets: Tensor) -> Tensor:
+    """The logit of the target class minus the highest other one, ``[N]``.
+
+    Args:
+        answers: Logits, ``[N, K]``.
+        targets: Target classes, int64 ``[N]``.
+    """
+    target_logits = answers.gather(1, targets[:, None])[:, 0]
+    is_target = F.one_hot(targets, answers.shape[1]).bool()
+    return target_logits - answers.masked_fill(is_target, float("-inf")).amax(1)
+
+
+@torch.no_grad()
+def success_rates(
+    model: nn.Module, images: Tensor, change: Callable[[Tensor, int], Tensor], classes: int, device: Device
+) -> Tensor:
+    """Success of a change for each class, on the images that the network predicts as another class.
+
+    Args:
+        model: Maps images in [0, 1] to logits.
+        images: Float ``[N, C, H, W]`` in [0, 1].
+        change: Maps such images and a target class to changed images.
+        classes: Number of classes K.
+        device: Device and precision.
+
+    Returns:
+        Shares, float32 ``[K]`` in [0, 1], on the CPU. A share is 0 where all images are predicted as the
+        class, and NaN where a logit is not finite.
+    """
+    before = logits(model, images, device).argmax(1)
+    rates = torch.zeros(classes)
+    for target in range(classes):
+        others = images[before != target]
+        if len(others):
+            answers = logits(model, change(others, target), device)
+            success = (answers.argmax(1) == target).float().mean()
+            rates[target] = success if answers.isfinite().all() else torch.nan
+    return rates
