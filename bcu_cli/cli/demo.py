@@ -72,7 +72,7 @@ def _run(*arguments: object, as_json: bool = False) -> str:
     words = [str(argument) for argument in arguments] + (["--json"] if as_json else [])
     output.say(f"$ bcu {shlex.join(words)}")
     ran = subprocess.run(  # noqa: S603 - our own program, words of our own
-        children.tied([sys.executable, "-m", "bcu_cli", *words]),
+        children.stopping_with_parent([sys.executable, "-m", "bcu_cli", *words]),
         stdout=subprocess.PIPE if as_json else None,
         text=True,
         check=False,
