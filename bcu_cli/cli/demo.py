@@ -71,7 +71,7 @@ def _run(*arguments: object, as_json: bool = False) -> str:
     """Print and run a command line; with ``as_json`` its document is returned."""
     words = [str(argument) for argument in arguments] + (["--json"] if as_json else [])
     output.say(f"$ bcu {shlex.join(words)}")
-    ran = subprocess.run(  # noqa: S603 - our own program, trusted arguments
+    ran = subprocess.run(  # noqa: S603 - our own program, words of our own
         children.stopping_with_parent([sys.executable, "-m", "bcu_cli", *words]),
         stdout=subprocess.PIPE if as_json else None,
         text=True,
