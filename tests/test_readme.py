@@ -75,7 +75,7 @@ def test_the_python_lines_call_what_there_is(page: Path) -> None:
         node
         for block in pages.python_blocks(page)
         for node in ast.walk(ast.parse(block))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("bcu.")
+        if isinstance(node, ast.Call) and re.fullmatch(r"bcu\.\w+", ast.unparse(node.func))
     ]
     assert calls
     for call in calls:
