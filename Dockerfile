@@ -23,7 +23,7 @@ COPY README.md LICENSE ./
 COPY bcu_cli ./bcu_cli
 RUN pip install --no-cache-dir --no-deps .
 
-# Models and pictures are mounted read-only at /models and /images; /out is the one place to write.
+# Models and images are mounted read-only at /models and /images; /out is the one place to write.
 RUN useradd --create-home --uid 10001 bcu \
     && install --directory --owner=bcu --group=bcu /out
 USER 10001

@@ -8,7 +8,7 @@ the same global batch: one process and several, in turns, so that what else runs
 On a CPU there is a third: one process with the threads of all. What is compared is the speed of the training,
 as the reports have it; the start-up, which several processes do not shorten, stands beside it.
 
-The estimate is of the formula in docs/several-devices.md. It is on paper, and stands in the document either
+The estimate is of the formula in docs/devices.md. It is on paper, and stands in the document either
 way. ``speed.py`` runs this, too.
 """
 
