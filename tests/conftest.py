@@ -118,7 +118,7 @@ def backdoored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random weights that says itself what it is: resnet20, 8 classes."""
+    """A file of random weights that says itself what it is: resnet8, 8 classes."""
     from bcu_cli.checkpoints import Format, write
     from bcu_cli.models import Architecture, metadata_for
     from bcu_cli.models.fresh import fresh
@@ -127,9 +127,9 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = torch.randint(
         0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    model = fresh("resnet20", 8, pictures, seed=0)
+    model = fresh("resnet8", 8, pictures, seed=0)
     metadata = metadata_for(
-        Architecture(name="resnet20", source="test", num_classes=8), model.preprocessing, list(signs.CLASSES)
+        Architecture(name="resnet8", source="test", num_classes=8), model.preprocessing, list(signs.CLASSES)
     )
     write(path, model.network.state_dict(), format=Format.SAFETENSORS, metadata=metadata)
     return path
