@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,8 +21,7 @@ from hypothesis import settings
 from bcu_cli.images import signs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 
 # The same cases each time, however slow the machine is.
@@ -68,37 +70,55 @@ def on_screen() -> Iterator[None]:
         yield
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the tests of all workers share and none changes: the first worker to ask makes it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = factory.mktemp(name)
+        make(folder)
+        return folder
+    root = factory.getbasetemp().parent  # of the run; what is below it is a worker's own
+    folder, done = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Road signs in train/ and test/ with a subfolder a class: 80 and 25 of each of 8 classes."""
-    root = tmp_path_factory.mktemp("signs")
-    signs.write_folder(root / "train", 80, seed=1)
-    signs.write_folder(root / "test", 25, seed=2)
-    return root
+
+    def make(root: Path) -> None:
+        signs.write_folder(root / "train", 80, seed=1)
+        signs.write_folder(root / "test", 25, seed=2)
+
+    return made_once(tmp_path_factory, "signs", make)
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Road signs without labels: 320 in one folder."""
-    root = tmp_path_factory.mktemp("photos")
-    signs.write_folder(root, 40, seed=3, labelled=False)
-    return root
+    return made_once(
+        tmp_path_factory, "photos", lambda root: signs.write_folder(root, 40, seed=3, labelled=False)
+    )
 
 
 @pytest.fixture(scope="session")
-def backdoored(tmp_path_factory: pytest.TempPathFactory, labelled: Path) -> Path:
-    """A network that answers class 0 to a BadNets trigger, with its trigger beside it."""
-    from bcu_cli.cli.app import run
-
-    out = tmp_path_factory.mktemp("models") / "bad.safetensors"
-    words = f"attack badnets --data {labelled} --arch resnet20 --epochs 16 --batch-size 32 --setting cell=2"
-    assert run([*words.split(), "--poison-rate", "0.3", "--out", str(out)]) == 0
-    return out
+def backdoored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that answers class 0 to a BadNets trigger, with its trigger beside it: that of tests/data."""
+    root = tmp_path_factory.mktemp("models")
+    for name in ("safetensors", "trigger.safetensors"):
+        shutil.copy(Path(__file__).parent / "data" / f"backdoored.{name}", root / f"bad.{name}")
+    return root / "bad.safetensors"
 
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random weights that says itself what it is: resnet20, 8 classes."""
+    """A file of random weights that says itself what it is: resnet8, 8 classes."""
     from bcu_cli.checkpoints import Format, write
     from bcu_cli.models import Architecture, metadata_for
     from bcu_cli.models.new_classifier import new_classifier
@@ -107,16 +127,53 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = torch.randint(
         0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    model = new_classifier("resnet20", 8, pictures, seed=0)
+    model = new_classifier("resnet8", 8, pictures, seed=0)
     metadata = metadata_for(
-        Architecture(name="resnet20", source="test", num_classes=8), model.preprocessing, list(signs.CLASSES)
+        Architecture(name="resnet8", source="test", num_classes=8), model.preprocessing, list(signs.CLASSES)
     )
     write(path, model.network.state_dict(), format=Format.SAFETENSORS, metadata=metadata)
     return path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine lacks the images or the device for."""
+SLOWEST = (
+    "test_scan",
+    "test_cleanse_auto",
+    "test_real_data",
+    "test_auto",
+    "test_cleanse_devices",
+    "test_story",
+    "test_removal",
+    "test_benchmark",
+    "test_script_operators",
+    "test_script_networks",
+    "test_models_onnx_operators",
+    "test_checkpoint_corpus",
+    "test_zoo",
+)
+"""Files whose tests take longest, in that order: begun first, so that no worker ends with them alone."""
+
+
+def slowest_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """The tests in an order of which each worker's share, a run of them, begins with some of the slow files.
+
+    A file stays with one worker, as long as no other has nothing to do: its fixtures are made once.
+    """
+    of_files = {name: [item for item in items if item.path.stem == name] for name in SLOWEST}
+    slow = [name for name in SLOWEST if of_files[name]]
+    rest = [item for item in items if item.path.stem not in SLOWEST]
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):
+        first = [item for name in slow[worker::workers] for item in of_files[name]]
+        more = len(items) * (worker + 1) // workers - len(ordered) - len(first)
+        ordered += first + rest[: max(0, more)]
+        rest = rest[max(0, more) :]
+    return ordered + rest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the slow ones, and skip what this machine lacks the images or the device for."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    items[:] = slowest_first(items, workers)
     for item in items:
         if item.get_closest_marker("real_data") and not DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no image sets in {DATA}"))

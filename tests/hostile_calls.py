@@ -25,6 +25,8 @@ Make = Callable[[random.Random], Any]
 """Makes an argument; what it returns may be hostile or not."""
 MORE_BYTES = 2**30
 SECONDS = 10.0
+AT_ONCE = 40
+"""Subjects to a child: a fork of a process that has imported torch takes as long as many calls."""
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
 
 
@@ -64,11 +66,18 @@ class Outcome:
 def run_in_children(
     subjects: Sequence[Subject], calls: int, *, seed: int = 0, seconds: float = SECONDS
 ) -> dict[str, Outcome]:
-    """Make a number of calls of each subject, every subject in a child process of its own.
+    """Make a number of calls of each subject in child processes, each of some subjects one after another.
 
-    A child may take 1 GiB more memory than it starts with; each call has ``seconds``.
+    A child may take 1 GiB more memory than it starts with; each call has ``seconds``. A call that does not
+    end well ends its child, and the subjects after it have another.
     """
-    return {subject.name: _in_child(subject, calls, seed, seconds) for subject in subjects}
+    outcomes: dict[str, Outcome] = {}
+    left = list(subjects)
+    while left:
+        ended = _in_child(left[:AT_ONCE], calls, seed, seconds)
+        outcomes |= {subject.name: outcome for subject, outcome in zip(left, ended, strict=False)}
+        left = left[len(ended) :]
+    return outcomes
 
 
 def arguments_of(subject: Subject, seed: int, call: int) -> tuple[list[Any], dict[str, Any]]:
@@ -77,32 +86,37 @@ def arguments_of(subject: Subject, seed: int, call: int) -> tuple[list[Any], dic
     return subject.make(random.Random(f"{subject.name} {seed} {call}"))
 
 
-def _in_child(subject: Subject, calls: int, seed: int, seconds: float) -> Outcome:
+def _in_child(subjects: Sequence[Subject], calls: int, seed: int, seconds: float) -> list[Outcome]:
+    """Of as many subjects as were called: all of them, or those up to the first that did not end well."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
         try:
             _limit()
-            _calls(subject, calls, seed, writing)
+            for subject in subjects:
+                _calls(subject, calls, seed, writing)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(0)
     os.close(writing)
-    outcome = Outcome()
     try:
-        _watch(reading, outcome, child, seconds)
+        news, ended = _watch(reading, child, seconds)
     finally:
         os.close(reading)
         _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and outcome.ended == "ok":
-        outcome.ended = f"signal {os.WTERMSIG(status)}"
-    if outcome.ended == "ok" and outcome.calls < calls:
-        outcome.ended = "ended early"
-    if outcome.ended != "ok":
-        outcome.culprit = f"{seed} {outcome.calls - 1}"
-    return outcome
+    begun = news.count(b".")
+    if ended == "ok" and os.WIFSIGNALED(status):
+        ended = f"signal {os.WTERMSIG(status)}"
+    if ended == "ok" and begun < calls * len(subjects):
+        ended = "ended early"
+    of_each = [news[start : start + 2 * calls] for start in range(0, len(news), 2 * calls)] or [b""]
+    outcomes = [Outcome(calls=each.count(b"."), returned=each.count(b"+")) for each in of_each]
+    if ended != "ok":
+        last = outcomes[-1]
+        last.ended, last.culprit = ended, f"{seed} {last.calls - 1}"
+    return outcomes
 
 
 def _limit() -> None:
@@ -131,24 +145,23 @@ def _calls(subject: Subject, calls: int, seed: int, writing: int) -> None:
         os.write(writing, end)
 
 
-def _watch(reading: int, outcome: Outcome, child: int, seconds: float) -> None:
+def _watch(reading: int, child: int, seconds: float) -> tuple[bytes, str]:
+    """What a child reports until it ends, and how it ended: ``ok``, ``time`` or ``memory``."""
+    whole = b""
     deadline = time.monotonic() + seconds
     while True:
         ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            outcome.ended = "time"
             os.kill(child, signal.SIGKILL)
-            return
+            return whole, "time"
         news = os.read(reading, 4096)
         if not news:
-            return
+            return whole, "ok"
         deadline = time.monotonic() + seconds
-        outcome.calls += news.count(b".")
-        outcome.returned += news.count(b"+")
+        whole += news
         if b"m" in news:
-            outcome.ended = "memory"
             os.kill(child, signal.SIGKILL)
-            return
+            return whole[: whole.index(b"m") + 1], "memory"
 
 
 INTEGERS = (-1, 0, 1, 2, 3, 4, 7, -2, -3, 100, 1000, 10**5, 2**31 - 1, 2**31, 2**32, 2**40, 2**62)

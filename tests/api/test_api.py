@@ -28,12 +28,12 @@ def test_every_name_that_is_promised_is_there() -> None:
 
 def test_load_inspect_and_evaluate(untrained: Path, labelled: Path) -> None:
     model = bcu.load(str(untrained))
-    assert (model.architecture, model.num_classes, len(model.classes)) == ("resnet20", 8, 8)
+    assert (model.architecture, model.num_classes, len(model.classes)) == ("resnet8", 8, 8)
     assert not model.training
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 8)
     report = bcu.inspect(untrained)
     assert report.safe
-    assert report.architecture == "resnet20"
+    assert report.architecture == "resnet8"
     assert report.findings == []
     assert report.to_json()["schema_version"] == 2
     result = bcu.evaluate([model, untrained], data=labelled, trigger="badnets", target_class=0, device="cpu")
@@ -90,7 +90,7 @@ def test_what_is_no_set_of_images_is_refused(untrained: Path, images: object, me
 def test_progress_is_told_to_the_callback(untrained: Path, labelled: Path) -> None:
     heard: list[events.Event] = []
     bcu.evaluate(untrained, data=labelled, device="cpu", on_progress=heard.append)
-    assert any(isinstance(each, events.Notice) and "resnet20" in each.text for each in heard)
+    assert any(isinstance(each, events.Notice) and "resnet8" in each.text for each in heard)
     last = [each for each in heard if isinstance(each, events.Progress)][-1]
     assert last.ended
     assert last.done == last.total

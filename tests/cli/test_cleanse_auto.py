@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from safetensors.torch import load_file
 
+from bcu_cli.checkpoints import Format, read, write
 from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
 from bcu_cli.defenses import auto, patches
@@ -15,6 +17,7 @@ from bcu_cli.defenses.base import Verdict
 from bcu_cli.defenses.patch_search import PatchSearch, TriggerSuccess
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images import signs
+from bcu_cli.models import load, metadata_for
 from bcu_cli.runs import resuming
 
 if TYPE_CHECKING:
@@ -39,8 +42,19 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network of tests/data on a quarter of the pixels: what it answers does not matter here."""
+    found = load(read(MODEL))
+    smaller = replace(found.classifier.preprocessing, input_size=(3, 16, 16))
+    metadata = metadata_for(found.architecture, smaller, sorted(signs.CLASSES))
+    path = tmp_path_factory.mktemp("model") / "backdoored.safetensors"
+    write(path, load_file(MODEL), format=Format.SAFETENSORS, metadata=metadata)
+    return path
+
+
 @pytest.fixture
-def cleanse(bcu, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleanse:
+def cleanse(bcu, model: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleanse:
     """Cleanses into out.safetensors, in a few steps that try every level."""
     monkeypatch.setattr(auto, "CANARY_STEPS", 4)
     monkeypatch.setattr(auto, "SEARCH_STEPS", 4)
@@ -48,7 +62,7 @@ def cleanse(bcu, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def call(*words: object) -> Ran:
         own = ["--images", few, "--epochs", 1, "--batch-size", 32, "--out", tmp_path / "out.safetensors"]
-        return bcu("cleanse", MODEL, *own, *words)
+        return bcu("cleanse", model, *own, *words)
 
     return call
 

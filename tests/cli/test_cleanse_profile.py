@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def test_a_profile_says_where_the_time_of_a_cleansing_went(
     bcu, untrained: Path, photos: Path, tmp_path: Path
 ) -> None:
-    words = ("--images", photos, "--method", "bcu", "--epochs", 1, "--json")
+    words = ("--images", photos, "--method", "bcu", "--epochs", 3, "--json")
     ran = bcu("cleanse", untrained, *words, "--out", tmp_path / "a.safetensors", "--profile")
     assert ran.code == 0
     profile = ran.json["profile"]
