@@ -20,7 +20,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from bcu_cli.cli import exit_codes
 from bcu_cli.cli.app import app
-from bcu_cli.cli.method_options import NAMED
+from bcu_cli.workflows.method_options import NAMED
 
 _HEAD = """# Commands
 
