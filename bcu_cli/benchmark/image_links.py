@@ -28,7 +28,7 @@ _SEED = 0
 _LABELLED, _DEFENSE = "labelled", "defense"
 
 
-class Pictures:
+class ImageLinks:
     """The folders of images for the cells of a plan.
 
     Args:
