@@ -30,10 +30,10 @@ _DECIDES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ZooRequest:
-    """Which networks to train, and how.
+    """Request to train a zoo.
 
     Attributes:
-        each: How each network is trained; its attack, file, target class, seed and ``resume`` are replaced.
+        each: Options of each training; attack, file, target class, seed and ``resume`` are replaced.
         out: The folder of the zoo.
         seeds: The seeds.
         targets: The target classes.
@@ -49,7 +49,7 @@ class ZooRequest:
     engine: EngineOptions = field(default_factory=EngineOptions)
 
     def entries(self) -> list[Entry]:
-        """All combinations, in their order.
+        """All entries of the zoo in order.
 
         Raises:
             UsageError: There is no such attack.
@@ -71,7 +71,7 @@ class ZooResult:
 
     Attributes:
         document: The index of the zoo, without its schema's version.
-        rows: What the index says of the entries that were asked for.
+        rows: The index's rows of the requested entries.
     """
 
     document: dict[str, Any]
@@ -85,7 +85,7 @@ class ZooResult:
 
 
 def attack_all(request: ZooRequest) -> ZooResult:
-    """Train what is missing of a zoo, and judge which networks pass.
+    """Train the missing networks of a zoo, and judge which networks pass.
 
     Raises:
         BcuError: The request makes no sense, or the folder holds something else.
@@ -130,7 +130,7 @@ def _options(each: AttackRequest) -> dict[str, Any]:
 
 
 def _check(each: AttackRequest) -> bool:
-    """Refuse once what every entry would refuse, where that is quickly seen; returns whether a GPU trains."""
+    """Refuse early what every entry would refuse; returns whether a GPU is used."""
     from bcu_cli.models.new_classifier import usual_size
 
     if ":" not in each.data and not Path(each.data).exists():
@@ -179,7 +179,7 @@ def _train(zoo: Zoo, missing: Sequence[Entry], there: int, each: AttackRequest, 
 
 
 def _keep(zoo: Zoo, entry: Entry, ended: children.CommandResult) -> None:
-    """Record what became of an entry."""
+    """Record the result of an entry."""
     try:
         if ended.code:
             raise children.failure(ended, "run that attack alone with --debug")
@@ -190,7 +190,7 @@ def _keep(zoo: Zoo, entry: Entry, ended: children.CommandResult) -> None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """One entry in one line."""
+    """One line that describes an entry."""
     if row["error"]:
         return f"{row['name']} failed: {row['error']['message']} ({row['error']['hint']})"
     asr = f", ASR {percent(row['asr']['value'])}" if row["asr"] else ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ZOO_FORMAT = 1
 CLEAN = "none"
-"""The model without a backdoor, that the others of its seed are compared with."""
+"""Name of the clean model, with which the other models of its seed are compared."""
 _NOT_READABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -36,13 +36,13 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The name of its files, without what they end in."""
+        """Name of its files without suffix."""
         target = "" if self.target_class is None else f"-t{self.target_class}"
         return f"{self.attack}{target}-s{self.seed}"
 
     @property
     def order(self) -> tuple[int, bool, str, int]:
-        """Seed by seed, the clean model first."""
+        """Sort key: by seed, the clean model first."""
         return self.seed, self.attack != CLEAN, self.attack, self.target_class or 0
 
 
@@ -94,7 +94,7 @@ class Zoo:
         return self.folder / f"{entry.name}.safetensors"
 
     def missing(self, entries: Iterable[Entry], *, on_each: Callable[[], None]) -> list[Entry]:
-        """The entries that are not there, or not intact, which is said; ``on_each`` is called for each."""
+        """The missing and damaged entries; damage is reported, and ``on_each`` is called for each entry."""
         left = []
         for entry in entries:
             on_each()
@@ -108,7 +108,7 @@ class Zoo:
         return left
 
     def keep(self, entry: Entry, text: str) -> None:
-        """Keep the JSON report of an entry that has just been trained.
+        """Save the JSON report of an entry that has just been trained.
 
         Raises:
             BcuError: It is no report on what lies in the folder, or cannot be written.
@@ -126,11 +126,11 @@ class Zoo:
         self._rows[entry] = _row(entry) | {"error": {"message": message, "hint": hint}}
 
     def rows(self, entries: Iterable[Entry]) -> list[dict[str, Any]]:
-        """What the index says of entries, with their gates."""
+        """The index's rows of entries, with their gates."""
         return [self._rows[entry] | {"gate": asdict(self._gate(entry))} for entry in entries]
 
     def index(self) -> dict[str, Any]:
-        """All that is known, also of entries that this run was not asked for."""
+        """The whole index, including entries that this run did not request."""
         rows = self.rows(sorted(self._rows, key=lambda entry: entry.order))
         return {
             "command": "attack all",
@@ -143,7 +143,7 @@ class Zoo:
         }
 
     def write_index(self) -> None:
-        """Write the index, in place of the last one."""
+        """Write the index, replacing the last one."""
         json_file.write(self._index, with_version(self.index()))
 
     @property
@@ -154,13 +154,13 @@ class Zoo:
         return self.folder / f"{entry.name}.json"
 
     def _stamp(self, entry: Entry) -> dict[str, Any]:
-        """What says that a report is on this very entry of this very zoo."""
+        """Values in a report that identify the entry and the zoo."""
         from bcu_cli.report.document import fingerprint
 
         return {"format": ZOO_FORMAT, "fingerprint": fingerprint(asdict(entry), self._identity)}
 
     def _read(self, entry: Entry) -> dict[str, Any]:
-        """The row of an entry that is there and intact; CheckpointError where it is not."""
+        """The row of an intact entry; a missing or damaged one raises CheckpointError."""
         from bcu_cli.checkpoints import sha256_of
 
         path = self._report(entry)
@@ -195,7 +195,7 @@ class Zoo:
         )
 
     def _earlier_rows(self) -> dict[Entry, dict[str, Any]]:
-        """What an earlier run recorded; nothing in an empty folder."""
+        """The rows that an earlier run recorded; none in an empty folder."""
         files = set(self.folder.iterdir()) - set(self.folder.glob(NAMES))
         if not files:
             return {}
@@ -227,7 +227,7 @@ class Zoo:
 
 
 def _row(entry: Entry, report: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the index says of an entry; without a report, None for what that would say."""
+    """The index's row of an entry; without a report its values are None."""
     backdoored = report if entry.attack != CLEAN else None
     return {
         "name": entry.name,

@@ -58,7 +58,7 @@ def test_a_measure_that_does_not_exist() -> None:
 def test_a_percentage_gets_a_hint_that_fractions_are_meant(text: str) -> None:
     with pytest.raises(UsageError, match="is no fraction") as caught:
         parse(text)
-    assert "fractions of 0 to 1" in caught.value.hint
+    assert "a fraction from 0 to 1" in caught.value.hint
 
 
 @pytest.mark.parametrize(("text", "option"), [("ra<0.5", "--trigger"), ("agreement<0.5", "--against")])

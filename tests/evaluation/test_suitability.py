@@ -77,7 +77,7 @@ def test_answers_that_are_no_numbers() -> None:
 
 def test_few_pictures_and_how_many_more() -> None:
     (warning,) = of(100, 100, 100).warnings()
-    assert warning.startswith("300 images")
+    assert warning.startswith("300 training images")
     assert "about 600 more" in warning
     assert of(500, 500).warnings() == []
 
