@@ -18,7 +18,7 @@ from bcu_cli.report.text import percent
 from bcu_cli.runs import engine, resuming
 from bcu_cli.runs.engine import EngineOptions
 from bcu_cli.runs.locks import locked
-from bcu_cli.workflows.benchmark_steps import Run, attack_request, cleanse_request
+from bcu_cli.workflows.benchmark_steps import Run, attack_request, defense_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -220,7 +220,7 @@ def _check_options(cells: Sequence[Cell]) -> None:
         usual_size(model.arch, model.options.get("input-size"))
         attack_request(model, data=Path(), out=Path())
     for cell in cells:
-        cleanse_request(cell, model=Path(), images=Path(), out=Path())
+        defense_options(cell)
 
 
 def _on_gpu(cells: Sequence[Cell]) -> bool:

@@ -109,9 +109,12 @@ class Run:
             self._finish(affected[0], ended)
         except BcuError as error:
             for cell in affected:
-                self._results.fail(self._plan, cell, step, error.message, error.hint)
-                self._on_cell(cell)
+                self._fail(cell, step, error)
         return []
+
+    def _fail(self, cell: Cell, step: str, error: BcuError) -> None:
+        self._results.fail(self._plan, cell, step, error.message, error.hint)
+        self._on_cell(cell)
 
     def _after_attack(self, model: Backdoored, report: dict[str, Any]) -> Iterator[children.Command]:
         self._reports[_ATTACK, model.name] = report
@@ -120,8 +123,13 @@ class Run:
             cleansed = self._intact(path, self._decides(cell))
             if cleansed:
                 yield from self._after_cleanse(cell, cleansed)
+                continue
+            try:
+                command = self._cleanse(cell)
+            except BcuError as error:
+                self._fail(cell, _CLEANSE, error)
             else:
-                yield f"{_CLEANSE} {cell.name}", self._cleanse(cell)
+                yield f"{_CLEANSE} {cell.name}", command
 
     def _after_cleanse(self, cell: Cell, report: dict[str, Any]) -> Iterator[children.Command]:
         self._reports[_CLEANSE, cell.name] = report
@@ -216,9 +224,9 @@ def cleanse_request(cell: Cell, *, model: Path, images: Path, out: Path) -> Clea
         out: The file to write.
 
     Raises:
-        UsageError: There is no such method or option, or a value makes no sense.
+        UsageError: There is no such method, it has no such option, or a value makes no sense.
     """
-    values = _values(_CLEANSE, f"defenses.{cell.defense}", cell.command)
+    values = defense_options(cell)
     settings, profile = values.pop("settings", ()), values.pop("profile", False)
     said = {name: values.pop(name, None) for name in NAMED}
     about_model = {name: values.pop(name, None) for name in _OF_A_MODEL}
@@ -235,6 +243,15 @@ def cleanse_request(cell: Cell, *, model: Path, images: Path, out: Path) -> Clea
         with_profile=profile,
         **values,
     )
+
+
+def defense_options(cell: Cell) -> dict[str, Any]:
+    """The options of a cell's defense, by their names in Python.
+
+    Raises:
+        UsageError: No method has such an option, or it takes no such value.
+    """
+    return _values(_CLEANSE, f"defenses.{cell.defense}", cell.command)
 
 
 def _values(step: str, where: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@
 test/) with the most images. ``train`` trains the networks with ``bcu attack all``, ``scan`` looks at each
 with ``bcu inspect --scan``; both go on where they stopped. ``fit`` takes a second: it fits units and
 thresholds to two thirds of the networks, and prints what they make of the others. What it writes is shipped
-as ``bcu_cli/scan/calibration.json``.
+as ``bcu_cli/detectors/calibration.json``.
 """
 
 from __future__ import annotations

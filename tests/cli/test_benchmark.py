@@ -233,6 +233,26 @@ def test_a_failing_cell_is_recorded_and_the_rest_is_done(keeper: Keeper) -> None
     assert all(json.loads(cell)["error"] is None for cell in keeper.cells().values())
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("quick = true", "--method ft has no --quick"),
+        ('setting = "u"', "--setting u is not NAME=NUMBER"),
+        ("momentum = 2", "--momentum 2.0 is more than 1"),
+        ("batch-size = 1", "--batch-size 1 is less than 2"),
+    ],
+)
+def test_what_a_method_refuses_fails_its_cells_alone(keeper: Keeper, line: str, message: str) -> None:
+    keeper.plan.write_text(PLAN.replace('method = "ft"', f'method = "ft"\n{line}'))
+    ran = keeper("--only", "attack=sig", "--only", "seed=0")
+    assert ran.code == 2
+    assert "1 of 2 cells failed" in ran.err
+    error = keeper.cell("sig-t0-s0-ft-own-2")["error"]
+    assert (error["step"], error["message"]) == ("cleanse", message)
+    assert keeper.cell("sig-t0-s0-bcu-own-2")["error"] is None
+    assert keeper.ran() == {"attack": 1, "cleanse": 1, "evaluate": 1}
+
+
 def test_a_network_with_a_bad_verdict_is_measured_all_the_same(keeper: Keeper) -> None:
     keeper.plan.write_text(PLAN + '[defenses.auto]\nmethod = "auto"\n')
     keeper.tell(
@@ -333,12 +353,7 @@ def test_what_makes_no_sense_is_refused(keeper: Keeper, words: list[str], said: 
         (("epochs = 3", 'epochs = "many"'), "--epochs cannot be many"),
         (("strength = 3", "strenght = 3"), "defenses.bcu: bcu cleanse has no option --strenght"),
         (("strength = 3", 'strength = "much"'), "defenses.bcu: --strength cannot be much"),
-        (("strength = 3", "quick = true"), "--method bcu has no --quick"),
-        (("strength = 3", 'setting = "u"'), "--setting u is not NAME=NUMBER"),
-        (("strength = 3", "momentum = 2"), "--momentum 2.0 is more than 1"),
-        (("strength = 3", "batch-size = 1"), "--batch-size 1 is less than 2"),
         (("strength = 3", "devices = 2"), "[defenses.bcu] gives devices"),
-        (('method = "ft"', 'method = "none"'), "no method called none"),
         (('"resnet8"', '"resnet9"'), "resnet9"),
         (("defense-images = 3", "defense-images = 8"), "holds 8 images, not more than 8"),
     ],
