@@ -78,7 +78,7 @@ def test_the_shipped_thresholds_are_what_is_fitted_to_the_scores(tmp_path: Path)
     script = runpy.run_path(str(ROOT / "examples" / "calibration" / "calibrate.py"))
     script["fit"](ROOT / "examples" / "calibration" / "scores.json", tmp_path / "c.json")
     made = json.loads((tmp_path / "c.json").read_text())
-    shipped = json.loads((ROOT / "bcu_cli" / "scan" / verdict.CALIBRATION_FILE).read_text())
+    shipped = json.loads((ROOT / "bcu_cli" / "detectors" / verdict.CALIBRATION_FILE).read_text())
     assert made.keys() == shipped.keys()
     for name, each in shipped["calibrations"].items():
         other = made["calibrations"][name]
