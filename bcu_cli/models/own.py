@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
     from bcu_cli.models.foreign import ForeignNetwork
 
-KINDS = {Format.TORCHSCRIPT: "TorchScript code", Format.ONNX: "ONNX graph"}
+KINDS = {
+    Format.TORCHSCRIPT: "TorchScript code",
+    Format.ONNX: "ONNX graph",
+    Format.EXPORTED: "exported graph",
+}
 """How messages call the function of a file of each format that carries one."""
 _SPREAD, _ROUNDING = 1e-4, 3e-5
 """How far equal networks may differ: shares of how much images change a logit, and of the largest logit."""
@@ -64,23 +68,43 @@ def open_own(checkpoint: Checkpoint) -> Own:
         from bcu_cli.models.script import ScriptNetwork
 
         own = Own(network=ScriptNetwork(open_script(checkpoint)), what=what)
+    elif checkpoint.format is Format.EXPORTED:
+        from bcu_cli.checkpoints import load_program
+        from bcu_cli.models.program import ProgramNetwork
+
+        program = load_program(checkpoint)
+        own = Own(
+            network=ProgramNetwork(program, checkpoint.path.name),
+            what=what,
+            input_size=_fixed(program.input_shape),
+            exported=_batch(program.input_shape),
+            input_dtype=getattr(torch, program.input_dtype),
+        )
     else:
         from bcu_cli.checkpoints import load_graph
         from bcu_cli.models.graph import GraphNetwork
 
         graph = load_graph(checkpoint)
-        network = GraphNetwork(graph, checkpoint.path.name)
-        size = tuple(side for side in graph.input_shape[1:] if side)
         own = Own(
-            network=network,
+            network=GraphNetwork(graph, checkpoint.path.name),
             what=what,
-            input_size=size if len(size) == 3 else None,
-            exported=network.exported_batch,
+            input_size=_fixed(graph.input_shape),
+            exported=_batch(graph.input_shape),
             input_dtype=torch.float16 if graph.takes_half else torch.float32,
         )
     own.network.file = checkpoint.path.name
     own.network.float().eval()
     return own
+
+
+def _fixed(shape: tuple[int | None, ...]) -> tuple[int, int, int] | None:
+    """Channels, height and width of a graph's input ``[N, C, H, W]``, where all are fixed."""
+    size = tuple(side for side in shape[1:] if side)
+    return size if len(size) == 3 else None
+
+
+def _batch(shape: tuple[int | None, ...]) -> int | None:
+    return shape[0] if shape else None
 
 
 def settle_batch(own: Own, size: tuple[int, int, int], name: str) -> None:
