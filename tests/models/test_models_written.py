@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -115,7 +115,13 @@ def opened(path: Path, written: Format, network: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=4,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    phases=[Phase.generate],
+)
 @given(data=st.data())
 def test_unchanged_weights_give_unchanged_answers(kind: str, data: st.DataObject) -> None:
     """As ``cleanse --method bcu --epochs 0`` writes them where nothing is re-initialised."""
@@ -138,7 +144,10 @@ def test_unchanged_weights_give_unchanged_answers(kind: str, data: st.DataObject
         if has_function and not known:
             assert loaded.architecture.name == loaded.checkpoint.format
         written = Format.TORCHSCRIPT if kind == "onnx" else _format(loaded, "same")
-        answers = [network(images[:count]) for count in (1, 3)]
+        fixed = (
+            kind == "torch.export" and not known
+        )  # such an archive takes one number of images, here and there
+        answers = [network(images[:count]) for count in ([number] if fixed else [1, 3])]
         write_like(loaded, loaded.classifier, out, written)
         again = opened(out, written, blank(network))
         tolerance = {"atol": 2e-3, "rtol": 2e-2} if is_half else {"atol": 1e-5, "rtol": 1e-4}
