@@ -8,6 +8,7 @@ written.
 from __future__ import annotations
 
 from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline, Placeholder
+from .exported import Operation, Program, Value, load_program
 from .onnx_file import Graph, Node, load_graph
 from .operators import forbidden_operators, is_pure
 from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
@@ -30,13 +31,16 @@ __all__ = [
     "Header",
     "Node",
     "Omission",
+    "Operation",
     "Outline",
     "Placeholder",
+    "Program",
     "Rule",
     "Script",
     "ScriptCode",
     "ScriptObject",
     "TensorInfo",
+    "Value",
     "atomic_write",
     "check_writable",
     "count_not_finite",
@@ -44,6 +48,7 @@ __all__ = [
     "inspect_only",
     "is_pure",
     "load_graph",
+    "load_program",
     "open_script",
     "outline",
     "read",

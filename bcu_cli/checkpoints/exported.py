@@ -11,12 +11,13 @@ import io
 import json
 import pickletools
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.errors import CheckpointError
+from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 from .archive import MAX_PICKLE_BYTES, TorchArchive, damaged
-from .checkpoint import Finding
+from .checkpoint import Checkpoint, Finding
 from .exported_schema import NAME_RULE, Check, UnknownFormError
 from .exported_text import is_plain, is_size_arithmetic, operator_of
 from .inert import StorageRef, tensor_fault
@@ -35,7 +36,7 @@ MARKER = "archive_format"
 OPERATOR_RULE, UNCHECKED_RULE = "export-operator", "export-unchecked-operator"
 _OTHER_ARITHMETIC = re.compile(r"(prims|quantized_decomposed)::\w+", re.ASCII)
 """Operators that decompositions put into a graph."""
-_WEIGHTS, _TABLE = "data/weights/", "_config.json"
+_WEIGHTS, _CONSTANTS, _TABLE = "data/weights/", "data/constants/", "_config.json"
 _KINDS = {  # type code in the tables: (name of the storage class, name of the torch dtype)
     1: ("ByteStorage", "uint8"),
     2: ("CharStorage", "int8"),
@@ -48,6 +49,15 @@ _KINDS = {  # type code in the tables: (name of the storage class, name of the t
     12: ("BoolStorage", "bool"),
     13: ("BFloat16Storage", "bfloat16"),
 }
+_HELD = {
+    "parameter": "parameter_name",
+    "buffer": "buffer_name",
+    "tensor_constant": "tensor_constant_name",
+}
+"""What holds a tensor among the inputs of a graph, and the field with its name."""
+_BY_NAME, _STRIDED = 2, 7
+_MEMORY_FORMATS = {1: 0, 2: 2, 3: 3, 4: 1}
+"""torch's numbers of memory formats in a graph, and those that its operators take."""
 _KNOWN_MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.format_version|\.data/(version|serialization_id)|"
     r"models/[\w.-]+\.json|data/(weights|constants)/([\w.-]+_config\.json|(weight|tensor)_\d+)|"
@@ -63,6 +73,55 @@ _KERNELS = """
 """
 _UNCHECKED = frozenset(f"aten::{name}" for name in _KERNELS.split())
 """Internal kernels that do not check their arguments: wrong tensors can make them leave their memory."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """The name of a value in an exported graph, where one stands among arguments."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operation of an exported graph.
+
+    Attributes:
+        operator: Such as ``aten::conv2d`` or ``_operator.add``.
+        args: Numbers, texts, None, lists of them, and :class:`Value`.
+        named: Likewise, by name.
+        outputs: The names of its results; one that is not used is an empty text.
+    """
+
+    operator: str
+    args: tuple[Any, ...]
+    named: dict[str, Any]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The graph of a ``torch.export`` archive, with nothing known of what its operators do.
+
+    Attributes:
+        input: The name of its one input.
+        input_shape: Of it; None where a size is not fixed.
+        input_dtype: Of it, as torch calls it.
+        output: The name of its first output.
+        operations: In an order in which they can run.
+        tensors: Its weights and constants by the names of their values.
+        names: The names that the exported module gave them, by the same.
+        parameters: Which of them are parameters.
+    """
+
+    input: str
+    input_shape: tuple[int | None, ...]
+    input_dtype: str
+    output: str
+    operations: tuple[Operation, ...]
+    tensors: dict[str, torch.Tensor]
+    names: dict[str, str]
+    parameters: frozenset[str]
 
 
 def find_faults(path: Path) -> tuple[list[Finding], tuple[str, ...]]:
@@ -141,9 +200,137 @@ def load(path: Path) -> dict[str, torch.Tensor]:
         table = _json(archive, tables[0])
         try:
             entries = dict(table["config"])
-            return {str(name): _tensor(archive, str(name), entry) for name, entry in entries.items()}
+            return {
+                str(name): _tensor(archive, str(name), entry, _WEIGHTS) for name, entry in entries.items()
+            }
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise damaged(path, "its table of weights is not as torch writes it") from error
+
+
+def load_program(checkpoint: Checkpoint) -> Program:
+    """Read the graph of an archive to run it.
+
+    Raises:
+        UnsafeFileError: There is something unsafe in the archive.
+        CheckpointError: It is damaged, or of a form that bcu does not run.
+    """
+    path = checkpoint.path
+    for finding in find_faults(path)[0]:
+        if finding.severity == "unsafe":
+            hint = "if the network is of a known architecture, name it with --arch: then the graph is not run"
+            raise UnsafeFileError(f"{path} {finding.message}", hint, rule=finding.rule)
+    with TorchArchive(path, marker=MARKER) as archive:
+        models = [name for name in archive.names if re.fullmatch(r"models/[\w.-]+\.json", name)]
+        if len(models) != 1:
+            raise _unfit(path, f"it holds {len(models)} graphs")
+        try:
+            return _program(archive, _json(archive, models[0])["graph_module"])
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise damaged(path, "its graph is not as torch writes it") from error
+
+
+def _unfit(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} has a graph that bcu does not run: {why}", "export one plain module")
+
+
+def _program(archive: TorchArchive, module: dict[str, Any]) -> Program:
+    graph, signature = module["graph"], module["signature"]
+    names: dict[str, str] = {}
+    parameters, inputs = set(), []
+    for spec in signature["input_specs"]:
+        ((kind, told),) = spec.items()
+        if kind == "user_input":
+            inputs.append(told["arg"].get("as_tensor", {}).get("name"))
+        elif kind in _HELD:
+            names[told["arg"]["name"]] = told[_HELD[kind]]
+            parameters.update([told["arg"]["name"]] if kind == "parameter" else [])
+        else:
+            raise _unfit(archive.path, f"it takes a {kind}")
+    outputs = [spec.get("user_output", {}).get("arg", {}) for spec in signature["output_specs"]]
+    results = [one["as_tensor"]["name"] for one in outputs if "as_tensor" in one]
+    if len(inputs) != 1 or inputs[0] is None or not results:
+        raise _unfit(archive.path, f"it has {len(inputs)} inputs and {len(results)} outputs")
+    held = _held(archive)
+    taken = graph["tensor_values"][inputs[0]]
+    return Program(
+        input=inputs[0],
+        input_shape=tuple(size.get("as_int") for size in taken["sizes"]),
+        input_dtype=_KINDS[taken["dtype"]][1],
+        output=results[0],
+        operations=tuple(_operation(archive.path, node) for node in graph["nodes"]),
+        tensors={value: held[name] for value, name in names.items()},
+        names=names,
+        parameters=frozenset(parameters),
+    )
+
+
+def _held(archive: TorchArchive) -> dict[str, torch.Tensor]:
+    """All weights and constants of an archive by the names that the exported module gave them."""
+    found = {}
+    for folder in (_WEIGHTS, _CONSTANTS):
+        for name in archive.names:
+            if name.startswith(folder) and name.endswith(_TABLE):
+                for key, entry in _json(archive, name)["config"].items():
+                    found[str(key)] = _tensor(archive, str(key), entry, folder)
+    return found
+
+
+def _operation(path: Path, node: dict[str, Any]) -> Operation:
+    args, named = [], {}
+    for one in node["inputs"]:
+        value = _argument(path, one["arg"])
+        if one.get("kind") == _BY_NAME:
+            named[one["name"]] = value
+        else:
+            args.append(value)
+    return Operation(
+        operator=operator_of(node["target"]),
+        args=tuple(args),
+        named=named,
+        outputs=tuple(name for one in node["outputs"] for name in _results(one)),
+    )
+
+
+def _results(told: dict[str, Any]) -> list[str]:
+    """The names of an output of an operation: several of a list; an empty text where it is unused."""
+    ((_, value),) = told.items()
+    named = value if isinstance(value, list) else [value]
+    tables = [each if isinstance(each, dict) else {} for each in named]
+    return [str(each.get("name", each.get("as_name", ""))) for each in tables]
+
+
+def _argument(path: Path, told: dict[str, Any]) -> Any:
+    """The value of an argument; names of other values as :class:`Value`."""
+    ((kind, value),) = told.items()
+    if kind == "as_none":
+        return None
+    if kind in {"as_tensor", "as_optional_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"}:
+        return _one(value)
+    if kind in {"as_tensors", "as_optional_tensors", "as_sym_ints", "as_sym_floats", "as_sym_bools"}:
+        return [_one(each) for each in value]
+    if kind == "as_scalar_type":
+        return _KINDS[value][1]
+    if kind in {"as_int", "as_bool", "as_string", "as_ints", "as_bools", "as_strings"}:
+        return value
+    if kind == "as_float":
+        return float(value)
+    if kind == "as_floats":
+        return [float(each) for each in value]
+    if kind == "as_memory_format":
+        return _MEMORY_FORMATS[value]
+    if kind == "as_device" or (kind == "as_layout" and value == _STRIDED):
+        return None  # all of it is strided, and where the network is
+    raise _unfit(path, f"an operator of it takes a value of the kind {kind}")
+
+
+def _one(value: dict[str, Any]) -> Any:
+    """A tensor, number or None among arguments: ``{"name": ...}`` or one of a few such kinds."""
+    if "name" in value:
+        return Value(value["name"])
+    ((kind, told),) = value.items()
+    if kind == "as_none":
+        return None
+    return Value(told["name"] if kind == "as_tensor" else told) if kind in {"as_tensor", "as_name"} else told
 
 
 def _find_pickled_tensors(archive: TorchArchive) -> list[Finding]:
@@ -226,7 +413,7 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _tensor(archive: TorchArchive, name: str, entry: Any) -> torch.Tensor:
+def _tensor(archive: TorchArchive, name: str, entry: Any, folder: str) -> torch.Tensor:
     import torch
 
     if entry["use_pickle"]:
@@ -239,7 +426,7 @@ def _tensor(archive: TorchArchive, name: str, entry: Any) -> torch.Tensor:
     kind, dtype = _KINDS[described["dtype"]]
     shape, stride = (tuple(size["as_int"] for size in described[key]) for key in ("sizes", "strides"))
     offset = described["storage_offset"]["as_int"]
-    data = archive.read(f"{_WEIGHTS}{entry['path_name']}")
+    data = archive.read(f"{folder}{entry['path_name']}")
     item_bytes = StorageRef(kind, name, 1).nbytes
     storage = StorageRef(kind, name, len(data) // item_bytes)
     if fault := tensor_fault((storage, offset, shape, stride), limit=len(data)):

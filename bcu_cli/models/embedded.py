@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
     from bcu_cli.models.embedded_network import EmbeddedNetwork
 
-KINDS = {Format.TORCHSCRIPT: "TorchScript code", Format.ONNX: "ONNX graph"}
+KINDS = {
+    Format.TORCHSCRIPT: "TorchScript code",
+    Format.ONNX: "ONNX graph",
+    Format.EXPORTED: "exported graph",
+}
 """Name in messages of the function in files of each format that embeds one."""
 _SPREAD, _ROUNDING = 1e-4, 3e-5
 """Largest differences of equal networks: shares of a logit's spread over images, and of the largest logit."""
@@ -64,23 +68,44 @@ def open_embedded(checkpoint: Checkpoint) -> EmbeddedFunction:
         from bcu_cli.models.script import ScriptNetwork
 
         embedded = EmbeddedFunction(network=ScriptNetwork(open_script(checkpoint)), what=what)
+    elif checkpoint.format is Format.EXPORTED:
+        from bcu_cli.checkpoints import load_program
+        from bcu_cli.models.program import ProgramNetwork
+
+        program = load_program(checkpoint)
+        embedded = EmbeddedFunction(
+            network=ProgramNetwork(program, checkpoint.path.name),
+            what=what,
+            input_size=_fixed_size(program.input_shape),
+            exported=_fixed_batch(program.input_shape),
+            input_dtype=getattr(torch, program.input_dtype),
+        )
     else:
         from bcu_cli.checkpoints import load_graph
         from bcu_cli.models.graph import GraphNetwork
 
         graph = load_graph(checkpoint)
-        network = GraphNetwork(graph, checkpoint.path.name)
-        size = tuple(side for side in graph.input_shape[1:] if side)
         embedded = EmbeddedFunction(
-            network=network,
+            network=GraphNetwork(graph, checkpoint.path.name),
             what=what,
-            input_size=size if len(size) == 3 else None,
-            exported=network.exported_batch,
+            input_size=_fixed_size(graph.input_shape),
+            exported=_fixed_batch(graph.input_shape),
             input_dtype=torch.float16 if graph.takes_half else torch.float32,
         )
     embedded.network.file = checkpoint.path.name
     embedded.network.float().eval()
     return embedded
+
+
+def _fixed_size(shape: tuple[int | None, ...]) -> tuple[int, int, int] | None:
+    """Channels, height and width of a graph's input ``[N, C, H, W]``, where all are fixed."""
+    size = tuple(side for side in shape[1:] if side)
+    return size if len(size) == 3 else None
+
+
+def _fixed_batch(shape: tuple[int | None, ...]) -> int | None:
+    """The number of images that a graph's input ``[N, C, H, W]`` is fixed to; None where it is not."""
+    return shape[0] if shape else None
 
 
 def settle_batch(embedded: EmbeddedFunction, size: tuple[int, int, int], name: str) -> None:

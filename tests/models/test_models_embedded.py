@@ -99,7 +99,12 @@ def export(made: nn.Module, path: Path, number: int = 1) -> None:
     torch.onnx.export(made, images, path, dynamo=False, training=mode, do_constant_folding=False)
 
 
-WRITERS = {"m.pt": trace, "m.onnx": export}
+def archive(made: nn.Module, path: Path, number: int = 1) -> None:
+    torch.export.save(torch.export.export(made, (torch.rand(number, 3, SIZE, SIZE),)), path)
+
+
+WRITERS = {"m.pt": trace, "m.onnx": export, "m.pt2": archive}
+FORMATS = {"m.pt": "torchscript", "m.onnx": "onnx", "m.pt2": "torch.export"}
 
 
 @pytest.mark.parametrize("file", WRITERS)
@@ -109,7 +114,7 @@ def test_a_function_that_answers_otherwise_is_taken_itself(tmp_path: Path, file:
     path = tmp_path / file
     WRITERS[file](made, path)
     loaded = load(read(path), input_size=SIZE, **NONE)
-    assert loaded.architecture.name == ("torchscript" if file == "m.pt" else "onnx")
+    assert loaded.architecture.name == FORMATS[file]
     has_more = file == "m.onnx" and case in {"normalises itself", "both"}  # means and deviations are tensors
     reason = "none of the" if has_more else "gives other logits than resnet8, whose tensors it has"
     assert any(reason in line for line in loaded.evidence)
