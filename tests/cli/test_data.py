@@ -83,6 +83,7 @@ def test_too_few_pictures_to_hold_some_out(labelled: Path, tmp_path: Path) -> No
         loading.load_to_train(str(tmp_path), SHAPE, seed=0)
 
 
+@pytest.mark.usefixtures("on_screen")
 def test_what_is_no_picture_is_warned_of_by_the_name_of_the_zip_file(
     labelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
