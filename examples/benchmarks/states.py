@@ -182,7 +182,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
-    resuming.output.quiet(True)
     with tempfile.TemporaryDirectory(prefix="bcu-states-") as name:
         counts, faults = study(Path(name, "out.safetensors"), given.damages, given.seed)
     total = sum(counts.values(), Counter[str]())

@@ -187,7 +187,7 @@ def test_an_interruption_in_any_stage_leaves_the_old_file_and_is_resumed_to_the_
     out, state = tmp_path / "out.safetensors", tmp_path / "out.safetensors.resume"
     assert cleanse().code == 0
     whole = out.read_bytes()
-    keep = resuming._keep
+    keep = resuming._save_if_due
 
     def interrupt_in(number: int) -> Callable[..., None]:
         def keep_or_stop(stages: list[Any], keeper: Any, stop: Any, asked: Any) -> None:
@@ -198,12 +198,12 @@ def test_an_interruption_in_any_stage_leaves_the_old_file_and_is_resumed_to_the_
 
     for number, title in enumerate(STAGES, start=1):
         out.write_bytes(b"old")
-        monkeypatch.setattr(resuming, "_keep", interrupt_in(number))
+        monkeypatch.setattr(resuming, "_save_if_due", interrupt_in(number))
         stopped = cleanse()
         assert stopped.code == 130
         assert f"of {title}; --resume" in stopped.err
         assert (out.read_bytes(), state.exists()) == (b"old", True)
-        monkeypatch.setattr(resuming, "_keep", keep)
+        monkeypatch.setattr(resuming, "_save_if_due", keep)
         resumed = cleanse("--resume")
         assert resumed.code == 0, resumed.err
         assert "resuming after step 1 of" in resumed.err
@@ -222,16 +222,16 @@ def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an
     whole = out.read_bytes()
     assert at_once["training"][-1]["stage"] == "looking for remaining triggers"
     assert [len(each["found"]) for each in at_once["details"]["patch_searches"]] == [8, 8]
-    keep = resuming._keep
+    keep = resuming._save_if_due
 
     def interrupt(stages: list[Any], keeper: Any, stop: Any, asked: Any) -> None:
         last = stages[-1]
         stop.requested = last.title == "looking for remaining triggers" and last.training.done == 2
         keep(stages, keeper, stop, asked)
 
-    monkeypatch.setattr(resuming, "_keep", interrupt)
+    monkeypatch.setattr(resuming, "_save_if_due", interrupt)
     assert cleanse("--quick", "--force").code == 130
-    monkeypatch.setattr(resuming, "_keep", keep)
+    monkeypatch.setattr(resuming, "_save_if_due", keep)
     later = cleanse("--quick", "--force", "--resume", "--json").json
     assert (later["details"], later["verdict"]) == (at_once["details"], at_once["verdict"])
     assert out.read_bytes() == whole

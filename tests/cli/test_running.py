@@ -185,7 +185,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Any:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(resuming, "_keep", stop_after_two)
+        patch.setattr(resuming, "_save_if_due", stop_after_two)
         resuming.train([stage()], keeper, resume=False)
     return keeper.load()
 

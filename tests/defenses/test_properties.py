@@ -11,7 +11,7 @@ from defending import defense, pictures, run, small
 from torch.nn import functional as F
 
 from bcu_cli.defenses import anp, clp, i_bau, mcr, nad
-from bcu_cli.defenses.feature_maps import last_of_each_resolution, watched
+from bcu_cli.defenses.feature_maps import last_of_each_resolution, recorded
 from bcu_cli.models import build
 from bcu_cli.models.channels import find_channels
 
@@ -132,7 +132,7 @@ def attention_losses(beta: float) -> tuple[float, float]:
     def loss() -> float:
         maps = []
         for model in (cleansing.student, guide.model):
-            with torch.no_grad(), watched(model.network, cleansing.layers) as seen:
+            with torch.no_grad(), recorded(model.network, cleansing.layers) as seen:
                 model.eval()(images)
             maps.append(seen)
         return float(nad.attention_loss(*maps))
