@@ -323,7 +323,7 @@ def test_a_dry_run_without_pictures(keeper: Keeper) -> None:
     ran = keeper("--dry-run", "--data-root", keeper.root / "nowhere")
     assert ran.code == 0
     assert "--data-root" in ran.err
-    assert "not known" in ran.out
+    assert "time               unknown" in ran.out
 
 
 @pytest.mark.parametrize(

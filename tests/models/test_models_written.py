@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bcu_cli.cli.cleansing import _format
+from bcu_cli.workflows.cleanse import _format
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
