@@ -384,7 +384,7 @@ def test_a_torchvision_that_does_not_fit_torch_is_explained(
 ) -> None:
     from bcu_cli import checkpoints
 
-    def broken(path: Path) -> None:
+    def broken(path: Path, **_: object) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(checkpoints, "read", broken)

@@ -161,9 +161,9 @@ def test_metadata_decides_and_is_read_back(checkpoint_of) -> None:
     assert "metadata" in found.source
 
 
-@pytest.mark.parametrize("beside", [{"arch": "resnet20"}, {"args/arch": "resnet20"}])
-def test_plain_entry_beside_the_weights(beside, checkpoint_of) -> None:
-    assert "arch" in identify(checkpoint_of(meta("resnet20"), beside=beside)).source
+@pytest.mark.parametrize("table", [{"arch": "resnet20"}, {"args/arch": "resnet20"}])
+def test_plain_entry_beside_the_weights(table, checkpoint_of) -> None:
+    assert "arch" in identify(checkpoint_of(meta("resnet20"), tables=(table,))).source
 
 
 def test_config_json_in_timms_layout(checkpoint_of, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_metadata_runs_no_file(checkpoint_of, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\ndef make(): pass\n")
     name = f"{tmp_path}/evil.py:make"
-    for fields in ({"metadata": {"bcu.arch": json.dumps(name)}}, {"beside": {"arch": name}}):
+    for fields in ({"metadata": {"bcu.arch": json.dumps(name)}}, {"tables": ({"arch": name},)}):
         assert identify(checkpoint_of(meta("resnet20"), **fields)).name == "resnet20"
         with pytest.raises(ArchitectureError, match="only --arch would run"):
             identify(checkpoint_of({"a": torch.zeros(2, 2)}, **fields))
