@@ -1,8 +1,9 @@
-"""Archives of ``torch.export`` (.pt2): reading the weights and listing the operators of the graph.
+"""Archives of ``torch.export`` (.pt2): reading the weights and the graph, and searching it for what is unsafe.
 
 torch has no safe loader for such archives, and bcu needs none. A JSON table names each tensor, its shape and
-the member with its bytes. The graph and the sample inputs are never loaded, only searched for what could run
-in other programs: pickles and compiled code.
+the member with its bytes. The graph is read as data (:func:`load_program`), and bcu's own code computes the
+operators that it names. The sample inputs are never loaded. All of it is searched for what could run in other
+programs: pickles and compiled code.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def _judge(operators: tuple[str, ...]) -> list[Finding]:
     if unchecked := sorted(_UNCHECKED & set(operators)):
         message = (
             f"has a graph that calls {', '.join(unchecked)}: kernels that do not check their arguments; "
-            "bcu never runs the graph, and what others do that run it is not covered"
+            "bcu does not compute it, and what other programs do that run it is not covered"
         )
         findings.append(Finding(rule=UNCHECKED_RULE, message=message, severity="note"))
     return findings
