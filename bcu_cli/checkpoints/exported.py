@@ -1,4 +1,4 @@
-"""Archives of ``torch.export`` (.pt2): reading the weights and the graph, and searching it for what is unsafe.
+"""Archives of ``torch.export`` (.pt2): reading weights and graph, and searching for what is unsafe.
 
 torch has no safe loader for such archives, and bcu needs none. A JSON table names each tensor, its shape and
 the member with its bytes. The graph is read as data (:func:`load_program`), and bcu's own code computes the
