@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from bcu_cli.workflows.cleanse import _format
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from bcu_cli.checkpoints import Format, read
 from bcu_cli.models import build, load
 from bcu_cli.models.export import write_like
+from bcu_cli.workflows.cleanse import _format
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of tracers and exporters, which are not what is tested
 
