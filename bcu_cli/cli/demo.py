@@ -1,4 +1,4 @@
-"""``bcu demo``: all steps on built-in images, offline, on a CPU, in under three minutes."""
+"""``bcu demo``: all steps on built-in images, offline, on a CPU, in a few minutes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bcu_cli.runs import children
 
 TRAIN_PER_CLASS, TEST_PER_CLASS, UNLABELED_PER_CLASS = 300, 100, 100
 CLEANSING = ("--quick",)
-"""Extra options of the cleansing; with canaries it would take more than three minutes."""
+"""Extra options of the cleansing; with canaries it would take several times as long."""
 
 
 class DemoError(BcuError):

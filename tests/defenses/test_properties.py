@@ -62,7 +62,7 @@ def test_anp_looks_for_a_disturbance_within_epsilon_that_harms() -> None:
     images, labels = pictures().images / 255.0, pictures().labels
     whole = list(masks.values)
     torch.manual_seed(0)
-    found = masks.worst(images, labels, 0.3)
+    found = masks.worst_perturbation(images, labels, 0.3)
     assert max(float(each.abs().max()) for each in found) <= 0.3 + 1e-6
     disturbed = [mask + delta for mask, delta in zip(whole, found[:2], strict=True)]
     harmed = masks.cross_entropy(images, labels, disturbed, found[2:])

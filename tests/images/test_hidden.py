@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bcu_cli.benchmark import pictures
+from bcu_cli.benchmark import image_links
 from bcu_cli.benchmark.cell import DataSet
 from bcu_cli.images import signs
 from bcu_cli.images.decoding import Geometry
@@ -173,7 +173,7 @@ def test_a_plan_divides_the_images_that_show(small: Path, tmp_path: Path) -> Non
         train_images=None,
         test_images=None,
     )
-    links = [place for place, _ in pictures._divide(data, tmp_path / "data")]
+    links = [place for place, _ in image_links._divide(data, tmp_path / "data")]
     assert len(links) == 80
     assert {link.parent.name for link in links} == set(signs.CLASSES)
 
