@@ -368,8 +368,8 @@ class Auto(TrainedDefense[AutoOptions]):
                 expected = self.teacher(views)
             half = len(views) // 2
             quota = half // SINUSOID_DIVISOR
-            with_sinusoids = sinusoids.add_sinusoids(views[:quota], self._sinusoid_weights)
             adversarial, surrogate = adversary.attack(student, views[half:])
+            with_sinusoids = sinusoids.add_sinusoids(views[:quota], self._sinusoid_weights)
             changed = [with_sinusoids, corrupt(views[quota:half]), adversarial]
             both = torch.cat([views, *changed]).contiguous(memory_format=torch.channels_last)
             on_clean, on_changed = student(both).split(len(views))
