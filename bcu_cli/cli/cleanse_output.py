@@ -51,6 +51,7 @@ def show(report: dict[str, Any]) -> None:
     facts.append(("peak memory", output.size(report["peak_memory"]["process_bytes"])))
     if report["verdict"]:
         facts += _verdict(report["verdict"])
+    facts += [("warning", warning) for warning in details.get("warnings", [])]
     written = report["output"]
     facts.append(
         ("output", f"{written['path']} (SHA-256 {written['sha256'][:16]}…)" if written else "not written")

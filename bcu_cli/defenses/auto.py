@@ -81,6 +81,8 @@ TAKEN_PENALTY = 0.5
 """Penalty on a class that is another canary's target, as a share of images predicted as that class."""
 MAX_CANARY_SUCCESS = 0.2
 """Most success of a canary that counts as removed."""
+CANARY_KINDS = {"patch": "patch", "blend": "perturbation", "sinusoid": "sinusoid", "warp": "warp"}
+"""The kind of searched trigger that each canary resembles."""
 MIN_TRIGGER_SUCCESS = 0.9
 """Least success on the original of a trigger that counts as found."""
 MIN_LOG_ODDS_GAP = 3.5
@@ -213,6 +215,7 @@ class Auto(TrainedDefense[AutoOptions]):
             },
             "found_triggers": [{**each.as_json(), "stands_out": each in outstanding} for each in self.found],
             "patch_searches": [each.as_json() for each in self.patch_searches],
+            "warnings": self._warnings(),
         }
 
     def verdict(self) -> Verdict:
@@ -229,23 +232,40 @@ class Auto(TrainedDefense[AutoOptions]):
         return Verdict(word="not cleansed", why=why)
 
     def _verdict_on_known_triggers(self) -> Verdict:
-        """Judge by the canaries and by the triggers that were found on the original."""
+        """Judge by the triggers that were found on the original, and by the canaries.
+
+        A trigger that stands out on the original is the strongest evidence. Sinusoidal patterns mislead clean
+        networks too, and canaries are not the attacker's backdoor: neither shows that a backdoor remains, so
+        one that survives only keeps the verdict from ``cleansed`` (``docs/auto.md``).
+        """
         planted, outstanding = self._planted_canaries(), self._outstanding_triggers()
-        for what, triggers, most in (
-            ("a canary backdoor", planted, MAX_CANARY_SUCCESS),
-            ("a trigger found on the original", outstanding, MAX_TRIGGER_SUCCESS),
-            ("a sinusoidal pattern that worked on the original", self.sinusoids, MAX_TRIGGER_SUCCESS),
-        ):
-            if _highest_success(triggers) > most:
-                why = f"{what} still works on {_highest_success(triggers):.0%} of the images"
-                return Verdict(word="not cleansed", why=why)
+        if remaining := _surviving(outstanding, MAX_TRIGGER_SUCCESS):
+            share = _highest_success(remaining)
+            why = f"a trigger found on the original still works on {share:.0%} of the images"
+            return Verdict(word="not cleansed", why=why)
+        if (share := _highest_success(self.sinusoids)) > MAX_TRIGGER_SUCCESS:
+            return _undecided(
+                f"a sinusoidal pattern still works on {share:.0%} of the images; "
+                "such patterns mislead many clean networks too"
+            )
         if self.trials and not planted:
             return _undecided("the canary backdoors could not be trained into a copy of the network")
         if not planted and not outstanding:
             return _undecided("no trigger stands out on the original, and no canaries were planted")
+        if canaries := self._canaries_that_count():
+            return _undecided(
+                f"a canary backdoor still works on {_highest_success(canaries):.0%} of the images, "
+                "and no trigger of another kind stands out on the original"
+            )
         if len(self.held_out) < MIN_HELD_OUT:
             return _undecided(
                 f"{len(self.held_out)} held-out images are too few for a verdict; 500 images in all suffice"
+            )
+        if unclear := [each for each in outstanding if each.after.interval[1] > MAX_TRIGGER_SUCCESS]:
+            worst = max(unclear, key=lambda each: each.after.value).after
+            return _undecided(
+                f"a trigger found on the original works on {worst.hits} of {worst.of} held-out images; "
+                "more images would tell whether it still works"
             )
         if self.confident_agreement.value < MIN_AGREEMENT:
             return _undecided(
@@ -253,7 +273,33 @@ class Auto(TrainedDefense[AutoOptions]):
                 "of the images on which the original is most confident"
             )
         what = "the canary backdoors and the triggers found" if planted else "the triggers found"
+        if self._surviving_canaries():
+            what = "the triggers found"
         return Verdict(word="cleansed", why=f"{what} no longer work")
+
+    def _surviving_canaries(self) -> list[TriggerSuccess]:
+        """The planted canaries that still work after the level that was taken."""
+        return _surviving(self._planted_canaries(), MAX_CANARY_SUCCESS)
+
+    def _canaries_that_count(self) -> list[TriggerSuccess]:
+        """The surviving canaries that no removed trigger outweighs.
+
+        Where triggers stand out on the original, the attacker's backdoor is of their kind, and a canary of
+        another kind says nothing of it. Where none does, the canaries are all the evidence there is.
+        """
+        kinds = {each.trigger for each in self._outstanding_triggers()}
+        surviving = self._surviving_canaries()
+        return [each for each in surviving if not kinds or CANARY_KINDS[each.trigger] in kinds]
+
+    def _warnings(self) -> list[str]:
+        """Evidence against the cleansing that does not decide the verdict, as sentences."""
+        counted = self._canaries_that_count()
+        return [
+            f"a {each.trigger} canary still works on {each.after.value:.0%} of the images; "
+            f"nothing of its kind stands out on the original"
+            for each in self._surviving_canaries()
+            if each not in counted
+        ]
 
     def _measure_triggers(self) -> None:
         """Measure on the student the triggers and sinusoidal patterns that succeeded on the original."""
@@ -537,6 +583,11 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
 def _log_odds(success: Proportion) -> float:
     """Log-odds of a success, smoothed so that 0 and 100 % stay finite."""
     return log((success.hits + 0.5) / (success.of - success.hits + 0.5))
+
+
+def _surviving(triggers: Sequence[TriggerSuccess], most: float) -> list[TriggerSuccess]:
+    """The triggers whose success after the cleansing is above a limit, by the lower end of its interval."""
+    return [each for each in triggers if each.after.interval[0] > most]
 
 
 def _highest_success(triggers: Sequence[TriggerSuccess]) -> float:

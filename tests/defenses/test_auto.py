@@ -65,15 +65,24 @@ def judged(
     return finished.verdict().word
 
 
+CLEAR = 30
+"""Most images of 100 with which the 95 % interval of a success ends below ``MAX_TRIGGER_SUCCESS``."""
+WORKS = 50
+"""Fewest images of 100 with which it begins above."""
+
+
 @pytest.mark.parametrize(
     ("canaries", "found", "word"),
     [
-        ([success(100, 0), success(95, 20)], [success(99, 40)], "cleansed"),
-        ([success(100, 0), success(95, 21)], [], "not cleansed"),  # a canary lives
+        ([success(100, 0), success(95, 20)], [success(99, CLEAR)], "cleansed"),
+        ([success(100, 0), success(95, 27)], [], "cleansed"),  # 27 of 100 may be 20 %
+        ([success(100, 0), success(95, 28)], [], "could not tell"),  # a canary alone cannot veto
         ([success(100, 0), success(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
         ([success(79, 0)], [], "could not tell"),  # nor do none
-        ([success(79, 0)], [success(99, 41)], "not cleansed"),  # but what still works speaks for itself
-        ([success(100, 0)], [success(99, 41)], "not cleansed"),  # what was found still works
+        ([success(79, 0)], [success(99, WORKS)], "not cleansed"),  # but what still works speaks for itself
+        ([success(100, 0)], [success(99, WORKS)], "not cleansed"),  # what was found still works
+        ([success(100, 0)], [success(99, WORKS - 1)], "could not tell"),  # too few images to say
+        ([success(100, 0)], [success(99, CLEAR + 1)], "could not tell"),
         ([success(100, 0)], [success(89, 89)], "cleansed"),  # what did not work before proves nothing
         ([success(100, 0)], [success(95, 95)], "cleansed"),  # nor what works hardly better than for others
         ([success(100, 0)], [success(99, 99)] * 5, "cleansed"),  # nor what leads to most classes alike
@@ -124,16 +133,32 @@ def test_what_the_original_is_unsure_of_says_nothing() -> None:
 
 def test_a_remaining_sinusoid_counts_against_it_and_a_removed_one_proves_nothing() -> None:
     assert judged([success(100, 0)], [], sinusoids=(success(95, 40),)) == "cleansed"
-    assert judged([success(100, 0)], [], sinusoids=(success(95, 0), success(90, 41))) == "not cleansed"
+    assert judged([success(100, 0)], [], sinusoids=(success(95, 0), success(90, 41))) == "could not tell"
     assert judged([], [], sinusoids=(success(95, 0),)) == "could not tell"
-    assert judged([], [], sinusoids=(success(95, 41),)) == "not cleansed"
+    assert judged([], [success(99, 5)], sinusoids=(success(95, 41),)) == "could not tell"
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "warned"), [("sinusoid", "cleansed", 1), ("patch", "could not tell", 0)]
+)
+def test_a_canary_counts_only_where_no_trigger_of_another_kind_was_removed(
+    kind: str, word: str, warned: int
+) -> None:
+    """The trigger that stood out is a patch, and it is gone."""
+    finished = method(small(), pictures(), epochs=1)
+    finished.level, finished.sinusoids, finished.patch_searches = 1, [], []
+    finished.trials = [[success(100, 0), replace(success(100, 95), trigger=kind)]]
+    finished.found = [success(100, 3), *USUAL]
+    finished.confident_agreement = share(99)
+    assert finished.verdict().word == word
+    assert len(finished.details()["warnings"]) == warned
 
 
 def test_on_few_images_nothing_is_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judged([success(100, 0)], []) == "cleansed"
     monkeypatch.setattr(auto, "MIN_HELD_OUT", len(method(small(), pictures()).held_out) + 1)
     assert judged([success(100, 0)], []) == "could not tell"
-    assert judged([success(100, 30)], []) == "not cleansed"
+    assert judged([success(100, 0)], [success(99, WORKS)]) == "not cleansed"
 
 
 def test_a_spread_index_covers_the_whole_range() -> None:
