@@ -1,4 +1,4 @@
-"""The configuration that must lie beside a written network of transformers, which cannot be read without it."""
+"""The configuration that a written network of transformers needs beside it to be read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def configs_for(architecture: Architecture, format: Format) -> dict[str, bytes]:
         format: The format of its file.
 
     Returns:
-        The content by file name: ``config.json``, and ``preprocessor_config.json`` where the original has one.
+        The content by file name: ``config.json``, and ``preprocessor_config.json`` where there is one.
         Empty for an architecture that the file itself can name, and for a format that holds the network.
 
     Raises:

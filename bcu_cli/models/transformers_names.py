@@ -41,11 +41,12 @@ def adopt_names(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> No
         for name, shape in shapes.items()
         if name.rpartition(".")[2] in _COMPUTED and name not in own and name not in names.values()
     }
-    network.register_state_dict_post_hook(partial(_show, names, computed))
-    network.register_load_state_dict_pre_hook(partial(_take, names, computed))
+    hooked: Any = network
+    hooked.register_state_dict_post_hook(partial(_show, names, computed))
+    hooked.register_load_state_dict_pre_hook(partial(_take, names, computed))
 
 
-def _file_names(network: nn.Module, own: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, str]:
+def _file_names(network: Any, own: dict[str, Tensor], names: Iterable[str]) -> dict[str, str]:
     """The name in the file for each tensor of the network that has another name there."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -55,10 +56,9 @@ def _file_names(network: nn.Module, own: Mapping[str, Tensor], names: Iterable[s
     changes = [
         change for change in get_model_conversion_mapping(network) if isinstance(change, WeightRenaming)
     ]
-    prefix: Any = network.base_model_prefix
     found: dict[str, str] = {}
     for name in names:
-        renamed, _ = rename_source_key(name, changes, [], prefix, own)
+        renamed, _ = rename_source_key(name, changes, [], network.base_model_prefix, own)
         if renamed not in own and name in own:
             renamed = name
         if renamed in own:
