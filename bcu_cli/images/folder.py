@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,21 @@ if TYPE_CHECKING:
     from bcu_cli.images.listing import Listing
 
 FEWEST_IMAGES = 32
+_SYNSET = re.compile(r"n\d{8}", re.ASCII)
+_IMAGENET_CLASSES = 1000
 _ROWS = 512
 """Number of images that are moved at a time within the memory of a set."""
+
+
+def _is_imagenet(classes: Sequence[str]) -> bool:
+    """Whether classes are those of ImageNet by WordNet number, whose order every model of ImageNet keeps."""
+    return len(classes) == _IMAGENET_CLASSES and all(map(_SYNSET.fullmatch, classes))
+
+
+def _renamed(labels: Sequence[str], classes: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Labels with the model's names in place of the names of the folders, which are taken in their order."""
+    name_of = dict(zip(sorted(classes), names, strict=True))
+    return [name_of[label] for label in labels]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +198,17 @@ class Part:
         Args:
             geometry: Size and cropping of the decoded images.
             classes: The model's class names in label order; empty where it gives none. Some of these classes
-                may have no image.
+                may have no image. The 1000 folders of ImageNet, named by
+                WordNet numbers, are the classes in this order whatever the model calls them.
             every_class: Whether to refuse a single class, and a class without images, as for training.
             on_progress: Called with (images decoded since the last call, images in all).
 
         Raises:
             ImagesError: There are no images, a class is refused, or the model does not have a class.
         """
+        if _is_imagenet(self.classes) and len(classes) == len(self.classes) and not _is_imagenet(classes):
+            part = replace(self, classes=classes, labels=_renamed(self.labels, self.classes, classes))
+            return part.load(geometry, classes=classes, every_class=every_class, on_progress=on_progress)
         if classes and (unknown := sorted(set(self.classes) - set(classes))):
             raise ImagesError(
                 f"{self.root} has a class {unknown[0]}, which is none of the model's classes",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli.models import timm_config, transformers_config, transformers_processor
-from bcu_cli.models.config_fields import ConfigFields
+from bcu_cli.models.config_fields import ConfigFields, config_classes
 from bcu_cli.models.preprocessing import (
     check_channel_order,
     check_crop,
@@ -62,6 +62,7 @@ class Claim:
         crop_mode: Mode of the crop.
         interpolation: Filter of the resizing.
         channel_order: Order of the channels.
+        classes: Names of the classes in the order of the outputs; empty where there is not one for each.
         refusals: Fields that ask for preprocessing that bcu cannot do, in words.
         complaints: Fields that cannot be used, in words.
     """
@@ -75,6 +76,7 @@ class Claim:
     crop_mode: str | None = None
     interpolation: str | None = None
     channel_order: str | None = None
+    classes: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
     complaints: tuple[str, ...] = ()
 
@@ -124,8 +126,11 @@ def _config_claim(path: Path) -> Claim:
     try:
         if transformers_config.is_image_classifier(config):
             return _transformers_claim(path, config)
+        if transformers_config.is_foreign(config):
+            return Claim(source=path.name, complaints=(transformers_config.named(config),))
         parsed = timm_config.read(config)
-        return _with_problems(_checked(path.name, **parsed.fields), parsed)
+        claim = _with_problems(_checked(path.name, **parsed.fields), parsed)
+        return replace(claim, classes=config_classes(config))
     except RecursionError:  # serialising a nested value takes more of the stack than parsing it
         return Claim(source=path.name, refusals=("tables within tables beyond all measure",))
 
@@ -150,14 +155,17 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
         fields = _read_json(beside)
     except (OSError, ValueError, RecursionError):
         return Claim(source=path.name, arch=arch, complaints=(f"{beside.name} is not readable JSON",))
-    channels = config.get("num_channels", 3)
+    vision = config.get(transformers_config.VISION)
+    table = vision if isinstance(vision, dict) else config
+    channels = table.get("num_channels", 3)
     parsed = ConfigFields()
     if fields is not None and type(channels) is int and 1 <= channels <= _MOST_CHANNELS:
         parsed = transformers_processor.read(fields, str(config["model_type"]), channels)
-    size = config.get("image_size")
+    size = table.get("image_size")
     sides = size if isinstance(size, list) else [size, size]
     usual = {} if size is None or parsed.refusals else {"input_size": [channels, *sides]}
-    return replace(_with_problems(_checked(path.name, **(usual | parsed.fields)), parsed), arch=arch)
+    claim = _with_problems(_checked(path.name, **(usual | parsed.fields)), parsed)
+    return replace(claim, arch=arch, classes=config_classes(config))
 
 
 def _is_name(arch: str) -> bool:

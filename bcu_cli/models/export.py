@@ -17,6 +17,7 @@ from bcu_cli.models.embedded_network import EmbeddedNetwork
 from bcu_cli.models.index import counted
 from bcu_cli.models.metadata import metadata_for
 from bcu_cli.models.script import ScriptNetwork
+from bcu_cli.models.transformers_config import is_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -169,6 +170,8 @@ def _equal(written: Tensor, judged: Tensor) -> bool:
 def _metadata(original: Loaded) -> dict[str, str]:
     checkpoint = original.checkpoint
     described = metadata_for(original.architecture, original.preprocessing, original.classes)
+    if is_config(original.architecture.name):
+        described["format"] = "pt"  # transformers opens no safetensors file without it
     return described | {CLEANSED_FROM: json.dumps(checkpoint.sha256)}
 
 

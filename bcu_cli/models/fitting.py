@@ -12,6 +12,7 @@ from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.index import Candidate, Shapes, counted
 from bcu_cli.models.limits import no_larger
 from bcu_cli.models.registry import blueprint, is_described
+from bcu_cli.models.transformers_config import is_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,16 @@ def template(name: str, input_size: tuple[int, int, int] | None, shapes: Shapes)
         held = sum(math.prod(shape) for shape in shapes.values())
         with no_larger(name, tensors=4 * len(shapes) + _SPARE_TENSORS, values=2 * held + _SPARE_VALUES):
             network = blueprint(name, num_classes=_CLASSES, input_size=input_size)
+    _adopt_names(name, network, shapes)
     return {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+
+
+def _adopt_names(name: str, network: nn.Module, shapes: Shapes) -> None:
+    """Give a network of transformers, whose modules may have other names, the tensor names of the file."""
+    if is_config(name):
+        from bcu_cli.models.transformers_names import adopt_names
+
+        adopt_names(network, shapes)
 
 
 def fit_template(name: str, shapes: Shapes, input_size: tuple[int, int, int] | None) -> Candidate | None:
@@ -115,10 +125,10 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str, what: str
     Raises:
         ArchitectureError: Names or shapes differ.
     """
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    _adopt_names(name, network, shapes)
     state = network.state_dict()
-    found = differences(
-        {key: tuple(t.shape) for key, t in tensors.items()}, {key: tuple(t.shape) for key, t in state.items()}
-    )
+    found = differences(shapes, {key: tuple(tensor.shape) for key, tensor in state.items()})
     if found:
         raise ArchitectureError(
             f"{what} does not fit {name}: {'; '.join(found)}", "give --arch NAME or --arch FILE.py:FUNCTION"

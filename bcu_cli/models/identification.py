@@ -15,6 +15,7 @@ from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.claims import BCU_SOURCE, Claim, read_claims
 from bcu_cli.models.index import Candidate, Shapes, entry_of, load_index, match, match_entry, nearest
 from bcu_cli.models.registry import is_user_file, is_usual_pooling, possible_names, resolve
+from bcu_cli.models.transformers_config import is_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -261,7 +262,7 @@ def _from_tensors(shapes: Shapes, claims: Sequence[Claim], what: str) -> Found:
     groups: dict[str, list[Candidate]] = {}
     for candidate in match(shapes):
         groups.setdefault(candidate.structure or candidate.name, []).append(candidate)
-    evidence = complaints(claims) + rejected_claims(claims)
+    evidence = complaints(claims) + _rejected(claims, shapes)
     if not groups:
         raise _nothing_fits(shapes, evidence, what)
     return Found(
@@ -271,6 +272,17 @@ def _from_tensors(shapes: Shapes, claims: Sequence[Claim], what: str) -> Found:
         claims=tuple(claims),
         evidence=tuple(evidence),
     )
+
+
+def _rejected(claims: Sequence[Claim], shapes: Shapes) -> list[str]:
+    """A sentence for each claimed architecture; for one of transformers, it names tensors that do not fit."""
+    described = [claim for claim in claims if claim.arch is not None and is_config(claim.arch)]
+    sentences = rejected_claims([claim for claim in claims if claim not in described])
+    for claim in described:
+        from bcu_cli.models.fitting import mismatch
+
+        sentences.append(mismatch(str(claim.arch), shapes, claim.input_size, "the file").message)
+    return sentences
 
 
 def rejected_claims(claims: Sequence[Claim]) -> list[str]:

@@ -50,6 +50,7 @@ class Loaded:
         checkpoint: The checkpoint of the weights.
         evidence: Sentences on how architecture and preprocessing were found.
         input_dtype: Data type of the images that the file's code or graph takes; float32 where it has none.
+        labels: Names of the classes in the ``config.json`` beside the file; empty where it gives none.
     """
 
     classifier: Classifier
@@ -57,6 +58,7 @@ class Loaded:
     checkpoint: Checkpoint
     evidence: tuple[str, ...]
     input_dtype: torch.dtype = torch.float32
+    labels: tuple[str, ...] = ()
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -65,8 +67,10 @@ class Loaded:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes in the order of the outputs; empty where the file does not give them."""
-        return class_names(self.checkpoint.metadata, self.classifier.num_classes)
+        """Names of the classes in the order of the outputs; empty where file and config do not give them."""
+        count = self.classifier.num_classes
+        in_file = class_names(self.checkpoint.metadata, count)
+        return in_file or (self.labels if len(self.labels) == count else ())
 
 
 def load(
@@ -210,7 +214,11 @@ class _Loader:
             *decision.evidence,
         )
         return Loaded(
-            classifier=classifier, architecture=architecture, checkpoint=self.checkpoint, evidence=evidence
+            classifier=classifier,
+            architecture=architecture,
+            checkpoint=self.checkpoint,
+            evidence=evidence,
+            labels=next((claim.classes for claim in self.claims if claim.classes), ()),
         )
 
     def _networks(self, found: Found) -> list[nn.Module]:

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 PREFIX = "transformers:"
 _TYPES = """
-    beit bit convnext convnextv2 cvt deit dinov2 efficientnet focalnet hiera levit mobilenet_v1 mobilenet_v2
-    mobilevit mobilevitv2 poolformer pvt pvt_v2 regnet resnet segformer swiftformer swin swinv2 vit vit_msn
+    beit bit clip convnext convnextv2 cvt data2vec-vision deit dinov2 dinov2_with_registers efficientnet
+    focalnet hiera ijepa levit metaclip_2 mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 poolformer pvt
+    pvt_v2 regnet resnet segformer siglip swiftformer swin swinv2 vit vit_msn
 """
 MODEL_TYPES = frozenset(_TYPES.split())
 """The architectures that are built; others load networks of other libraries, or process text."""
 LARGEST_CONFIG = 1 << 20
+VISION = "vision_config"
+"""The table for the encoder of images, in configurations that have one of texts too."""
 _HINT = "give --arch NAME, or --arch FILE.py:FUNCTION"
 
 
@@ -40,6 +43,20 @@ def is_image_classifier(config: dict[str, Any]) -> bool:
     names = config.get("architectures")
     named = isinstance(names, list) and any(str(name).endswith("ForImageClassification") for name in names)
     return named and str(config.get("model_type")) in MODEL_TYPES
+
+
+def is_foreign(config: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` describes a network of transformers that bcu does not build."""
+    names = config.get("architectures")
+    described = isinstance(names, list) and bool(names) and isinstance(config.get("model_type"), str)
+    return described and "architecture" not in config and not is_image_classifier(config)
+
+
+def named(config: dict[str, Any]) -> str:
+    """The architecture of a foreign ``config.json``, in words."""
+    return (
+        f"describes {abbreviated(config['architectures'][0])}, which is no image classifier that bcu builds"
+    )
 
 
 def build(name: str, *, num_classes: int) -> nn.Module:
@@ -76,9 +93,24 @@ def build(name: str, *, num_classes: int) -> nn.Module:
 def _settings(file: Path, config: dict[str, Any], library: Any) -> dict[str, Any]:
     """The settings of the file that the architecture's configuration class knows."""
     default = library.AutoConfig.for_model(config["model_type"])
-    known = set(default.to_dict()) | set(default.attribute_map)
-    known -= set(library.PretrainedConfig().to_dict())
-    settings = {key: value for key, value in config.items() if key in known}
+    common = set(library.PretrainedConfig().to_dict())
+    settings = _known(file, config, default, common)
+    nested = config.get(VISION)
+    if hasattr(default, VISION) and isinstance(nested, dict):
+        settings[VISION] = _known(file, nested, getattr(default, VISION), common)
+    return settings
+
+
+def _known(file: Path, table: dict[str, Any], default: Any, common: set[str]) -> dict[str, Any]:
+    """The settings of a table that a configuration has beside the common ones.
+
+    The encoder of texts is left out, since an image classifier has none.
+
+    Raises:
+        ArchitectureError: A setting, which the message names, has no plausible value.
+    """
+    known = (set(default.to_dict()) | set(default.attribute_map)) - common - {VISION, "text_config"}
+    settings = {key: value for key, value in table.items() if key in known}
     for key, value in settings.items():
         if not is_plain(key, value):
             raise ArchitectureError(

@@ -29,11 +29,13 @@ HARMLESS = frozenset(
 )
 _USUAL = {
     "ConvNext": "convnext convnextv2 cvt regnet resnet",
-    "Bit": "bit dinov2 focalnet hiera",
-    "ViT": "swiftformer swin swinv2 vit vit_msn",
+    "Bit": "bit dinov2 dinov2_with_registers focalnet hiera",
+    "CLIP": "clip metaclip_2",
+    "Siglip": "siglip",
+    "ViT": "ijepa swiftformer swin swinv2 vit vit_msn",
     "MobileViT": "mobilevit mobilevitv2",
     "Pvt": "pvt pvt_v2",
-    "Beit": "beit",
+    "Beit": "beit data2vec-vision",
     "DeiT": "deit",
     "EfficientNet": "efficientnet",
     "Levit": "levit",
@@ -45,7 +47,7 @@ _USUAL = {
 PROCESSORS = {kind: name for name, kinds in _USUAL.items() for kind in kinds.split()}
 """The processor that transformers uses for each type of model if the file names none."""
 _SHORTEST_EDGE = frozenset(
-    {"Bit", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer"}
+    {"Bit", "CLIP", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Siglip"}
 )
 """Processors for which a single number as size is the shorter side."""
 _WITH_SHARE = frozenset({"ConvNext", "PoolFormer"})
@@ -127,7 +129,7 @@ class _Reader:
         if size is None:
             return {}
         resized, cut, mode = self._resized(size)
-        if self.flag_of("do_center_crop", *(set(_USUAL) - {"Segformer"}), default=False):
+        if self.flag_of("do_center_crop", *(set(_USUAL) - {"Segformer", "Siglip"}), default=False):
             crop = self.sides("crop_size", square=True)
             if crop is None or "height" not in crop:
                 raise _RefusedError("do_center_crop true does not go with crop_size as it is")

@@ -177,6 +177,7 @@ class _Cleansing:
     def __init__(
         self, request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], device: Device
     ) -> None:
+        from bcu_cli.models.config_beside import configs_for, refuse_other_configs
         from bcu_cli.report import document
 
         self.request = request
@@ -186,6 +187,9 @@ class _Cleansing:
         self.options = kind.Options() if request.options is None else request.options
         self.device = device
         self.format = _format(loaded, request.format)
+        self.configs = configs_for(loaded.architecture, self.format) if request.out else {}
+        if request.out:
+            refuse_other_configs(request.out, self.configs)
         self.clock = document.Clock()
 
     def run(self) -> CleanseResult:
@@ -339,6 +343,7 @@ class _Cleansing:
 
     def _write(self, defense: Defense[Any]) -> dict[str, Any] | None:
         """Write the student in the form of the original file; returns the report's entry on the file."""
+        from bcu_cli.models.config_beside import write_configs
         from bcu_cli.models.export import write_like
         from bcu_cli.report import document
 
@@ -346,8 +351,12 @@ class _Cleansing:
         if out is None:
             return None
         sha256 = write_like(self.loaded, defense.student, out, self.format)
+        beside = write_configs(out, self.configs)
+        if beside:
+            events.say(f"beside {out.name}, which needs them: {', '.join(file.name for file in beside)}")
         _warn_of_omitted(out, self._omitted())
-        return document.written(out, sha256) | {"format": self.format.value}
+        written = document.written(out, sha256) | {"format": self.format.value}
+        return written | {"beside": [document.written(file, digest) for file, digest in beside.items()]}
 
 
 class _AgreementMonitor:

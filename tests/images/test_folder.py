@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from PIL import Image
 
 from bcu_cli.errors import ImagesError
 from bcu_cli.images import signs
@@ -129,3 +130,17 @@ def test_held_out_pictures_are_not_used(photos: Path) -> None:
     parts = [{image.numpy().tobytes() for image in part.images} for part in (used, held_out)]
     assert parts[0] | parts[1] == everything
     assert not parts[0] & parts[1]
+
+
+def test_imagenets_folders_are_in_the_order_of_the_models_names(tmp_path: Path) -> None:
+    numbers = [f"n{number:08d}" for number in range(1000)]
+    for number in numbers:
+        (tmp_path / number).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / numbers[7] / "a.png")
+    names = tuple(f"name {999 - i}" for i in range(1000))
+    part = list_labelled(tmp_path)
+    data = part.load(Geometry(height=8, width=8), classes=names)
+    assert data.labels is not None
+    assert (data.labels.tolist(), data.classes) == ([7], names)
+    with pytest.raises(ImagesError, match="has a class n00000000, which is none of"):
+        part.load(Geometry(height=8, width=8), classes=names[:999])
