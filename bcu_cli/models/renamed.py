@@ -7,10 +7,12 @@ only the network itself can tell.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
+from bcu_cli.errors import ArchitectureError, BcuError
 from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES, split_width
-from bcu_cli.models.index import Candidate, Shapes, match_shapes
+from bcu_cli.models.index import Candidate, Shapes, compared_shapes, match_shapes
 from bcu_cli.models.pairing import pairings
 
 if TYPE_CHECKING:
@@ -51,22 +53,28 @@ def _candidates(shapes: Shapes, wanted: Callable[[str], bool]) -> list[tuple[str
     found = [
         (entry.names_hash, candidate) for entry, candidate in match_shapes(shapes) if wanted(candidate.name)
     ]
-    return found or [(one.name, one) for one in _of_other_widths(shapes) if wanted(one.name)]
+    return found or [(one.name, one) for one in _of_other_widths(shapes, wanted)]
 
 
-def _of_other_widths(shapes: Shapes) -> list[Candidate]:
+def _of_other_widths(shapes: Shapes, wanted: Callable[[str], bool]) -> list[Candidate]:
     """Built-in networks that fit if they are as wide as the first convolution of the file."""
-    from bcu_cli.models.fitting import class_side
-
     first = next((shape for shape in shapes.values() if len(shape) == 4), None)
     if first is None or first[0] > 4096:
         return []
+    from bcu_cli.models.fitting import class_side
+
     found = []
+    number = len(compared_shapes(shapes))
     for base in BUILTIN_ARCHITECTURES:
-        if split_width(base)[1] is not None:
+        if split_width(base)[1] is not None or _number_of_tensors(base) != number:
             continue
         name = f"{base}_w{first[0]}"
-        classes = class_side(name, shapes, (first[1], 32, 32))
+        if not wanted(name):
+            continue
+        try:
+            classes = class_side(name, shapes, (first[1], 32, 32))
+        except ArchitectureError:  # far larger than the file
+            continue
         if classes is not None:
             found.append(
                 Candidate(
@@ -74,6 +82,15 @@ def _of_other_widths(shapes: Shapes) -> list[Candidate]:
                 )
             )
     return found
+
+
+@cache
+def _number_of_tensors(base: str) -> int:
+    """How many tensors of a built-in network are compared."""
+    from bcu_cli.models.registry import blueprint
+
+    state = blueprint(base, num_classes=2).state_dict()
+    return len(compared_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}))
 
 
 def _paired(candidate: Candidate, shapes: Shapes) -> list[Candidate]:
@@ -107,7 +124,6 @@ def _function(candidate: Candidate, size: tuple[int, int, int]) -> str:
     """The hash of what a candidate computes of the file's tensors; empty where it cannot be told."""
     import torch
 
-    from bcu_cli.errors import BcuError
     from bcu_cli.models.fitting import build_size
     from bcu_cli.models.registry import build
     from bcu_cli.models.structure import UntraceableError, function_hash
