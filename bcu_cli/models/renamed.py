@@ -7,11 +7,10 @@ only the network itself can tell.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 from bcu_cli.errors import ArchitectureError, BcuError
-from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES, split_width
+from bcu_cli.models.builtin import TENSORS, split_width
 from bcu_cli.models.index import Candidate, Shapes, compared_shapes, match_shapes
 from bcu_cli.models.pairing import pairings
 
@@ -61,16 +60,16 @@ def _of_other_widths(shapes: Shapes, wanted: Callable[[str], bool]) -> list[Cand
     first = next((shape for shape in shapes.values() if len(shape) == 4), None)
     if first is None or first[0] > 4096:
         return []
-    from bcu_cli.models.fitting import class_side
-
     found = []
     number = len(compared_shapes(shapes))
-    for base in BUILTIN_ARCHITECTURES:
-        if split_width(base)[1] is not None or _number_of_tensors(base) != number:
+    for base in TENSORS:
+        if split_width(base)[1] is not None or TENSORS[base] != number:
             continue
         name = f"{base}_w{first[0]}"
         if not wanted(name):
             continue
+        from bcu_cli.models.fitting import class_side
+
         try:
             classes = class_side(name, shapes, (first[1], 32, 32))
         except ArchitectureError:  # far larger than the file
@@ -82,15 +81,6 @@ def _of_other_widths(shapes: Shapes, wanted: Callable[[str], bool]) -> list[Cand
                 )
             )
     return found
-
-
-@cache
-def _number_of_tensors(base: str) -> int:
-    """How many tensors of a built-in network are compared."""
-    from bcu_cli.models.registry import blueprint
-
-    state = blueprint(base, num_classes=2).state_dict()
-    return len(compared_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}))
 
 
 def _paired(candidate: Candidate, shapes: Shapes) -> list[Candidate]:

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -362,7 +363,9 @@ def test_an_unknown_network_is_no_failure_of_an_audit(bcu, tmp_path: Path) -> No
     scanned = bcu("inspect", path, "--scan")
     assert scanned.code == 2
     assert "is none of the" in scanned.error
-    torch.jit.script(network).save(str(scripted))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(network).save(str(scripted))
     ran = bcu("inspect", scripted, "--fail-on", "unknown-architecture", "--json")
     assert ran.code == 0, ran.err
     rules = [note["rule"] for note in ran.json["files"][0]["findings"]]
