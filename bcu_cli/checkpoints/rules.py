@@ -285,9 +285,21 @@ _ALL = (
     ),
     Rule(
         "architecture-unknown",
-        "unread",
+        "note",
         "The architecture cannot be identified from the tensors, or the network is no image classifier",
-        "Name the architecture with --arch.",
+        "This says nothing of the file's safety. To scan or cleanse it, name the architecture with --arch.",
+    ),
+    Rule(
+        "architecture-own-graph",
+        "note",
+        "The network is none of the known architectures, and runs by the code or graph in its file",
+        "This says nothing of the file's safety. bcu evaluates the code or graph itself.",
+    ),
+    Rule(
+        "architecture-mismatch",
+        "unread",
+        "The tensors do not fit the architecture that --arch names",
+        "Leave --arch out to have the architecture found, or name another one.",
     ),
     Rule(
         "scan-suspicious",

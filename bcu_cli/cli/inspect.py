@@ -21,7 +21,8 @@ from bcu_cli.workflows.texts import model_options
 _MOST_SHOWN = 20
 _OUTPUT = "Output"
 _SCAN = "Scan for backdoors (--scan)"
-_FAIL_ON = ("unsafe", "suspicious", "inconclusive")
+_UNKNOWN = "unknown-architecture"
+_FAIL_ON = ("unsafe", "suspicious", "inconclusive", _UNKNOWN)
 
 
 class _Format(StrEnum):
@@ -41,7 +42,8 @@ FailOn = Annotated[
     str,
     typer.Option(
         help="Verdicts with exit code 1: unsafe, suspicious, inconclusive, or several with a comma. "
-        "Other undecided files give exit code 2.",
+        "Other undecided files give exit code 2, and with unknown-architecture so does a network of unknown "
+        "architecture.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -96,7 +98,8 @@ def inspect(
 ) -> None:
     """Identify files by their content, and check whether they are safe to open.
 
-    Exit code 1 means an unsafe file, 2 a file that cannot be read or recognised, or a folder without models.
+    Exit code 1 means an unsafe file, 2 a file that cannot be read, or a folder without models. An unknown
+    architecture is a note.
     Only --scan looks for backdoors: a file without findings can still hold one.
     """
     from bcu_cli.workflows.inspect import InspectRequest
@@ -162,7 +165,15 @@ def _exit_code(inspected: dict[str, Any], failing: frozenset[str]) -> int:
         verdicts.add("inconclusive")
     if verdicts & failing:
         return BAD
+    if _UNKNOWN in failing and any(map(_is_unknown, inspected["files"])):
+        return FAILED
     return FAILED if verdicts & {"unsafe", "inconclusive"} else DONE
+
+
+def _is_unknown(file: dict[str, Any]) -> bool:
+    from bcu_cli.workflows.inspection import UNKNOWN
+
+    return any(finding["rule"] == UNKNOWN for finding in file["findings"])
 
 
 def _show(inspected: dict[str, Any]) -> None:

@@ -19,7 +19,20 @@ import torch
 
 from bcu_cli.errors import BcuError
 from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
-from bcu_cli.models.index import INDEX_FILE, SCHEMA_VERSION, Axis, Shapes, hash_names, hash_shapes, sketch
+from bcu_cli.models.index import (
+    INDEX_FILE,
+    OPEN_CHANNELS,
+    OPEN_CLASSES,
+    SCHEMA_VERSION,
+    Axis,
+    Shape,
+    Shapes,
+    compared_shapes,
+    hash_names,
+    hash_shapes,
+    sketch,
+    sum_shapes,
+)
 from bcu_cli.models.preprocessing import INTERPOLATIONS, Preprocessing
 from bcu_cli.models.registry import TIMM, TORCHVISION, blueprint, build, import_library
 from bcu_cli.models.structure import UntraceableError, function_hash
@@ -45,6 +58,8 @@ class Row(NamedTuple):
     preprocessing: Preprocessing | None
     sketch: str
     parameters: int
+    shapes_sum: int
+    open_shapes: tuple[Shape, ...]
 
 
 def all_names() -> list[str]:
@@ -73,6 +88,8 @@ def describe(name: str) -> Row:
     if not class_axes:
         raise BcuError(f"{name} has no tensor that depends on the number of classes")
     channel_axes = _axes(shapes, CHANNELS)
+    sides = {CLASSES: OPEN_CLASSES, CHANNELS: OPEN_CHANNELS}
+    compared = [tuple(sides.get(side, side) for side in shape) for _, shape in compared_shapes(shapes)]
     return Row(
         name=name,
         names_hash=hash_names(shapes),
@@ -82,6 +99,8 @@ def describe(name: str) -> Row:
         preprocessing=default_preprocessing(name),
         sketch="".join(sorted(sketch(shapes))),
         parameters=sum(_product(shape) for shape in shapes.values()),
+        shapes_sum=sum_shapes(shape for shape in compared if min(shape) >= 0),
+        open_shapes=tuple(sorted(shape for shape in compared if min(shape) < 0)),
     )
 
 
@@ -176,6 +195,7 @@ def pack(rows: list[Row], structures: dict[str, str]) -> bytes:
     """Pack the index as compressed JSON that stores repeated parts once; the bytes are reproducible."""
     axes: dict[tuple[Axis, ...], int] = {}
     preprocessings: dict[str, int] = {}
+    open_shapes: dict[tuple[Shape, ...], int] = {}
     packed: list[list[Any]] = [
         [
             row.name,
@@ -186,6 +206,8 @@ def pack(rows: list[Row], structures: dict[str, str]) -> bytes:
             axes.setdefault(row.channel_axes, len(axes)),
             _intern(preprocessings, row.preprocessing),
             row.sketch,
+            f"{row.shapes_sum:x}",
+            open_shapes.setdefault(row.open_shapes, len(open_shapes)),
         ]
         for row in rows
     ]
@@ -193,6 +215,7 @@ def pack(rows: list[Row], structures: dict[str, str]) -> bytes:
         "schema_version": SCHEMA_VERSION,
         "versions": {name: import_library(name).__version__ for name in ("timm", "torch", "torchvision")},
         "axes": list(axes),
+        "open_shapes": list(open_shapes),
         "preprocessing": [json.loads(text) for text in preprocessings],
         "architectures": packed,
     }

@@ -65,6 +65,76 @@ class BasicBlock(nn.Module):
         return result
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (strided) and 1x1 convolutions with BatchNorm, added to a shortcut (He et al. 2016a, Fig. 5).
+
+    The last convolution has four times ``width`` channels.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        width = out_channels // self.expansion
+        self.conv1 = _conv1x1(in_channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv1x1(width, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                _conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C_in, H, W]`` to ``[N, C_out, H / stride, W / stride]``."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        result: Tensor = self.relu(self.bn3(self.conv3(out)) + shortcut)
+        return result
+
+
+class PaddedBlock(nn.Module):
+    """Two 3x3 convolutions with BatchNorm, and a shortcut without parameters (He et al. 2016a, "option A").
+
+    Where the shape changes, the shortcut takes every second pixel and adds channels of zeros: half of them
+    before and half behind, or all behind.
+    """
+
+    all_behind = False
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.stride, added = stride, out_channels - in_channels
+        before = 0 if self.all_behind else added // 2
+        self.added = (before, added - before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C_in, H, W]`` to ``[N, C_out, H / stride, W / stride]``."""
+        shortcut = x
+        if self.stride != 1 or any(self.added):
+            every_second = x[:, :, :: self.stride, :: self.stride]
+            shortcut = nn.functional.pad(every_second, (0, 0, 0, 0, *self.added))
+        out = self.relu(self.bn1(self.conv1(x)))
+        result: Tensor = self.relu(self.bn2(self.conv2(out)) + shortcut)
+        return result
+
+
+class PaddedBehindBlock(PaddedBlock):
+    """:class:`PaddedBlock` with all channels of zeros behind the others."""
+
+    all_behind = True
+
+
 class PreactBlock(nn.Module):
     """BatchNorm and ReLU before each of two 3x3 convolutions (He et al. 2016b, Fig. 1b).
 
@@ -107,16 +177,23 @@ class CifarResNet(nn.Module):
         widths: Channels per stage.
         num_classes: Outputs of the last layer.
         in_channels: Channels of the input.
+        block: The residual block.
     """
 
     def __init__(
-        self, depths: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        num_classes: int,
+        in_channels: int,
+        block: Callable[[int, int, int], nn.Module] = BasicBlock,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(in_channels, widths[0])
-        self.bn1 = nn.BatchNorm2d(widths[0])
+        stem_width = widths[0] // getattr(block, "expansion", 1)
+        self.conv1 = _conv3x3(in_channels, stem_width)
+        self.bn1 = nn.BatchNorm2d(stem_width)
         self.relu = nn.ReLU(inplace=True)
-        self.stages = _add_stages(self, BasicBlock, depths, widths[0], widths)
+        self.stages = _add_stages(self, block, depths, stem_width, widths)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], num_classes)
         _initialise(self)
@@ -139,6 +216,7 @@ class PreactResNet(nn.Module):
         widths: Channels per stage.
         num_classes: Outputs of the last layer.
         in_channels: Channels of the input.
+        last_norm: Whether a BatchNorm and a ReLU follow the last block, as in the paper.
     """
 
     def __init__(
@@ -148,11 +226,13 @@ class PreactResNet(nn.Module):
         widths: Sequence[int],
         num_classes: int,
         in_channels: int,
+        *,
+        last_norm: bool = True,
     ) -> None:
         super().__init__()
         self.conv1 = _conv3x3(in_channels, stem_width)
         self.stages = _add_stages(self, PreactBlock, depths, stem_width, widths)
-        self.bn = nn.BatchNorm2d(widths[-1])
+        self.bn: nn.Module | None = nn.BatchNorm2d(widths[-1]) if last_norm else None
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], num_classes)
@@ -163,7 +243,7 @@ class PreactResNet(nn.Module):
         x = self.conv1(x)
         for name in self.stages:
             x = getattr(self, name)(x)
-        x = self.relu(self.bn(x))
+        x = x if self.bn is None else self.relu(self.bn(x))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return logits
 
@@ -222,56 +302,183 @@ class CifarVgg(nn.Module):
         return logits
 
 
-def resnet18_cifar(num_classes: int, in_channels: int = 3) -> nn.Module:
+_BEHIND = PaddedBehindBlock
+_RESNET_WIDTHS = (64, 128, 256, 512)
+_SMALL_WIDTHS = (16, 32, 64)
+
+
+def _scaled(widths: Sequence[int], first: int) -> tuple[int, ...]:
+    """Widths in the same proportions, the first of which is ``first``."""
+    return tuple(width * first // widths[0] for width in widths)
+
+
+def resnet18_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
     """ResNet-18 with a 3x3 stem and no max-pool: 11,173,962 parameters at ten classes."""
-    return CifarResNet((2, 2, 2, 2), (64, 128, 256, 512), num_classes, in_channels)
+    return CifarResNet((2, 2, 2, 2), _scaled(_RESNET_WIDTHS, width), num_classes, in_channels)
 
 
-def resnet18_cifar_w16(num_classes: int, in_channels: int = 3) -> nn.Module:
-    """``resnet18_cifar`` at a quarter of its width: 0.70 M parameters at ten classes."""
-    return CifarResNet((2, 2, 2, 2), (16, 32, 64, 128), num_classes, in_channels)
+def resnet34_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """ResNet-34 with a 3x3 stem and no max-pool: 21.3 M parameters."""
+    return CifarResNet((3, 4, 6, 3), _scaled(_RESNET_WIDTHS, width), num_classes, in_channels)
 
 
-def resnet8(num_classes: int, in_channels: int = 3) -> nn.Module:
+def resnet50_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """ResNet-50 with a 3x3 stem and no max-pool: 23.5 M parameters; the 3x3 convolutions are strided."""
+    widths = _scaled(_RESNET_WIDTHS, width * Bottleneck.expansion)
+    return CifarResNet((3, 4, 6, 3), widths, num_classes, in_channels, Bottleneck)
+
+
+def resnet8(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-8 of He et al. 2016a, section 4.2: 0.08 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((1, 1, 1), (16, 32, 64), num_classes, in_channels)
+    return CifarResNet((1, 1, 1), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
-def resnet14(num_classes: int, in_channels: int = 3) -> nn.Module:
+def resnet14(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-14 of He et al. 2016a, section 4.2: 0.18 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((2, 2, 2), (16, 32, 64), num_classes, in_channels)
+    return CifarResNet((2, 2, 2), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
-def resnet20(num_classes: int, in_channels: int = 3) -> nn.Module:
+def resnet20(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-20 of He et al. 2016a, section 4.2: 0.27 M parameters.
 
-    Deviation: the paper's CIFAR networks pad the shortcut with zeros (option A). Here, as in most published
-    weights, it is a 1x1 convolution with BatchNorm (option B), which adds 1 % parameters.
+    Deviation: the paper's CIFAR networks pad the shortcut with zeros (option A,
+    :func:`resnet20_padded`). Here it is a 1x1 convolution with BatchNorm (option B): 1 % more parameters.
     """
-    return CifarResNet((3, 3, 3), (16, 32, 64), num_classes, in_channels)
+    return CifarResNet((3, 3, 3), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
-def resnet56(num_classes: int, in_channels: int = 3) -> nn.Module:
+def resnet32(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """ResNet-32 of He et al. 2016a, section 4.2: 0.47 M parameters; shortcuts as in :func:`resnet20`."""
+    return CifarResNet((5, 5, 5), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+
+
+def resnet44(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """ResNet-44 of He et al. 2016a, section 4.2: 0.66 M parameters; shortcuts as in :func:`resnet20`."""
+    return CifarResNet((7, 7, 7), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+
+
+def resnet56(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-56 of He et al. 2016a, section 4.2: 0.86 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((9, 9, 9), (16, 32, 64), num_classes, in_channels)
+    return CifarResNet((9, 9, 9), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
-def wrn16_1(num_classes: int, in_channels: int = 3) -> nn.Module:
+def resnet110(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """ResNet-110 of He et al. 2016a, section 4.2: 1.7 M parameters; shortcuts as in :func:`resnet20`."""
+    return CifarResNet((18, 18, 18), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+
+
+def resnet20_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet20` whose shortcuts have no parameters, and add channels of zeros on both sides."""
+    return CifarResNet((3, 3, 3), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+
+
+def resnet20_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet20` whose shortcuts have no parameters, and add channels of zeros behind the others."""
+    return CifarResNet((3, 3, 3), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+
+
+def resnet32_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet32` whose shortcuts have no parameters, and add channels of zeros on both sides."""
+    return CifarResNet((5, 5, 5), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+
+
+def resnet32_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet32` whose shortcuts have no parameters, and add channels of zeros behind the others."""
+    return CifarResNet((5, 5, 5), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+
+
+def resnet44_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet44` whose shortcuts have no parameters, and add channels of zeros on both sides."""
+    return CifarResNet((7, 7, 7), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+
+
+def resnet44_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet44` whose shortcuts have no parameters, and add channels of zeros behind the others."""
+    return CifarResNet((7, 7, 7), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+
+
+def resnet56_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet56` whose shortcuts have no parameters, and add channels of zeros on both sides."""
+    return CifarResNet((9, 9, 9), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+
+
+def resnet56_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet56` whose shortcuts have no parameters, and add channels of zeros behind the others."""
+    return CifarResNet((9, 9, 9), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+
+
+def resnet110_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet110` whose shortcuts have no parameters, and add channels of zeros on both sides."""
+    return CifarResNet((18, 18, 18), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+
+
+def resnet110_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """:func:`resnet110` whose shortcuts have no parameters, and add channels of zeros behind the others."""
+    return CifarResNet((18, 18, 18), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+
+
+def wrn16_1(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """WRN-16-1 of Zagoruyko & Komodakis 2016, Table 1 (two blocks per stage, widening 1), no dropout."""
-    return PreactResNet((2, 2, 2), 16, (16, 32, 64), num_classes, in_channels)
+    return _wide_resnet(2, 1, num_classes, in_channels, width)
 
 
-def wrn28_10(num_classes: int, in_channels: int = 3) -> nn.Module:
+def wrn16_2(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """WRN-16-2: two blocks per stage, widening 2, no dropout."""
+    return _wide_resnet(2, 2, num_classes, in_channels, width)
+
+
+def wrn28_10(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """WRN-28-10 of Zagoruyko & Komodakis 2016, Table 1 (four blocks per stage, widening 10), no dropout."""
-    return PreactResNet((4, 4, 4), 16, (160, 320, 640), num_classes, in_channels)
+    return _wide_resnet(4, 10, num_classes, in_channels, width)
 
 
-def vgg16_bn_cifar(num_classes: int, in_channels: int = 3) -> nn.Module:
-    """VGG-16 (configuration D of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 14.7 M."""
-    widths = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
+def wrn40_2(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
+    """WRN-40-2: six blocks per stage, widening 2, no dropout."""
+    return _wide_resnet(6, 2, num_classes, in_channels, width)
+
+
+def _wide_resnet(depth: int, widening: int, num_classes: int, in_channels: int, width: int) -> nn.Module:
+    widths = _scaled(_SMALL_WIDTHS, width * widening)
+    return PreactResNet((depth, depth, depth), width, widths, num_classes, in_channels)
+
+
+_VGG_DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+"""Convolutions before each max-pool, by the number of layers (Simonyan & Zisserman 2015, Table 1)."""
+
+
+def _vgg(layers: int, num_classes: int, in_channels: int, width: int) -> nn.Module:
+    stages = zip(_VGG_DEPTHS[layers], (1, 2, 4, 8, 8), strict=True)
+    widths = [one for depth, factor in stages for one in (*[width * factor] * depth, 0)]
     return CifarVgg(widths, num_classes, in_channels)
 
 
-def preact_resnet18(num_classes: int, in_channels: int = 3) -> nn.Module:
+def vgg11_bn_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """VGG-11 (configuration A of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 9.2 M."""
+    return _vgg(11, num_classes, in_channels, width)
+
+
+def vgg13_bn_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """VGG-13 (configuration B of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 9.4 M."""
+    return _vgg(13, num_classes, in_channels, width)
+
+
+def vgg16_bn_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """VGG-16 (configuration D of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 14.7 M."""
+    return _vgg(16, num_classes, in_channels, width)
+
+
+def vgg19_bn_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """VGG-19 (configuration E of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 20.0 M."""
+    return _vgg(19, num_classes, in_channels, width)
+
+
+def preact_resnet18(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
     """ResNet-18 with pre-activation blocks (He et al. 2016b) and a last BatchNorm-ReLU before the pooling."""
-    return PreactResNet((2, 2, 2, 2), 64, (64, 128, 256, 512), num_classes, in_channels)
+    widths = _scaled(_RESNET_WIDTHS, width)
+    return PreactResNet((2, 2, 2, 2), width, widths, num_classes, in_channels)
+
+
+def preact_resnet18_no_last_bn(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """:func:`preact_resnet18` without the BatchNorm and the ReLU behind the last block."""
+    widths = _scaled(_RESNET_WIDTHS, width)
+    return PreactResNet((2, 2, 2, 2), width, widths, num_classes, in_channels, last_norm=False)

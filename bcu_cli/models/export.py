@@ -50,7 +50,7 @@ def as_stored(original: Loaded, cleansed: Classifier, format: Format) -> tuple[s
     Raises:
         TrainingError: There is NaN or infinity in a tensor.
     """
-    state = cleansed.network.state_dict()
+    state = original.as_named_in_file(cleansed.network.state_dict())
     for name, tensor in state.items():
         if counted(name) and not tensor.isfinite().all():
             raise TrainingError(
@@ -91,15 +91,16 @@ def write_like(original: Loaded, cleansed: Classifier, path: Path, format: Forma
             reads back differently. Then ``path`` is left as it was.
     """
     checkpoint = original.checkpoint
-    state = {name: tensor.detach().cpu() for name, tensor in cleansed.network.state_dict().items()}
+    named = original.as_named_in_file(cleansed.network.state_dict())
+    state = {name: tensor.detach().cpu() for name, tensor in named.items()}
 
     def check(unfinished: Path) -> None:
         _require_same(unfinished, state, path)
 
     if format is Format.TORCHSCRIPT and checkpoint.format is Format.TORCHSCRIPT:
         prefix = "" if isinstance(cleansed.network, ScriptNetwork) else checkpoint.prefix
-        named = {prefix + name: tensor for name, tensor in state.items()}
-        return write_torchscript(path, named, like=checkpoint, check=check)
+        stored = {prefix + name: tensor for name, tensor in state.items()}
+        return write_torchscript(path, stored, like=checkpoint, check=check)
     if format is Format.TORCHSCRIPT:
         return write_bytes(path, _traced(original, cleansed, path), check=check)
     if isinstance(cleansed.network, EmbeddedNetwork):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.index import Candidate, Shapes, counted
+from bcu_cli.models.index import Candidate, Shapes, compared_shapes, counted
 from bcu_cli.models.limits import no_larger
 from bcu_cli.models.registry import blueprint, is_described
 from bcu_cli.models.transformers_config import is_config
@@ -71,6 +72,47 @@ def fit_template(name: str, shapes: Shapes, input_size: tuple[int, int, int] | N
     return Candidate(
         name=name, structure="", num_classes=num_classes, in_channels=channels, preprocessing=None
     )
+
+
+def filled_template(candidate: Candidate, shapes: Shapes) -> Shapes:
+    """The shapes of a candidate's tensors, in the order of their registration, with its number of classes.
+
+    Args:
+        candidate: The candidate.
+        shapes: Shapes of the tensors in the file, which limit the size of the network.
+
+    Raises:
+        ArchitectureError: The network cannot be built, or is too large for the file.
+    """
+    expected = template(candidate.name, build_size(candidate), shapes)
+    return _filled(expected, candidate.num_classes)
+
+
+def build_size(candidate: Candidate) -> tuple[int, int, int] | None:
+    """The input size with which a candidate is built; None for three channels, the library's default."""
+    if candidate.in_channels == 3:
+        return None
+    sides = candidate.preprocessing.input_size[1:] if candidate.preprocessing is not None else (32, 32)
+    return (candidate.in_channels, *sides)
+
+
+def class_side(name: str, shapes: Shapes, input_size: tuple[int, int, int]) -> int | None:
+    """The number of classes with which an architecture has these shapes in any order; None if with none."""
+    expected = template(name, input_size, shapes)
+    own, theirs = (Counter(shape for _, shape in compared_shapes(one)) for one in (shapes, expected))
+    missing = own - theirs
+    classes = {
+        shape[open_shape.index(_CLASSES)]
+        for open_shape in theirs
+        if _CLASSES in open_shape
+        for shape in missing
+        if len(shape) == len(open_shape)
+    }
+    for count in classes:
+        filled = Counter(shape for _, shape in compared_shapes(_filled(expected, count)))
+        if filled == own:
+            return count
+    return None
 
 
 def mismatch(

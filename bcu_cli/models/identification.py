@@ -6,19 +6,29 @@ Torch is imported only if the index of architectures does not suffice.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from bcu_cli.checkpoints import Checkpoint
+from bcu_cli.checkpoints import Checkpoint, Format
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models import timm_config
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.claims import BCU_SOURCE, Claim, read_claims
-from bcu_cli.models.index import Candidate, Shapes, entry_of, load_index, match, match_entry, nearest
+from bcu_cli.models.index import (
+    Candidate,
+    Shapes,
+    entry_of,
+    known_tensor_names,
+    load_index,
+    match,
+    match_entry,
+    nearest,
+)
+from bcu_cli.models.pairing import AVERAGED
 from bcu_cli.models.registry import is_user_file, is_usual_pooling, possible_names, resolve
 from bcu_cli.models.transformers_config import is_config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from bcu_cli.checkpoints import Outline
 
@@ -40,6 +50,7 @@ class Found:
         claims: The claims of the file, most trusted first.
         evidence: Further observations, in words.
         named: Whether the user or the file names the architecture, which excludes its equals.
+        unconfirmed: Whether nothing but the shapes of the tensors speaks for the pairing of their names.
     """
 
     groups: tuple[tuple[Candidate, ...], ...]
@@ -47,16 +58,30 @@ class Found:
     named: bool = True
     claims: tuple[Claim, ...] = ()
     evidence: tuple[str, ...] = field(default=())
+    unconfirmed: bool = False
 
     def architecture(self, group: int = 0) -> Architecture:
         """The architecture of one group of candidates."""
         first, *others = self.groups[group]
         return Architecture(
             name=first.name,
-            source=self.source,
+            source=self.source + _renaming_note(first),
             num_classes=first.num_classes,
             alternatives=tuple(other.name for other in others),
         )
+
+
+def _renaming_note(candidate: Candidate) -> str:
+    """How the tensors were paired by their shapes, in words; empty where names decided."""
+    if not candidate.pairing:
+        return ""
+    renamed = sum(own != given for given, own in candidate.renamed.items())
+    return f", paired {candidate.pairing}; {renamed} of {len(candidate.renamed)} have other names"
+
+
+def label(candidate: Candidate) -> str:
+    """The name of an architecture, with the way in which the tensors were paired."""
+    return f"{candidate.name} (tensors paired {candidate.pairing})" if candidate.pairing else candidate.name
 
 
 def identify(checkpoint: Checkpoint | Outline, arch: str | None = None) -> Architecture:
@@ -76,9 +101,10 @@ def identify(checkpoint: Checkpoint | Outline, arch: str | None = None) -> Archi
     what = checkpoint.path.name
     beside = checkpoint.extra_entries if isinstance(checkpoint, Checkpoint) else {}
     claims = read_claims(checkpoint.path, checkpoint.metadata, beside)
-    found = find(checkpoint.shapes, claims, arch=arch, what=what)
-    rivals = tuple(group[0].name for group in found.groups[1:])
-    return replace(found.architecture(), rivals=rivals)
+    embeds = checkpoint.format not in (Format.SAFETENSORS, Format.PICKLE)
+    found = find(checkpoint.shapes, claims, arch=arch, what=what, by_shapes=not embeds)
+    rivals = dict.fromkeys(group[0].name for group in found.groups[1:])
+    return replace(found.architecture(), rivals=tuple(rivals))
 
 
 def class_count(name: str, shapes: Shapes) -> int:
@@ -103,8 +129,11 @@ def find(
     arch: str | None = None,
     input_size: int | None = None,
     what: str = "the file",
+    by_shapes: bool = True,
 ) -> Found:
     """Find the architectures that fit the tensors: by the option, else the claims, else the index.
+
+    Where no names fit, the shapes alone are looked up.
 
     Args:
         shapes: Shape of each tensor by its name.
@@ -112,22 +141,32 @@ def find(
         arch: The user's ``--arch``.
         input_size: The user's ``--input-size``, for networks whose tensors depend on it.
         what: Name of the file in errors.
+        by_shapes: Whether tensors may have other names than the architecture's.
 
     Raises:
         ArchitectureError: No architecture fits, or the file holds no image classifier.
     """
     _refuse_foreign(shapes, what)
+    if by_shapes and (names := _without_wrapper(shapes)):
+        bare = {names[name]: shape for name, shape in shapes.items() if name in names}
+        found = find(bare, claims, arch=arch, input_size=input_size, what=what, by_shapes=False)
+        return _with_names(found, names)
     size = None if input_size is None else (3, input_size, input_size)
     if arch is not None:
-        candidate = _from_option(arch, shapes, size, what)
+        groups = _from_option(arch, shapes, size, what, by_shapes=by_shapes)
         found = Found(
-            groups=(_with_equals(candidate, shapes),),
+            groups=groups,
             source="--arch",
             claims=tuple(claims),
-            evidence=tuple(_overridden_claims(claims, candidate.name)),
+            evidence=tuple(_overridden_claims(claims, groups[0][0].name)),
         )
     else:
-        found = _from_claims(shapes, claims) or _from_tensors(shapes, claims, what)
+        found = (
+            _from_claims(shapes, claims)
+            or _from_tensors(shapes, claims)
+            or (_from_shapes(shapes, claims) if by_shapes else None)
+            or _raise_nothing_fits(shapes, claims, what)
+        )
     if any(group[0].num_classes == 1 for group in found.groups):
         raise ArchitectureError(
             f"{what} has one output: it is a regression or yes-or-no model",
@@ -148,14 +187,46 @@ def _refuse_foreign(shapes: Shapes, what: str) -> None:
         )
 
 
-def _from_option(arch: str, shapes: Shapes, input_size: tuple[int, int, int] | None, what: str) -> Candidate:
-    """The candidate for the user's ``--arch``; a name without library means the first library that fits."""
+def _without_wrapper(shapes: Shapes) -> dict[str, str]:
+    """The tensors' names without a prefix that they share, if the index knows them then; else empty."""
+    parts = [name.split(".") for name in shapes if name.rpartition(".")[2] != AVERAGED]
+    names = {".".join(each): ".".join(each) for each in parts}
+    if len(names) == len(shapes) and known_tensor_names(shapes):
+        return {}
+    for depth in range(min(map(len, parts), default=1)):
+        if len({tuple(each[:depth]) for each in parts}) > 1:
+            return {}
+        names = {".".join(each): ".".join(each[depth:]) for each in parts}
+        if known_tensor_names(names.values()):
+            return names
+    return {}
+
+
+def _with_names(found: Found, names: Mapping[str, str]) -> Found:
+    """The result for tensors whose names in the file have a prefix that the candidates' names lack."""
+    first = next(iter(names))
+    prefix = first.removesuffix(names[first])
+    groups = tuple(tuple(replace(one, renamed=names) for one in group) for group in found.groups)
+    note = f"the names stand behind {prefix!r}" if prefix else f"{AVERAGED} is no part of the network"
+    return replace(found, groups=groups, evidence=(*found.evidence, note))
+
+
+def _from_option(
+    arch: str, shapes: Shapes, input_size: tuple[int, int, int] | None, what: str, *, by_shapes: bool
+) -> tuple[tuple[Candidate, ...], ...]:
+    """The candidates for the user's ``--arch``; a name without library means the first library that fits."""
     first = resolve(arch)
     names = (first,) if is_user_file(arch) else possible_names(arch)
     for name in names:
         candidate = _fit(name, shapes, input_size)
         if candidate is not None:
-            return candidate
+            return (_with_equals(candidate, shapes),)
+    if by_shapes and not is_user_file(arch):
+        from bcu_cli.models.renamed import find_renamed
+
+        for name in names:
+            if groups := find_renamed(shapes, name.__eq__):
+                return groups
     from bcu_cli.models.fitting import mismatch
 
     raise mismatch(first, shapes, input_size, what)
@@ -258,19 +329,53 @@ def complaints(claims: Sequence[Claim]) -> list[str]:
     return [f"{claim.source}: {complaint}" for claim in claims for complaint in claim.complaints]
 
 
-def _from_tensors(shapes: Shapes, claims: Sequence[Claim], what: str) -> Found:
+def _from_tensors(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
     groups: dict[str, list[Candidate]] = {}
     for candidate in match(shapes):
         groups.setdefault(candidate.structure or candidate.name, []).append(candidate)
-    evidence = complaints(claims) + _rejected(claims, shapes)
     if not groups:
-        raise _nothing_fits(shapes, evidence, what)
+        return None
     return Found(
         groups=tuple(tuple(group) for group in groups.values()),
         source="names and shapes of the tensors",
         named=False,
         claims=tuple(claims),
-        evidence=tuple(evidence),
+        evidence=tuple(complaints(claims) + _rejected(claims, shapes)),
+    )
+
+
+def _from_shapes(shapes: Shapes, claims: Sequence[Claim]) -> Found | None:
+    """The architectures that fit the shapes of the tensors; of these the claimed one, if there is one."""
+    from bcu_cli.models.renamed import find_renamed
+
+    groups = find_renamed(shapes)
+    if not groups:
+        return None
+    for claim in claims:
+        names = () if claim.arch is None or is_user_file(claim.arch) else possible_names(claim.arch)
+        for name in names:
+            claimed = tuple(
+                (one, *(other for other in group if other is not one))
+                for group in groups
+                for one in group
+                if one.name == name
+            )
+            if claimed:
+                source = f"{claim.source}, and shapes of the tensors"
+                return Found(
+                    groups=claimed,
+                    source=source,
+                    claims=tuple(claims),
+                    evidence=tuple(complaints(claims)),
+                    unconfirmed=claim.source != BCU_SOURCE,
+                )
+    return Found(
+        groups=groups,
+        source="shapes of the tensors",
+        named=False,
+        claims=tuple(claims),
+        evidence=tuple(complaints(claims) + _rejected(claims, shapes)),
+        unconfirmed=True,
     )
 
 
@@ -296,23 +401,33 @@ def rejected_claims(claims: Sequence[Claim]) -> list[str]:
     ]
 
 
-def _nothing_fits(shapes: Shapes, evidence: Sequence[str], what: str) -> ArchitectureError:
+def _raise_nothing_fits(shapes: Shapes, claims: Sequence[Claim], what: str) -> NoReturn:
+    evidence = complaints(claims) + _rejected(claims, shapes)
     names, same_names = nearest(shapes)
     text = f"the architecture of {what} is none of the {len(load_index().entries)} known ones"
     if names and same_names:
         text += f"; the same tensor names in other shapes: {', '.join(names)}"
     elif names:
         text += f"; similar tensor names: {', '.join(names)}"
-    return ArchitectureError("; ".join([text, *evidence]), _HINT)
+    raise ArchitectureError("; ".join([text, *evidence]), _HINT)
 
 
 def ambiguous(groups: Sequence[Sequence[Candidate]], what: str) -> ArchitectureError:
     """The error for tensors that fit architectures with different functions."""
-    names = [group[0].name for group in groups]
-    listed = ", ".join(names[:-1]) + f" and {names[-1]}"
+    names = list(dict.fromkeys(group[0].name for group in groups))
+    labels = [label(group[0]) for group in groups] if len(names) < len(groups) else names
+    listed = ", ".join(labels[:-1]) + f" and {labels[-1]}"
+    hint = f"pass --arch, for example --arch {names[0]}"
+    if len(names) == 1:
+        hint = "give --images like its training images, or its own network: --arch FILE.py:FUNCTION"
+    return ArchitectureError(f"{what} matches {listed}, which differ in what tensor shapes can't show", hint)
+
+
+def unconfirmed(name: str, what: str, why: str) -> ArchitectureError:
+    """The error for a file whose tensors fit an architecture by shape alone, which nothing confirms."""
     return ArchitectureError(
-        f"{what} matches {listed}, which differ in what tensor shapes can't show",
-        f"pass --arch, for example --arch {names[0]}",
+        f"the shapes of the tensors in {what} are those of {name}, but their names are others, and {why}",
+        f"give --arch {name} if it is that network, or --arch FILE.py:FUNCTION",
     )
 
 

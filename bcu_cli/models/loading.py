@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bcu_cli.errors import ArchitectureError, BcuError, CheckpointError
 from bcu_cli.models import fingerprint, preprocessing_choice
 from bcu_cli.models.architecture import Architecture
-from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
+from bcu_cli.models.builtin import is_builtin
 from bcu_cli.models.claims import Claim, read_claims
 from bcu_cli.models.classifier import Classifier, are_probabilities, refuse_dependence
 from bcu_cli.models.embedded import (
@@ -27,7 +27,7 @@ from bcu_cli.models.embedded import (
     settle_batch,
 )
 from bcu_cli.models.fitting import fill, refuse_broken
-from bcu_cli.models.identification import Found, ambiguous, find
+from bcu_cli.models.identification import Found, ambiguous, find, unconfirmed
 from bcu_cli.models.metadata import class_names
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, is_user_file
@@ -51,6 +51,7 @@ class Loaded:
         evidence: Sentences on how architecture and preprocessing were found.
         input_dtype: Data type of the images that the file's code or graph takes; float32 where it has none.
         labels: Names of the classes in the ``config.json`` beside the file; empty where it gives none.
+        renamed: The network's name of each tensor, by its name in the file; empty where they are the same.
     """
 
     classifier: Classifier
@@ -59,6 +60,17 @@ class Loaded:
     evidence: tuple[str, ...]
     input_dtype: torch.dtype = torch.float32
     labels: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def as_named_in_file(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A network's state under the names of the file; counters that are no part of it stay as they are."""
+        if not self.renamed:
+            return dict(state)
+        held = self.checkpoint.tensors
+        return {
+            name: state[self.renamed[name]] if name in self.renamed else tensor
+            for name, tensor in held.items()
+        }
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -131,6 +143,7 @@ class _Loader:
                 arch=arch,
                 input_size=self.options.input_size,
                 what=self.what,
+                by_shapes=embedded is None,
             )
         except ArchitectureError as error:
             if embedded is None or arch is not None:
@@ -201,8 +214,12 @@ class _Loader:
 
     def _load_rebuilt(self, found: Found, networks: list[nn.Module]) -> Loaded:
         choices = self._choices(found, networks)
-        best = self._best(found, choices)
+        best, distance = self._best(found, choices)
         architecture, network, decision = choices[best]
+        if distance is not None:
+            architecture = replace(
+                architecture, source=f"{architecture.source}; BatchNorm statistics agree ({distance:.2f})"
+            )
         if len(choices) > 1:
             architecture = replace(architecture, source=f"{architecture.source}, then BatchNorm statistics")
         classifier = as_classifier(network, decision.preprocessing, self.what)
@@ -219,13 +236,12 @@ class _Loader:
             checkpoint=self.checkpoint,
             evidence=evidence,
             labels=next((claim.classes for claim in self.claims if claim.classes), ()),
+            renamed=found.groups[best][0].renamed,
         )
 
     def _networks(self, found: Found) -> list[nn.Module]:
         """A network with the file's weights for each group of equal candidates."""
-        return [
-            self._network(group[0].name, group[0].num_classes, group[0].in_channels) for group in found.groups
-        ]
+        return [self._network(group[0]) for group in found.groups]
 
     def _choices(
         self, found: Found, networks: list[nn.Module]
@@ -270,23 +286,51 @@ class _Loader:
 
     def _best(
         self, found: Found, choices: list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]
-    ) -> int:
-        """Index of the choice whose BatchNorm statistics the images clearly reproduce best."""
+    ) -> tuple[int, float | None]:
+        """Index of the choice whose BatchNorm statistics the images clearly reproduce best, and its distance.
+
+        The distance is None where there was nothing to decide or to confirm.
+        """
         if len(choices) == 1:
-            return 0
-        assert self.images is not None  # else _choices has refused  # noqa: S101
+            return 0, self._confirm(found, *choices[0][1:]) if found.unconfirmed else None
         distances = []
         for _, network, decision in choices:
-            sampled = fingerprint.sample(self.images(decision.preprocessing))
-            classifier = Classifier(network, decision.preprocessing, 1)
-            distance = fingerprint.batchnorm_distance(network, classifier.normalised(sampled), layers=None)
+            distance = self._distance(network, decision)
             distances.append(math.inf if distance is None else distance)
         smallest, runner_up = sorted(distances)[:2]
         if not fingerprint.is_clear(smallest, runner_up, fingerprint.CLEAR_RATIO_OF_ARCHITECTURES):
             raise ambiguous(found.groups, self.what)
-        return distances.index(smallest)
+        return distances.index(smallest), smallest
 
-    def _network(self, name: str, num_classes: int, in_channels: int) -> nn.Module:
+    def _confirm(
+        self, found: Found, network: nn.Module, decision: preprocessing_choice.Decision
+    ) -> float | None:
+        """Distance of the BatchNorm statistics of a network that was found by the shapes of its tensors.
+
+        It is None where a claim of the file names the network, and no statistics tell.
+
+        Raises:
+            ArchitectureError: The statistics contradict, or nothing but the shapes speaks for the network.
+        """
+        name = found.groups[0][0].name
+        distance = self._distance(network, decision)
+        if distance is not None and distance > fingerprint.LARGEST_DISTANCE:
+            raise unconfirmed(name, self.what, f"its BatchNorm statistics disagree ({distance:.2f})")
+        if distance is None and not found.named:
+            lacking = "no images test that" if self.images is None else "it has no BatchNorm to tell"
+            raise unconfirmed(name, self.what, lacking)
+        return distance
+
+    def _distance(self, network: nn.Module, decision: preprocessing_choice.Decision) -> float | None:
+        """How far the images are from a network's BatchNorm statistics; None without images or BatchNorm."""
+        if self.images is None:
+            return None
+        sampled = fingerprint.sample(self.images(decision.preprocessing))
+        classifier = Classifier(network, decision.preprocessing, 1)
+        return fingerprint.batchnorm_distance(network, classifier.normalised(sampled), layers=None)
+
+    def _network(self, candidate: Candidate) -> nn.Module:
+        name, in_channels = candidate.name, candidate.in_channels
         size = None
         if not is_user_file(name):
             side = self._claimed_side()
@@ -295,9 +339,11 @@ class _Loader:
                 side = side if side is not None else (default[1:] if default else (224, 224))
                 size = (in_channels, *side)
         with torch.random.fork_rng(devices=[]):  # loading must not change the caller's random numbers
-            network = build(name, num_classes=num_classes or 2, input_size=size)
+            network = build(name, num_classes=candidate.num_classes or 2, input_size=size)
         network = network.float()
-        fill(network, self.checkpoint.tensors, name, self.what)
+        held = self.checkpoint.tensors
+        renamed = {own: held[given] for given, own in candidate.renamed.items()}
+        fill(network, renamed or held, name, self.what)
         return network.eval()
 
     def _claimed_side(self) -> tuple[int, int] | None:
@@ -377,10 +423,7 @@ def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -
 
 def _architecture_of_usual_size(candidate: Candidate) -> str:
     """The name of an architecture that is nearly always run at its usual input size; else empty."""
-    usual = (
-        candidate.name in BUILTIN_ARCHITECTURES
-        or candidate.num_classes == preprocessing_choice.IMAGENET_CLASSES
-    )
+    usual = is_builtin(candidate.name) or candidate.num_classes == preprocessing_choice.IMAGENET_CLASSES
     return candidate.name if usual else ""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES, is_builtin, split_width
 from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.index import entry_of
 from bcu_cli.models.preprocessing import Preprocessing
@@ -30,8 +30,8 @@ def usual_size(arch: str, side: int | None) -> tuple[int, int, int]:
     full = resolve(arch)
     if side is not None:
         return (3, side, side)
-    if full in BUILTIN_ARCHITECTURES:
-        return BUILTIN_ARCHITECTURES[full]
+    if is_builtin(full):
+        return BUILTIN_ARCHITECTURES[split_width(full)[0]]
     entry = entry_of(full)
     if entry is None or entry.preprocessing is None:
         raise ArchitectureError(f"what size of images {arch} takes is not known", "give it with --input-size")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import fingerprint, timm_config
-from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES, is_builtin, split_width
 from bcu_cli.models.classifier import in_order
 from bcu_cli.models.identification import claim_fits
 from bcu_cli.models.index import Candidate, entry_of
@@ -115,8 +115,8 @@ class Decision:
 
 def default_size(name: str) -> tuple[int, int, int] | None:
     """The input size (C, H, W) that an architecture is made for; None where it is not known."""
-    if name in BUILTIN_ARCHITECTURES:
-        return BUILTIN_ARCHITECTURES[name]
+    if is_builtin(name):
+        return BUILTIN_ARCHITECTURES[split_width(name)[0]]
     base, options = timm_config.split(name)
     size = options.get(timm_config.IMG_SIZE)
     if size is not None:

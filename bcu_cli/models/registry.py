@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ArchitectureError, BcuError
 from bcu_cli.models import timm_config, transformers_config
-from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES
+from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES, is_builtin, split_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def possible_names(name: str) -> tuple[str, ...]:
         candidates = [plain]
     else:
         candidates = [plain, TIMM + plain, TORCHVISION + plain]
-    return tuple(c for c in candidates if c in known or c in BUILTIN_ARCHITECTURES or _in_libraries(c))
+    return tuple(c for c in candidates if c in known or is_builtin(c) or _in_libraries(c))
 
 
 def _in_libraries(full_name: str) -> bool:
@@ -140,7 +140,9 @@ def build(name: str, *, num_classes: int, input_size: tuple[int, int, int] | Non
 
 def is_described(name: str) -> bool:
     """Whether untrusted numbers, in options or a configuration, set the size of the network."""
-    return transformers_config.is_config(name) or timm_config.has_numbers(timm_config.split(name)[1])
+    if transformers_config.is_config(name) or split_width(name)[1] is not None:
+        return True
+    return timm_config.has_numbers(timm_config.split(name)[1])
 
 
 def blueprint(name: str, *, num_classes: int, input_size: tuple[int, int, int] | None = None) -> nn.Module:
@@ -178,8 +180,10 @@ def _quiet() -> Iterator[None]:
 def _build_builtin(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
     from bcu_cli.models import cifar
 
-    make: Callable[[int, int], nn.Module] = getattr(cifar, name)
-    return make(num_classes, 3 if input_size is None else input_size[0])
+    base, width = split_width(name)
+    make: Callable[..., nn.Module] = getattr(cifar, base)
+    channels = 3 if input_size is None else input_size[0]
+    return make(num_classes, channels) if width is None else make(num_classes, channels, width)
 
 
 def _build_timm(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:

@@ -20,7 +20,7 @@ from bcu_cli.models.dispatch import DispatchMode
 from bcu_cli.models.index import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _COMMUTATIVE = {"aten::add.Tensor", "aten::mul.Tensor"}
 _SAME_TENSOR = {"aten::detach", "aten::alias", "aten::contiguous", "aten::clone", "aten::lift_fresh"}
@@ -33,17 +33,27 @@ class UntraceableError(Exception):
     """The network's function cannot be recorded in one pass on the meta device."""
 
 
-def function_hash(network: nn.Module, input_size: tuple[int, int, int]) -> str:
+def function_hash(
+    network: nn.Module, input_size: tuple[int, int, int], names: Mapping[str, str] | None = None
+) -> str:
     """The hash of what ``network`` computes in evaluation mode on inputs of ``input_size`` (C, H, W).
 
     Parameters and persistent buffers count by name (they come from the file), other buffers by content.
+
+    Args:
+        network: The network, which is moved to the meta device.
+        input_size: Channels, height and width of the input.
+        names: Names by which the parameters and buffers count instead of their own.
 
     Raises:
         UntraceableError: The pass fails on the meta device, or uses tensors whose content is not known there.
     """
     constants = {name: _content(buffer) for name, buffer in _constants(network)}
     network = network.to("meta").eval()
-    labels = {id(t): f"tensor {name}" for name, t in network.state_dict(keep_vars=True).items()}
+    names = names or {}
+    labels = {
+        id(t): f"tensor {names.get(name, name)}" for name, t in network.state_dict(keep_vars=True).items()
+    }
     for name, buffer in _constants(network):
         labels[id(buffer)] = f"constant {constants[name]}"
     images = torch.empty(2, *input_size, device="meta")

@@ -22,11 +22,11 @@ from bcu_cli.errors import ArchitectureError, CheckpointError, UnsafeFileError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from bcu_cli.checkpoints import Description
+    from bcu_cli.checkpoints import Description, Format
     from bcu_cli.models import Architecture
 
-ARCHITECTURE = "architecture-unknown"
-"""The rule of a file whose network is none of the known ones; where the file holds its graph it runs."""
+UNKNOWN, OWN_GRAPH, MISMATCH = "architecture-unknown", "architecture-own-graph", "architecture-mismatch"
+"""Rules: the network is none of the known ones, runs by its own graph, or does not fit ``--arch``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,18 +198,20 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
         before_reading()
         content = read(description.path)
         not_finite = _not_finite(content)
-    architecture, problem = None, None
+    architecture, problem, notes = None, None, []
     try:
         architecture = identify(content, arch)
     except ArchitectureError as error:
-        if triggers.KEY not in content.metadata:  # those that bcu attack writes hold no network to recognise
-            problem = _problem(error, ARCHITECTURE)
+        if arch is not None:
+            problem = _problem(error, MISMATCH)
+        elif triggers.KEY not in content.metadata:  # those of bcu attack hold no network to recognise
+            notes.append(_note(error, content.format))
     if damaged := {name: count for name, count in not_finite.items() if counted(name)} if not_finite else {}:
         problem = _broken(description.path, damaged)
     return Inspection(
         path=description.path,
         description=content,
-        findings=content.findings,
+        findings=(*content.findings, *notes),
         content=content,
         not_finite=not_finite,
         architecture=architecture,
@@ -264,6 +266,13 @@ def _parts(file: Path) -> Iterable[Path]:
 
 def _finding(error: UnsafeFileError) -> Finding:
     return Finding(rule=error.rule, message=error.message, severity="unsafe")
+
+
+def _note(error: ArchitectureError, format: Format) -> Finding:  # noqa: A002
+    """The note on a file whose architecture is not known, which is no fault of the file."""
+    if format.value in ("torchscript", "torch.export", "onnx"):
+        return Finding(rule=OWN_GRAPH, message=f"it runs by its own graph: {error.message}", severity="note")
+    return Finding(rule=UNKNOWN, message=f"{error.message}; {error.hint}", severity="note")
 
 
 def _problem(error: CheckpointError | ArchitectureError, rule: str) -> Problem:

@@ -115,11 +115,8 @@ def scan_all(files: list[dict[str, Any]], options: ScanRequest) -> None:
 
     A network of unknown architecture can be scanned where the file holds its graph (TorchScript, ONNX).
     """
-    from bcu_cli.workflows.inspection import ARCHITECTURE
-
     for file in files:
-        unknown = file["problem"] and file["problem"]["rule"] == ARCHITECTURE
-        if file["safe"] is True and (unknown or not file["problem"]):
+        if file["safe"] is True and not file["problem"]:
             scan_in_child(file, options)
 
 
@@ -195,7 +192,6 @@ def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None
     """
     from bcu_cli.detectors.running import FAILED
 
-    earlier, file["problem"] = file["problem"], None
     path = Path(file["path"])
     try:
         file["scan"], runs = _scan(path, options, device)
@@ -204,8 +200,7 @@ def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None
             read = [path, *([options.images] if options.images else [])]
             file["scan"]["pictures"] = _write(runs, options.evidence, path, file["sha256"], read)
     except BcuError as error:
-        known = earlier is not None and earlier["message"] == error.message
-        file["problem"] = earlier if known else {"rule": FAILED, "message": error.message, "hint": error.hint}
+        file["problem"] = {"rule": FAILED, "message": error.message, "hint": error.hint}
     except Exception as error:  # must not hide the results of other files
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         message = f"{file['path']} could not be scanned: {type(error).__name__}: {reason}"

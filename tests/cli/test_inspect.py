@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -200,7 +201,7 @@ def test_a_file_of_ten_gigabytes_is_described_by_its_header(tmp_path: Path) -> N
     assert report["sha256"] is report["not_finite"] is None
     assert report["dtypes"] == {"float32": len(header)}
     exit_code, seconds, peak_kib, has_torch = ran.stderr.splitlines()[-1].split()
-    assert exit_code == "2"  # these are the tensors of no network that is known
+    assert exit_code == "0"  # these are the tensors of no network that is known, which is a note
     assert has_torch == "False"
     assert float(seconds) < 2  # to hash 10 GiB would take longer
     assert int(peak_kib) < 300 * 1024
@@ -343,3 +344,38 @@ def test_very_many_and_very_deep_files_are_listed_at_once(tmp_path: Path) -> Non
     subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # as deep as shutil cannot go
     assert seconds < 5  # of which it takes a tenth where the machine is idle
     assert (len(found.files), found.problems) == (10_000, [])
+
+
+def test_an_unknown_network_is_no_failure_of_an_audit(bcu, tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 7), torch.nn.Flatten(), torch.nn.Linear(45, 3))
+    path, scripted = tmp_path / "own.pt", tmp_path / "scripted.pt"
+    torch.save(network.state_dict(), path)
+    ran = bcu("inspect", path, "--json")
+    assert ran.code == 0, ran.err
+    (file,) = ran.json["files"]
+    assert (ran.json["verdict"], file["problem"], file["architecture"]) == ("safe-to-open", None, None)
+    assert [(note["rule"], note["severity"]) for note in file["findings"]] == [
+        ("architecture-unknown", "note")
+    ]
+    assert "is none of the" in bcu("inspect", path).out
+    assert bcu("inspect", path, "--fail-on", "unknown-architecture").code == 2
+    assert bcu("inspect", path, "--arch", "resnet20").code == 2
+    scanned = bcu("inspect", path, "--scan")
+    assert scanned.code == 2
+    assert "is none of the" in scanned.error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(network).save(str(scripted))
+    ran = bcu("inspect", scripted, "--fail-on", "unknown-architecture", "--json")
+    assert ran.code == 0, ran.err
+    rules = [note["rule"] for note in ran.json["files"][0]["findings"]]
+    assert "architecture-own-graph" in rules
+
+
+def test_a_renamed_network_is_said_to_be_one(bcu, tmp_path: Path) -> None:
+    state = build("resnet8", num_classes=10).state_dict()
+    save_file({f"t{i:03}": tensor for i, tensor in enumerate(state.values())}, tmp_path / "m.safetensors")
+    ran = bcu("inspect", tmp_path / "m.safetensors")
+    assert ran.code == 0, ran.err
+    assert "resnet8, by shapes of the tensors" in ran.out
+    assert "have other names" in " ".join(ran.out.split())

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bcu_cli.models import BUILTIN_ARCHITECTURES, builtin_names
+from bcu_cli.models.builtin import TENSORS
 from bcu_cli.models.registry import build
 
 
@@ -37,6 +38,13 @@ def test_output_shape(name: str, size: tuple[int, int, int]) -> None:
     with torch.device("meta"):
         network = build(name, num_classes=7, input_size=size)
         assert network(torch.empty(2, *size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_the_listed_number_of_tensors_is_right(name: str) -> None:
+    with torch.device("meta"):
+        state = build(name, num_classes=7).state_dict()
+    assert TENSORS[name] == sum(tensor.dim() > 0 for tensor in state.values())
 
 
 def test_every_listed_name_is_a_network() -> None:

@@ -49,7 +49,9 @@ def meta(name: str, num_classes: int = 7) -> torch.nn.Module:
 @pytest.mark.parametrize("name", builtin_names())
 def test_own_networks_are_found(name: str, checkpoint_of) -> None:
     found = identify(checkpoint_of(meta(name)))
-    assert (found.name, found.num_classes) == (name, 7)
+    padded = name.removesuffix("_behind")  # only the shortcuts, which have no tensors, differ
+    assert (found.name, found.num_classes) == (padded, 7)
+    assert name in (found.name, *found.rivals)
     assert "tensors" in found.source
 
 
