@@ -53,11 +53,7 @@ def batchnorm_distance(network: nn.Module, inputs: Tensor, layers: int | None = 
     Returns:
         The distance, 0 for equal statistics; None if there is no BatchNorm with statistics.
     """
-    watched = [
-        module
-        for module in network.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
-    ]
+    watched = [module for module in network.modules() if has_statistics(module)]
     if not watched:
         return None
     seen = _Statistics(layers)
@@ -77,13 +73,24 @@ def batchnorm_distance(network: nn.Module, inputs: Tensor, layers: int | None = 
     return seen.distance()
 
 
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module stores mean and variance per channel, as BatchNorm does under any class name."""
+    mean, variance = (module._buffers.get(name) for name in ("running_mean", "running_var"))
+    return (
+        isinstance(mean, Tensor)
+        and isinstance(variance, Tensor)
+        and mean.dim() == 1
+        and mean.shape == variance.shape
+    )
+
+
 class _Statistics:
     """Sums over the inputs of the first few BatchNorm layers, per channel."""
 
     def __init__(self, layers: int | None) -> None:
         self.layers = layers
-        self.sums: dict[nn.BatchNorm2d, Tensor] = {}  # [3, channels]: sum, sum of squares, count
-        self.passed: set[nn.BatchNorm2d] = set()
+        self.sums: dict[nn.Module, Tensor] = {}  # [3, channels]: sum, sum of squares, count
+        self.passed: set[nn.Module] = set()
 
     def run(self, network: nn.Module, chunk: Tensor) -> None:
         self.passed = set()
@@ -93,8 +100,14 @@ class _Statistics:
             return
 
     def hook(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        assert isinstance(module, nn.BatchNorm2d)  # only these are hooked  # noqa: S101
-        x = args[0].double()
+        x = args[0] if args else None
+        if (
+            not isinstance(x, Tensor)
+            or x.dim() != 4
+            or x.shape[1:2] != module.get_buffer("running_mean").shape
+        ):
+            return  # a BatchNorm1d, or a block that only stores the statistics
+        x = x.double()
         count = torch.full_like(x[0, :, 0, 0], x.numel() / x.shape[1])
         sums = torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
         self.sums[module] = self.sums[module] + sums if module in self.sums else sums
@@ -102,17 +115,17 @@ class _Statistics:
         if self.layers is not None and len(self.passed) >= self.layers:
             raise _EnoughError
 
-    def distance(self) -> float:
+    def distance(self) -> float | None:
         distances = [_layer_distance(module, sums) for module, sums in self.sums.items()]
-        return sum(distances) / len(distances) if distances else math.inf
+        return sum(distances) / len(distances) if distances else None
 
 
-def _layer_distance(module: nn.BatchNorm2d, sums: Tensor) -> float:
-    assert module.running_mean is not None and module.running_var is not None  # noqa: S101
+def _layer_distance(module: nn.Module, sums: Tensor) -> float:
+    kept_mean, kept_variance = module.get_buffer("running_mean"), module.get_buffer("running_var")
     mean = sums[0] / sums[2]
     variance = (sums[1] / sums[2] - mean.square()).clamp(min=0) + _VARIANCE_FLOOR
-    kept_mean = module.running_mean.double()
-    kept_variance = module.running_var.double().clamp(min=0) + _VARIANCE_FLOOR
+    kept_mean = kept_mean.double()
+    kept_variance = kept_variance.double().clamp(min=0) + _VARIANCE_FLOOR
     shift = (mean - kept_mean).square()
     divergence = ((variance + shift) / kept_variance + (kept_variance + shift) / variance) / 2 - 1
     distance = divergence.clamp(min=0).log1p().mean()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError, BcuError, CheckpointError
-from bcu_cli.models import fingerprint, preprocessing_choice
+from bcu_cli.models import fingerprint, preprocessing_choice, size_choice
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.builtin import is_builtin
 from bcu_cli.models.claims import Claim, read_claims
@@ -93,6 +93,7 @@ def load(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     images: ImageSource | None = None,
+    side_of_images: Callable[[], int | None] | None = None,
 ) -> Loaded:
     """Construct a runnable classifier from a checkpoint.
 
@@ -103,6 +104,7 @@ def load(
         mean: ``--mean``: one value, or one per channel.
         std: ``--std``: one value, or one per channel.
         images: Gives about 256 natural images, which are used if only BatchNorm statistics can decide.
+        side_of_images: Gives height and width in pixels of the images as they are; None where these differ.
 
     Raises:
         ArchitectureError: The weights are broken or no image classifier's, the architecture is unknown or
@@ -113,7 +115,10 @@ def load(
     """
     refuse_broken(checkpoint.tensors, checkpoint.path.name)
     loader = _Loader(
-        checkpoint, preprocessing_choice.Options(input_size=input_size, mean=mean, std=std), images
+        checkpoint,
+        preprocessing_choice.Options(input_size=input_size, mean=mean, std=std),
+        images,
+        side_of_images,
     )
     return loader.load(arch)
 
@@ -122,11 +127,16 @@ class _Loader:
     """The state of one call of :func:`load`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, options: preprocessing_choice.Options, images: ImageSource | None
+        self,
+        checkpoint: Checkpoint,
+        options: preprocessing_choice.Options,
+        images: ImageSource | None,
+        side_of_images: Callable[[], int | None] | None,
     ) -> None:
         self.checkpoint = checkpoint
         self.options = options
         self.images = images
+        self.side_of_images = side_of_images
         self.what = checkpoint.path.name
         self.claims = read_claims(checkpoint.path, checkpoint.metadata, checkpoint.extra_entries)
 
@@ -272,7 +282,7 @@ class _Loader:
     def _question(
         self, group: tuple[Candidate, ...], network: nn.Module, *, named: bool
     ) -> preprocessing_choice.Question:
-        return preprocessing_choice.Question(
+        question = preprocessing_choice.Question(
             what=self.what,
             options=self.options,
             claims=self.claims,
@@ -280,9 +290,10 @@ class _Loader:
             named=named,
             channels=_channels(network, group[0].in_channels, group[0].name),
         )
+        return self._with_size(question, network) if is_user_file(group[0].name) else question
 
     def _has_statistics(self, network: nn.Module) -> bool:
-        return self.images is not None and any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+        return self.images is not None and any(map(fingerprint.has_statistics, network.modules()))
 
     def _best(
         self, found: Found, choices: list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]
@@ -369,6 +380,7 @@ class _Loader:
             what=self.what, options=self.options, claims=claims, candidates=(), channels=channels, like=like
         )
         try:
+            question = self._with_size(question, embedded.network)
             size = preprocessing_choice.size_of(question)[0]
             settle_batch(embedded, size, self.what)
             decision = preprocessing_choice.decide(question, embedded.network, self.images)
@@ -394,6 +406,22 @@ class _Loader:
             evidence=tuple(evidence),
             input_dtype=embedded.input_dtype,
         )
+
+    def _with_size(
+        self, question: preprocessing_choice.Question, network: nn.Module
+    ) -> preprocessing_choice.Question:
+        """Add the input size that layers and images tell, where nothing states it."""
+        if preprocessing_choice.states_size(question):
+            return question
+        side, source = size_choice.infer_side(
+            network,
+            question.channels,
+            images=self.images,
+            side_of_images=self.side_of_images() if self.side_of_images else None,
+            what=self.what,
+        )
+        inferred = Claim(source=source, input_size=(question.channels, side, side))
+        return replace(question, claims=(*question.claims, inferred))
 
 
 def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -> Classifier:

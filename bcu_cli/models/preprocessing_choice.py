@@ -226,6 +226,16 @@ def size_of(question: Question) -> tuple[tuple[int, int, int], str]:
     return (question.channels, *default[1:]), f"default of {question.name}"
 
 
+def states_size(question: Question) -> bool:
+    """Whether an option, a claim or the architecture states the input size."""
+    claimed = question.claimed(lambda claim: claim.input_size)
+    return (
+        question.options.input_size is not None
+        or (claimed is not None and claimed[0][0] == question.channels)
+        or default_size(question.name) is not None
+    )
+
+
 def _normalisation(
     question: Question,
     network: nn.Module,

@@ -55,14 +55,15 @@ def load_model(
     checkpoint = _read(path, options.weights_key)
     for finding in checkpoint.findings:
         events.warn(f"{path}: {finding.message}")
-    with _sampler(pictures, download=download) as take:
+    with _sampler(pictures, download=download) as source:
         loaded = load(
             checkpoint,
             arch=options.arch,
             input_size=options.input_size,
             mean=options.mean,
             std=options.std,
-            images=take and (lambda preprocessing: take(preprocessing.geometry)),
+            images=(lambda preprocessing: source.take(preprocessing.geometry)) if source else None,
+            side_of_images=source.side if source else None,
         )
     events.say(f"{path.name}: {'; '.join(loaded.evidence)}")
     _say_choice(checkpoint)
@@ -102,16 +103,30 @@ def _read(path: Path, weights_key: str | None) -> Checkpoint:
         raise CheckpointError(message, hint, rule="reader-out-of-memory") from error
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Images that may decide what a model file leaves open.
+
+    Args:
+        take: Samples images in a given shape.
+        side: Gives height and width of the images as they are; None where these differ.
+    """
+
+    take: Callable[[Geometry], Tensor]
+    side: Callable[[], int | None]
+
+
 @contextmanager
-def _sampler(
-    pictures: Path | str | GivenImages | None, *, download: bool
-) -> Iterator[Callable[[Geometry], Tensor] | None]:
-    """A function that samples images in a given shape; a zip file is unpacked once, at the first call."""
+def _sampler(pictures: Path | str | GivenImages | None, *, download: bool) -> Iterator[_Source | None]:
+    """Give the images to sample from; a zip file is unpacked once, at the first use."""
     if pictures is None:
         yield None
         return
+    from bcu_cli.images.common_side import common_side
+
     if not isinstance(pictures, Path | str):
-        yield pictures.sample
+        raw = pictures.raw_images
+        yield _Source(pictures.sample, lambda: common_side(raw))
         return
     from bcu_cli.images.folder import sample
     from bcu_cli.images.listing import list_images
@@ -132,7 +147,11 @@ def _sampler(
                 return sample(listing(pictures), geometry)
             return part().sample(geometry)
 
-        yield take
+        def side() -> int | None:
+            folder = pictures if isinstance(pictures, Path) else None
+            return common_side(listing(folder) if folder is not None else part().raw_images)
+
+        yield _Source(take, side)
 
 
 def geometry(shape: tuple[int, int, int]) -> Geometry:

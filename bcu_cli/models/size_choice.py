@@ -1,0 +1,120 @@
+"""Infers the input size of embedded code that does not state it, from its layers and the user's images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from bcu_cli.errors import ArchitectureError, BcuError
+from bcu_cli.models import fingerprint
+from bcu_cli.models.classifier import Classifier
+from bcu_cli.models.embedded import answers, identity_preprocessing, noise
+from bcu_cli.models.preprocessing import GREY_NORMALISATIONS, NORMALISATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from bcu_cli.models.preprocessing import Preprocessing
+
+#: Widely used sides of an input in pixels.
+USUAL_SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 384)
+_LIKE = 1.25
+"""Sides within this ratio of each other are not told apart by BatchNorm statistics."""
+_CONTRADICTION = 1.1
+"""Ratio of distances by which another side contradicts that of the images."""
+_PIXELS, _FEWEST_IMAGES, _LAYERS = 2**16, 4, 4
+"""Pixels, images and layers by which sides are compared, which bound its time."""
+
+
+def infer_side(
+    network: nn.Module,
+    channels: int,
+    *,
+    images: Callable[[Preprocessing], Tensor] | None,
+    side_of_images: int | None,
+    what: str,
+) -> tuple[int, str]:
+    """Infer height and width of a network's input, in pixels, and the source of the value.
+
+    A network that flattens its features before a linear layer accepts only one size. Any other network is
+    given the size of the images, if they all have the same one and BatchNorm statistics do not contradict.
+
+    Args:
+        network: The network without normalisation.
+        channels: Channels of its input.
+        images: Gives images ``float [N, C, H, W]`` in [0, 1]; None if there are none.
+        side_of_images: Height and width that all images have; None where they differ.
+        what: Name of the file in errors.
+
+    Raises:
+        ArchitectureError: Neither layers nor images decide.
+    """
+    usual = [side for side in USUAL_SIDES if _accepts(network, channels, side, what)]
+    if side_of_images is not None and _accepts(network, channels, side_of_images, what):
+        others = [s for s in usual if max(s, side_of_images) > _LIKE * min(s, side_of_images)]
+        if images is not None:
+            _refuse_contradiction(network, channels, images, side_of_images, others, what)
+        return side_of_images, "size of the images, which the network accepts"
+    if len(usual) == 1 and usual[0] != USUAL_SIDES[-1]:
+        return usual[0], "the only usual size that its layers accept"
+    tried = (
+        f"its layers accept {' and '.join(map(str, usual[:3]))}" if usual else "it fails at the usual ones"
+    )
+    theirs = (
+        "the images differ in size" if side_of_images is None else f"the images are {side_of_images} wide"
+    )
+    raise ArchitectureError(
+        f"the input size of {what} is not known: {tried}, {theirs if images else 'and no images were given'}",
+        f"give --input-size, for example --input-size {usual[0] if usual else 224}",
+    )
+
+
+def _accepts(network: nn.Module, channels: int, side: int, what: str) -> bool:
+    size = (channels, side, side)
+    try:
+        answers(Classifier(network, identity_preprocessing(size), 0, name=what).eval(), noise(1, size), what)
+    except BcuError:
+        return False
+    return True
+
+
+def _refuse_contradiction(
+    network: nn.Module,
+    channels: int,
+    images: Callable[[Preprocessing], Tensor],
+    side: int,
+    others: Sequence[int],
+    what: str,
+) -> None:
+    """Refuse the side of the images if they fit the BatchNorm statistics better at another usual side."""
+    sampled = images(identity_preprocessing((channels, side, side))).float()
+    own = _distance(network, sampled, side)
+    if own is None or not others:
+        return
+    distances = {other: _distance(network, sampled, other) or own for other in others}
+    best = min(distances, key=lambda other: distances[other])
+    if own > _CONTRADICTION * distances[best]:
+        raise ArchitectureError(
+            f"the input size of {what} is not known: the images are {side} wide (distance of BatchNorm "
+            f"statistics {own:.2f}), but they fit better at {best} ({distances[best]:.2f})",
+            f"give --input-size {best} or --input-size {side}",
+        )
+
+
+def _distance(network: nn.Module, images: Tensor, side: int) -> float | None:
+    """Smallest distance of BatchNorm statistics at a side, over the usual normalisations."""
+    number = max(_FEWEST_IMAGES, min(len(images), _PIXELS // side**2))
+    some = images[:: max(1, len(images) // number)][:number]
+    resized = nn.functional.interpolate(some, size=(side, side), mode="bilinear", antialias=True)
+    distances = []
+    for one in {1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(images.shape[1], ()):
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (one.mean, one.std))
+        distance = fingerprint.batchnorm_distance(network, (resized - mean) / std, layers=_LAYERS)
+        if distance is None:
+            return None
+        distances.append(distance)
+    return min(distances, default=None)

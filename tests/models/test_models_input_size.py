@@ -1,0 +1,165 @@
+"""The input size of embedded code that does not state it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from bcu_cli.checkpoints import read
+from bcu_cli.errors import ArchitectureError
+from bcu_cli.images import signs
+from bcu_cli.images.common_side import common_side
+from bcu_cli.models import load
+from bcu_cli.workflows import loading
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of tracers, which are not what is tested
+
+NOTHING_SAID = loading.ModelOptions()
+
+
+class OwnNorm(nn.Module):
+    """A batch normalisation that is none of torch's classes."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, training=self.training, momentum=0.9
+        )
+
+
+class Pooled(nn.Module):
+    """Accepts any size."""
+
+    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(3, 12, 3, padding=1), norm(12)
+        self.second, self.norm2 = nn.Conv2d(12, 24, 3, stride=2, padding=1), norm(24)
+        self.last = nn.Linear(24, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.last(torch.relu(self.norm2(self.second(x))).mean((2, 3)))
+
+
+class Flattened(nn.Module):
+    """Accepts 64x64 only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 4, 8, stride=8), nn.Linear(4 * 8 * 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("signs")
+    signs.write_folder(path, 24, seed=0, labelled=False)
+    return path
+
+
+def adapted(network: nn.Module, folder: Path, *, side: int = 32) -> nn.Module:
+    """The network with BatchNorm statistics of the folder's images, normalised by 0.5/0.5."""
+    images = torch.stack(
+        [
+            torch.from_numpy(np.array(Image.open(file).convert("RGB").resize((side, side)))).permute(2, 0, 1)
+            for file in sorted(folder.iterdir())
+        ]
+    )
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.9
+    network.train()
+    with torch.no_grad():
+        for _ in range(8):
+            network((images.float() / 255 - 0.5) / 0.5)
+    return network.eval()
+
+
+def scripted(network: nn.Module, path: Path) -> Path:
+    torch.jit.script(network).save(str(path))
+    return path
+
+
+def traced(network: nn.Module, path: Path) -> Path:
+    torch.jit.trace(network, torch.rand(2, 3, 32, 32)).save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("write", [scripted, traced])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, OwnNorm])
+def test_size_and_normalisation_come_from_the_images(
+    write: Any, norm: Any, folder: Path, tmp_path: Path
+) -> None:
+    path = write(adapted(Pooled(norm), folder), tmp_path / "m.pt")
+    loaded = loading.load_model(path, NOTHING_SAID, pictures=folder)
+    assert loaded.preprocessing.input_size == (3, 32, 32)
+    assert (loaded.preprocessing.mean, loaded.preprocessing.std) == ((0.5,) * 3, (0.5,) * 3)
+    said = " ".join(loaded.evidence)
+    assert "input size 32x32: size of the images" in said
+    assert "BatchNorm statistics: 0.5/0.5" in said
+
+
+def test_an_option_overrides_the_size_of_the_images(folder: Path, tmp_path: Path) -> None:
+    path = scripted(adapted(Pooled(), folder), tmp_path / "m.pt")
+    options = loading.ModelOptions(input_size=48, mean=(0.5,), std=(0.5,))
+    assert loading.load_model(path, options, pictures=folder).preprocessing.input_size == (3, 48, 48)
+
+
+def test_layers_that_accept_one_size_decide(tmp_path: Path) -> None:
+    loaded = load(read(scripted(Flattened().eval(), tmp_path / "m.pt")), mean=(0.5,), std=(0.5,))
+    assert loaded.preprocessing.input_size == (3, 64, 64)
+    assert "the only usual size that its layers accept" in " ".join(loaded.evidence)
+
+
+def test_layers_win_over_images_of_another_size(folder: Path, tmp_path: Path) -> None:
+    options = loading.ModelOptions(mean=(0.5,), std=(0.5,))
+    loaded = loading.load_model(scripted(Flattened().eval(), tmp_path / "m.pt"), options, pictures=folder)
+    assert loaded.preprocessing.input_size == (3, 64, 64)
+
+
+def test_images_of_several_sizes_ask(folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())[:20]):
+        Image.open(file).resize((32 + number, 32)).save(images / file.name)
+    path = scripted(adapted(Pooled(), folder), tmp_path / "m.pt")
+    with pytest.raises(ArchitectureError, match="the images differ in size") as caught:
+        loading.load_model(path, NOTHING_SAID, pictures=images)
+    assert "--input-size" in caught.value.hint
+
+
+def test_statistics_that_contradict_the_size_of_the_images_ask(folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for file in folder.iterdir():
+        Image.open(file).resize((224, 224)).save(images / file.name)
+    path = scripted(adapted(Pooled(), folder), tmp_path / "m.pt")
+    with pytest.raises(ArchitectureError, match="fit better at"):
+        loading.load_model(path, NOTHING_SAID, pictures=images)
+
+
+def test_common_side_of_images() -> None:
+    square, other = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)
+    assert common_side([square, square]) == 8
+    assert common_side([square, other]) is None
+    assert common_side([other]) is None
+    assert common_side([]) is None
