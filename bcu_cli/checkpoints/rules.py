@@ -296,6 +296,12 @@ _ALL = (
         "This says nothing of the file's safety. bcu evaluates the code or graph itself.",
     ),
     Rule(
+        "graph-unread",
+        "unread",
+        "The architecture is unknown, and the code or graph in the file is none that bcu can read",
+        "Name the architecture with --arch.",
+    ),
+    Rule(
         "architecture-mismatch",
         "unread",
         "The tensors do not fit the architecture that --arch names",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 UNKNOWN, OWN_GRAPH, MISMATCH = "architecture-unknown", "architecture-own-graph", "architecture-mismatch"
 """Rules: the network is none of the known ones, runs by its own graph, or does not fit ``--arch``."""
+UNREAD_GRAPH = "graph-unread"
+_WITH_GRAPH = ("torchscript", "torch.export", "onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +207,8 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
         if arch is not None:
             problem = _problem(error, MISMATCH)
         elif triggers.KEY not in content.metadata:  # those of bcu attack hold no network to recognise
-            notes.append(_note(error, content.format))
+            problem = _unread_graph(content)
+            notes += [] if problem else [_note(error, content.format)]
     if damaged := {name: count for name, count in not_finite.items() if counted(name)} if not_finite else {}:
         problem = _broken(description.path, damaged)
     return Inspection(
@@ -268,9 +271,26 @@ def _finding(error: UnsafeFileError) -> Finding:
     return Finding(rule=error.rule, message=error.message, severity="unsafe")
 
 
+def _unread_graph(content: Any) -> Problem | None:
+    """The problem of a file of unknown architecture whose code or graph bcu cannot read either.
+
+    Args:
+        content: The checkpoint.
+    """
+    if content.format.value not in _WITH_GRAPH:
+        return None
+    from bcu_cli.models.embedded import open_embedded
+
+    try:
+        open_embedded(content)
+    except (ArchitectureError, CheckpointError) as error:
+        return _problem(error, UNREAD_GRAPH)
+    return None
+
+
 def _note(error: ArchitectureError, format: Format) -> Finding:  # noqa: A002
     """The note on a file whose architecture is not known, which is no fault of the file."""
-    if format.value in ("torchscript", "torch.export", "onnx"):
+    if format.value in _WITH_GRAPH:
         return Finding(rule=OWN_GRAPH, message=f"it runs by its own graph: {error.message}", severity="note")
     return Finding(rule=UNKNOWN, message=f"{error.message}; {error.hint}", severity="note")
 

@@ -115,8 +115,13 @@ def scan_all(files: list[dict[str, Any]], options: ScanRequest) -> None:
 
     A network of unknown architecture can be scanned where the file holds its graph (TorchScript, ONNX).
     """
+    from bcu_cli.workflows.inspection import MISMATCH
+
     for file in files:
-        if file["safe"] is True and not file["problem"]:
+        own = (
+            file["problem"] and file["problem"]["rule"] == MISMATCH
+        )  # a file of --arch may fit once it has run
+        if file["safe"] is True and (own or not file["problem"]):
             scan_in_child(file, options)
 
 
@@ -192,6 +197,7 @@ def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None
     """
     from bcu_cli.detectors.running import FAILED
 
+    earlier, file["problem"] = file["problem"], None
     path = Path(file["path"])
     try:
         file["scan"], runs = _scan(path, options, device)
@@ -200,7 +206,8 @@ def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None
             read = [path, *([options.images] if options.images else [])]
             file["scan"]["pictures"] = _write(runs, options.evidence, path, file["sha256"], read)
     except BcuError as error:
-        file["problem"] = {"rule": FAILED, "message": error.message, "hint": error.hint}
+        known = earlier is not None and earlier["message"] == error.message
+        file["problem"] = earlier if known else {"rule": FAILED, "message": error.message, "hint": error.hint}
     except Exception as error:  # must not hide the results of other files
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         message = f"{file['path']} could not be scanned: {type(error).__name__}: {reason}"

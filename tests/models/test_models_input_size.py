@@ -104,8 +104,9 @@ def traced(network: nn.Module, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("write", [scripted, traced])
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, OwnNorm])
+@pytest.mark.parametrize(
+    ("write", "norm"), [(scripted, nn.BatchNorm2d), (traced, nn.BatchNorm2d), (traced, OwnNorm)]
+)
 def test_size_and_normalisation_come_from_the_images(
     write: Any, norm: Any, folder: Path, tmp_path: Path
 ) -> None:
