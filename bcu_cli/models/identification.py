@@ -147,7 +147,8 @@ def find(
         ArchitectureError: No architecture fits, or the file holds no image classifier.
     """
     _refuse_foreign(shapes, what)
-    if by_shapes and (names := _without_wrapper(shapes)):
+    own_code = arch is not None and is_user_file(arch)  # its names are those of the file
+    if by_shapes and not own_code and (names := _without_wrapper(shapes)):
         bare = {names[name]: shape for name, shape in shapes.items() if name in names}
         found = find(bare, claims, arch=arch, input_size=input_size, what=what, by_shapes=False)
         return _with_names(found, names)
