@@ -120,6 +120,51 @@ def _what_stands_out() -> None:
     Adversary._apply_kind = apply_kind  # type: ignore[method-assign]
 
 
+def _shared_errors(*, both_attacked: bool) -> None:
+    """A changed image counts only where the original makes the student's very error on it (SAU)."""
+
+    def training_objective(self: auto.Auto, student: Any, adversary: Adversary) -> Any:
+        attacked = _Mean(student, self.teacher) if both_attacked else student
+
+        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
+            with torch.no_grad():
+                expected = self.teacher(views)
+            half = len(views) // 2
+            quota = half // auto.SINUSOID_DIVISOR
+            adversarial, surrogate = adversary.attack(attacked, views[half:])
+            with_sinusoids = auto.sinusoids.add_sinusoids(views[:quota], self._sinusoid_weights)
+            changed = torch.cat([with_sinusoids, auto.corrupt(views[quota:half]), adversarial])
+            both = torch.cat([views, changed]).contiguous(memory_format=torch.channels_last)
+            on_clean, on_changed = student(both).split(len(views))
+            with torch.no_grad():
+                original = self.teacher(changed.contiguous(memory_format=torch.channels_last)).argmax(1)
+            wrong = on_changed.argmax(1) != expected.argmax(1)
+            shared = wrong & (on_changed.argmax(1) == original)
+            counts.append((float(wrong.float().mean()), float(shared.float().mean())))
+            if len(counts) % 50 == 0:
+                of = torch.tensor(counts[-50:]).mean(0).tolist()
+                sys.stderr.write(f"errors on changed images {of[0]:.3f}, shared {of[1]:.3f}\n")
+            weights = auto.DISAGREEMENT_WEIGHT * shared
+            on_shared = distillation_loss(on_changed, expected, auto.TEMPERATURE, weights)
+            return auto._loss(on_clean, expected, base_weight=1.0) + on_shared + surrogate
+
+        counts: list[tuple[float, float]] = []
+        return objective
+
+    auto.Auto._training_objective = training_objective  # type: ignore[method-assign]
+
+
+class _Mean(torch.nn.Module):
+    """The mean logits of two networks."""
+
+    def __init__(self, *networks: torch.nn.Module) -> None:
+        super().__init__()
+        self.networks = torch.nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([network(images) for network in self.networks]).mean(0)
+
+
 WITHOUT: dict[str, Callable[[], None]] = {
     AS_IT_IS: lambda: None,
     "without the adversary": _no_adversary,
@@ -132,18 +177,18 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without the moving average": _no_average,
     "with half of the adversary's limits": _half,
     "with what stands out alone": _what_stands_out,
+    "with shared errors alone": lambda: _shared_errors(both_attacked=False),
+    "with shared errors alone, both attacked": lambda: _shared_errors(both_attacked=True),
 }
 
 
 def main() -> None:
     """Read the command line; a process that a row is computed in is told which, before bcu's own words."""
     if sys.argv[1:2] == ["--without"]:
-        from bcu_cli.__main__ import main as bcu
+        from bcu_cli.cli.app import run  # in this process: bcu's own child would have all parts
 
         WITHOUT[sys.argv[2]]()
-        sys.argv[1:] = sys.argv[3:]
-        bcu()
-        return
+        sys.exit(run(sys.argv[3:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--images", type=Path, required=True, help="to cleanse with")

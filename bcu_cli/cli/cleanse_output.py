@@ -51,7 +51,6 @@ def show(report: dict[str, Any]) -> None:
     facts.append(("peak memory", output.size(report["peak_memory"]["process_bytes"])))
     if report["verdict"]:
         facts += _verdict(report["verdict"])
-    facts += [("warning", warning) for warning in details.get("warnings", [])]
     written = report["output"]
     facts.append(
         ("output", f"{written['path']} (SHA-256 {written['sha256'][:16]}…)" if written else "not written")
@@ -116,12 +115,12 @@ def _show_evidence(details: dict[str, Any], classes: Sequence[str]) -> None:
         searched.append(_tried(kind, len(triggers), strong, classes))
     searched.append(_tried("sinusoid", sinusoids["tried"], sinusoids["working"], classes))
     output.table("Triggers searched on the original, and sinusoidal patterns", header, searched)
-    if details["patch_searches"]:
-        _show_patch_searches(details["patch_searches"], classes)
+    if details["residual_searches"]:
+        _show_residual_searches(details["residual_searches"], classes)
 
 
-def _show_patch_searches(searches: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
-    """Print the best patches that were found on the cleansed network.
+def _show_residual_searches(searches: Sequence[dict[str, Any]], classes: Sequence[str]) -> None:
+    """Print the best triggers that were found on the cleansed network.
 
     Args:
         searches: Results of the searches.
@@ -144,11 +143,11 @@ def _show_patch_searches(searches: Sequence[dict[str, Any]], classes: Sequence[s
             )
         )
     header = ("search", "best", "target", "original", "cleansed", "others at most")
-    output.table("Patches searched on the cleansed network", header, rows)
+    output.table("Triggers searched on the cleansed network", header, rows)
 
 
 def _rank(found: dict[str, Any]) -> tuple[bool, bool, float]:
-    """Sort key of patches: outliers first, then suspected classes, then by success."""
+    """Sort key of triggers: outliers first, then suspected classes, then by success."""
     return not found["stands_out"], not found["suspected"], -float(found["after"]["value"])
 
 

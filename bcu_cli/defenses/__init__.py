@@ -12,13 +12,14 @@ _HELPERS = {
     "adversary",
     "base",
     "canary",
+    "class_screening",
     "corruptions",
     "depth",
     "feature_maps",
     "finetuning",
-    "patch_search",
     "patches",
     "reinit_ratios",
+    "residual_search",
     "sinusoids",
 }
 

@@ -12,7 +12,7 @@ The gradient that the changes learn from never reaches the network's weights.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,8 +37,11 @@ WEIGHT_FLOOR = 0.1
 """Floor of the sampling weight of a class that no change reached; a success of one half adds about 1."""
 ODDS_SMOOTHING = 0.02
 """Smoothing term of the odds; caps them at 50."""
-MAX_PARAMETERS = 100_000_000
-"""Most parameters of all changes together; where all classes need more, a random subset is taken."""
+MAX_RESOLUTION = 32
+"""Most rows and columns of masks, patterns and perturbations; on larger images they are interpolated.
+
+So their memory depends neither on the images' size nor, with ``targets``, on the number of classes.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +60,19 @@ class Limits:
     perturbation: float
     warp: float
 
+    def scaled(self, factor: float) -> Limits:
+        """All limits, times a factor."""
+        return Limits(**{name: factor * limit for name, limit in asdict(self).items()})
+
 
 class Adversary(nn.Module):
     """Trainable changes of images, one of each universal kind for each target class.
 
     Args:
-        classes: Number of classes of the networks under attack.
+        targets: Target class of each change; a class that is named more than once has several changes.
         shape: Shape of the images, (C, H, W).
         limits: Limits of the changes.
-        seed: Seed of the initial changes, and of the classes drawn where there are too many.
-        targets: Target class of each change; a class that is named more than once has several changes. None
-            is each class once, or a random subset that ``MAX_PARAMETERS`` allows.
+        seed: Seed of the initial changes.
 
     Attributes:
         targets: Target class of each change, int64 ``[S]``; a *slot* is an index into it.
@@ -79,31 +84,28 @@ class Adversary(nn.Module):
 
     def __init__(
         self,
-        classes: int,
+        targets: Sequence[int],
         shape: tuple[int, int, int],
         limits: Limits,
         *,
         seed: int,
-        targets: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         channels, height, width = shape
-        if targets is None:
-            most = max(1, MAX_PARAMETERS // ((2 * channels + 1) * height * width))
-            targets = torch.randperm(classes, generator=generator)[:most].sort().values.tolist()
+        rows, columns = min(height, MAX_RESOLUTION), min(width, MAX_RESOLUTION)
         count = len(targets)
         self.limits = limits
         self.size = (height, width)
-        self.register_buffer("targets", torch.tensor(targets))
+        self.register_buffer("targets", torch.tensor(list(targets)))
         self.register_buffer("sampling_weights", torch.ones(count, len(KINDS)))
 
         def drawn(*size: int, within: float) -> nn.Parameter:
             return nn.Parameter(torch.empty(count, *size).uniform_(-within, within, generator=generator))
 
-        self.masks = drawn(1, height, width, within=0.1)
-        self.patterns = drawn(channels, height, width, within=0.1)
-        self.perturbations = drawn(channels, height, width, within=limits.perturbation / 2.0)
+        self.masks = drawn(1, rows, columns, within=0.1)
+        self.patterns = drawn(channels, rows, columns, within=0.1)
+        self.perturbations = drawn(channels, rows, columns, within=limits.perturbation / 2.0)
         self.fields = drawn(2, CONTROL_POINTS, CONTROL_POINTS, within=limits.warp / 2.0)
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -156,7 +158,7 @@ class Adversary(nn.Module):
         with _frozen_in_eval(network), torch.enable_grad():
             changed = self(seen, slots, counts)
             logits = network(changed.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), self.targets[slots], reduction="sum")
+            loss = self._loss(network, images, logits, slots)
             *gradients, of_images = torch.autograd.grad(loss, [*parameters, seen], allow_unused=True)
         products = zip(parameters, gradients, strict=True)
         surrogate = torch.as_tensor(sum((p * g).sum() for p, g in products if g is not None))
@@ -178,6 +180,10 @@ class Adversary(nn.Module):
         for (kind, target), success in successes.items():
             self.sampling_weights[slots[target], KINDS.index(kind)] += odds(success)
 
+    def _loss(self, network: nn.Module, images: Tensor, logits: Tensor, slots: Tensor) -> Tensor:  # noqa: ARG002 - for subclasses
+        """The loss of the changed images, summed: the cross-entropy to the target classes."""
+        return F.cross_entropy(logits.float(), self.targets[slots], reduction="sum")
+
     def _apply_kind(self, kind: int, images: Tensor, slots: Tensor) -> Tensor:
         if kind == _PIXELS or not len(images):
             return images
@@ -185,15 +191,22 @@ class Adversary(nn.Module):
             masks, patterns = self._patches(slots)
             return torch.lerp(images, patterns, masks.expand_as(patterns))
         if kind == _PERTURBATION:
-            return (images + _rows(self.perturbations, slots)).clamp(0.0, 1.0)
+            return (images + self._resized(self.perturbations, slots)).clamp(0.0, 1.0)
         return warp(images, grids(_rows(self.fields, slots), self.size))
 
     def _patches(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Masks ``[N, 1, H, W]`` and patterns ``[N, C, H, W]`` in [0, 1]."""
-        masks = torch.sigmoid(4.0 * _rows(self.masks, slots) - 2.0)
-        patterns = torch.sigmoid(2.0 * _rows(self.patterns, slots))
+        masks = torch.sigmoid(4.0 * self._resized(self.masks, slots) - 2.0)
+        patterns = torch.sigmoid(2.0 * self._resized(self.patterns, slots))
         share = masks.mean((1, 2, 3), keepdim=True)
         return masks * (self.limits.patch / share).clamp(max=1.0), patterns
+
+    def _resized(self, parameters: Tensor, slots: Tensor) -> Tensor:
+        """The parameters of the slots, ``[N, C, H, W]``, interpolated to the size of the images."""
+        chosen = _rows(parameters, slots)
+        if chosen.shape[2:] == self.size:
+            return chosen
+        return F.interpolate(chosen, size=self.size, mode="bilinear")
 
     @torch.no_grad()
     def _clamp_parameters(self) -> None:

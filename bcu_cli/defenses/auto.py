@@ -3,6 +3,7 @@
 The re-initialised student that learns from the teacher on unlabeled images is the paper's (CVPR 2023). Alone
 it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.md``). This method adds:
 
+0. Where there are many classes, universal changes choose those to search (``class_screening.py``).
 1. Robust distillation. An :class:`Adversary` learns universal changes that make images be predicted as a
    class. The student must give the teacher's answers to the *clean* images on the changed ones as well; I-BAU
    does this with labels (Zeng et al., ICLR 2022). The adversary starts from what it found on the original
@@ -11,38 +12,41 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    succeed on the original; the others get random corruptions (``corruptions.py``). Images on which student
    and teacher disagree weigh most; changed images on which they agree weigh nothing. The student is the
    moving average of its weights.
-2. A search for the strength. A copy of the network is taught known backdoors (``canary.py``). The first of
-   ``LEVELS`` that removes them is taken.
-3. Evidence for the verdict. A second adversary with another seed searches the original for triggers that
-   succeed far more often than those for other classes. Sinusoidal patterns that succeed on the original
-   are added. If one still works on the cleansed network, the next level is taken. The verdict rests on how
-   often triggers and canaries still succeed; it uses no labels and no trigger of the attacker.
-4. Verification. All triggers of step 3 come from the original, and the student was trained against similar
-   ones. So before the verdict is ``cleansed``, patches are searched on the cleansed network itself
-   (``patch_search.py``), for the suspected classes and for control classes. A class that is reached clearly
-   more often than the others turns the verdict to ``not cleansed``.
+2. Evidence for the verdict. A second adversary with another seed searches the original for triggers that
+   succeed far more often than those for other classes. Where most classes are reached, no class can be far
+   ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
+   for the same reason; Wang et al., S&P 2019). Sinusoidal patterns that succeed on the original are added.
+3. A search for the strength, where no trigger stands out. A copy of the network is taught known backdoors
+   (``canary.py``). The first of ``LEVELS`` that removes them is taken.
+4. Verification. All triggers of step 2 come from the original, and the student was trained against similar
+   ones. So before the verdict is ``cleansed``, triggers are searched on the cleansed network itself
+   (``residual_search.py``), for the suspected classes and for control classes.
+
+If a trigger of step 2 still works, or a class is reached clearly more often than the others in step 4, the
+next level is taken. The verdict uses no labels and no trigger of the attacker.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from math import ceil, log
+from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses import canary, patches, sinusoids
+from bcu_cli.defenses import canary, class_screening, patches, sinusoids
 from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, WEIGHT_FLOOR, Adversary, Limits, odds
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.defenses.corruptions import corrupt
-from bcu_cli.defenses.patch_search import (
+from bcu_cli.defenses.residual_search import (
     SELECTION_IMAGES,
     ModelPair,
-    PatchSearch,
+    ResidualSearch,
     TriggerSuccess,
-    compare_patches,
+    compare_changes,
     spread,
 )
 from bcu_cli.evaluation.measures import Proportion, above_others, agreement
@@ -58,7 +62,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from bcu_cli.defenses.patch_search import Change
+    from bcu_cli.defenses.residual_search import Change
     from bcu_cli.models import Classifier
     from bcu_cli.training.loop import Objective
     from bcu_cli.triggers.base import Trigger
@@ -66,10 +70,14 @@ if TYPE_CHECKING:
 FEWEST_STEPS, EPOCHS, MOST_STEPS = 400, 20, 3000
 """A training makes ``EPOCHS`` passes over the images, but takes no fewer and no more steps than these."""
 CANARY_STEPS, SEARCH_STEPS = 200, 120
-VERIFICATION_STEPS, VERIFICATION_BATCH = 160, 64
-"""Steps of the patch search on the cleansed network, and the most images in a step."""
+MOST_HALVINGS = 2
+"""Most halvings of the limits while triggers are searched that tell the classes apart."""
+SATURATED = 0.75
+"""Median success over the classes above which the limits are halved; 3.5 in log-odds above it is 99 %."""
+VERIFICATION_STEPS, VERIFICATION_BATCH = 160, 128
+"""Steps of the search on the cleansed network, and the most images in a step."""
 STARTS_PER_CLASS = 3
-"""Patches that this search starts from for each class, where there are suspected classes."""
+"""Changes of each kind that this search starts from for each class, where there are suspected classes."""
 MOST_SUSPECTS, MOST_CONTROLS = 3, 6
 """Most suspected classes to search, and most control classes to compare them with."""
 EMA_DECAY = 0.98
@@ -81,8 +89,6 @@ TAKEN_PENALTY = 0.5
 """Penalty on a class that is another canary's target, as a share of images predicted as that class."""
 MAX_CANARY_SUCCESS = 0.2
 """Most success of a canary that counts as removed."""
-CANARY_KINDS = {"patch": "patch", "blend": "perturbation", "sinusoid": "sinusoid", "warp": "warp"}
-"""The kind of searched trigger that each canary resembles."""
 MIN_TRIGGER_SUCCESS = 0.9
 """Least success on the original of a trigger that counts as found."""
 MIN_LOG_ODDS_GAP = 3.5
@@ -127,7 +133,7 @@ class AutoOptions(TrainedOptions):
             ``MOST_STEPS``.
         batch_size: Most images in a step; the same number of changed images is added.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls.
-        quick: Whether to skip the canaries and try only the first level.
+        quick: Whether to plant no canaries and try only the first level.
     """
 
     batch_size: int = 128
@@ -148,11 +154,12 @@ class Auto(TrainedDefense[AutoOptions]):
     found: list[TriggerSuccess]
     sinusoids: list[TriggerSuccess]
     confident_agreement: Proportion
-    patch_searches: list[PatchSearch]
+    residual_searches: list[ResidualSearch]
     _teacher_answers: Tensor
     _confident: Tensor
+    _classes: list[int]
     _initial_adversary: Adversary
-    _judging_adversary: Adversary
+    _judging_adversaries: dict[str, Adversary]
     _success_before: dict[tuple[str, int], Proportion]
     _sinusoids_before: list[tuple[Change, int, Proportion]]
     _sinusoid_weights: Tensor
@@ -166,40 +173,38 @@ class Auto(TrainedDefense[AutoOptions]):
         return super().decide(options)
 
     def stages(self) -> Iterator[Stage]:
-        """Search the original, tune the strength on canaries, find triggers to judge by, and cleanse."""
+        """Search the original, tune the strength on canaries where needed, cleanse, and verify."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.level, self.trials, self.patch_searches = 0, [], []
+        self.level, self.trials, self.residual_searches = 0, [], []
         self._teacher_answers, self._confident = self._answers_and_confident()
+        yield from self._choose_classes()
         self._initial_adversary = self._adversary(LEVELS[0], self.options.seed)
         yield self._search(self._initial_adversary, self.teacher, "looking for weaknesses")
         self._initial_adversary.set_sampling_weights(self._successes(self._initial_adversary, self.teacher))
         successes = [share for _, _, share in self._try_sinusoids(self.options.seed)]
         weights = [WEIGHT_FLOOR + odds(success) for success in successes]
         self._sinusoid_weights = torch.tensor(weights, device=self.device.torch)
-        if not self.options.quick:
-            yield from self._tune_on_canaries()
-        self._judging_adversary = self._adversary(LEVELS[0], self.options.seed + 1)
-        yield self._search(self._judging_adversary, self.teacher, "looking for triggers")
-        self._success_before = self._successes(self._judging_adversary, self.teacher)
+        yield from self._search_for_triggers()
         self._sinusoids_before = self._try_sinusoids(self.options.seed + 1)
+        if not self.options.quick and not any(_stand_out(_by_kind(self._success_before))):
+            yield from self._tune_on_canaries()
         while True:
             yield self._cleansing(self.student, LEVELS[self.level], f"cleansing, level {self.level + 1}")
             self._measure_triggers()
-            remaining = _highest_success(self._outstanding_triggers() + self.sinusoids)
-            if self.options.quick or self.level + 1 == len(LEVELS) or remaining <= MAX_TRIGGER_SUCCESS:
+            self.confident_agreement = self._confident_agreement()
+            if self._verdict_on_known_triggers().good:
+                yield from self._verify()
+            if self.options.quick or self.level + 1 == len(LEVELS) or not self._triggers_remain():
                 break
-            self.level += 1
+            self.level, self.residual_searches = self.level + 1, []
             self.student = copy_of(self.teacher)
-        self.confident_agreement = self._confident_agreement()
-        if self._verdict_on_known_triggers().good:
-            yield from self._verify()
 
     def measure_again(self) -> None:
         """See :meth:`Defense.measure_again`."""
         self._measure_triggers()
         self.confident_agreement = self._confident_agreement()
-        if self.patch_searches:
-            self._compare_patches(self._model_pair, self._suspect_classes)
+        if self.residual_searches:
+            self._compare_changes(self._model_pair, self._suspect_classes)
 
     def details(self) -> dict[str, Any]:
         """The level taken, and the evidence for the verdict."""
@@ -208,20 +213,19 @@ class Auto(TrainedDefense[AutoOptions]):
             "level": self.level + 1,
             "levels": len(LEVELS),
             "limits": asdict(LEVELS[self.level]),
+            "classes_searched": len(self._classes),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
             "sinusoids": {
                 "tried": sinusoids.NUM_KINDS,
                 "working": [each.as_json() for each in self.sinusoids],
             },
             "found_triggers": [{**each.as_json(), "stands_out": each in outstanding} for each in self.found],
-            "patch_searches": [each.as_json() for each in self.patch_searches],
-            "warnings": self._warnings(),
+            "residual_searches": [each.as_json() for each in self.residual_searches],
         }
 
     def verdict(self) -> Verdict:
-        """Judge by the known triggers and canaries, then by the patches found on the cleansed network."""
-        verdict = self._verdict_on_known_triggers()
-        outliers = [patch for search in self.patch_searches for patch in search.outliers]
+        """Judge by the known triggers and canaries, then by the triggers found on the cleansed network."""
+        verdict, outliers = self._verdict_on_known_triggers(), self._outliers()
         if not verdict.good or not outliers:
             return verdict
         worst = max(outliers, key=lambda each: each.after.value)
@@ -252,10 +256,9 @@ class Auto(TrainedDefense[AutoOptions]):
             return _undecided("the canary backdoors could not be trained into a copy of the network")
         if not planted and not outstanding:
             return _undecided("no trigger stands out on the original, and no canaries were planted")
-        if canaries := self._canaries_that_count():
+        if canaries := _surviving(planted, MAX_CANARY_SUCCESS):
             return _undecided(
-                f"a canary backdoor still works on {_highest_success(canaries):.0%} of the images, "
-                "and no trigger of another kind stands out on the original"
+                f"a canary backdoor still works on {_highest_success(canaries):.0%} of the images"
             )
         if len(self.held_out) < MIN_HELD_OUT:
             return _undecided(
@@ -273,37 +276,22 @@ class Auto(TrainedDefense[AutoOptions]):
                 "of the images on which the original is most confident"
             )
         what = "the canary backdoors and the triggers found" if planted else "the triggers found"
-        if self._surviving_canaries():
-            what = "the triggers found"
         return Verdict(word="cleansed", why=f"{what} no longer work")
 
-    def _surviving_canaries(self) -> list[TriggerSuccess]:
-        """The planted canaries that still work after the level that was taken."""
-        return _surviving(self._planted_canaries(), MAX_CANARY_SUCCESS)
+    def _outliers(self) -> list[TriggerSuccess]:
+        """The triggers found on the cleansed network that reach a class clearly more often than others."""
+        return [each for search in self.residual_searches for each in search.outliers]
 
-    def _canaries_that_count(self) -> list[TriggerSuccess]:
-        """The surviving canaries that no removed trigger outweighs.
-
-        Where triggers stand out on the original, the attacker's backdoor is of their kind, and a canary of
-        another kind says nothing of it. Where none does, the canaries are all the evidence there is.
-        """
-        kinds = {each.trigger for each in self._outstanding_triggers()}
-        surviving = self._surviving_canaries()
-        return [each for each in surviving if not kinds or CANARY_KINDS[each.trigger] in kinds]
-
-    def _warnings(self) -> list[str]:
-        """Evidence against the cleansing that does not decide the verdict, as sentences."""
-        counted = self._canaries_that_count()
-        return [
-            f"a {each.trigger} canary still works on {each.after.value:.0%} of the images; "
-            f"nothing of its kind stands out on the original"
-            for each in self._surviving_canaries()
-            if each not in counted
-        ]
+    def _triggers_remain(self) -> bool:
+        """Whether a trigger found on either network still works."""
+        known = self._outstanding_triggers() + self.sinusoids
+        return _highest_success(known) > MAX_TRIGGER_SUCCESS or bool(self._outliers())
 
     def _measure_triggers(self) -> None:
         """Measure on the student the triggers and sinusoidal patterns that succeeded on the original."""
-        after = self._successes(self._judging_adversary, self.student)
+        after: dict[tuple[str, int], Proportion] = {}
+        for kind, adversary in self._judging_adversaries.items():
+            after |= self._successes(adversary, self.student, [kind])
         self.found = [
             TriggerSuccess(trigger=kind, target=target, before=share, after=after[kind, target])
             for (kind, target), share in self._success_before.items()
@@ -340,20 +328,46 @@ class Auto(TrainedDefense[AutoOptions]):
         return [each for each in last if each.before.value >= MIN_PLANTED_SUCCESS]
 
     def _outstanding_triggers(self) -> list[TriggerSuccess]:
-        """The found triggers that succeed on the original, far more often than those for other classes.
+        """The found triggers that succeed on the original, far more often than those for other classes."""
+        stands_out = _stand_out([(each.trigger, each.before) for each in self.found])
+        return [each for each, stands in zip(self.found, stands_out, strict=True) if stands]
 
-        The comparison is within a kind of trigger. On a clean network triggers succeed, too, but then for
-        most classes.
+    def _choose_classes(self) -> Iterator[Stage]:
+        """Choose the classes to search triggers for: all, or those that universal changes lead to."""
+        count = self.teacher.num_classes
+        self._classes = list(range(count))
+        if count <= class_screening.MOST_CLASSES:
+            return
+        shape, seed = self.teacher.preprocessing.input_size, self.options.seed
+        adversary = class_screening.UntargetedAdversary(shape, LEVELS[0], seed=seed).to(self.device.torch)
+        yield self._search(adversary, self.teacher, "screening classes")
+        reached = [
+            [share.value for share in self._success_by_class(self.teacher, _on_bytes(adversary, slot, kind))]
+            for slot in range(class_screening.STARTS)
+            for kind in range(len(UNIVERSAL))
+        ]
+        success = torch.tensor(reached).view(class_screening.STARTS, len(UNIVERSAL), count)
+        self._classes = class_screening.candidates(success, seed)
+
+    def _search_for_triggers(self) -> Iterator[Stage]:
+        """Search the original for the triggers to judge by, within limits that tell the classes apart.
+
+        Where a kind of trigger reaches most classes and none stands out, its limit is halved.
         """
-        outstanding = []
-        for kind in UNIVERSAL:
-            alike = [each for each in self.found if each.trigger == kind]
-            if len(alike) > 1:
-                log_odds = torch.tensor([_log_odds(each.before) for each in alike])
-                gaps = zip(alike, above_others(log_odds).tolist(), strict=True)
-                far_above = [each for each, gap in gaps if gap >= MIN_LOG_ODDS_GAP]
-                outstanding += [each for each in far_above if each.before.value >= MIN_TRIGGER_SUCCESS]
-        return outstanding
+        self._judging_adversaries, self._success_before = {}, {}
+        limits = LEVELS[0]
+        for halving in range(MOST_HALVINGS + 1):
+            adversary = self._adversary(limits, self.options.seed + 1)
+            yield self._search(adversary, self.teacher, "looking for triggers")
+            missing = [kind for kind in UNIVERSAL if kind not in self._judging_adversaries]
+            for kind in missing:
+                successes = self._successes(adversary, self.teacher, [kind])
+                if halving == MOST_HALVINGS or not _saturated(_by_kind(successes)):
+                    self._judging_adversaries[kind] = adversary
+                    self._success_before |= successes
+            if len(self._judging_adversaries) == len(UNIVERSAL):
+                return
+            limits = limits.scaled(0.5)
 
     def _tune_on_canaries(self) -> Iterator[Stage]:
         """Plant canaries in a copy of the network, and find the first level that removes them."""
@@ -425,7 +439,7 @@ class Auto(TrainedDefense[AutoOptions]):
         return objective
 
     def _verify(self) -> Iterator[Stage]:
-        """Search the cleansed network for patches to the suspected classes and to control classes."""
+        """Search the cleansed network for triggers to the suspected classes and to control classes."""
         selection = self.data.images[spread(torch.arange(len(self.data)), SELECTION_IMAGES)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         shape, seed = self.teacher.preprocessing.input_size, self.options.seed + 2
@@ -433,30 +447,31 @@ class Auto(TrainedDefense[AutoOptions]):
         suspects = self._suspects()
         if suspects:
             listed = {target: listed[target] for target in self._add_controls(suspects, list(listed))}
-        targets = [target for target in listed for _ in range(STARTS_PER_CLASS)] if suspects else None
-        adversary = Adversary(
-            self.teacher.num_classes, shape, VERIFICATION_LIMITS, seed=seed, targets=targets
+        targets = (
+            [target for target in listed for _ in range(STARTS_PER_CLASS)] if suspects else self._classes
         )
+        adversary = Adversary(targets, shape, VERIFICATION_LIMITS, seed=seed)
         adversary.to(self.device.torch)
         how = {"batch_size": VERIFICATION_BATCH, **self._length(VERIFICATION_STEPS, VERIFICATION_BATCH)}
-        yield self._search(adversary, self.student, "looking for remaining triggers", kinds=1, **how)
-        searched: dict[int, list[Change]] = {}
-        for slot, target in enumerate(adversary.targets.tolist()):
-            if target in listed:
-                searched.setdefault(target, []).append(_on_bytes(adversary, slot, 0))
-        self._patch_candidates: dict[str, Mapping[int, Sequence[Change]]] = {
-            "enumeration": listed,
-            "gradient": searched,
-        }
-        self._compare_patches(pair, suspects)
+        yield self._search(adversary, self.student, "looking for remaining triggers", **how)
+        self._candidates: list[tuple[str, str, Mapping[int, Sequence[Change]]]] = [
+            ("enumeration", "patch", listed)
+        ]
+        for position, kind in enumerate(UNIVERSAL):
+            searched: dict[int, list[Change]] = {}
+            for slot, target in enumerate(adversary.targets.tolist()):
+                if target in listed:
+                    searched.setdefault(target, []).append(_on_bytes(adversary, slot, position))
+            self._candidates.append(("gradient", kind, searched))
+        self._compare_changes(pair, suspects)
 
-    def _compare_patches(self, pair: ModelPair, suspects: list[int]) -> None:
-        """Compare on the current student the patches for suspected classes with those for other classes."""
+    def _compare_changes(self, pair: ModelPair, suspects: list[int]) -> None:
+        """Compare on the current student the changes for suspected classes with those for other classes."""
         self._model_pair, self._suspect_classes = pair, suspects
         most = MOST_SUSPECTS + MOST_CONTROLS
-        self.patch_searches = [
-            compare_patches(pair, search, candidates, suspects, most)
-            for search, candidates in self._patch_candidates.items()
+        self.residual_searches = [
+            compare_changes(pair, search, kind, candidates, suspects, most)
+            for search, kind, candidates in self._candidates
         ]
 
     def _suspects(self) -> list[int]:
@@ -476,13 +491,12 @@ class Auto(TrainedDefense[AutoOptions]):
         adversary: Adversary,
         network: Classifier,
         title: str,
-        kinds: int = len(UNIVERSAL),
         **how: Any,
     ) -> Stage:
-        """A stage that trains the first ``kinds`` kinds of an adversary's changes against a network."""
+        """A stage that trains an adversary's universal changes against a network."""
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
-            return adversary.attack(network, views, kinds)[1]
+            return adversary.attack(network, views, len(UNIVERSAL))[1]
 
         how = {
             "schedule": "constant",
@@ -493,16 +507,18 @@ class Auto(TrainedDefense[AutoOptions]):
         training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
         return Stage(title=title, training=training)
 
-    def _successes(self, adversary: Adversary, network: Classifier) -> dict[tuple[str, int], Proportion]:
+    def _successes(
+        self, adversary: Adversary, network: Classifier, kinds: Sequence[str] = UNIVERSAL
+    ) -> dict[tuple[str, int], Proportion]:
         """Success of an adversary's changes on a network, by kind and target class."""
         targets = [each for each in adversary.targets.tolist() if bool((self._teacher_answers != each).any())]
         most = max(FEWEST_ANSWERS, MOST_ANSWERS // (len(UNIVERSAL) * max(1, len(targets))))
         slots = {target: slot for slot, target in enumerate(adversary.targets.tolist())}
         return {
             (kind, target): self._success(
-                network, _on_bytes(adversary, slots[target], position), target, most
+                network, _on_bytes(adversary, slots[target], UNIVERSAL.index(kind)), target, most
             )
-            for position, kind in enumerate(UNIVERSAL)
+            for kind in kinds
             for target in targets
         }
 
@@ -532,7 +548,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _adversary(self, limits: Limits, seed: int) -> Adversary:
         shape = self.teacher.preprocessing.input_size
-        return Adversary(self.teacher.num_classes, shape, limits, seed=seed).to(self.device.torch)
+        return Adversary(self._classes, shape, limits, seed=seed).to(self.device.torch)
 
     def _training(
         self,
@@ -583,6 +599,35 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
 def _log_odds(success: Proportion) -> float:
     """Log-odds of a success, smoothed so that 0 and 100 % stay finite."""
     return log((success.hits + 0.5) / (success.of - success.hits + 0.5))
+
+
+def _stand_out(successes: Sequence[tuple[str, Proportion]]) -> list[bool]:
+    """Whether each trigger succeeds, far more often than those of its kind for other classes.
+
+    On a clean network triggers succeed, too, but then for most classes.
+
+    Args:
+        successes: Kind and success of each trigger.
+    """
+    stands_out = [False] * len(successes)
+    for kind in UNIVERSAL:
+        alike = [i for i, (each, _) in enumerate(successes) if each == kind]
+        if len(alike) > 1:
+            log_odds = torch.tensor([_log_odds(successes[i][1]) for i in alike])
+            for i, gap in zip(alike, above_others(log_odds).tolist(), strict=True):
+                stands_out[i] = gap >= MIN_LOG_ODDS_GAP and successes[i][1].value >= MIN_TRIGGER_SUCCESS
+    return stands_out
+
+
+def _saturated(successes: Sequence[tuple[str, Proportion]]) -> bool:
+    """Whether triggers of a kind reach most classes, so that none stands out."""
+    shares = [success.value for _, success in successes]
+    return bool(shares) and median(shares) > SATURATED and not any(_stand_out(successes))
+
+
+def _by_kind(successes: Mapping[tuple[str, int], Proportion]) -> list[tuple[str, Proportion]]:
+    """Kind and success of each trigger."""
+    return [(kind, success) for (kind, _), success in successes.items()]
 
 
 def _surviving(triggers: Sequence[TriggerSuccess], most: float) -> list[TriggerSuccess]:

@@ -14,7 +14,7 @@ from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
 from bcu_cli.defenses import auto, patches
 from bcu_cli.defenses.base import Verdict
-from bcu_cli.defenses.patch_search import PatchSearch, TriggerSuccess
+from bcu_cli.defenses.residual_search import ResidualSearch, TriggerSuccess
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images import signs
 from bcu_cli.models import load, metadata_for
@@ -221,7 +221,7 @@ def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an
     at_once = cleanse("--quick", "--force", "--json").json
     whole = out.read_bytes()
     assert at_once["training"][-1]["stage"] == "looking for remaining triggers"
-    assert [len(each["found"]) for each in at_once["details"]["patch_searches"]] == [8, 8]
+    assert [len(each["found"]) for each in at_once["details"]["residual_searches"]] == [8, 8]
     keep = resuming._save_if_due
 
     def interrupt(stages: list[Any], keeper: Any, stop: Any, asked: Any) -> None:
@@ -247,12 +247,12 @@ def test_people_see_what_was_found_on_the_cleansed_network(
         after=Proportion(hits=27, of=100),
     )
     usual = [replace(left, target=each, after=Proportion(hits=3, of=100)) for each in (0, 2, 3)]
-    searches = [PatchSearch(search="enumeration", suspects=(1,), found=(usual[0], left, *usual[1:]))]
+    searches = [ResidualSearch(search="enumeration", suspects=(1,), found=(usual[0], left, *usual[1:]))]
     good = Verdict(word="cleansed", why="it was told so")
     monkeypatch.setattr(auto.Auto, "_verdict_on_known_triggers", lambda self: good)
 
     def verify(self: auto.Auto) -> Iterator[Any]:
-        self.patch_searches = searches
+        self.residual_searches = searches
         return iter(())
 
     monkeypatch.setattr(auto.Auto, "_verify", verify)

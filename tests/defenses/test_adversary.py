@@ -7,7 +7,6 @@ import torch
 from defending import small
 from torch import Tensor, nn
 
-from bcu_cli.defenses import canary
 from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, Adversary, Limits
 from bcu_cli.evaluation.measures import Proportion
 
@@ -22,13 +21,13 @@ def images() -> Tensor:
     return torch.rand(COUNT, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def driven() -> Adversary:
+def driven(shape: tuple[int, int, int] = SHAPE) -> Adversary:
     """An adversary whose parameters were far beyond its limits and were then clamped."""
-    adversary = Adversary(CLASSES, SHAPE, LIMITS, seed=0)
+    adversary = Adversary(range(CLASSES), shape, LIMITS, seed=0)
     with torch.no_grad():
         for parameter in adversary.parameters():
             parameter.mul_(1000.0)
-    adversary.attack(Brightness(), images()[:2])
+    adversary.attack(Brightness(), torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)))
     return adversary
 
 
@@ -79,7 +78,7 @@ def test_a_warp_moves_no_pixel_further_than_its_radius() -> None:
 
 def test_the_pixels_that_matter_most_are_set_and_no_others() -> None:
     torch.manual_seed(0)
-    out, _ = Adversary(CLASSES, SHAPE, LIMITS, seed=0).attack(Brightness(), images())
+    out, _ = Adversary(range(CLASSES), SHAPE, LIMITS, seed=0).attack(Brightness(), images())
     touched = (out != images()).any(1).flatten(1)
     saturated = [row for row, image in zip(touched.sum(1).tolist(), out, strict=True) if is_saturated(image)]
     assert saturated
@@ -94,7 +93,7 @@ def is_saturated(image: Tensor) -> bool:
 
 
 def test_the_network_is_left_as_it_was_and_gets_no_gradient() -> None:
-    network, adversary = small(), Adversary(CLASSES, (3, 8, 8), LIMITS, seed=0)
+    network, adversary = small(), Adversary(range(CLASSES), (3, 8, 8), LIMITS, seed=0)
     network.train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     out, surrogate = adversary.attack(network, torch.rand(32, 3, 8, 8))
@@ -109,7 +108,7 @@ def test_the_network_is_left_as_it_was_and_gets_no_gradient() -> None:
 
 def test_it_learns_to_make_images_predicted_as_a_class() -> None:
     """A perturbation of 0.06 moves images over the threshold that are a little darker."""
-    adversary, network = Adversary(CLASSES, SHAPE, LIMITS, seed=0), Brightness()
+    adversary, network = Adversary(range(CLASSES), SHAPE, LIMITS, seed=0), Brightness()
     dark = torch.full((COUNT, *SHAPE), 0.47)
     optimizer = adversary.optimizer()
     torch.manual_seed(0)
@@ -125,7 +124,7 @@ def test_it_learns_to_make_images_predicted_as_a_class() -> None:
 
 def test_it_mostly_samples_what_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch succeeds on 90 % for class 1, 50 % for class 2, else 0: odds of 7.5, 0.96 and 0, plus 0.1."""
-    adversary = Adversary(CLASSES, SHAPE, LIMITS, seed=0)
+    adversary = Adversary(range(CLASSES), SHAPE, LIMITS, seed=0)
     adversary.set_sampling_weights(
         {("patch", 1): Proportion(hits=9, of=10), ("patch", 2): Proportion(hits=5, of=10)}
     )
@@ -155,7 +154,7 @@ def test_each_image_is_changed_in_its_own_way_alone() -> None:
 def test_its_gradients_are_the_same_each_time() -> None:
     """With several threads, and enough images that each class's numbers are changed by many of them."""
     torch.manual_seed(0)
-    adversary = Adversary(CLASSES, (3, 32, 32), LIMITS, seed=0)
+    adversary = Adversary(range(CLASSES), (3, 32, 32), LIMITS, seed=0)
     shown, slots = torch.rand(COUNT, 3, 32, 32), torch.randint(CLASSES, (COUNT,))
     counts = [COUNT // len(UNIVERSAL) + 1] * len(UNIVERSAL)
     counts[-1] = COUNT - sum(counts[:-1])
@@ -170,23 +169,19 @@ def test_its_gradients_are_the_same_each_time() -> None:
         assert all(map(torch.equal, first, gradients()))
 
 
-def test_where_there_are_too_many_classes_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bcu_cli.defenses.adversary.MAX_PARAMETERS", 7 * 16 * 16 * 10)
-    adversary = Adversary(1000, SHAPE, LIMITS, seed=0)
-    assert len(adversary.targets) == 10
-    assert len(adversary.targets.unique()) == 10
-    assert len(adversary.masks) == 10
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_its_memory_does_not_grow_with_the_size_of_large_images(classes: int) -> None:
+    small, large = (Adversary(range(classes), (3, side, side), LIMITS, seed=0) for side in (32, 224))
+    assert [p.shape for p in large.parameters()] == [p.shape for p in small.parameters()]
 
 
-def test_canaries_are_of_each_kind_and_the_seeds_own() -> None:
-    patch, blend, sinusoid, warp = canary.draw((3, 30, 30), seed=0)
-    assert float(patch.mask.sum()) == 25.0  # a sixth of the side, squared
-    grey = torch.full((1, 3, 30, 30), 0.5)
-    assert (patch.apply(grey) != grey).any(1).sum() == 25
-    assert float((blend.apply(grey) - grey).abs().max()) <= 0.2 * 0.5 + 1e-6
-    moved = (sinusoid.apply(grey) - grey)[0, 0]
-    assert 0.05 < float(moved.abs().max()) <= 0.2 * 0.5 + 1e-6
-    spectrum = torch.fft.rfft2(moved).abs().flatten().sort(descending=True).values
-    assert float(spectrum[0]) > 10.0 * float(spectrum[1])  # a single frequency
-    torch.testing.assert_close(warp.apply(grey), grey)  # there is nothing to move
-    assert not torch.equal(patch.picture, canary.draw((3, 30, 30), seed=1)[0].picture)
+def test_on_large_images_changes_keep_their_limits() -> None:
+    adversary, shown = driven((3, 224, 200)), torch.rand(2, 3, 224, 200)
+    for kind in (PATCH, PERTURBATION):
+        difference = (changed(adversary, kind, shown=shown) - shown).abs()
+        assert difference.shape == (2, 3, 224, 200)
+        if kind == PERTURBATION:
+            assert float(difference.max()) <= LIMITS.perturbation + 1e-6
+        else:
+            masks = adversary._patches(torch.ones(2, dtype=torch.int64))[0].detach()
+            assert float(masks.mean((1, 2, 3)).max()) <= LIMITS.patch + 1e-6

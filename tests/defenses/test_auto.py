@@ -11,20 +11,21 @@ from defending import CPU, backdoored_setting, classifier, pictures, run, small
 from torch import Tensor, nn
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversary import Adversary, Limits
+from bcu_cli.defenses.adversary import UNIVERSAL, Adversary, Limits
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.defenses.bcu import distillation_loss
-from bcu_cli.defenses.patch_search import TriggerSuccess, spread
+from bcu_cli.defenses.residual_search import ResidualSearch, TriggerSuccess, spread
 from bcu_cli.defenses.sinusoids import NUM_KINDS
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
 from bcu_cli.training.inference import predict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Classifier
+    from bcu_cli.training.loop import Stage
 
 NOTHING = Limits(patch=1e-6, perturbation=1e-6, warp=1e-6)
 
@@ -37,7 +38,9 @@ def few_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def method(model: Classifier, data: ImageSet, **options: object) -> Auto:
     used, held_out = hold_out(data, 0.2, most=1000, generator=torch.Generator().manual_seed(0))
-    return Auto(model, used, AutoOptions(**options), device=CPU, held_out=held_out)  # type: ignore[arg-type]
+    finished = Auto(model, used, AutoOptions(**options), device=CPU, held_out=held_out)  # type: ignore[arg-type]
+    finished._classes = list(range(model.num_classes))
+    return finished
 
 
 def share(percent: int) -> Proportion:
@@ -59,7 +62,7 @@ def judged(
     sinusoids: tuple[TriggerSuccess, ...] = (),
 ) -> str:
     finished = method(small(), pictures(), epochs=1)
-    finished.sinusoids, finished.patch_searches = list(sinusoids), []
+    finished.sinusoids, finished.residual_searches = list(sinusoids), []
     finished.trials, finished.found = [canaries] if canaries else [], found + USUAL
     finished.confident_agreement = share(kept)
     return finished.verdict().word
@@ -98,7 +101,7 @@ def test_the_verdict(canaries: list[TriggerSuccess], found: list[TriggerSuccess]
 def test_what_stands_out_counts_only_where_it_works(before: int, word: str) -> None:
     finished = method(small(), pictures(), epochs=1)
     finished.trials, finished.sinusoids, finished.confident_agreement = [[success(100, 0)]], [], share(99)
-    finished.patch_searches = []
+    finished.residual_searches = []
     finished.found = [success(before, before), *[success(5, 5)] * 3]
     assert finished.verdict().word == word
 
@@ -136,22 +139,6 @@ def test_a_remaining_sinusoid_counts_against_it_and_a_removed_one_proves_nothing
     assert judged([success(100, 0)], [], sinusoids=(success(95, 0), success(90, 41))) == "could not tell"
     assert judged([], [], sinusoids=(success(95, 0),)) == "could not tell"
     assert judged([], [success(99, 5)], sinusoids=(success(95, 41),)) == "could not tell"
-
-
-@pytest.mark.parametrize(
-    ("kind", "word", "warned"), [("sinusoid", "cleansed", 1), ("patch", "could not tell", 0)]
-)
-def test_a_canary_counts_only_where_no_trigger_of_another_kind_was_removed(
-    kind: str, word: str, warned: int
-) -> None:
-    """The trigger that stood out is a patch, and it is gone."""
-    finished = method(small(), pictures(), epochs=1)
-    finished.level, finished.sinusoids, finished.patch_searches = 1, [], []
-    finished.trials = [[success(100, 0), replace(success(100, 95), trigger=kind)]]
-    finished.found = [success(100, 3), *USUAL]
-    finished.confident_agreement = share(99)
-    assert finished.verdict().word == word
-    assert len(finished.details()["warnings"]) == warned
 
 
 def test_on_few_images_nothing_is_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +184,16 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def staged(
-    monkeypatch: pytest.MonkeyPatch, canaries: list[int], triggers: list[int], sinusoids: list[int]
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    canaries: Sequence[int] = (),
+    triggers: Sequence[int] = (5,),
+    sinusoids: Sequence[int] = (5,),
 ) -> tuple[Auto, list[str]]:
-    """A search with given successes, by level, of canaries, triggers and a sinusoid; its stages' titles."""
+    """A search with given successes, by level, of canaries, triggers and a sinusoid; its stages' titles.
+
+    Without canaries a trigger stands out on the original; with them, none does.
+    """
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
     kinds = len(auto.canary.NAMES)
     successes = iter([share(percent) for level in canaries for _ in range(kinds) for percent in (90, level)])
@@ -208,8 +202,8 @@ def staged(
     monkeypatch.setattr(
         cleansing, "_success_by_class", lambda *_: [share(0), share(next(percents)), share(0), share(0)]
     )
-    monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))  # tests/defenses/test_patch_search.py
-    found = give(monkeypatch, cleansing, [50, 99, *triggers])
+    monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))  # tests/defenses/test_residual_search.py
+    found = give(monkeypatch, cleansing, [50, 60 if canaries else 99, *triggers])
     titles = [stage.title for stage in stages_of(cleansing)]
     assert next(successes, None) is None
     assert next(found, None) is None
@@ -221,7 +215,11 @@ def give(monkeypatch: pytest.MonkeyPatch, cleansing: Auto, percents: list[int]) 
     """Make each search find a patch for class 0 with a given success, and ordinary ones for the others."""
     given = iter(percents)
 
-    def successes(*_: object) -> dict[tuple[str, int], Proportion]:
+    def successes(
+        adversary: Adversary, network: Classifier, kinds: Sequence[str] = UNIVERSAL
+    ) -> dict[tuple[str, int], Proportion]:
+        if "patch" not in kinds:
+            return {}
         usual = {("patch", target): share(50) for target in (1, 2, 3)}
         return {("patch", 0): share(next(given)), **usual}
 
@@ -229,22 +227,31 @@ def give(monkeypatch: pytest.MonkeyPatch, cleansing: Auto, percents: list[int]) 
     return given
 
 
-BEFORE = ["looking for weaknesses", "planting canaries"]
+SEARCHES = ["looking for weaknesses", "looking for triggers"]
+
+
+@pytest.mark.usefixtures("brief")
+def test_no_canaries_are_planted_where_a_trigger_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleansing, titles = staged(monkeypatch)
+    assert titles == [*SEARCHES, "cleansing, level 1"]
+    assert (cleansing.details()["level"], cleansing.details()["trials"]) == (1, [])
+    assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5], sinusoids=[5])
-    assert titles == [*BEFORE, "cleansing canaries, level 1", "looking for triggers", "cleansing, level 1"]
+    cleansing, titles = staged(monkeypatch, canaries=[5])
+    tried = ["planting canaries", "cleansing canaries, level 1"]
+    assert titles == [*SEARCHES, *tried, "cleansing, level 1"]
     assert cleansing.details()["level"] == 1
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[80, 5], triggers=[5], sinusoids=[5])
-    tried = ["cleansing canaries, level 1", "cleansing canaries, level 2"]
-    assert titles == [*BEFORE, *tried, "looking for triggers", "cleansing, level 2"]
+    cleansing, titles = staged(monkeypatch, canaries=[80, 5])
+    tried = ["planting canaries", "cleansing canaries, level 1", "cleansing canaries, level 2"]
+    assert titles == [*SEARCHES, *tried, "cleansing, level 2"]
     did = cleansing.details()
     assert [{each["after"]["value"] for each in trial} for trial in did["trials"]] == [{0.8}, {0.05}]
     assert (did["level"], did["limits"]) == (2, asdict(auto.LEVELS[1]))
@@ -252,23 +259,76 @@ def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_a_trigger_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[60, 5], sinusoids=[5, 5])
-    assert titles[-3:] == ["looking for triggers", "cleansing, level 1", "cleansing, level 2"]
+    cleansing, titles = staged(monkeypatch, triggers=[60, 5], sinusoids=[5, 5])
+    assert titles == [*SEARCHES, "cleansing, level 1", "cleansing, level 2"]
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_a_sinusoid_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[5], triggers=[5, 5], sinusoids=[41, 5])
-    assert titles[-3:] == ["looking for triggers", "cleansing, level 1", "cleansing, level 2"]
+    cleansing, titles = staged(monkeypatch, triggers=[5, 5], sinusoids=[41, 5])
+    assert titles == [*SEARCHES, "cleansing, level 1", "cleansing, level 2"]
     assert cleansing.details()["sinusoids"]["working"][0]["after"]["value"] == 0.05
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(("left", "levels"), [([True, False], 2), ([False], 1), ([True, True], 2)])
+def test_more_is_tried_where_a_trigger_is_found_on_the_cleansed_network(
+    monkeypatch: pytest.MonkeyPatch, left: list[bool], levels: int
+) -> None:
+    """What one level left has no say in the verdict on the next."""
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32)
+    give(monkeypatch, cleansing, [50, 99, 5, 5])
+    remaining = iter(left)
+
+    def verify() -> Iterator[Stage]:
+        found = (success(100, 95 if next(remaining) else 5), *[success(60, 5)] * 3)
+        cleansing.residual_searches = [ResidualSearch(search="gradient", suspects=(0,), found=found)]
+        return iter(())
+
+    monkeypatch.setattr(cleansing, "_verify", verify)
+    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    monkeypatch.setattr(cleansing, "_confident_agreement", lambda: share(99))
+    titles = [stage.title for stage in stages_of(cleansing)]
+    assert titles == [*SEARCHES, *[f"cleansing, level {level + 1}" for level in range(levels)]]
+    assert cleansing.verdict().word == ("not cleansed" if left[-1] else "cleansed")
+
+
+@pytest.mark.usefixtures("brief")
+def test_limits_are_halved_until_classes_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch of the full size reaches all classes, a quarter of it the backdoor's class alone."""
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32)
+    full = auto.LEVELS[0]
+    asked: list[tuple[str, float]] = []
+
+    def successes(
+        adversary: Adversary, network: Classifier, kinds: Sequence[str] = UNIVERSAL
+    ) -> dict[tuple[str, int], Proportion]:
+        usual = {full.patch: 99, full.patch / 2: 76, full.patch / 4: 20}[adversary.limits.patch]
+        asked.extend((kind, adversary.limits.patch / full.patch) for kind in kinds)
+        shares = {kind: [100, usual, usual] if kind == "patch" else [30, 20, 20] for kind in kinds}
+        return {(kind, target): share(of) for kind, each in shares.items() for target, of in enumerate(each)}
+
+    monkeypatch.setattr(cleansing, "_successes", successes)
+    for stage in cleansing._search_for_triggers():
+        assert stage.title == "looking for triggers"
+        stage.training.run()
+    assert asked == [("patch", 1.0), ("perturbation", 1.0), ("warp", 1.0), ("patch", 0.5)]
+    assert {kind: each.limits.patch for kind, each in cleansing._judging_adversaries.items()} == {
+        "patch": full.patch / 2,
+        "perturbation": full.patch,
+        "warp": full.patch,
+    }
+    cleansing.sinusoids, cleansing._sinusoids_before, cleansing._teacher_answers = [], [], torch.zeros(1)
+    cleansing._measure_triggers()
+    assert [(each.trigger, each.target) for each in cleansing._outstanding_triggers()] == [("patch", 0)]
+
+
+@pytest.mark.usefixtures("brief")
 def test_sinusoids_are_weighted_by_the_odds_on_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     """All patterns of the first set succeed on 20 % of the images here."""
-    cleansing, _ = staged(monkeypatch, canaries=[5], triggers=[5], sinusoids=[5])
+    cleansing, _ = staged(monkeypatch)
     assert cleansing._sinusoid_weights.tolist() == pytest.approx([0.1 + 0.2 / 0.82] * NUM_KINDS)
 
 
@@ -289,7 +349,7 @@ def test_what_is_answered_otherwise_counts_more_and_changed_images_nothing_else(
 ) -> None:
     cleansing, student, views = method(small(), pictures()), Undecided(preferred), torch.rand(12, 3, 16, 16)
     cleansing.teacher, cleansing._sinusoid_weights = Undecided(2.0), torch.ones(NUM_KINDS)  # type: ignore[assignment]
-    adversary = Adversary(2, (3, 16, 16), auto.LEVELS[0], seed=0)
+    adversary = Adversary(range(2), (3, 16, 16), auto.LEVELS[0], seed=0)
     loss = cleansing._training_objective(student, adversary)(views, torch.arange(12), 0.0)
     of_unchanged = distillation_loss(student(views), cleansing.teacher(views), auto.TEMPERATURE)
     assert loss.item() == pytest.approx(counts * of_unchanged.item())
@@ -297,7 +357,7 @@ def test_what_is_answered_otherwise_counts_more_and_changed_images_nothing_else(
 
 @pytest.mark.usefixtures("brief")
 def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[80, 80], triggers=[60], sinusoids=[5])
+    cleansing, titles = staged(monkeypatch, triggers=[60, 60], sinusoids=[5, 5])
     assert titles[-1] == "cleansing, level 2"
     assert cleansing.verdict().word == "not cleansed"
 
@@ -310,8 +370,6 @@ def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch
     """
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, learning_rate=1e-9, weight_decay=0.0)
     give(monkeypatch, cleansing, [50, 99, 60, 5])
-    successes = iter([share(90), share(5)] * len(auto.canary.NAMES))
-    monkeypatch.setattr(cleansing, "_success", lambda *_: next(successes))
     students, drawn = [], []
     for stage in stages_of(cleansing):
         if stage.title.startswith("cleansing, level"):

@@ -131,6 +131,7 @@ def test_a_step_of_auto_waits_for_nothing_and_sends_one_order_of_its_images() ->
     auto = Auto(model, data, AutoOptions(epochs=1), device=Device(torch=CPU, precision="fp32"), held_out=data)
     auto.teacher.to("meta")
     auto.student.to("meta")
+    auto._classes = list(range(4))
     auto._sinusoid_weights = torch.ones(sinusoids.NUM_KINDS, device="meta")
     adversary = auto._adversary(LEVELS[0], seed=0).to("meta")
     objective = auto._training_objective(auto.student, adversary)

@@ -11,9 +11,9 @@ from defending import CPU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcu_cli.defenses import auto, patch_search, patches
+from bcu_cli.defenses import auto, patches, residual_search
 from bcu_cli.defenses.auto import Auto, AutoOptions
-from bcu_cli.defenses.patch_search import TriggerSuccess, outliers_among
+from bcu_cli.defenses.residual_search import TriggerSuccess, outliers_among
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images.folder import ImageSet, hold_out
 from bcu_cli.models import Classifier, Preprocessing
@@ -80,7 +80,7 @@ def cleansed(original: Classifier, student: Classifier, suspects: Sequence[int],
     """A method that has finished, and believes to have removed a patch to each of some classes."""
     used, held_out = hold_out(images(), 0.25, most=1000, generator=torch.Generator().manual_seed(0))
     finished = Auto(original, used, AutoOptions(epochs=1, seed=seed), device=CPU, held_out=held_out)
-    finished.student = student
+    finished.student, finished._classes = student, list(range(CLASSES))
     gone = TriggerSuccess(trigger="patch", target=0, before=percent(100), after=percent(4))
     usual = replace(gone, before=percent(50))
     finished.found = [
@@ -88,7 +88,7 @@ def cleansed(original: Classifier, student: Classifier, suspects: Sequence[int],
     ]
     finished.level = 0
     finished.trials, finished.sinusoids = [[gone]], []
-    finished.confident_agreement, finished.patch_searches = percent(99), []
+    finished.confident_agreement, finished.residual_searches = percent(99), []
     assert finished.verdict().word == "cleansed"
     return finished
 
@@ -106,7 +106,7 @@ def test_a_square_that_still_works_on_a_third_takes_the_verdict_back(pattern: Te
     verdict = finished.verdict()
     assert verdict.word == "not cleansed"
     assert "as class 2, clearly more" in verdict.why
-    (outlier,) = finished.patch_searches[0].outliers
+    (outlier,) = finished.residual_searches[0].outliers
     assert outlier.target == 2
     assert outlier.before.value > 0.9
     assert 0.2 < outlier.after.value < 0.5
@@ -116,19 +116,19 @@ def test_a_square_that_still_works_on_a_third_takes_the_verdict_back(pattern: Te
 def test_a_class_without_suspicion_is_found_where_its_success_is_far_higher(suspects: list[int]) -> None:
     finished = verify(cleansed(network(on=ALL), network(on=ALL), suspects))
     assert finished.verdict().word == "not cleansed"
-    assert [each.target for each in finished.patch_searches[0].outliers] == [2]
+    assert [each.target for each in finished.residual_searches[0].outliers] == [2]
 
 
 def test_two_classes_that_stood_out_are_both_looked_at() -> None:
     finished = verify(cleansed(network(target=1, on=ALL), network(target=1, on=(0,)), [3, 1]))
-    assert [each.target for each in finished.patch_searches[0].outliers] == [1]
+    assert [each.target for each in finished.residual_searches[0].outliers] == [1]
 
 
 @pytest.mark.parametrize("suspects", [[], [2]])
 def test_where_nothing_is_left_the_verdict_stays(suspects: list[int]) -> None:
     finished = verify(cleansed(network(on=ALL), network(), suspects))
     assert finished.verdict().word == "cleansed"
-    assert [len(each.found) for each in finished.patch_searches] == [CLASSES, CLASSES]
+    assert [len(each.found) for each in finished.residual_searches] == [CLASSES] * 4
 
 
 def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,17 +147,20 @@ def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch)
     original, student = network(), network()
     original.network, student.network = Tinted(WHITE, 2, ()), Tinted(WHITE, 2, ())
     finished = verify(cleansed(original, student, [2]))
-    assert finished.patch_searches[0].outliers == []
-    assert [each.target for each in finished.patch_searches[1].outliers] == [2]
-    assert "a patch found on the cleansed network" in finished.verdict().why
+    assert finished.residual_searches[0].outliers == []
+    assert [each.target for each in finished.residual_searches[1].outliers] == [2]
+    outliers = [each.trigger for search in finished.residual_searches for each in search.outliers]
+    assert outliers == ["patch", "perturbation"]
+    assert "found on the cleansed network, 77 of 77 images are predicted as class 2" in finished.verdict().why
 
 
 def test_the_same_seed_finds_the_same() -> None:
     first, again = (
-        verify(cleansed(network(on=ALL), network(on=(0,)), [2])).details()["patch_searches"] for _ in range(2)
+        verify(cleansed(network(on=ALL), network(on=(0,)), [2])).details()["residual_searches"]
+        for _ in range(2)
     )
     assert first == again
-    assert [each["search"] for each in first] == ["enumeration", "gradient"]
+    assert [each["search"] for each in first] == ["enumeration", *["gradient"] * 3]
     best = {each["target_class"]: each for each in first[0]["found"]}
     assert (best[2]["suspected"], best[2]["stands_out"]) == (True, True)
     assert (best[0]["suspected"], best[0]["stands_out"]) == (False, False)
@@ -226,8 +229,8 @@ def test_patches_fit_into_images_of_any_size(shape: tuple[int, int, int]) -> Non
 
 def test_as_many_classes_are_judged_as_asked_for() -> None:
     used, held_out = hold_out(images(), 0.25, most=1000, generator=torch.Generator().manual_seed(0))
-    pair = patch_search.ModelPair(network(on=ALL), network(on=ALL), used.images[:96], held_out.images, CPU)
+    pair = residual_search.ModelPair(network(on=ALL), network(on=ALL), used.images[:96], held_out.images, CPU)
     tried = pair.promising(patches.draw((3, SIDE, SIDE), seed=0))
-    judged = patch_search.compare_patches(pair, "enumeration", tried, [], most=2)
+    judged = residual_search.compare_changes(pair, "enumeration", "patch", tried, [], most=2)
     assert len(judged.found) == 2
     assert judged.found[0].target == 2

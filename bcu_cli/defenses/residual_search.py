@@ -1,9 +1,9 @@
-"""Verification by patches: they are chosen on some images of the cleansed network, and judged on others.
+"""Verification by triggers that are searched on the cleansed network itself.
 
 The triggers that a student was trained against, and similar ones, say little about other triggers: the
-attacker's may still work where they do not. So before a network is called cleansed, patches are searched on
-the cleansed network itself, for the suspected classes and for control classes. A class that is reached
-clearly more often than the others turns the verdict to ``not cleansed``.
+attacker's may still work where they do not. So before a network is called cleansed, patches, universal
+perturbations and warps are searched on it, for the suspected classes and for control classes. They are chosen
+on some images and judged on others. A class that is reached clearly more often than the others is an outlier.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class TriggerSuccess:
 
 
 class ModelPair:
-    """An original and its cleansed network, on which patches are selected and tested.
+    """An original and its cleansed network, on which changes are selected and tested.
 
     Args:
         original: Maps images in [0, 1] to logits ``[N, K]``.
         cleansed: The student, which does likewise.
-        selection: Images that patches are selected on, uint8 ``[N, C, H, W]``.
-        test: Other images, on which the selected patches are measured, uint8 ``[N, C, H, W]``.
+        selection: Images that changes are selected on, uint8 ``[N, C, H, W]``.
+        test: Other images, on which the selected changes are measured, uint8 ``[N, C, H, W]``.
         device: The device that both networks run on.
     """
 
@@ -160,13 +160,13 @@ class ModelPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchSearch:
-    """The best patch of each class that one search found on the cleansed network.
+class ResidualSearch:
+    """The best change of each class that one search found on the cleansed network.
 
     Args:
         search: Name of the search.
         suspects: The suspected classes; the others are controls.
-        found: The best patch of each class.
+        found: The best change of each class.
     """
 
     search: str
@@ -175,7 +175,7 @@ class PatchSearch:
 
     @property
     def outliers(self) -> list[TriggerSuccess]:
-        """The patches whose success is clearly higher than those of the other classes."""
+        """The changes whose success is clearly higher than those of the other classes."""
         return outliers_among(self.found, self.suspects)
 
     def as_json(self) -> dict[str, Any]:
@@ -188,18 +188,20 @@ class PatchSearch:
         return {"search": self.search, "found": found}
 
 
-def compare_patches(
+def compare_changes(
     pair: ModelPair,
     search: str,
+    kind: str,
     changes: Mapping[int, Sequence[Patch | Change]],
     suspects: Sequence[int],
     most: int,
-) -> PatchSearch:
+) -> ResidualSearch:
     """Select the best change of each class on the selection images, and measure it on the test images.
 
     Args:
         pair: The networks and the images.
         search: Name of the search that found the changes.
+        kind: Kind of the changes, except for patches that name their own.
         changes: Candidates for each class.
         suspects: The suspected classes.
         most: Most classes to measure; where there are more, those with the highest success.
@@ -207,21 +209,21 @@ def compare_patches(
     judged = pair.most_affected(changes, most) if len(changes) > most else list(changes)
     best = {target: pair.best(changes[target], target) for target in judged}
     found = tuple(
-        pair.trigger_success(change.kind if isinstance(change, Patch) else "patch", change, target)
+        pair.trigger_success(change.kind if isinstance(change, Patch) else kind, change, target)
         for target, change in best.items()
     )
-    return PatchSearch(search=search, suspects=tuple(suspects), found=found)
+    return ResidualSearch(search=search, suspects=tuple(suspects), found=found)
 
 
 def outliers_among(found: Sequence[TriggerSuccess], suspects: Sequence[int]) -> list[TriggerSuccess]:
-    """The patches that succeed clearly more often than those of the other classes.
+    """The changes that succeed clearly more often than those of the other classes.
 
     The lower end of a class's interval is compared with the median of the upper ends of the other classes, in
-    log-odds. So few images prove nothing. A patch must also succeed on most images of the original: large
-    patches fool any network for some classes, and say nothing about its backdoor.
+    log-odds. So few images prove nothing. A change must also succeed on most images of the original: large
+    ones fool any network for some classes, and say nothing about its backdoor.
 
     Args:
-        found: The best patch of each class.
+        found: The best change of each class.
         suspects: The suspected classes; other classes need a larger gap.
     """
     clear = []

@@ -1,0 +1,81 @@
+"""The classes that triggers are searched for, where there are too many to search all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from defending import CPU, classifier
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bcu_cli.defenses import auto, class_screening
+from bcu_cli.defenses.auto import Auto, AutoOptions
+from bcu_cli.images.folder import ImageSet, hold_out
+
+CLASSES, TARGET, SHAPE = 80, 77, (3, 16, 16)
+
+
+class Tinted(nn.Module):
+    """Answers one of eight classes by the image, or the target where the image is a little green."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(8, 3 * 4 * 4, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        usual = F.adaptive_avg_pool2d(images - images.mean((1, 2, 3), keepdim=True), 4).flatten(1)
+        logits = F.pad(5.0 * usual @ self.weight.t(), (0, CLASSES - 8))
+        tint = images[:, 1].mean((1, 2)) - images[:, 0].mean((1, 2))
+        return logits + (300.0 * tint)[:, None] * F.one_hot(torch.tensor(TARGET), CLASSES)
+
+
+def screened(model: nn.Module, classes: int) -> tuple[Auto, list[str]]:
+    """A method after the choice of classes, and the titles of the stages that took."""
+    images = torch.randint(0, 256, (200, *SHAPE), generator=torch.Generator().manual_seed(1))
+    data = ImageSet(images=images.to(torch.uint8))
+    used, held_out = hold_out(data, 0.25, most=1000, generator=torch.Generator().manual_seed(0))
+    network = classifier(model, side=SHAPE[1], classes=classes)
+    method = Auto(network, used, AutoOptions(epochs=1, batch_size=64), device=CPU, held_out=held_out)
+    method._teacher_answers, _ = method._answers_and_confident()
+    titles = []
+    for stage in method._choose_classes():
+        titles.append(stage.title)
+        stage.training.run()
+    return method, titles
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_screening, "MOST_CLASSES", 12)
+    monkeypatch.setattr(class_screening, "RANDOM_CLASSES", 6)
+    monkeypatch.setattr(auto, "SEARCH_STEPS", 30)
+
+
+@pytest.mark.usefixtures("few")
+def test_the_target_of_a_backdoor_is_among_the_few() -> None:
+    method, titles = screened(Tinted(), CLASSES)
+    assert titles == ["screening classes"]
+    assert len(set(method._classes)) == 12
+    assert TARGET in method._classes
+    assert len([each for each in method._classes if each >= 8 and each != TARGET]) >= 3  # to compare with
+
+
+@pytest.mark.usefixtures("few")
+def test_few_classes_are_all_searched() -> None:
+    method, titles = screened(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 12)), 12)
+    assert (titles, method._classes) == ([], list(range(12)))
+
+
+@pytest.mark.usefixtures("few")
+def test_the_classes_that_each_kind_reaches_most_are_chosen_and_random_ones_added() -> None:
+    """The second kind reaches every class, so by its success alone it would fill all places."""
+    success = torch.zeros(class_screening.STARTS, 3, CLASSES)
+    success[0, 0, 50], success[1, 2, 60] = 0.3, 0.2
+    success[:, 1] = torch.linspace(0.5, 1.0, CLASSES)
+    chosen = class_screening.candidates(success, seed=0)
+    assert {50, 60, CLASSES - 1, CLASSES - 2} <= set(chosen)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == 12
+    assert chosen == class_screening.candidates(success, seed=0)
+    assert chosen != class_screening.candidates(success, seed=1)
