@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.measures import above_others
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from bcu_cli.evaluation.measures import Proportion
 
@@ -120,11 +121,22 @@ def _what_stands_out() -> None:
     Adversary._apply_kind = apply_kind  # type: ignore[method-assign]
 
 
-def _shared_errors(*, both_attacked: bool) -> None:
-    """A changed image counts only where the original makes the student's very error on it (SAU)."""
+def _objective(
+    *, shared_errors: bool = False, both_attacked: bool = False, own_statistics: bool = False
+) -> None:
+    """The method's objective, with changes.
+
+    Args:
+        shared_errors: A changed image counts only where the original makes the student's very error on it
+            (shared adversarial examples, Wei et al., NeurIPS 2023).
+        both_attacked: The adversary learns from the mean logits of original and student.
+        own_statistics: BatchNorm normalises clean and changed images by statistics of their own, and keeps
+            those of the clean ones (Xie et al., AdvProp, CVPR 2020).
+    """
 
     def training_objective(self: auto.Auto, student: Any, adversary: Adversary) -> Any:
         attacked = _Mean(student, self.teacher) if both_attacked else student
+        errors: list[tuple[float, float]] = []
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
             with torch.no_grad():
@@ -133,25 +145,45 @@ def _shared_errors(*, both_attacked: bool) -> None:
             quota = half // auto.SINUSOID_DIVISOR
             adversarial, surrogate = adversary.attack(attacked, views[half:])
             with_sinusoids = auto.sinusoids.add_sinusoids(views[:quota], self._sinusoid_weights)
-            changed = torch.cat([with_sinusoids, auto.corrupt(views[quota:half]), adversarial])
-            both = torch.cat([views, changed]).contiguous(memory_format=torch.channels_last)
-            on_clean, on_changed = student(both).split(len(views))
-            with torch.no_grad():
-                original = self.teacher(changed.contiguous(memory_format=torch.channels_last)).argmax(1)
-            wrong = on_changed.argmax(1) != expected.argmax(1)
-            shared = wrong & (on_changed.argmax(1) == original)
-            counts.append((float(wrong.float().mean()), float(shared.float().mean())))
-            if len(counts) % 50 == 0:
-                of = torch.tensor(counts[-50:]).mean(0).tolist()
-                sys.stderr.write(f"errors on changed images {of[0]:.3f}, shared {of[1]:.3f}\n")
-            weights = auto.DISAGREEMENT_WEIGHT * shared
-            on_shared = distillation_loss(on_changed, expected, auto.TEMPERATURE, weights)
-            return auto._loss(on_clean, expected, base_weight=1.0) + on_shared + surrogate
+            parts = [with_sinusoids, auto.corrupt(views[quota:half]), adversarial]
+            changed = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+            if own_statistics:
+                on_clean = student(views)
+                with _no_new_statistics(student):
+                    on_changed = student(changed)
+            else:
+                on_clean, on_changed = student(torch.cat([views, changed])).split(len(views))
+            counts = on_changed.argmax(1) != expected.argmax(1)
+            if shared_errors:
+                with torch.no_grad():
+                    shared = counts & (on_changed.argmax(1) == self.teacher(changed).argmax(1))
+                errors.append((float(counts.float().mean()), float(shared.float().mean())))
+                if len(errors) % 50 == 0:
+                    of_all, of_shared = torch.tensor(errors[-50:]).mean(0).tolist()
+                    sys.stderr.write(f"errors on changed images {of_all:.1%}, shared {of_shared:.1%}\n")
+                counts = shared
+            loss = distillation_loss(
+                on_changed, expected, auto.TEMPERATURE, auto.DISAGREEMENT_WEIGHT * counts
+            )
+            return auto._loss(on_clean, expected, base_weight=1.0) + loss + surrogate
 
-        counts: list[tuple[float, float]] = []
         return objective
 
     auto.Auto._training_objective = training_objective  # type: ignore[method-assign]
+
+
+@contextmanager
+def _no_new_statistics(network: torch.nn.Module) -> Iterator[None]:
+    """Let BatchNorm normalise by the batch without keeping its statistics."""
+    norms = [each for each in network.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 class _Mean(torch.nn.Module):
@@ -177,8 +209,9 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without the moving average": _no_average,
     "with half of the adversary's limits": _half,
     "with what stands out alone": _what_stands_out,
-    "with shared errors alone": lambda: _shared_errors(both_attacked=False),
-    "with shared errors alone, both attacked": lambda: _shared_errors(both_attacked=True),
+    "with shared errors alone": lambda: _objective(shared_errors=True),
+    "with shared errors alone, both attacked": lambda: _objective(shared_errors=True, both_attacked=True),
+    "with statistics of their own": lambda: _objective(own_statistics=True),
 }
 
 
