@@ -17,8 +17,8 @@ random weights do not have. The verdicts:
 
 Whether networks held equal are equal is tried on those that are not named themselves, but one held equal to
 them: both get the same weights, re-initialised so that no layer is switched off, and the same two images.
-Small rivals are tried the same way and ought to differ. The order is drawn, so that a part of the run is a fair
-sample; with --log it goes on where it stopped.
+Small rivals are tried the same way and ought to differ. The order is drawn, so that a part of the run is a
+fair sample; with --log it goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -186,7 +186,8 @@ def fit_thresholds(known: list[Network], units: dict[str, float]) -> tuple[float
     """Fit the thresholds of the verdicts ``suspicious`` and ``clean-looking``.
 
     At most 5 % of clean networks reach the first. It lies just above the highest clean score here, or at the
-    95th percentile of a normal distribution with their mean and deviation if that is higher. A tenth of the backdoored networks here lie below the second, which is never above the first.
+    95th percentile of a normal distribution with their mean and deviation if that is higher. A tenth of the
+    backdoored networks here lie below the second, which is never above the first.
     """
     clean = torch.tensor([n.highest(units) for n in known if n.target is None])
     backdoored = torch.tensor([n.highest(units) for n in known if n.target is not None])

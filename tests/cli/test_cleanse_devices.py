@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from bcu_cli.models import build
 
 pytestmark = pytest.mark.slow
-SHORT = ["--method", "bcu", "--epochs", 2, "--batch-size", 32, "--precision", "fp32"]
+SHORT = ["--method", "bcu", "--epochs", 4, "--batch-size", 32, "--precision", "fp32"]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 
@@ -37,7 +37,7 @@ def test_one_process_reports_and_warns_and_all_of_them_count(whole: tuple[Ran, b
     ran, _ = whole
     report = ran.json  # one document, and nothing else
     assert report["device"]["number"] == 2
-    assert report["training"][0]["images"] == 2 * 288
+    assert report["training"][0]["images"] == 4 * 288
     assert report["agreement"]["after"]["of"] == 32
     assert ran.err.count("training images are few") == 1
     others = [
