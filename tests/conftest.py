@@ -60,6 +60,14 @@ def bcu(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     return call
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_peaks() -> None:
+    """The peak speed of the CPU, which every report holds, takes 0.1 s here instead of a second or more."""
+    from bcu_cli.training import throughput
+
+    throughput._SECONDS, throughput._USUAL_SIDE = 0.01, 1024
+
+
 @pytest.fixture
 def on_screen() -> Iterator[None]:
     """Shows on stderr, as the command line does, what a test's calls of the library report."""

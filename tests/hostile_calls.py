@@ -1,7 +1,7 @@
-"""Calls functions with hostile arguments in child processes, and says which of them break or hang.
+"""Call functions with hostile arguments in child processes, and report which of them crash or hang.
 
-The core of the harness for operators, of whatever format: :func:`run_in_children` takes subjects (a name, a
-function, and the kinds of its arguments) and returns for each how its calls ended.
+This is the core of the harnesses for operators of all formats. :func:`run_in_children` takes subjects (a
+name, a function and a maker of arguments) and returns for each how its calls ended.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import Any
 import torch
 
 Make = Callable[[random.Random], Any]
-"""Makes an argument; what it returns may be hostile or not."""
+"""A maker of an argument, which may be hostile or not."""
 MORE_BYTES = 2**30
 SECONDS = 10.0
 AT_ONCE = 40
-"""Subjects to a child: a fork of a process that has imported torch takes as long as many calls."""
+"""Most subjects of one child: forking a process that has imported torch costs as much as many calls."""
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A function and how its arguments are made.
+    """A function and the maker of its arguments.
 
     Args:
-        name: What the report calls it.
-        call: Takes the arguments that ``make`` gives.
-        make: Makes positional and named arguments of one call.
+        name: Name of the subject in reports.
+        call: The function under test.
+        make: Returns the positional and keyword arguments of one call.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Subject:
 
 @dataclass
 class Outcome:
-    """How the calls of one subject ended.
+    """Outcome of the calls of one subject.
 
     Args:
-        ended: ``ok``, or ``signal 11``, ``memory``, ``time`` for the first call that did not end well.
-        calls: How many were made.
-        returned: How many gave a result; the others raised an error.
-        culprit: The seed of the first call that did not end well.
+        ended: ``ok``, or how the first bad call ended: ``signal 11``, ``memory`` or ``time``.
+        calls: Number of calls.
+        returned: Number of calls that returned a result; the others raised an error.
+        culprit: Seed of the first bad call.
     """
 
     ended: str = "ok"
@@ -66,10 +66,10 @@ class Outcome:
 def run_in_children(
     subjects: Sequence[Subject], calls: int, *, seed: int = 0, seconds: float = SECONDS
 ) -> dict[str, Outcome]:
-    """Make a number of calls of each subject in child processes, each of some subjects one after another.
+    """Call each subject ``calls`` times in child processes, ``AT_ONCE`` subjects to a child.
 
-    A child may take 1 GiB more memory than it starts with; each call has ``seconds``. A call that does not
-    end well ends its child, and the subjects after it have another.
+    A child may use 1 GiB more memory than at its start, and each call may take ``seconds``. A bad call ends
+    its child; a new child takes the remaining subjects.
     """
     outcomes: dict[str, Outcome] = {}
     left = list(subjects)
@@ -81,13 +81,13 @@ def run_in_children(
 
 
 def arguments_of(subject: Subject, seed: int, call: int) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of one call again, to look into what went wrong."""
+    """Make the arguments of one call again, to debug it."""
     torch.manual_seed(seed + call)
     return subject.make(random.Random(f"{subject.name} {seed} {call}"))
 
 
 def _in_child(subjects: Sequence[Subject], calls: int, seed: int, seconds: float) -> list[Outcome]:
-    """Of as many subjects as were called: all of them, or those up to the first that did not end well."""
+    """Return the outcomes of the called subjects: all, or those up to the first bad one."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -130,7 +130,7 @@ def _limit() -> None:
 
 
 def _calls(subject: Subject, calls: int, seed: int, writing: int) -> None:
-    """Report each call before it is made (``.``), and its end: ``+`` result, ``-`` error, ``m`` memory."""
+    """Report the start of each call (``.``) and its end: ``+`` result, ``-`` error, ``m`` memory."""
     for call in range(calls):
         args, named = arguments_of(subject, seed, call)
         os.write(writing, b".")
@@ -146,7 +146,7 @@ def _calls(subject: Subject, calls: int, seed: int, writing: int) -> None:
 
 
 def _watch(reading: int, child: int, seconds: float) -> tuple[bytes, str]:
-    """What a child reports until it ends, and how it ended: ``ok``, ``time`` or ``memory``."""
+    """Read the reports of a child until it ends; returns them and ``ok``, ``time`` or ``memory``."""
     whole = b""
     deadline = time.monotonic() + seconds
     while True:
@@ -172,17 +172,17 @@ _SIDES = (0, 1, 1, 2, 2, 3, 4, 5, 8)
 
 
 def hostile_int(rng: random.Random) -> int:
-    """A whole number: small, negative, zero or huge."""
+    """Return a whole number: small, negative, zero or huge."""
     return rng.choice(INTEGERS)
 
 
 def hostile_number(rng: random.Random) -> float:
-    """A number: whole or not, finite or not."""
+    """Return a number, which may be fractional, infinite or NaN."""
     return rng.choice(NUMBERS) if rng.random() < 0.6 else rng.choice(INTEGERS)
 
 
 def hostile_tensor(rng: random.Random) -> torch.Tensor:
-    """A tensor of any type, shape and stride: empty, scalar, a view into a small buffer, with odd numbers."""
+    """Return a tensor of any type, shape and stride: empty, scalar, a view of a small buffer, or with NaN."""
     shape = [rng.choice(_SIDES) for _ in range(rng.choice((0, 1, 1, 2, 3, 4, 4, 5)))]
     dtype = torch.float32 if rng.random() < 0.5 else rng.choice(DTYPES)
     tensor = torch.randint(-3, 9, shape).to(dtype) if rng.random() < 0.4 else torch.randn(shape).to(dtype)

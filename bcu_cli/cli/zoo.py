@@ -43,17 +43,17 @@ class ZooOptions:
         """Refuse these options for a single attack.
 
         Raises:
-            UsageError: One was given.
+            UsageError: An option was given.
         """
         if given := [name for name, value in asdict(self).items() if value is not None]:
             hint = "bcu attack all takes it; one attack takes --seed and --target-class"
             raise UsageError(f"--{given[0].replace('_', '-')} is for a zoo", hint)
 
     def request(self, each: AttackRequest) -> ZooRequest:
-        """The request that the options make, of networks that are trained like ``each``.
+        """Build the request for a zoo whose networks are trained like ``each``.
 
         Raises:
-            UsageError: A text that makes no sense.
+            UsageError: An option is invalid.
         """
         from bcu_cli.runs.engine import LOCAL, EngineOptions
         from bcu_cli.workflows.zoo import ZooRequest
@@ -69,10 +69,10 @@ class ZooOptions:
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """``0-4,7`` as the numbers 0, 1, 2, 3, 4, 7.
+    """Parse whole numbers and ranges: ``0-4,7`` is 0, 1, 2, 3, 4, 7.
 
     Raises:
-        UsageError: It is no such thing.
+        UsageError: The text has another form.
     """
     found: set[int] = set()
     for part in text.split(","):

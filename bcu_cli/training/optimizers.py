@@ -1,4 +1,4 @@
-"""torch's SGD and Adam without torch.compile, which is not used here and takes a second to import.
+"""torch's SGD and Adam without torch.compile, which is not used here and takes two seconds to import.
 
 torch wraps some methods of optimizers so that their first call imports the compiler, only to exclude them
 from compilation. These classes use the unwrapped methods.

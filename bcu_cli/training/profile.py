@@ -2,6 +2,9 @@
 
 The time of a span excludes the spans inside it, so that all of them add up to the total. On a GPU each span
 synchronises with the device at both ends, so times are correct but the run is slower. Imports no torch.
+
+It is kept by hand because ``torch.profiler`` times operators and keeps an event for each in memory. These
+spans also cover work outside of operators, such as start-up, decoding and writing.
 """
 
 from __future__ import annotations

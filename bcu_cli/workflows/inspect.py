@@ -1,4 +1,4 @@
-"""Say what model files are and whether they are safe to open, and let detectors look at their networks."""
+"""The workflow ``inspect``: identify model files, check whether they are safe to open, and scan them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class InspectRequest:
 
     Attributes:
         paths: Files, folders of them at any depth, or ``hf-hub:OWNER/NAME``.
-        arch: The architecture, as ``--arch`` takes it; None is to be found out.
-        scan: How to scan the networks for backdoors; None leaves that out.
+        arch: The architecture, as ``--arch`` takes it; None identifies it.
+        scan: Request to scan the networks for backdoors; None skips the scan.
     """
 
     paths: tuple[Path, ...]
@@ -35,7 +35,7 @@ class InspectRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectResult(Result):
-    """What was found in files.
+    """Result of inspecting files.
 
     Example:
         >>> bcu.inspect("model.safetensors").verdict
@@ -49,7 +49,7 @@ class InspectResult(Result):
 
     @property
     def problems(self) -> list[dict[str, Any]]:
-        """What could not be done, with a rule, a message and a hint each."""
+        """Everything that could not be done, each with a rule, a message and a hint."""
         own = [file["problem"] for file in self.document["files"] if file["problem"]]
         return [*self.document["problems"], *own]
 
@@ -60,7 +60,7 @@ class InspectResult(Result):
 
     @property
     def safe(self) -> bool | None:
-        """Whether all files can be opened without harm; None where one was not read."""
+        """Whether all files are safe to open; None if a file was not read."""
         found = [file["safe"] for file in self.files]
         if False in found:
             return False
@@ -68,21 +68,21 @@ class InspectResult(Result):
 
     @property
     def findings(self) -> list[dict[str, Any]]:
-        """What a user should know of the files: a rule, a message and a severity each."""
+        """The findings of all files, each with a rule, a message and a severity."""
         return [finding for file in self.files for finding in file["findings"]]
 
     @property
     def architecture(self) -> str | None:
-        """Name of the architecture, where there is one file and it is known."""
+        """Name of the architecture; None if it is unknown or if there are several files."""
         found = [file["architecture"]["name"] for file in self.files if file.get("architecture")]
         return found[0] if len(found) == len(self.files) == 1 else None
 
 
 def inspect(request: InspectRequest) -> InspectResult:
-    """Inspect files, and scan their networks where that is asked for.
+    """Inspect files, and scan their networks if the request has a scan.
 
     Raises:
-        BcuError: A path or an option of the scan makes no sense.
+        BcuError: A path or an option of the scan is invalid.
     """
     if request.scan:
         scanning.prepare(request.scan)
@@ -99,7 +99,7 @@ def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
 
     if not SYSTEM_HAS_LIMITS:
         events.say("this system sets no limits to memory: only the time that each file takes is limited")
-    with Reader() as reader:  # which starts while the files are looked for
+    with Reader() as reader:  # its process starts during the search for files
         from bcu_cli.workflows.inspection import find_files, no_model_in
 
         found = find_files(paths)
@@ -122,7 +122,7 @@ def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
 
 
 def _files_read(documents: Iterable[dict[str, Any]], arch: str | None) -> list[dict[str, Any]]:
-    """The files and what was read beside them; those that are large have no SHA-256 here either."""
+    """List the inspected files and the files read beside them; large files have no SHA-256."""
     read: list[dict[str, Any]] = []
     beside: list[Path] = []
     for document in documents:
@@ -139,7 +139,7 @@ def _files_read(documents: Iterable[dict[str, Any]], arch: str | None) -> list[d
 
 
 def _inspect_one(reader: Reader, path: Path, arch: str | None) -> dict[str, Any]:
-    """The document of a file; what nobody foresaw is that file's problem, and the others are inspected."""
+    """Inspect one file; an unexpected error becomes that file's problem, so that the others are inspected."""
     try:
         return reader.inspect(path, arch)
     except BcuError:
@@ -154,16 +154,16 @@ def _inspect_one(reader: Reader, path: Path, arch: str | None) -> dict[str, Any]
 
 
 def _is_no_model(document: dict[str, Any]) -> bool:
-    """Whether a file is of a kind that lies beside models: an image, a text, nothing at all."""
+    """Whether a file is no model: an image, a text or an empty file."""
     return bool(document["problem"]) and document["problem"]["rule"] == "not-a-model"
 
 
 def verdict(files: list[dict[str, Any]], problems: list[dict[str, Any]]) -> str:
-    """The verdict on files, by their documents.
+    """Derive the verdict from the documents of the files.
 
     Args:
-        files: The documents.
-        problems: What went wrong besides them.
+        files: The documents of the files.
+        problems: Problems that belong to no inspected file.
     """
     scans = [file["scan"]["verdict"] for file in files if "scan" in file]
     if any(file["safe"] is False for file in files):

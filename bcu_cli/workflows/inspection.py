@@ -1,6 +1,6 @@
-"""What is known of a model file: is it safe to open, what does it hold, and why not if that cannot be said.
+"""Inspection of one model file: whether it is safe to open, its content, and its architecture.
 
-Nothing of a file is run, and nothing is called safe that was not read.
+No code of a file is run, and no file is called safe that was not read.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from bcu_cli.models import Architecture
 
 UNKNOWN, OWN_GRAPH, MISMATCH = "architecture-unknown", "architecture-own-graph", "architecture-mismatch"
-"""Rules: the network is none of the known ones, runs by its own graph, or does not fit ``--arch``."""
+"""Rules: the architecture is unknown, the file has its own graph, or the tensors do not fit ``--arch``."""
 UNREAD_GRAPH = "graph-unread"
 _WITH_GRAPH = ("torchscript", "torch.export", "onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Why a file could not be read, or is no classifier that bcu can work on.
+    """Reason why a file could not be read, or is no classifier that bcu supports.
 
     Attributes:
-        rule: A stable id.
-        message: What is wrong, in one line.
-        hint: What to do about it.
+        rule: Stable identifier.
+        message: The reason, in one line.
+        hint: The remedy, in one line.
     """
 
     rule: str
@@ -48,18 +48,18 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What is known of one file.
+    """Result of inspecting one file.
 
     Attributes:
         path: The file.
-        findings: What its user should know.
-        description: What it is; None where that could not be told.
-        content: Its tensors' names, shapes and types and what stands beside them; None where it was not
-            opened.
-        not_finite: How many values of each tensor are NaN or infinite, where there are any; None where the
-            values were not read.
-        architecture: The network that the tensors are of; None where it is not known.
-        problem: Why not everything above is known; None where it is.
+        findings: Facts that the user should know.
+        description: Kind, format, size and hash; None if the kind could not be determined.
+        content: Names, shapes and types of the tensors, and the entries beside them; None if the file was
+            not opened.
+        not_finite: Number of NaN and infinite values by tensor, without zeros; None if the values were not
+            read.
+        architecture: Architecture of the network; None if it is unknown.
+        problem: Reason why the inspection is incomplete; None if it is complete.
     """
 
     path: Path
@@ -72,13 +72,13 @@ class Inspection:
 
     @property
     def safe(self) -> bool | None:
-        """Whether the file can be opened without harm; None where it was not read."""
+        """Whether the file is safe to open; None if it was not read."""
         if any(finding.severity == "unsafe" for finding in self.findings):
             return False
         return None if self.content is None else True
 
     def document(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return the inspection as plain values for JSON."""
         document: dict[str, Any] = {"path": str(self.path), "safe": self.safe}
         document["findings"] = [asdict(finding) for finding in self.findings]
         document["problem"] = self.problem and asdict(self.problem)
@@ -99,13 +99,13 @@ class Inspection:
 
 @dataclass(kw_only=True)
 class Found:
-    """The files that some paths lead to.
+    """Files found at the given paths.
 
     Attributes:
-        files: Every file, each once; none of them was opened yet.
-        beside: Those that may be passed over: in folders, and not called like models.
-        folders: The folders that were named, and the files in each.
-        problems: Folders that could not be listed, and models of the hub that could not be fetched.
+        files: All files without duplicates, not yet opened.
+        beside: Files in folders whose suffix is no model's; they are passed over if they hold no model.
+        folders: The given folders, and the files in each.
+        problems: Folders that could not be listed, and hub models that could not be fetched.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -115,11 +115,11 @@ class Found:
 
 
 def find_files(paths: Sequence[Path]) -> Found:
-    """The files among the paths and, at any depth, in the folders among them.
+    """Find the files among the paths and, at any depth, in the folders among them.
 
-    No file is opened but the indexes of models in several files: whatever else reads them is to do that where
-    a file can break nothing. In folders, symbolic links to files are followed and links to folders and the
-    folder ``.git`` are not. Of a model of the hub all files that may hold models are fetched.
+    Only the indexes of sharded models are opened; other files are read in a separate process. In folders,
+    symbolic links to files are followed; links to folders and the folder ``.git`` are not. All files of a hub
+    model that may hold weights are fetched.
     """
     found = Found()
     for named in paths:
@@ -142,7 +142,7 @@ def find_files(paths: Sequence[Path]) -> Found:
 
 
 def no_model_in(folder: Path) -> Problem:
-    """The problem of a folder in which there is nothing but images, texts and empty files."""
+    """Return the problem of a folder that holds only images, texts and empty files."""
     hint = "name a folder with model files (.safetensors, .pt, .pth) in it"
     return Problem(rule="no-model-found", message=f"{folder} holds no model file", hint=hint)
 
@@ -150,21 +150,21 @@ def no_model_in(folder: Path) -> Problem:
 def inspect_file(
     path: Path, arch: str | None = None, before_reading: Callable[[], None] = lambda: None
 ) -> Inspection:
-    """Find out what a file is.
+    """Inspect one file.
 
     Args:
         path: The file.
         arch: The user's ``--arch``.
-        before_reading: Called before weights are read with torch, as those of safetensors are not.
+        before_reading: Called before torch reads weights; safetensors files are read without torch.
 
     Raises:
-        MemoryError: There is too little memory to tell.
+        MemoryError: There is too little memory for the inspection.
     """
     from bcu_cli.checkpoints import inspect_only
 
     try:
         description = inspect_only(path)
-    except UnsafeFileError as error:  # it hides what it does, so that there is nothing to list
+    except UnsafeFileError as error:  # its opcodes are hidden, so there is no description
         return Inspection(path=path, findings=(_finding(error),), problem=None)
     except CheckpointError as error:
         _raise_lack_of_memory(error)
@@ -180,20 +180,20 @@ def inspect_file(
 
 
 def _raise_lack_of_memory(error: CheckpointError) -> None:
-    """Nothing is wrong with a file of which a reader says that it is damaged because no memory was left."""
+    """Raise MemoryError if a reader called a file damaged only because memory ran out."""
     if limits.is_lack_of_memory(error):
         raise MemoryError from error
 
 
 def _open(description: Description, arch: str | None, before_reading: Callable[[], None]) -> Inspection:
-    """What is known of a file that is safe to open."""
+    """Inspect the content of a file that is safe to open."""
     from bcu_cli.checkpoints import count_not_finite, outline, read
     from bcu_cli.models import identify
     from bcu_cli.models.index import counted
 
     content: Checkpoint | Outline
     not_finite: dict[str, int] | None
-    if description.kind == Kind.SAFETENSORS:  # which needs no torch
+    if description.kind == Kind.SAFETENSORS:  # read without torch
         content = outline(description)
         not_finite = None if description.size > WHOLE_BYTES else count_not_finite(description.path)
     else:
@@ -206,7 +206,7 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
     except ArchitectureError as error:
         if arch is not None:
             problem = _problem(error, MISMATCH)
-        elif triggers.KEY not in content.metadata:  # those of bcu attack hold no network to recognise
+        elif triggers.KEY not in content.metadata:  # trigger files of bcu attack hold no network
             problem = _unread_graph(content)
             notes += [] if problem else [_note(error, content.format)]
     if damaged := {name: count for name, count in not_finite.items() if counted(name)} if not_finite else {}:
@@ -223,7 +223,7 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
 
 
 def _walk(folder: Path, found: Found) -> Iterator[Path]:
-    """The files in a folder and then those in its folders, by their names; however deep they lie."""
+    """Yield the files of a folder, then those of its subfolders, sorted by name, at any depth."""
     waiting = [str(folder)]
     while waiting:
         place = waiting.pop()
@@ -241,29 +241,29 @@ def _walk(folder: Path, found: Found) -> Iterator[Path]:
 
 
 def _is_own_folder(entry: os.DirEntry[str]) -> bool | None:
-    """Whether an entry is a folder, or something to look at; None for a link to a folder."""
+    """Whether an entry is a folder; None for a link to a folder."""
     try:
         if not entry.is_dir():
             return False
         return None if entry.is_symlink() else True
-    except OSError:  # a link to itself, say: looking at it says so
+    except OSError:  # for example a link to itself, which its inspection reports
         return False
 
 
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except (OSError, ValueError):  # a name that is too long: inspecting it says so
+    except (OSError, ValueError):  # for example a name that is too long, which its inspection reports
         return False
 
 
 def _parts(file: Path) -> Iterable[Path]:
-    """The files that an index stands for; none where it is no index, or one that inspecting it will fault."""
+    """List the files that an index names; none if it is no index or is invalid."""
     if not file.name.endswith(INDEX_SUFFIX):
         return ()
     try:
         return read_index(file)
-    except Exception:  # whatever is wrong with it is said where it is inspected
+    except Exception:  # the inspection of the index reports the error
         return ()
 
 
@@ -272,7 +272,7 @@ def _finding(error: UnsafeFileError) -> Finding:
 
 
 def _unread_graph(content: Any) -> Problem | None:
-    """The problem of a file of unknown architecture whose code or graph bcu cannot read either.
+    """Return the problem of a file of unknown architecture whose own code or graph bcu cannot read.
 
     Args:
         content: The checkpoint.
@@ -289,7 +289,7 @@ def _unread_graph(content: Any) -> Problem | None:
 
 
 def _note(error: ArchitectureError, format: Format) -> Finding:  # noqa: A002
-    """The note on a file whose architecture is not known, which is no fault of the file."""
+    """Return the note on a file of unknown architecture, which is no fault of the file."""
     if format.value in _WITH_GRAPH:
         return Finding(rule=OWN_GRAPH, message=f"it runs by its own graph: {error.message}", severity="note")
     return Finding(rule=UNKNOWN, message=f"{error.message}; {error.hint}", severity="note")
@@ -317,7 +317,7 @@ def _broken(path: Path, not_finite: dict[str, int]) -> Problem:
 
 
 def _as_json(value: Any) -> Any:
-    """A value beside weights with what JSON does not have (a best loss of infinity, a tensor) as texts."""
+    """Convert an entry beside the weights for JSON; infinities and tensors become texts."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
@@ -332,7 +332,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
-    """Number and types of the tensors, and what stands beside them."""
+    """Return number and types of the tensors, and the entries beside them."""
     floating = [name for name, dtype in content.dtypes.items() if "float" in dtype]
     document: dict[str, Any] = {
         "tensors": len(content.shapes),
@@ -341,7 +341,7 @@ def _tensors(content: Checkpoint | Outline) -> dict[str, Any]:
         "prefix": content.prefix,
         "metadata": content.metadata,
     }
-    if not isinstance(content, Checkpoint):  # a safetensors file, which holds nothing else
+    if not isinstance(content, Checkpoint):  # a safetensors file holds no other entries
         return document | {"nesting": [], "beside": {}, "left_out": [], "others": []}
     return document | {
         "nesting": list(content.nesting),

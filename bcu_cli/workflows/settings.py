@@ -1,4 +1,4 @@
-"""Settings of a trigger or a method, as ``--setting`` and the plans of a benchmark give them."""
+"""Parsing of the settings of triggers and methods in ``--setting`` and in benchmark plans."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 def settings_of(
     owner: str, texts: Iterable[str], *, kind: str, owners: Collection[str], like: str
 ) -> dict[str, float]:
-    """Texts like ``NAME=NUMBER`` or ``OWNER.NAME=NUMBER`` as a dictionary, without those of other owners.
+    """Parse texts like ``NAME=NUMBER`` or ``OWNER.NAME=NUMBER``; settings of other owners are left out.
 
     Args:
         owner: The trigger or method whose settings are wanted.
-        texts: The texts as they were given.
-        kind: The word for an owner, like ``attack``.
+        texts: The texts as given.
+        kind: The noun for owners in messages, such as ``attack``.
         owners: The names of all that have settings.
-        like: An example for the hints.
+        like: An example for hints, as ``OWNER.NAME=NUMBER``.
 
     Raises:
-        UsageError: One of them is no such thing.
+        UsageError: A text has another form or names an unknown owner.
     """
     values = {}
     for text in texts:

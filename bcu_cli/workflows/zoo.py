@@ -79,7 +79,7 @@ class ZooResult:
 
     @property
     def passed(self) -> bool | None:
-        """Whether all entries pass their gates; None where some are not decided and none fails."""
+        """Whether all entries pass their gates; None if none fails but some are undecided."""
         verdicts = [row["gate"]["passed"] for row in self.rows]
         return False if False in verdicts else None if None in verdicts else True
 
@@ -88,7 +88,7 @@ def attack_all(request: ZooRequest) -> ZooResult:
     """Train the missing networks of a zoo, and judge which networks pass.
 
     Raises:
-        BcuError: The request makes no sense, or the folder holds something else.
+        BcuError: The request is invalid, or the folder holds something else.
         KeyboardInterrupt: The run was stopped.
     """
     request.engine.check()
@@ -123,14 +123,14 @@ def _attacks(only: tuple[str, ...] | None) -> list[str]:
 
 
 def _options(each: AttackRequest) -> dict[str, Any]:
-    """What decides each model, as plain values under the names of the options."""
+    """Return the options that determine each model, as plain values by option name."""
     values = {name: getattr(each, {"setting": "settings"}.get(name, name)) for name in _DECIDES}
     values["setting"] = values["setting"] or None
     return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
 
 
 def _check(each: AttackRequest) -> bool:
-    """Refuse early what every entry would refuse; returns whether a GPU is used."""
+    """Refuse options that every entry would refuse; returns whether a GPU is used."""
     from bcu_cli.models.new_classifier import usual_size
 
     if ":" not in each.data and not Path(each.data).exists():

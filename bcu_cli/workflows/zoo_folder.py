@@ -49,14 +49,14 @@ class Entry:
 class Zoo:
     """A folder of models that are trained alike; one run at a time works on it.
 
-    Entering it makes the folder, waits for a run that is just ending, and refuses what is in the way.
+    Entering the context creates the folder, waits for a run that is just ending, and refuses other content.
 
     Args:
         folder: The folder.
-        data: What the models are trained on, as given.
-        options: What else decides them, by name, as plain values.
-        jobs: Models at a time; None where Ray decides that.
-        threads: Threads of each training.
+        data: The training data, as given.
+        options: The other options that determine the models, as plain values by name.
+        jobs: Number of models trained at a time; None if Ray decides.
+        threads: Number of threads of each training.
 
     Raises:
         UsageError: Another run is at work, the folder holds something else, or was made otherwise.
@@ -111,7 +111,7 @@ class Zoo:
         """Save the JSON report of an entry that has just been trained.
 
         Raises:
-            BcuError: It is no report on what lies in the folder, or cannot be written.
+            BcuError: The report does not describe the files in the folder, or cannot be written.
         """
         try:
             report = json.loads(text)

@@ -16,9 +16,9 @@ random weights do not have. The verdicts:
 - no classifier: nothing in the network depends on the number of classes, or it cannot be built
 
 Whether networks held equal are equal is tried on those that are not named themselves, but one held equal to
-them: both get the same weights, drawn anew so that no layer is switched off, and the same two images. Small
-rivals are tried the same way and ought to differ. The order is drawn, so that a part of the run is a fair
-sample; with --log it goes on where it stopped.
+them: both get the same weights, re-initialised so that no layer is switched off, and the same two images.
+Small rivals are tried the same way and ought to differ. The order is drawn, so that a part of the run is a
+fair sample; with --log it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ SMALL, MIDDLING = 30_000_000, 150_000_000
 """Rivals with fewer parameters than the one, and equals with fewer than the other, are run in pairs."""
 SIZES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384)
 SAME, DISTINCT = 1e-7, 1e-5
-"""Of the largest output, in double precision: how far same outputs may, and two images' must be apart."""
+"""Most difference of equal outputs, and least of two images, as shares of the largest output (float64)."""
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
 
 
 def make(name: str) -> nn.Module:
-    """The network that a library makes of a name, on the default device."""
+    """Build the network of a name with its library, on the default device."""
     library, _, plain = name.partition(":")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -78,7 +78,7 @@ def make_hollow(name: str) -> nn.Module:
 
 
 def write_hollow(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file whose data are a hole."""
+    """Write a safetensors file whose data are a hole."""
     header, stop = {}, 0
     for name, tensor in tensors.items():
         start, stop = stop, stop + tensor.numel() * tensor.element_size()
@@ -94,7 +94,7 @@ def write_hollow(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def ask(name: str, folder: Path) -> dict[str, Any]:
-    """What bcu answers for one network, and the verdict on it."""
+    """Identify one network with bcu, and judge the answer."""
     try:
         tensors = make_hollow(name).state_dict()
     except Exception as error:  # a constructor's own
@@ -145,7 +145,7 @@ def redraw(network: nn.Module) -> None:
 
 @torch.no_grad()
 def compare(one_name: str, other_name: str) -> dict[str, Any]:
-    """How far the outputs of two networks with the same weights are apart on the same images."""
+    """Measure the difference of the outputs of two networks with the same weights on the same images."""
     torch.manual_seed(0)
     one, other = make(one_name).double().eval(), make(other_name).double().eval()
     redraw(one)
@@ -189,12 +189,12 @@ def try_pairs(pairs: list[tuple[str, str]], wanted: int, what: str) -> dict[str,
 
 
 def talk(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def all_names() -> list[str]:
-    """Every name of both libraries, in an order drawn with a fixed seed."""
+    """List every name of both libraries, shuffled with a fixed seed."""
     names = [f"timm:{name}" for name in timm.list_models()]
     names += [f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models)]
     random.Random(0).shuffle(names)

@@ -50,7 +50,7 @@ def _widened(layer: nn.Module, copies: int) -> nn.Module:
         return nn.Conv2d(*channels, layer.kernel_size, groups=layer.groups * copies, **shape)
     if isinstance(layer, nn.BatchNorm2d):
         return nn.BatchNorm2d(layer.num_features * copies)
-    if isinstance(layer, nn.Linear):  # of every copy for every copy: small enough not to matter
+    if isinstance(layer, nn.Linear):  # each copy computes all outputs, which costs little
         return nn.Linear(layer.in_features * copies, layer.out_features * copies)
     return layer
 

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 
 PHOTOS = 160
-"""Of each of the 8 signs."""
+"""Images of each of the 8 signs."""
 PASSES_OVER_GRADIENTS = 2.0
-"""Of a ring: every byte goes once around to be added up, and once to be handed out."""
+"""Rounds of a ring all-reduce: each byte goes around once to be summed and once to be distributed."""
 BACKWARD = 0.5
 """Share of a step's computing in which gradients come out: the student's forward pass takes a quarter, its
 backward pass a half, the teacher's forward pass a quarter."""
@@ -39,12 +39,12 @@ backward pass a half, the teacher's forward pass a quarter."""
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A step on one device.
+    """A training step on one device.
 
     Args:
-        name: What.
-        gradients: Bytes, fp32.
-        seconds: On one device, at the whole batch.
+        name: Name of the training.
+        gradients: Size of the fp32 gradients, in bytes.
+        seconds: Time of a step with the whole batch on one device.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What joins two devices.
+    """A link between two devices.
 
     Args:
-        name: What.
-        bytes_per_second: One way.
-        latency: Of one message, in seconds.
+        name: Name of the link.
+        bytes_per_second: Bandwidth in one direction.
+        latency: Latency of one message, in seconds.
     """
 
     name: str
@@ -71,7 +71,7 @@ STEPS = (
     Work(name="ResNet-18, 32x32, batch 256, 12 ms", gradients=4 * 11.17e6, seconds=0.012),
     Work(name="ResNet-50, 224x224, batch 256, 30 ms", gradients=4 * 25.56e6, seconds=0.030),
 )
-"""Of one H100 at the targets for bcu (12 s for 1,000 steps; 40 % of 700 TFLOP/s): not measured."""
+"""Step times of one H100 at bcu's targets (12 s for 1,000 steps; 40 % of 700 TFLOP/s); not measured."""
 LINKS = (
     Link(name="NVLink, 450 GB/s", bytes_per_second=450e9, latency=5e-6),
     Link(name="PCIe 4, 25 GB/s", bytes_per_second=25e9, latency=10e-6),
@@ -97,7 +97,7 @@ def step_seconds(work: Work, link: Link, devices: int) -> float:
 
 
 def estimates() -> list[dict[str, Any]]:
-    """How many times as fast as one device."""
+    """Estimate the speed-up over one device."""
     return [
         {
             "step": work.name,
@@ -113,7 +113,7 @@ def estimates() -> list[dict[str, Any]]:
 
 
 def prepare(folder: Path, arch: str) -> None:
-    """Images, and a model file of random weights."""
+    """Write images and a model file of random weights."""
     from bcu_cli.checkpoints import Format, write
     from bcu_cli.images import signs
     from bcu_cli.models import Architecture, metadata_for
@@ -130,7 +130,7 @@ def prepare(folder: Path, arch: str) -> None:
 
 
 def cleanse(folder: Path, devices: int, threads: int, options: argparse.Namespace) -> dict[str, float]:
-    """One run."""
+    """Run one cleansing."""
     words = f"cleanse {folder}/model.safetensors --images {folder}/photos --out {folder}/out.safetensors"
     words += f" --method bcu --epochs {options.epochs} --batch-size {options.batch_size} --json"
     words += f" --device {options.device} --devices {devices}"
@@ -152,7 +152,7 @@ def cleanse(folder: Path, devices: int, threads: int, options: argparse.Namespac
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs in turns, and their medians."""
+    """Run the variants in turns, and return the medians."""
     cores = len(os.sched_getaffinity(0))
     share = max(1, cores // options.devices)
     ways = {"one process": (1, share), f"{options.devices} processes": (options.devices, share)}

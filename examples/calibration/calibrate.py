@@ -1,4 +1,4 @@
-"""How `bcu inspect --scan` came by its thresholds: networks whose truth is known, and what is fitted to them.
+"""Calibrate the thresholds of `bcu inspect --scan` on networks known to be clean or backdoored.
 
     python examples/calibration/calibrate.py draw GTSRB WORK
     python examples/calibration/calibrate.py train WORK
@@ -40,7 +40,7 @@ TARGETS = {"signs": (1, 4), "gtsrb10": (2, 7)}
 STRONGER = ("--setting", "lc.cell=2", "--setting", "badnets.cell=2", "--setting", "sig.delta=60")
 """Settings with which trainings this short implant their triggers; the gates say whether they did."""
 CLASSES, TRAIN, TEST, PHOTOS = 10, 600, 150, 100
-"""Of GTSRB: classes, and images of each for training, for measuring, and to scan with."""
+"""Number of GTSRB classes, and of images per class for training, evaluation and scanning."""
 DETECTORS = {"images": ("inversion", "mmbd", "perturbation", "skew", "warping"), "no images": ("mmbd",)}
 FALSE_ALARMS, MISSES = 0.05, 0.10
 IMPLANTED = 0.8
@@ -48,7 +48,7 @@ IMPLANTED = 0.8
 
 
 def draw(gtsrb: Path, work: Path) -> None:
-    """The two data sets, each with a folder of unlabeled images beside it."""
+    """Write the two data sets, each with a folder of unlabeled images."""
     signs.write_folder(work / "signs" / "train", 500, seed=11)
     signs.write_folder(work / "signs" / "test", 150, seed=12)
     signs.write_folder(work / "signs-photos", 120, seed=13, labelled=False)
@@ -67,7 +67,7 @@ def draw(gtsrb: Path, work: Path) -> None:
 
 
 def train(work: Path) -> None:
-    """For each data set and architecture a zoo, and one each for the attacks that are slower to learn."""
+    """Train a zoo for each data set and architecture, and another for attacks that need more epochs."""
     for data, epochs in EPOCHS.items():
         first, second = TARGETS[data]
         for name, arch in ARCHITECTURES.items():
@@ -93,7 +93,7 @@ def train(work: Path) -> None:
 
 
 def scan(work: Path, scores: Path) -> None:
-    """What the detectors say of every network that is clean or backdoored, into one file."""
+    """Scan every network that is clean or backdoored, and write the scores into one file."""
     rows = []
     for zoo in sorted((work / "zoo").iterdir()):
         data, arch = zoo.name.split("-")[:2]
@@ -130,7 +130,7 @@ def scan(work: Path, scores: Path) -> None:
 
 
 def _bcu(*words: object) -> str:
-    """Run a command of bcu; 1 and 2 are verdicts here, and the report is there all the same."""
+    """Run a command of bcu and return its report; exit codes 1 and 2 are verdicts here."""
     ran = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-m", "bcu_cli", *map(str, words)], stdout=subprocess.PIPE, text=True, check=False
     )
@@ -148,21 +148,21 @@ class Network:
 
     @property
     def target(self) -> int | None:
-        """The class of the backdoor; None where there is none."""
+        """Target class of the backdoor; None for a clean network."""
         target: int | None = self.row["target_class"]
         return target
 
     def each_class(self, units: dict[str, float]) -> torch.Tensor:
-        """The suspicion of each class."""
+        """Suspicion by class."""
         return suspicion({k: torch.tensor(v) for k, v in self.row["values"].items()}, units)
 
     def highest(self, units: dict[str, float]) -> float:
-        """Of all classes."""
+        """Highest suspicion of all classes."""
         return float(self.each_class(units).max())
 
 
 def networks(scores: Path) -> list[Network]:
-    """All of them; a third, spread over data sets, architectures and attacks, is held out."""
+    """Read all networks; a third, spread over data sets, architectures and attacks, is held out."""
     rows = json.loads(scores.read_text())
     zoos = sorted({(row["data"], row["arch"]) for row in rows})
     return [
@@ -176,19 +176,18 @@ def networks(scores: Path) -> list[Network]:
 
 
 def fit_units(known: list[Network], names: tuple[str, ...]) -> dict[str, float]:
-    """What clean networks reach with each detector: the mean of their highest classes and two deviations."""
+    """Fit each detector's unit: mean plus two standard deviations of the highest scores of clean networks."""
     clean = [network for network in known if network.target is None]
     reached = {name: torch.tensor([network.highest({name: 1.0}) for network in clean]) for name in names}
     return {name: float(values.mean() + 2.0 * values.std()) for name, values in reached.items()}
 
 
 def fit_thresholds(known: list[Network], units: dict[str, float]) -> tuple[float, float]:
-    """From which suspicion on a network is suspicious, and below which it is clean-looking.
+    """Fit the thresholds of the verdicts ``suspicious`` and ``clean-looking``.
 
-    The first is such that a clean one reaches it in at most 5 % of cases: just above the highest of the
-    clean ones here, or above the 95th percentile of a normal distribution with their mean and spread where
-    that is higher. The second is such that a tenth of the backdoored ones here lie below it, and no higher
-    than the first.
+    At most 5 % of clean networks reach the first. It lies just above the highest clean score here, or at the
+    95th percentile of a normal distribution with their mean and deviation if that is higher. A tenth of the
+    backdoored networks here lie below the second, which is never above the first.
     """
     clean = torch.tensor([n.highest(units) for n in known if n.target is None])
     backdoored = torch.tensor([n.highest(units) for n in known if n.target is not None])
@@ -198,7 +197,7 @@ def fit_thresholds(known: list[Network], units: dict[str, float]) -> tuple[float
 
 
 def fit(scores: Path, out: Path) -> None:
-    """Both calibrations, and the table of what they make of the networks that were held out."""
+    """Fit both calibrations, and print their verdicts on the held-out networks as a table."""
     everything = networks(scores)
     known = [n for n in everything if not n.held_out]
     left_out = [n for n in everything if n.held_out]

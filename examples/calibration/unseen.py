@@ -1,7 +1,7 @@
 """Networks backdoored by triggers of other kinds, to judge a method that was finished before it met them.
 
 For method auto that is ``interlace`` alone; ``solarise`` and ``sharpen`` came after its adversary and before
-its waves, and the others were measured while it was made.
+its sinusoidal patterns, and the others were measured while it was made.
 
     python examples/calibration/unseen.py WORK/gtsrb10 WORK/zoo/gtsrb10-resnet8-unseen --arch resnet8
 

@@ -196,18 +196,19 @@ def test_an_interruption_in_any_stage_leaves_the_old_file_and_is_resumed_to_the_
 
         return keep_or_stop
 
-    for number, title in enumerate(STAGES, start=1):
-        out.write_bytes(b"old")
+    out.write_bytes(b"old")
+    for number, title in enumerate(STAGES, start=1):  # one run, interrupted once in each stage
         monkeypatch.setattr(resuming, "_save_if_due", interrupt_in(number))
-        stopped = cleanse()
+        stopped = cleanse(*(["--resume"] if number > 1 else []))
         assert stopped.code == 130
         assert f"of {title}; --resume" in stopped.err
+        assert ("resuming after step 1 of" in stopped.err) == (number > 1)
         assert (out.read_bytes(), state.exists()) == (b"old", True)
-        monkeypatch.setattr(resuming, "_save_if_due", keep)
-        resumed = cleanse("--resume")
-        assert resumed.code == 0, resumed.err
-        assert "resuming after step 1 of" in resumed.err
-        assert (out.read_bytes() == whole, state.exists()) == (True, False)
+    monkeypatch.setattr(resuming, "_save_if_due", keep)
+    resumed = cleanse("--resume")
+    assert resumed.code == 0, resumed.err
+    assert "resuming after step 1 of" in resumed.err
+    assert (out.read_bytes() == whole, state.exists()) == (True, False)
 
 
 def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an_interruption(

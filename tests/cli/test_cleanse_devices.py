@@ -114,7 +114,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_device_can_go_on(
     bcu, untrained: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
-    words = [untrained, "--images", photos, "--out", out, *SHORT, "--epochs", 30]
+    words = [untrained, "--images", photos, "--out", out, *SHORT, "--epochs", 10]
     run = Running(*words, "--json")
     time.sleep(0.3)  # into the training
     os.kill(run.ranks[1], signal.SIGKILL)
