@@ -108,7 +108,7 @@ class Program:
         input: The name of its one input.
         input_shape: Of it; None where a size is not fixed.
         input_dtype: Of it, as torch calls it.
-        output: The name of its first output.
+        outputs: The names of its outputs that are tensors.
         operations: In an order in which they can run.
         tensors: Its weights and constants by the names of their values.
         names: The names that the exported module gave them, by the same.
@@ -118,7 +118,7 @@ class Program:
     input: str
     input_shape: tuple[int | None, ...]
     input_dtype: str
-    output: str
+    outputs: tuple[str, ...]
     operations: tuple[Operation, ...]
     tensors: dict[str, torch.Tensor]
     names: dict[str, str]
@@ -257,7 +257,7 @@ def _program(archive: TorchArchive, module: dict[str, Any]) -> Program:
         input=inputs[0],
         input_shape=tuple(size.get("as_int") for size in taken["sizes"]),
         input_dtype=_KINDS[taken["dtype"]][1],
-        output=results[0],
+        outputs=tuple(results),
         operations=tuple(_operation(archive.path, node) for node in graph["nodes"]),
         tensors={value: held[name] for value, name in names.items()},
         names=names,

@@ -61,7 +61,7 @@ class Graph:
     Attributes:
         input: Name of its only input.
         input_shape: Shape of the input, with None for a size that is not fixed; empty if it is not given.
-        output: Name of its first output.
+        outputs: Names of its outputs.
         nodes: The nodes, each after those that it depends on.
         tensors: The constants, by name.
         version: Version of ONNX's standard operator set.
@@ -70,7 +70,7 @@ class Graph:
 
     input: str
     input_shape: tuple[int | None, ...]
-    output: str
+    outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
     tensors: dict[str, torch.Tensor]
     version: int
@@ -173,7 +173,7 @@ def load_graph(checkpoint: Checkpoint) -> Graph:
     return Graph(
         input=inputs[0].get("name", ""),
         input_shape=tuple(size.get("dim_value") for size in shape),
-        output=graph["output"][0].get("name", ""),
+        outputs=tuple(value.get("name", "") for value in graph["output"]),
         nodes=tuple(
             Node(
                 operator=_operator(node, "op_type"),

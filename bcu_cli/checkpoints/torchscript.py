@@ -111,9 +111,15 @@ def load(path: Path) -> dict[str, torch.Tensor]:
             if len(tensors) > _MAX_TENSORS:
                 raise damaged(path, f"it names more than {_MAX_TENSORS:,} tensors")
     if not tensors:
-        hint = "save it before torch.jit.freeze or torch.jit.optimize_for_inference is applied"
+        hint = (
+            "get the file as it was before torch.jit.freeze or torch.jit.optimize_for_inference; or, if you "
+            "trust it, torch.onnx.export(torch.jit.load(FILE), (images,), 'model.onnx', dynamo=False)"
+        )
         raise CheckpointError(
-            f"{path} holds no named weights: its TorchScript code is frozen", hint, rule="no-weights"
+            f"{path} holds no named weights: its TorchScript code is frozen, so that they are nameless "
+            "constants in it, which bcu can read but not write back",
+            hint,
+            rule="no-weights",
         )
     return tensors
 

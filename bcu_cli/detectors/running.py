@@ -13,7 +13,8 @@ from bcu_cli import detectors
 from bcu_cli.detectors.base import FEWEST_CLASSES, find
 from bcu_cli.detectors.input_optimisation import BATCH
 from bcu_cli.errors import ScanError
-from bcu_cli.models.classifier import are_probabilities, not_finite
+from bcu_cli.models.classifier import not_finite
+from bcu_cli.models.outputs import are_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable

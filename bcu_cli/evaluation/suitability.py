@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bcu_cli.models.classifier import are_probabilities, name_of
+from bcu_cli.models.classifier import name_of
+from bcu_cli.models.outputs import are_probabilities
 from bcu_cli.training.inference import in_batches
 
 if TYPE_CHECKING:

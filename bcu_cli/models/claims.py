@@ -38,10 +38,17 @@ ARCH, NUM_CLASSES, INPUT_SIZE, MEAN, STD, CROP_PCT, CROP_MODE, INTERPOLATION, CH
 _LARGEST_SIDE, _MOST_CHANNELS = 2048, 64
 """Largest input size that a file may claim; the user may give a larger one."""
 _NAME = re.compile(r"[A-Za-z0-9_.:+-]{1,200}")
+_OTHER_PROBLEMS = {
+    "multi_label_classification": "an image may be of several classes, and bcu needs one for each image",
+    "regression": "its outputs are numbers, not classes",
+}
+"""Tasks of transformers that are not done by a classifier, and why bcu refuses them."""
 BCU_SOURCE = "metadata"
 """Source of a claim that bcu wrote."""
 #: Keys under which training scripts store the name of an architecture.
 _ARCH_KEYS = ("arch", "architecture", "model_name")
+#: Tables in which they store their own options; there ``model`` is the name of an architecture, too.
+_OPTION_TABLES = ("args", "config", "hparams", "hyper_parameters", "opt")
 
 T = TypeVar("T")
 
@@ -92,12 +99,27 @@ def read_claims(path: Path, metadata: Mapping[str, str], beside: Mapping[str, An
     claims = [_bcu_claim(metadata)]
     claims += [
         Claim(source=f"{source} {key!r}", arch=value)
-        for source, table in (("metadata", metadata), ("entry", beside))
-        for key, value in table.items()
-        if key.rpartition("/")[2] in _ARCH_KEYS and isinstance(value, str) and _is_name(value)
+        for source, names in (("metadata", _names(metadata)), ("entry", _names(beside)))
+        for key, value in names.items()
+        if _is_name(value)
     ]
     claims.append(_config_claim(path.parent / "config.json"))
     return tuple(claim for claim in claims if claim != Claim(source=claim.source))
+
+
+def _names(table: Mapping[str, Any]) -> dict[str, str]:
+    """The names of architectures in a table and in the tables of options in it, by their paths."""
+    found = {}
+    for path, value in table.items():
+        key = path.rpartition("/")[2]
+        if key in _ARCH_KEYS and isinstance(value, str):
+            found[path] = value
+        elif key in _OPTION_TABLES and isinstance(value, dict):
+            for name in (*_ARCH_KEYS, "model"):
+                inner = dict.get(value, name)
+                if isinstance(inner, str):
+                    found[f"{path}/{name}"] = inner
+    return found
 
 
 def _bcu_claim(metadata: Mapping[str, str]) -> Claim:
@@ -165,6 +187,10 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
     sides = size if isinstance(size, list) else [size, size]
     usual = {} if size is None or parsed.refusals else {"input_size": [channels, *sides]}
     claim = _with_problems(_checked(path.name, **(usual | parsed.fields)), parsed)
+    problem = config.get("problem_type")
+    if problem in _OTHER_PROBLEMS:
+        said = f"problem_type {problem}: {_OTHER_PROBLEMS[problem]}"
+        claim = replace(claim, refusals=(said, *claim.refusals))
     return replace(claim, arch=arch, classes=config_classes(config))
 
 

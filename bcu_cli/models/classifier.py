@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import AnswersError
+from bcu_cli.models.outputs import Ending, logits_of, to_logits
 from bcu_cli.models.preprocessing import BGR
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ THE_NETWORK = "the network"
 
 _ROUNDING = 0.02
 """Share of the largest logit that rounding may change; a thousand times the usual share."""
-
-_NEARLY_ONE = 1e-3
 
 _NO_CLASSIFIER = "bcu works on classifiers that answer each image with one row of logits"
 
@@ -37,7 +36,7 @@ class Classifier(nn.Module):
         name: Name of the network in errors.
 
     Attributes:
-        ends_in_softmax: Whether the network returns probabilities; their logarithms are used as logits.
+        ending: What the network ends in; its output is converted to logits.
     """
 
     mean: Tensor
@@ -56,7 +55,7 @@ class Classifier(nn.Module):
         self.preprocessing = preprocessing
         self.num_classes = num_classes
         self.name = name
-        self.ends_in_softmax = False
+        self.ending = Ending.LOGITS
         self.register_buffer("mean", _per_channel(preprocessing.mean), persistent=False)
         self.register_buffer("std", _per_channel(preprocessing.std), persistent=False)
 
@@ -68,8 +67,7 @@ class Classifier(nn.Module):
         Raises:
             AnswersError: The network returns anything else than N rows of K real floating-point numbers.
         """
-        answer = self._logits(self.network(self.normalised(images)), images.shape[0])
-        return answer.clamp_min(torch.finfo(answer.dtype).tiny).log() if self.ends_in_softmax else answer
+        return self._logits(self.network(self.normalised(images)), images.shape[0])
 
     def normalised(self, images: Tensor) -> Tensor:
         """Normalise images ``float [N, C, H, W]`` in [0, 1], and reorder their channels, for the network."""
@@ -77,9 +75,8 @@ class Classifier(nn.Module):
 
     def _logits(self, answer: Any, number: int) -> Tensor:
         """Check the output of the network, and take the logits from it."""
-        if isinstance(answer, tuple):  # of GoogLeNet and Inception in training, or always if scripted
-            first = answer[0] if answer and (self.training or len(answer) == 1) else answer
-            answer = getattr(answer, "logits", first)
+        columns = 1 if self.ending is Ending.SIGMOID else self.num_classes
+        answer, _ = logits_of(answer, number, columns, self.name)
         if not isinstance(answer, Tensor):
             raise AnswersError(f"{self.name} returns a {type(answer).__name__}, not logits", _NO_CLASSIFIER)
         if answer.dim() != 2 or answer.shape[0] != number:
@@ -90,17 +87,12 @@ class Classifier(nn.Module):
         if not answer.is_floating_point():
             kind = str(answer.dtype).removeprefix("torch.")
             raise AnswersError(f"{self.name} answers with {kind} numbers, not with logits", _NO_CLASSIFIER)
-        if self.num_classes and answer.shape[1] != self.num_classes:
+        if columns and answer.shape[1] != columns:
             raise AnswersError(
                 f"{self.name} returns {answer.shape[1]} logits for an image of {self.num_classes} classes",
                 _NO_CLASSIFIER,
             )
-        return answer
-
-
-def are_probabilities(answers: Tensor) -> bool:
-    """Whether answers, ``[N, K]``, are probabilities, as a softmax returns them."""
-    return bool(answers.min() >= 0) and bool((answers.sum(1) - 1.0).abs().max() < _NEARLY_ONE)
+        return to_logits(answer, self.ending)
 
 
 def in_order(images: Tensor, channel_order: str) -> Tensor:

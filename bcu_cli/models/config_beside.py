@@ -8,23 +8,30 @@ from typing import TYPE_CHECKING
 
 from bcu_cli.checkpoints import Format, write_bytes
 from bcu_cli.errors import ArchitectureError, OutputError
+from bcu_cli.models import transformers_processor
 from bcu_cli.models.transformers_config import LARGEST_CONFIG, PREFIX, is_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bcu_cli.models.architecture import Architecture
+    from bcu_cli.models.preprocessing import Preprocessing
 
 _PROCESSOR = "preprocessor_config.json"
 _CODE = "auto_map"
 """Field that names Python files of the original's repository, which bcu has not run and does not pass on."""
 
 
-def configs_for(architecture: Architecture, format: Format) -> dict[str, bytes]:  # noqa: A002
-    """Read the files that a network needs beside its weights.
+def configs_for(
+    architecture: Architecture,
+    preprocessing: Preprocessing,
+    format: Format,  # noqa: A002
+) -> dict[str, bytes]:
+    """Read the files that a network needs beside its weights, with the normalisation that it is given.
 
     Args:
         architecture: Architecture of the network.
+        preprocessing: Preprocessing with which the network is cleansed.
         format: The format of its file.
 
     Returns:
@@ -32,14 +39,47 @@ def configs_for(architecture: Architecture, format: Format) -> dict[str, bytes]:
         Empty for an architecture that the file itself can name, and for a format that holds the network.
 
     Raises:
-        ArchitectureError: The configuration has become unreadable since it was read.
+        ArchitectureError: The configuration has become unreadable since it was read, or it cannot say that
+            preprocessing.
     """
     if not is_config(architecture.name) or format is Format.TORCHSCRIPT:
         return {}
     config = Path(architecture.name.removeprefix(PREFIX))
     beside = config.with_name(_PROCESSOR)
-    found = {"config.json": config} | ({_PROCESSOR: beside} if beside.is_file() else {})
-    return {name: _content(file) for name, file in found.items()}
+    found = {config.name: _content(config)}
+    if beside.is_file():
+        found[_PROCESSOR] = _processor(
+            beside, str(json.loads(found[config.name])["model_type"]), preprocessing
+        )
+    return found
+
+
+def _processor(file: Path, model_type: str, preprocessing: Preprocessing) -> bytes:
+    """The content of a processor's configuration, which says the preprocessing.
+
+    Raises:
+        ArchitectureError: The configuration is unreadable, or cannot say that preprocessing.
+    """
+    content = _content(file)
+    fields = json.loads(content)
+    size = transformers_processor.read(fields, model_type, preprocessing.input_size[0]).fields.get(
+        "input_size"
+    )
+    if size is not None and tuple(size) != preprocessing.input_size:
+        raise ArchitectureError(
+            f"{file} says {size[1]}x{size[2]}, and bcu does not write another input size into it",
+            "leave --input-size out, or write the network as --format torchscript",
+        )
+    try:
+        changed = transformers_processor.with_normalisation(
+            fields, model_type, preprocessing.mean, preprocessing.std
+        )
+    except ValueError as error:
+        raise ArchitectureError(
+            f"{file} cannot say --mean and --std: {error}",
+            "leave them out, or write the network as --format torchscript",
+        ) from None
+    return content if changed is fields else (json.dumps(changed, indent=2) + "\n").encode()
 
 
 def refuse_other_configs(out: Path, configs: Mapping[str, bytes]) -> None:

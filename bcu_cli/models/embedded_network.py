@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli import limits
+from bcu_cli.models.outputs import logits_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,6 @@ class EmbeddedNetwork(nn.Module):
             part = images[start : start + group]
             missing = group - len(part)
             whole = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-            answer: Any = super().__call__(whole)
-            answer = getattr(answer, "logits", answer[0]) if isinstance(answer, tuple) else answer
+            answer, _ = logits_of(super().__call__(whole), group, 0, self.file)
             answers.append(answer[: len(part)])
         return torch.cat(answers)

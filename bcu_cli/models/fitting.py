@@ -198,9 +198,14 @@ def refuse_broken(tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse weights with NaN or infinity.
 
     Raises:
-        ArchitectureError: A tensor has such values; the message gives its name and their number.
+        ArchitectureError: A tensor has such values, or is of a type without a sign; the message names it.
     """
     for name, tensor in tensors.items():
+        if tensor.dtype == torch.float8_e8m0fnu:
+            raise ArchitectureError(
+                f"{what}: tensor {name} is float8_e8m0fnu, which holds scales without a sign, not weights",
+                "get the weights before they were quantised",
+            )
         if counted(name) and (broken := number_not_finite(tensor)):
             raise ArchitectureError(
                 f"{what}: NaN or Inf in tensor {name} ({broken} value{'s' if broken > 1 else ''})",

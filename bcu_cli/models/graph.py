@@ -33,7 +33,7 @@ _OLDEST = 7
 
 
 class GraphNetwork(EmbeddedNetwork):
-    """Evaluates a graph: maps images ``float [N, C, H, W]`` to its first output.
+    """Evaluates a graph: maps images ``float [N, C, H, W]`` to its output, or to a tuple of its outputs.
 
     Convolutions, linear layers and batch normalisations are torch's modules. Other floating-point constants
     with more than one value are parameters. So the network can be trained. A graph that was exported for
@@ -69,7 +69,7 @@ class GraphNetwork(EmbeddedNetwork):
         self._copies_left = _MOST_USES * held + _SPARE_VALUES
         if graph.version < _OLDEST:
             raise _refused(what, f"operators of version {graph.version}")
-        self._input, self._output, self.version = graph.input, graph.output, graph.version
+        self._input, self.version = graph.input, graph.version
         self.exported_batch = graph.input_shape[0] if graph.input_shape else None
         self._constants: dict[str, str] = {}
         self._steps: list[_Step] = []
@@ -78,7 +78,8 @@ class GraphNetwork(EmbeddedNetwork):
         try:
             for node in graph.nodes:
                 self._add(node, graph.tensors, known)
-            if graph.output not in known - set(graph.tensors):
+            self._outputs = tuple(name for name in graph.outputs if name in known - set(graph.tensors))
+            if not self._outputs:
                 raise UnsupportedError("an output that nothing gives")
         except UnsupportedError as error:
             raise _refused(what, str(error)) from error
@@ -91,8 +92,8 @@ class GraphNetwork(EmbeddedNetwork):
                 self._computed.update(step.outputs)
         self._last_use = {name: i for i, step in enumerate(self._steps) for name in step.inputs}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images ``float [N, C, H, W]`` to the graph's first output, logits ``[N, K]``."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Map normalised images ``float [N, C, H, W]`` to the graph's output, or to its outputs in order."""
         values = {name: getattr(self, own) for name, own in self._constants.items()} | {self._input: images}
         limits = Limits(
             max(self._small.values, _VALUES_PER_VALUE * images.numel()),
@@ -109,11 +110,11 @@ class GraphNetwork(EmbeddedNetwork):
             if kept > _MOST_KEPT * limits.values:
                 raise self._failed(step, f"{kept:,} values are kept at once")
             for name in step.inputs:
-                if self._last_use[name] == i and name != self._output and name in values:
+                if self._last_use[name] == i and name not in self._outputs and name in values:
                     kept -= 0 if name in self._constants or name == self._input else values[name].numel()
                     del values[name]
-        output: Tensor = values[self._output]
-        return output
+        outputs = tuple(values[name] for name in self._outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def _run(
         self,

@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 _LANGUAGE_PARTS = frozenset(
     {"embed_tokens", "lm_head", "wte", "word_embeddings", "tok_embeddings", "embed_out", "wpe"}
 )
+#: Parts of tensor names by which networks for other tasks are told, where no known architecture fits.
+_OTHER_TASKS = {
+    "an object detector": frozenset(
+        {"rpn", "rpn_head", "roi_head", "roi_heads", "bbox_embed", "bbox_head", "bbox_pred", "bbox_predictor"}
+        | {"box_predictor", "regression_head", "anchors", "anchor_grid", "detect", "dfl"}
+    ),
+    "a segmentation network": frozenset({"decode_head", "sem_seg_head", "mask_head", "mask_predictor"}),
+    "a diffusion model": frozenset({"down_blocks", "up_blocks", "time_embedding"}),
+}
 _HINT = "give --arch NAME (timm, torchvision or one of bcu's own) or --arch FILE.py:FUNCTION"
 
 
@@ -168,10 +177,11 @@ def find(
             or (_from_shapes(shapes, claims) if by_shapes else None)
             or _raise_nothing_fits(shapes, claims, what)
         )
-    if any(group[0].num_classes == 1 for group in found.groups):
+    if not own_code and any(group[0].num_classes == 1 for group in found.groups):
         raise ArchitectureError(
-            f"{what} has one output: it is a regression or yes-or-no model",
-            "bcu needs a classifier with two or more outputs",
+            f"{what} has one output: it is a regression, or does not say that it tells two classes apart",
+            "bcu needs two or more outputs, or a network of your own that ends in a sigmoid: "
+            "--arch FILE.py:FUNCTION",
         )
     return found
 
@@ -402,7 +412,21 @@ def rejected_claims(claims: Sequence[Claim]) -> list[str]:
     ]
 
 
+def _other_task(shapes: Shapes) -> tuple[str, str] | None:
+    """The kind of a network for another task, in words, with a tensor that tells it; None where none does."""
+    for kind, parts in _OTHER_TASKS.items():
+        for name in shapes:
+            if parts & set(name.split(".")):
+                return kind, name
+    return None
+
+
 def _raise_nothing_fits(shapes: Shapes, claims: Sequence[Claim], what: str) -> NoReturn:
+    if task := _other_task(shapes):
+        raise ArchitectureError(
+            f"{what} holds {task[0]}, by its tensor {task[1]}, not an image classifier",
+            "bcu works on image classifiers only; if it is one, name its network: --arch FILE.py:FUNCTION",
+        )
     evidence = complaints(claims) + _rejected(claims, shapes)
     names, same_names = nearest(shapes)
     text = f"the architecture of {what} is none of the {len(load_index().entries)} known ones"

@@ -15,7 +15,7 @@ from bcu_cli.models import fingerprint, preprocessing_choice, size_choice
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.builtin import is_builtin
 from bcu_cli.models.claims import Claim, read_claims
-from bcu_cli.models.classifier import Classifier, are_probabilities, refuse_dependence
+from bcu_cli.models.classifier import Classifier, refuse_dependence
 from bcu_cli.models.embedded import (
     KINDS,
     EmbeddedFunction,
@@ -29,6 +29,7 @@ from bcu_cli.models.embedded import (
 from bcu_cli.models.fitting import fill, refuse_broken
 from bcu_cli.models.identification import Found, ambiguous, find, unconfirmed
 from bcu_cli.models.metadata import class_names
+from bcu_cli.models.outputs import find_ending
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, is_user_file
 
@@ -232,13 +233,14 @@ class _Loader:
             )
         if len(choices) > 1:
             architecture = replace(architecture, source=f"{architecture.source}, then BatchNorm statistics")
-        classifier = as_classifier(network, decision.preprocessing, self.what)
+        classifier, remarks = as_classifier(network, decision.preprocessing, self.what)
         if architecture.num_classes != classifier.num_classes:
             architecture = replace(architecture, num_classes=classifier.num_classes)
         evidence = (
             f"architecture {architecture.name}: {architecture.source}",
             *found.evidence,
             *decision.evidence,
+            *remarks,
         )
         return Loaded(
             classifier=classifier,
@@ -388,17 +390,14 @@ class _Loader:
             raise ArchitectureError(
                 f"{error.message}; its {embedded.what} is its network, {why}", error.hint
             ) from error
-        classifier = as_classifier(embedded.network, decision.preprocessing, self.what)
-        classifier.ends_in_softmax = are_probabilities(answers(classifier, noise(4, size), self.what))
+        classifier, remarks = as_classifier(embedded.network, decision.preprocessing, self.what)
         source = f"the file's {embedded.what}"
         architecture = Architecture(name=name, source=source, num_classes=classifier.num_classes)
-        evidence = [f"architecture: {source} runs, {why}", *decision.evidence]
+        evidence = [f"architecture: {source} runs, {why}", *decision.evidence, *remarks]
         if embedded.network.group is not None:
             evidence.append(
                 f"it is given {_count_of_images(embedded.network.group)} at a time: others change its answers"
             )
-        if classifier.ends_in_softmax:
-            evidence.append("it answers with probabilities, whose logarithms are taken for logits")
         return Loaded(
             classifier=classifier,
             architecture=architecture,
@@ -424,29 +423,32 @@ class _Loader:
         return replace(question, claims=(*question.claims, inferred))
 
 
-def as_classifier(network: nn.Module, preprocessing: Preprocessing, name: str) -> Classifier:
+def as_classifier(
+    network: nn.Module, preprocessing: Preprocessing, name: str
+) -> tuple[Classifier, tuple[str, ...]]:
     """Join a network and its preprocessing to a classifier, and try it on noise.
 
     Args:
-        network: Maps normalised images ``float [N, C, H, W]`` to logits ``[N, K]``.
+        network: Maps normalised images ``float [N, C, H, W]`` to logits ``[N, K]``, or to what
+            :mod:`~bcu_cli.models.outputs` makes logits of.
         preprocessing: Preprocessing of its images.
         name: Name of the network in errors.
+
+    Returns:
+        The classifier, and sentences on how the outputs of the network become logits.
 
     Raises:
         ArchitectureError: The network cannot run on images of that size, or has one output.
         AnswersError: The output is no logits, or depends on the batch.
     """
     classifier = Classifier(network, preprocessing, 0, name=name).eval()
-    inputs = noise(2, preprocessing.input_size)
-    alone, both = answers(classifier, inputs[:1], name), answers(classifier, inputs, name)
-    if both.shape[1] < 2:
-        raise ArchitectureError(
-            f"{name} has one output, and a classifier has at least two",
-            "bcu needs a classifier with two or more outputs",
-        )
+    inputs = noise(4, preprocessing.input_size)
+    answers(classifier, inputs, name)
+    classifier.ending, choice = find_ending(network, classifier.normalised(inputs), name)
+    alone, both = answers(classifier, inputs[:1], name), answers(classifier, inputs[:2], name)
     refuse_dependence(alone, both, name)
     classifier.num_classes = both.shape[1]
-    return classifier
+    return classifier, tuple(note for note in (choice, classifier.ending.note) if note)
 
 
 def _architecture_of_usual_size(candidate: Candidate) -> str:

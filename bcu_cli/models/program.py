@@ -38,7 +38,7 @@ _MOST_OPERATIONS, _MOST_SIZES = 20_000, 64
 
 
 class ProgramNetwork(EmbeddedNetwork):
-    """Runs an exported graph: maps images ``float [N, C, H, W]`` to its first output.
+    """Runs an exported graph: maps images ``float [N, C, H, W]`` to its output, or to a tuple of its outputs.
 
     Convolutions, linear layers and batch normalisations are torch's own modules, so that the defenses know
     them; other weights are parameters, too.
@@ -78,8 +78,8 @@ class ProgramNetwork(EmbeddedNetwork):
             else:
                 self.register_buffer(own, tensor)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``float [N, C, H, W]``, normalised, to whatever the graph gives first: logits ``[N, K]``."""
+    def forward(self, images: Tensor) -> Any:
+        """Images ``float [N, C, H, W]``, normalised, to the graph's output, or to its outputs in order."""
         size = tuple(images.shape[1:])
         run = Run(Limits(), max(len(images), 1), images.device, self._usages.get(size))
         self._run[:] = [run]
@@ -97,7 +97,7 @@ class ProgramNetwork(EmbeddedNetwork):
             self._usages.setdefault(size, run.usage)
         return result
 
-    def _computed(self, run: Run, images: Tensor) -> Tensor:
+    def _computed(self, run: Run, images: Tensor) -> Any:
         values: dict[str, Any] = {name: getattr(self, own) for name, own in self._own.items()}
         values[self._program.input] = (
             images.clone()
@@ -116,10 +116,10 @@ class ProgramNetwork(EmbeddedNetwork):
             several = results if isinstance(results, list | tuple) else (results,)
             values.update(zip(one.outputs, several, strict=False))
             for each in _values((one.args, one.named)):
-                if last[each.name] == number and each.name != self._program.output:
+                if last[each.name] == number and each.name not in self._program.outputs:
                     values.pop(each.name, None)
-        output: Tensor = values[self._program.output]
-        return output
+        outputs = tuple(_filled(Value(name), values) for name in self._program.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def _failed(self, why: str) -> ArchitectureError:
         return ArchitectureError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from bcu_cli.errors import ArchitectureError, BcuError
+from bcu_cli.errors import AnswersError, ArchitectureError, BcuError
 from bcu_cli.models import fingerprint
 from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.embedded import answers, identity_preprocessing, noise
@@ -52,15 +52,20 @@ def infer_side(
 
     Raises:
         ArchitectureError: Neither layers nor images decide.
+        AnswersError: The output is no logits at any size.
     """
-    usual = [side for side in USUAL_SIDES if _accepts(network, channels, side, what)]
-    if side_of_images is not None and _accepts(network, channels, side_of_images, what):
+    refusals = {side: _refusal(network, channels, side, what) for side in USUAL_SIDES}
+    usual = [side for side, refusal in refusals.items() if refusal is None]
+    if side_of_images is not None and _refusal(network, channels, side_of_images, what) is None:
         others = [s for s in usual if max(s, side_of_images) > _LIKE * min(s, side_of_images)]
         if images is not None:
             _refuse_contradiction(network, channels, images, side_of_images, others, what)
         return side_of_images, "size of the images, which the network accepts"
     if len(usual) == 1 and usual[0] != USUAL_SIDES[-1]:
         return usual[0], "the only usual size that its layers accept"
+    for refusal in refusals.values():
+        if not usual and isinstance(refusal, AnswersError):
+            raise refusal
     tried = (
         f"its layers accept {' and '.join(map(str, usual[:3]))}" if usual else "it fails at the usual ones"
     )
@@ -73,13 +78,14 @@ def infer_side(
     )
 
 
-def _accepts(network: nn.Module, channels: int, side: int, what: str) -> bool:
+def _refusal(network: nn.Module, channels: int, side: int, what: str) -> BcuError | None:
+    """The error of a network on inputs of a side; None if it accepts them."""
     size = (channels, side, side)
     try:
         answers(Classifier(network, identity_preprocessing(size), 0, name=what).eval(), noise(1, size), what)
-    except BcuError:
-        return False
-    return True
+    except BcuError as error:
+        return error
+    return None
 
 
 def _refuse_contradiction(

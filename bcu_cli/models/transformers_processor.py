@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bcu_cli.models.config_fields import ConfigFields, abbreviated
 from bcu_cli.models.preprocessing import BGR, CENTER, SQUASH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HEEDED = frozenset(
     {"image_processor_type", "feature_extractor_type", "do_resize", "size", "default_to_square", "resample"}
@@ -164,11 +167,8 @@ class _Reader:
 
     def normalisation(self) -> dict[str, Any]:
         """Read mean and deviation, converted to images in [0, 1] from the scale of the processor."""
-        scale = 255 * self.number("rescale_factor", 1 / 255) if self.flag("do_rescale", True) else 255.0
-        scale = 1.0 if math.isclose(scale, 1.0, rel_tol=1e-6) else scale
+        scale, shift = self.scale()
         top = self.flag_of("include_top", "EfficientNet", default=True)
-        offset = self.flag_of("rescale_offset", "EfficientNet", default=False)
-        shift = 1.0 if offset and self.flag("do_rescale", True) else 0.0
         deviation = self.per_channel("image_std")
         mean: list[float] | None = [0.0] * self.channels
         std: list[float] | None = [1.0] * self.channels
@@ -180,6 +180,13 @@ class _Reader:
             "mean": None if mean is None else [(value + shift) / scale for value in mean],
             "std": None if std is None else [value / scale for value in std],
         }
+
+    def scale(self) -> tuple[float, float]:
+        """The processor's values for images in [0, 1]: their range, and how far it is shifted down."""
+        rescales = self.flag("do_rescale", True)
+        scale = 255 * self.number("rescale_factor", 1 / 255) if rescales else 255.0
+        offset = self.flag_of("rescale_offset", "EfficientNet", default=False)
+        return 1.0 if math.isclose(scale, 1.0, rel_tol=1e-6) else scale, 1.0 if offset and rescales else 0.0
 
     def per_channel(self, name: str) -> list[float] | None:
         """A field with one number per channel."""
@@ -222,10 +229,9 @@ def read(fields: dict[str, Any], model_type: str, channels: int) -> ConfigFields
             names none.
         channels: Channels of the network's input.
     """
-    named = fields.get("image_processor_type", fields.get("feature_extractor_type"))
-    kind = PROCESSORS[model_type] if named is None else _plain_name(str(named))
+    kind = _kind(fields, model_type)
     if kind not in _USUAL:
-        return ConfigFields(refusals=(f"image_processor_type {abbreviated(named)} is none that bcu knows",))
+        return ConfigFields(refusals=(f"image_processor_type {abbreviated(kind)} is none that bcu knows",))
     reader = _Reader(fields, kind, channels)
     values: dict[str, Any] = {}
     for part in (reader.geometry, reader.normalisation, reader.interpolation, reader.channel_order):
@@ -240,6 +246,53 @@ def read(fields: dict[str, Any], model_type: str, channels: int) -> ConfigFields
         f"{name[:60]} is no field of the {kind} image processor, and is not heeded" for name in unknown
     )
     return ConfigFields(fields=values, refusals=tuple(reader.refusals), complaints=tuple(complaints))
+
+
+def with_normalisation(
+    fields: dict[str, Any], model_type: str, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """The table of a ``preprocessor_config.json`` for a given normalisation.
+
+    Args:
+        fields: The table of the file.
+        model_type: The model type, as :func:`read` takes it.
+        mean: Mean per channel of images in [0, 1].
+        std: Deviation per channel of images in [0, 1].
+
+    Returns:
+        The table as it is if it says so already; else a changed copy.
+
+    Raises:
+        ValueError: The processor does not normalise, or not in such a way.
+    """
+    if _says(fields, model_type, mean, std):
+        return fields
+    scale, shift = _Reader(fields, _kind(fields, model_type), len(mean)).scale()
+    changed = fields | {
+        "do_normalize": True,
+        "image_mean": [value * scale - shift for value in mean],
+        "image_std": [value * scale for value in std],
+    }
+    if _kind(fields, model_type) == "EfficientNet":
+        changed["include_top"] = False  # it would divide by the deviation once more
+    if not _says(changed, model_type, mean, std):
+        raise ValueError(f"a {_kind(fields, model_type)} image processor does not normalise so")
+    return changed
+
+
+def _says(fields: dict[str, Any], model_type: str, mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether a table says this normalisation, up to rounding."""
+    said = read(fields, model_type, len(mean)).fields
+    found, wanted = [*(said.get("mean") or ()), *(said.get("std") or ())], [*mean, *std]
+    return len(found) == len(wanted) and all(
+        math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) for one, other in zip(found, wanted, strict=True)
+    )
+
+
+def _kind(fields: dict[str, Any], model_type: str) -> str:
+    """The processor that a table names, else the usual one of the type of model."""
+    named = fields.get("image_processor_type", fields.get("feature_extractor_type"))
+    return PROCESSORS[model_type] if named is None else _plain_name(str(named))
 
 
 def _plain_name(named: str) -> str:

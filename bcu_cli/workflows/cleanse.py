@@ -187,7 +187,8 @@ class _Cleansing:
         self.options = kind.Options() if request.options is None else request.options
         self.device = device
         self.format = _format(loaded, request.format)
-        self.configs = configs_for(loaded.architecture, self.format) if request.out else {}
+        needed = configs_for(loaded.architecture, loaded.preprocessing, self.format) if request.out else {}
+        self.configs = needed
         if request.out:
             refuse_other_configs(request.out, self.configs)
         self.clock = document.Clock()

@@ -68,7 +68,7 @@ def of_module(network: nn.Module, preprocessing: Preprocessing, classes: Sequenc
     """
     copied = deepcopy(network).cpu().float().eval()
     name = type(network).__name__
-    classifier = as_classifier(copied, preprocessing, name)
+    classifier, remarks = as_classifier(copied, preprocessing, name)
     tensors = {key: tensor.detach().cpu().clone() for key, tensor in network.state_dict().items()}
     digest = hashlib.sha256()
     for key, tensor in tensors.items():
@@ -85,5 +85,5 @@ def of_module(network: nn.Module, preprocessing: Preprocessing, classes: Sequenc
         tensors=tensors,
         metadata=metadata_for(architecture, preprocessing, list(classes)) if classes else {},
     )
-    evidence = ("architecture: the module that was given",)
+    evidence = ("architecture: the module that was given", *remarks)
     return Loaded(classifier=classifier, architecture=architecture, checkpoint=checkpoint, evidence=evidence)

@@ -192,7 +192,7 @@ def test_what_the_onnx_library_writes(tmp_path: Path) -> None:
         assert checkpoint.metadata == {"author": "ü"}
         assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in STATE.items())
     graph = load_graph(read(beside))
-    assert (graph.input, graph.input_shape, graph.output) == ("x", (None, 3, 8, 8), "y")
+    assert (graph.input, graph.input_shape, graph.outputs) == ("x", (None, 3, 8, 8), ("y",))
 
 
 def test_an_operator_hides_in_the_default_of_a_function(tmp_path: Path) -> None:

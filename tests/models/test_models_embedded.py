@@ -13,6 +13,7 @@ from bcu_cli.checkpoints import Format, read
 from bcu_cli.errors import AnswersError, ArchitectureError, UsageError
 from bcu_cli.models import build, load
 from bcu_cli.models.export import write_like
+from bcu_cli.models.outputs import Ending
 from bcu_cli.workflows.cleanse import _format
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def test_a_function_that_answers_otherwise_is_taken_itself(tmp_path: Path, file:
         torch.testing.assert_close(
             answered.softmax(1) if is_softmax else answered, expected, atol=1e-4, rtol=1e-4
         )
-        assert loaded.classifier.ends_in_softmax == is_softmax
+        assert (loaded.classifier.ending is Ending.SOFTMAX) == is_softmax
     out = tmp_path / "out.pt"
     write_like(loaded, copy.deepcopy(loaded.classifier), out, Format.TORCHSCRIPT)
     written = torch.jit.load(str(out))

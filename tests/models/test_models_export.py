@@ -72,6 +72,11 @@ def test_a_weight_that_is_not_finite_is_damage_in_any_type(tmp_path: Path, dtype
         loaded(saved(tmp_path / "in.safetensors", dtype, **broken))
 
 
+def test_scales_without_a_sign_are_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(ArchitectureError, match="is float8_e8m0fnu, which holds scales without a sign"):
+        loaded(saved(tmp_path / "in.pt", torch.float8_e8m0fnu))
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_training_that_ends_in_nan_is_said(tmp_path: Path, value: float) -> None:
     original = loaded(saved(tmp_path / "in.safetensors", torch.float16))

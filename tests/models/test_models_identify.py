@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import build, builtin_names, identify, metadata_for
 from bcu_cli.models.architecture import Architecture
@@ -138,6 +139,42 @@ def test_language_model(checkpoint_of) -> None:
     state = {"model.embed_tokens.weight": torch.zeros(10, 4), "lm_head.weight": torch.zeros(10, 4)}
     with pytest.raises(ArchitectureError, match="holds a language model, not an image classifier"):
         identify(checkpoint_of(state))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rpn.head.cls_logits", r"holds an object detector, by its tensor rpn\.head"),
+        ("module.roi_heads.box_predictor.cls_score", "holds an object detector"),
+        ("bbox_embed.layers.0", "holds an object detector"),
+        ("model.22.dfl.conv", "holds an object detector"),
+        ("decode_head.conv_seg", "holds a segmentation network"),
+        ("down_blocks.0.resnets.0.conv1", "holds a diffusion model"),
+        ("transformer.wte", "holds a language model"),
+        ("bert.embeddings.word_embeddings", "holds a language model"),
+    ],
+)
+def test_networks_for_other_tasks_are_named(name: str, message: str, checkpoint_of) -> None:
+    state = {"backbone.conv.weight": torch.zeros(7, 3, 5, 5), f"{name}.weight": torch.zeros(4, 7)}
+    with pytest.raises(ArchitectureError, match=message):
+        identify(checkpoint_of(state))
+
+
+@pytest.mark.parametrize("table", ["args", "hyper_parameters"])
+@pytest.mark.parametrize("key", ["arch", "model"])
+def test_options_of_a_training_script_name_the_architecture(table: str, key: str, tmp_path: Path) -> None:
+    """The tensors of ResNet-18 are those of ResNetBlur-18, too."""
+    path = tmp_path / "checkpoint.pth"
+    for named, source in (
+        ("resnetblur18", f"entry '{table}/{key}'"),
+        ("vit_base_patch16_224", "names and shapes"),
+    ):
+        torch.save(
+            {"state_dict": build("timm:resnet18", num_classes=5).state_dict(), table: {key: named}}, path
+        )
+        found = identify(read(path))
+        assert found.source.startswith(source)
+        assert (found.name, found.rivals) == ("timm:resnetblur18", ()) or named != "resnetblur18"
 
 
 @pytest.mark.parametrize("arch", [None, "resnet20"])

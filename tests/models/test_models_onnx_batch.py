@@ -35,7 +35,7 @@ def chain(*steps: tuple[str, list[str], dict[str, Any]], batch: int, **tensors: 
     graph = Graph(
         input="x",
         input_shape=(batch, 64, 4, 4),
-        output=last,
+        outputs=(last,),
         nodes=tuple(nodes),
         tensors=tensors | HEAD,
         version=17,

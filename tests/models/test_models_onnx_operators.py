@@ -18,7 +18,7 @@ LEAST = torch.tensor([-(2**63)])
 
 def network_of(*nodes: Node, version: int = 17, **tensors: torch.Tensor) -> GraphNetwork:
     output = nodes[-1].outputs[0]
-    graph = Graph(input="x", input_shape=(), output=output, nodes=nodes, tensors=tensors, version=version)
+    graph = Graph(input="x", input_shape=(), outputs=(output,), nodes=nodes, tensors=tensors, version=version)
     return GraphNetwork(graph, "m.onnx")
 
 

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bcu_cli.checkpoints import read
+from bcu_cli.checkpoints import Format, read
 from bcu_cli.errors import ArchitectureError, BcuError
 from bcu_cli.images import signs
-from bcu_cli.models import build, identify, load, transformers_config
+from bcu_cli.models import build, identify, load, transformers_config, transformers_processor
+from bcu_cli.models.config_beside import configs_for
 
 transformers = pytest.importorskip("transformers", reason="the extra bcu-cli[transformers] is not installed")
 
@@ -332,4 +333,42 @@ def test_the_classes_have_their_names(tmp_path: Path) -> None:
 def test_a_network_that_is_no_classifier_is_named(tmp_path: Path) -> None:
     folder, _ = folder_of(tmp_path, "vit", architectures=["ViTForMaskedImageModeling"])
     with pytest.raises(ArchitectureError, match="describes 'ViTForMaskedImageModeling', which is no image"):
+        load(read(folder))
+
+
+def processor_beside(folder: Path, **given: Any) -> dict[str, Any]:
+    """The ``preprocessor_config.json`` that is written beside the output of a folder."""
+    loaded = load(read(folder), **given)
+    configs = configs_for(loaded.architecture, loaded.preprocessing, Format.SAFETENSORS)
+    fields: dict[str, Any] = json.loads(configs["preprocessor_config.json"])
+    said = transformers_processor.read(fields, json.loads(configs["config.json"])["model_type"], 3).fields
+    assert said["mean"] == pytest.approx(loaded.preprocessing.mean)
+    assert said["std"] == pytest.approx(loaded.preprocessing.std)
+    return fields
+
+
+@pytest.mark.parametrize("kind", ["resnet", "efficientnet"])
+def test_what_is_written_beside_the_output_says_the_mean_that_was_given(tmp_path: Path, kind: str) -> None:
+    folder, _ = folder_of(tmp_path, kind)
+    unchanged = json.loads((folder / "preprocessor_config.json").read_text())
+    if kind == "resnet":
+        assert processor_beside(folder) == unchanged
+    changed = processor_beside(folder, mean=(0.25,), std=(0.5,))
+    assert (changed["image_mean"], changed["image_std"]) == ([0.25] * 3, [0.5] * 3)
+    more = {"include_top": False} if kind == "efficientnet" else {}
+    assert (
+        changed == unchanged | {"image_mean": [0.25] * 3, "image_std": [0.5] * 3, "do_normalize": True} | more
+    )
+
+
+def test_another_input_size_is_not_written_beside_the_output(tmp_path: Path) -> None:
+    folder, _ = folder_of(tmp_path, "resnet")
+    with pytest.raises(ArchitectureError, match="says 32x32, and bcu does not write another input size"):
+        processor_beside(folder, input_size=64)
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_a_config_of_another_task_is_refused(tmp_path: Path, problem: str) -> None:
+    folder, _ = folder_of(tmp_path, "resnet", problem_type=problem)
+    with pytest.raises(ArchitectureError, match=f"problem_type {problem}"):
         load(read(folder))
