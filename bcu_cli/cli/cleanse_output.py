@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.cli import output
-from bcu_cli.report.card import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +80,8 @@ def show_profile(profile: dict[str, Any]) -> None:
 
 
 def _verdict(verdict: dict[str, Any]) -> list[tuple[str, str]]:
+    from bcu_cli.report.card import LIMITS  # not at the start: it reads and writes files
+
     good = verdict["word"] == "cleansed"
     return [("verdict", f"{verdict['word']}: {verdict['why']}"), *([("but", LIMITS)] if good else [])]
 
