@@ -315,6 +315,13 @@ _ALL = (
         "The report gives the rate of false alarms. Cleanse the model, or use another one.",
     ),
     Rule(
+        "scan-clean-looking",
+        "note",
+        "The scan found no sign of a backdoor",
+        "No class stands out. The report gives the rate of misses. A backdoor of a kind that the detectors "
+        "do not look for can still be there.",
+    ),
+    Rule(
         "scan-undecided",
         "unread",
         "The scan could not decide whether the network has a backdoor",

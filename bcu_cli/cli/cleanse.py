@@ -163,6 +163,13 @@ def cleanse(
             rich_help_panel=_AUTO,
         ),
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Write a model card for hubs, README.md, beside the result; never over another one.",
+        ),
+    ] = False,
     force: Annotated[
         bool,
         typer.Option(
@@ -231,6 +238,7 @@ def cleanse(
         cache=size_in_bytes(cache, "--cache") // ranks.local_count(),
         format=format,
         force=force,
+        card=card,
         device=device,
         precision=precision,
         resume=resume,

@@ -10,12 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-_LIMITS = (
-    "a backdoor unlike all of these tests may remain, and so may one that is made to appear only after "
-    "distillation (a distillation-conditional backdoor); run bcu inspect --scan on the result as well"
-)
-"""Limits of a good verdict."""
-
 _NAMED = 3
 """Most classes that are named in a row."""
 
@@ -55,6 +49,8 @@ def show(report: dict[str, Any]) -> None:
     facts.append(
         ("output", f"{written['path']} (SHA-256 {written['sha256'][:16]}…)" if written else "not written")
     )
+    if written and written["beside"]:
+        facts.append(("beside it", ", ".join(file["path"] for file in written["beside"])))
     output.facts(facts)
 
 
@@ -83,8 +79,10 @@ def show_profile(profile: dict[str, Any]) -> None:
 
 
 def _verdict(verdict: dict[str, Any]) -> list[tuple[str, str]]:
+    from bcu_cli.report.card import LIMITS  # not at the start: it reads and writes files
+
     good = verdict["word"] == "cleansed"
-    return [("verdict", f"{verdict['word']}: {verdict['why']}"), *([("but", _LIMITS)] if good else [])]
+    return [("verdict", f"{verdict['word']}: {verdict['why']}"), *([("but", LIMITS)] if good else [])]
 
 
 def _show_evidence(details: dict[str, Any], classes: Sequence[str]) -> None:

@@ -55,6 +55,14 @@ Output = Annotated[
 ]
 
 
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        help="Output of an earlier bcu inspect, JSON or SARIF: only what is new since then is reported and "
+        "counts for the exit code.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 Scan = Annotated[
     bool,
     typer.Option(
@@ -78,6 +86,14 @@ Evidence = Annotated[
         rich_help_panel=_SCAN,
     ),
 ]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        help="An .html file that shows the verdict, its error rates, the found triggers on three images, and "
+        "what was not looked at.",
+        rich_help_panel=_SCAN,
+    ),
+]
 
 
 def inspect(
@@ -86,6 +102,7 @@ def inspect(
     scan: Scan = False,
     images: Images = None,
     evidence: Evidence = None,
+    page: Page = None,
     input_size: InputSize = None,
     mean: Mean = None,
     std: Std = None,
@@ -93,6 +110,7 @@ def inspect(
     precision: Precision = "auto",
     seed: Seed = 0,
     fail_on: FailOn = "unsafe,suspicious",
+    baseline: Baseline = None,
     output_format: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -110,7 +128,7 @@ def inspect(
         raise UsageError(f"--json and --format {output_format} cannot both be", "leave one of them out")
     failing = _failing(fail_on)
     if not scan:
-        of_scan = {"--images": images, "--evidence": evidence, "--input-size": input_size}
+        of_scan = {"--images": images, "--evidence": evidence, "--page": page, "--input-size": input_size}
         _refuse_without_scan({**of_scan, "--mean": mean, "--std": std})
     looking = ScanRequest(
         images=images,
@@ -119,8 +137,11 @@ def inspect(
         device=device,
         precision=precision,
         seed=seed,
+        examples=page is not None,
     )
-    result = look_at(InspectRequest(paths=tuple(paths), arch=arch, scan=looking if scan else None))
+    asked = looking if scan else None
+    request = InspectRequest(paths=tuple(paths), arch=arch, scan=asked, page=page, baseline=baseline)
+    result = look_at(request)
     code = _exit_code(result.document, failing)
     for problem in result.problems:
         output.fail(problem["message"], problem["hint"])
@@ -158,9 +179,9 @@ def _exit_code(inspected: dict[str, Any], failing: frozenset[str]) -> int:
 
     Suspicious files that are not in ``failing`` are only reported.
     """
-    from bcu_cli.workflows.inspect import verdict
+    from bcu_cli.workflows.inspect import new_in, verdict
 
-    verdicts = {verdict([file], []) for file in inspected["files"]}
+    verdicts = {verdict([new_in(file)], []) for file in inspected["files"]}
     if inspected["problems"]:
         verdicts.add("inconclusive")
     if verdicts & failing:
@@ -187,6 +208,8 @@ def _show(inspected: dict[str, Any]) -> None:
     for file in files:
         if "scan" in file:
             scan_output.show(file["scan"])
+    if since := inspected.get("baseline"):
+        output.say(f"{since['new']} new, {since['known']} known by the baseline {since['path']}")
     if inspected["passed_over"]:
         output.say(f"{len(inspected['passed_over'])} images, texts and empty files were skipped")
 
@@ -194,7 +217,7 @@ def _show(inspected: dict[str, Any]) -> None:
 def _row(file: dict[str, Any]) -> tuple[str, str, str, str]:
     architecture = file.get("architecture")
     rules = sorted({finding["rule"] for finding in file["findings"] if finding["severity"] == "unsafe"})
-    safe = {True: "yes", None: "not read", False: f"NO: {', '.join(rules)}"}[file["safe"]]
+    safe = {True: "yes", None: "not read", False: f"NO: {', '.join(rules) or 'known'}"}[file["safe"]]
     holds = _name(architecture) if architecture else _trigger(file) or "-"
     return file["path"], file.get("kind", "-"), safe, holds
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 OnStep = Callable[[int, int], None]
 """Called with the number of steps done and the number of all steps."""
+EXAMPLES = 3
+"""Most given images that a detector shows its trigger on."""
 FEWEST_CLASSES = 4
 """Fewest classes of a network that detectors can scan; with fewer there is nothing to compare with."""
 
@@ -40,6 +42,8 @@ class Scores:
             None.
         evidence: Plain values for people: what was found, and on how many images it works.
         pictures: Images of the reversed trigger by name, float ``[C, H, W]`` in [0, 1].
+        examples: Given images before and after the reversed trigger, each float ``[N, C, H, W]`` in [0, 1]
+            with N up to ``EXAMPLES``; None for a detector whose trigger changes no given images.
     """
 
     detector: str
@@ -48,6 +52,7 @@ class Scores:
     per_class: Tensor
     evidence: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
+    examples: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

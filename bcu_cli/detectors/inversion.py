@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
+from bcu_cli.detectors.base import EXAMPLES, Detector, Scores, Subject, outlier
 from bcu_cli.detectors.input_optimisation import logits, success_rates
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
@@ -58,6 +58,8 @@ class Inversion(Detector):
         score, target = outlier(per_class)
         evidence = {"pixels": float(sizes[target]), "success": float(rates[target]), "images": len(judge)}
         mask = masks[target].sigmoid()
+        shown = judge[:EXAMPLES]
+        changed = _pasted(shown, masks[target : target + 1], patterns[target : target + 1])
         return Scores(
             detector=self.name,
             score=score,
@@ -65,6 +67,7 @@ class Inversion(Detector):
             per_class=per_class,
             evidence=evidence,
             pictures={"mask": mask.cpu(), "trigger": (mask * patterns[target].sigmoid()).cpu()},
+            examples=(shown, changed),
         )
 
     def _smallest(self, subject: Subject, learn: Tensor) -> tuple[Tensor, Tensor]:

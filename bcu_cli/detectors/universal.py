@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
+from bcu_cli.detectors.base import EXAMPLES, Detector, Scores, Subject, outlier
 from bcu_cli.detectors.input_optimisation import logits, margin, success_rates
 from bcu_cli.training.inference import frozen
 
@@ -71,6 +71,7 @@ class UniversalChange(Detector):
             per_class=per_class,
             evidence={"success": float(rates[target]), "images": len(judge), "radius": self.radius},
             pictures=self.pictures(judge[:1], changes[target : target + 1]),
+            examples=(judge[:EXAMPLES], self.apply(judge[:EXAMPLES], changes[target : target + 1])),
         )
 
     def _find(self, subject: Subject, images: Tensor) -> Tensor:

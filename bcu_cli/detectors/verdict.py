@@ -61,12 +61,14 @@ class Verdict:
         word: The verdict in a word.
         target: The most suspicious class.
         suspicion: Suspicion of that class.
+        suspicions: Suspicion of each class, 0 or more.
         calibration: The calibration that was used.
     """
 
     word: Word
     target: int
     suspicion: float
+    suspicions: tuple[float, ...]
     calibration: Calibration
 
 
@@ -102,7 +104,13 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
         word = "suspicious"
     elif highest < calibration.clean_below and (images is None or images >= ENOUGH_IMAGES):
         word = "clean-looking"
-    return Verdict(word=word, target=target, suspicion=highest, calibration=calibration)
+    return Verdict(
+        word=word,
+        target=target,
+        suspicion=highest,
+        suspicions=tuple(each_class.tolist()),
+        calibration=calibration,
+    )
 
 
 @cache

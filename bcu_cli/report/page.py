@@ -168,5 +168,7 @@ svg text { fill: var(--ink); } svg .faint { fill: var(--faint); }
 svg .grid { fill: none; stroke: var(--line); } svg line { stroke: var(--ink); }
 svg .right { fill: var(--right); } svg .wrong { fill: var(--wrong); }
 svg path { fill: none; stroke-width: 2; }
+.pairs, .pair { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; } .pair { gap: .5rem; }
+.pair img { width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated; }
 svg .bar { fill: var(--bar); } svg .marked { fill: var(--marked); } svg .on { fill: var(--on); }
 """

@@ -1,19 +1,18 @@
 """An inspection as SARIF 2.1.0 (OASIS), the format that code-scanning services read.
 
-A finding is a ``result``. A file that was not read is a notification, and makes the run unsuccessful.
+A finding is a ``result``, and so is each verdict of a scan, under a rule of its own. A file that was not read
+is a notification, and makes the run unsuccessful.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from bcu_cli import __version__
 from bcu_cli.checkpoints import RULES
-from bcu_cli.report.text import printable
+from bcu_cli.report import baseline
+from bcu_cli.report.text import as_uri, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +20,11 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints import Rule
 
 _LEVELS = {"unsafe": "error", "suspicious": "error", "unread": "error", "note": "note"}
+_VERDICTS = {
+    "clean-looking": ("scan-clean-looking", "pass", "the scan found no sign of a backdoor"),
+    "inconclusive": ("scan-undecided", "open", "the scan could not decide whether there is a backdoor"),
+}
+"""Rule, SARIF kind and message of the verdicts that are no findings; a suspicious network is a finding."""
 _SEVERITIES = {"unsafe": "9.0", "suspicious": "7.0"}
 """Severities by which GitHub sorts."""
 _IDS = list(RULES)
@@ -37,7 +41,11 @@ def sarif(inspected: Mapping[str, Any], exit_code: int) -> dict[str, Any]:
     files = inspected["files"]
     problems = [
         *inspected["problems"],
-        *(file["problem"] | {"path": file["path"]} for file in files if file["problem"]),
+        *(
+            file["problem"] | {"path": file["path"], "fingerprint": baseline.of_problem(file)}
+            for file in files
+            if file["problem"]
+        ),
     ]
     invocation = {
         "executionSuccessful": not problems,
@@ -49,13 +57,17 @@ def sarif(inspected: Mapping[str, Any], exit_code: int) -> dict[str, Any]:
         "semanticVersion": __version__,
         "rules": [_descriptor(rule) for rule in RULES.values()],
     }
-    run = {
+    run: dict[str, Any] = {
         "tool": {"driver": driver},
         "invocations": [invocation],
         "artifacts": [_artifact(file) for file in files],
-        "results": [_result(finding, file) for file in files for finding in file["findings"]],
+        "results": [result for file in files for result in _results(file)],
         "columnKind": "unicodeCodePoints",
     }
+    if baseline.PARTIAL in inspected:
+        run["properties"] = {baseline.PARTIAL: inspected[baseline.PARTIAL]}
+        for result in run["results"]:
+            result["baselineState"] = "new" if "partialFingerprints" in result else "unchanged"
     return {"version": "2.1.0", "$schema": "https://json.schemastore.org/sarif-2.1.0.json", "runs": [run]}
 
 
@@ -73,12 +85,31 @@ def _descriptor(rule: Rule) -> dict[str, Any]:
 
 
 def _artifact(file: Mapping[str, Any]) -> dict[str, Any]:
-    artifact: dict[str, Any] = {"location": {"uri": _uri(file["path"])}}
+    artifact: dict[str, Any] = {"location": {"uri": as_uri(file["path"])}}
     if file.get("bytes") is not None:
         artifact["length"] = file["bytes"]
     if file.get("sha256"):
         artifact["hashes"] = {"sha-256": file["sha256"]}
     return artifact
+
+
+def _results(file: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The findings in a file, and the verdict of its scan."""
+    results = [_result(finding, file) for finding in file["findings"]]
+    verdict = file["scan"]["verdict"] if "scan" in file else None
+    if verdict in _VERDICTS:
+        rule, kind, message = _VERDICTS[verdict]
+        results.append(
+            {
+                "ruleId": rule,
+                "ruleIndex": _IDS.index(rule),
+                "kind": kind,
+                "level": "none",
+                "message": {"text": _text(f"{file['path']}: {message}")},
+                "locations": _locations(file["path"]),
+            }
+        )
+    return results
 
 
 def _result(finding: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,6 +119,7 @@ def _result(finding: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, An
         "level": _LEVELS[finding["severity"]],
         "message": {"text": _text(f"{file['path']}: {finding['message']}")},
         "locations": _locations(file["path"]),
+        "partialFingerprints": {baseline.FINGERPRINT: baseline.of_finding(file["path"], finding)},
     }
     if finding["offset"] is not None:  # in the pickle, which may be a member of an archive
         result["properties"] = {"pickleOffset": finding["offset"]}
@@ -95,12 +127,15 @@ def _result(finding: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, An
 
 
 def _notification(problem: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+    notification: dict[str, Any] = {
         "descriptor": {"id": problem["rule"], "index": _IDS.index(problem["rule"])},
         "level": "error",
         "message": {"text": _text(f"{problem['message']} ({problem['hint']})")},
         "locations": _locations(problem["path"]),
     }
+    if problem.get("fingerprint"):
+        notification["properties"] = {baseline.FINGERPRINT: problem["fingerprint"]}
+    return notification
 
 
 def _text(text: str) -> str:
@@ -109,10 +144,4 @@ def _text(text: str) -> str:
 
 
 def _locations(path: str) -> list[dict[str, Any]]:
-    return [{"physicalLocation": {"artifactLocation": {"uri": _uri(path)}}}]
-
-
-def _uri(path: str) -> str:
-    """A path as a URI, relative where the path is relative, as code-scanning services expect."""
-    quoted = quote(os.fsencode(PurePath(path).as_posix()))
-    return f"file://{quoted}" if PurePath(path).is_absolute() else quoted
+    return [{"physicalLocation": {"artifactLocation": {"uri": as_uri(path)}}}]

@@ -113,6 +113,30 @@ def curves(numbers: Sequence[int], lines: Sequence[tuple[str, Sequence[float | N
     return _svg(left + width + NAME_WIDTH, max(top + height + 24, lowest + 12), label, parts)
 
 
+def values(rows: Sequence[tuple[str, float, bool]], lines: Sequence[float], label: str) -> str:
+    """Horizontal bars from 0, narrow enough for a telephone, with lines at thresholds.
+
+    Args:
+        rows: Name, value (0 or more) and whether to highlight it, of each bar.
+        lines: The thresholds.
+        label: What is drawn.
+    """
+    left, width, height = 80, 200, len(rows) * _BAR_HEIGHT
+    scale = width / max(*lines, *(value for _, value, _ in rows))
+    parts = []
+    for i, (name, value, marked) in enumerate(rows):
+        top, middle = i * _BAR_HEIGHT, (i + 0.5) * _BAR_HEIGHT
+        kind, length = "marked" if marked else "bar", scale * value
+        size = f'width="{length:.1f}" height="{_BAR_HEIGHT - 6}"'
+        parts.append(_text(left - 6, middle, name, "end"))
+        parts.append(f'<rect class="{kind}" x="{left}" y="{top + 3}" {size}/>')
+        parts.append(_text(left + width + 8, middle, f"{value:.2f}", "start"))
+    for line in lines:
+        x = left + scale * line
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
+    return _svg(left + width + 50, height + 4, label, parts)
+
+
 def _index(number: int, x: float, y: float, cell: int) -> str:
     """The index of a class above its column; vertical where columns are narrow."""
     turn = f' transform="rotate(-90 {x} {y})"' if cell < 14 else ""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import html
+import os
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +28,22 @@ def printable(text: str) -> str:
 def escaped(text: str) -> str:
     """Escape text for HTML and SVG, in elements and in attributes."""
     return html.escape(printable(text))
+
+
+def architecture_name(name: str) -> str:
+    """The name of an architecture without the folders of a file that it names.
+
+    ``transformers:cache/config.json`` becomes ``transformers:config.json``.
+    """
+    library, colon, place = name.partition(":")
+    head = f"{library}:" if colon and "/" in place and "/" not in library else ""
+    return head + name.rpartition("/")[2]
+
+
+def as_uri(path: str) -> str:
+    """A path as a URI, relative where the path is relative, as code-scanning services expect."""
+    quoted = quote(os.fsencode(PurePath(path).as_posix()))
+    return f"file://{quoted}" if PurePath(path).is_absolute() else quoted
 
 
 def shortened(name: str) -> str:

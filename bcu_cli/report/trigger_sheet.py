@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,13 +55,23 @@ def write_image(pixels: Tensor, path: Path) -> str:
     Raises:
         OutputError: The file cannot be written.
     """
+    with atomic_write(path) as file:
+        _enlarged(pixels).save(file, format="PNG")
+    return sha256_of(path)
+
+
+def data_uri(pixels: Tensor) -> str:
+    """One image, as :func:`write_image` writes it, as a ``data:`` URI for a page."""
+    buffer = io.BytesIO()
+    _enlarged(pixels).save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _enlarged(pixels: Tensor) -> Image.Image:
     height, width = pixels.shape[-2:]
     scale = _scale(height, width)
     picture = _picture((pixels * 255.0).round().to(torch.uint8))
-    with atomic_write(path) as file:
-        enlarged = picture.resize((scale * width, scale * height), Image.Resampling.NEAREST)
-        enlarged.save(file, format="PNG")
-    return sha256_of(path)
+    return picture.resize((scale * width, scale * height), Image.Resampling.NEAREST)
 
 
 def sheet(trigger: Trigger, images: Tensor) -> Image.Image:

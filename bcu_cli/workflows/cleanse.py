@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,7 @@ class CleanseRequest:
         cache: Most decoded images to keep in memory, in bytes.
         format: Format of the file, one of ``FORMATS``.
         force: Whether the result is written whatever the verdict.
+        card: Whether a model card is written beside ``out``.
         device: The device, as ``--device`` takes it.
         precision: The precision, as ``--precision`` takes it.
         resume: Whether to continue an interrupted run.
@@ -78,6 +79,7 @@ class CleanseRequest:
     cache: int = CACHE_BYTES
     format: str = "same"
     force: bool = False
+    card: bool = False
     device: str = "auto"
     precision: str = "auto"
     resume: bool = False
@@ -141,7 +143,7 @@ def cleanse(request: CleanseRequest) -> CleanseResult:
     check(request)
     _warn_of_unused_options(request, kind)
     device = devices.choose(request.device, request.precision)
-    writing = resuming.writing(request.out, inputs=_inputs(request)) if request.out else nullcontext()
+    writing = _writing(request, request.out) if request.out else nullcontext()
     profiled = profile.profiling(device) if request.with_profile else nullcontext()
     with writing, profiled as timed:
         with profile.span(profile.READING):
@@ -150,6 +152,20 @@ def cleanse(request: CleanseRequest) -> CleanseResult:
     if timed:
         result.document["profile"] = _profile(timed, result.document["training"], device)
     return result
+
+
+@contextmanager
+def _writing(request: CleanseRequest, out: Path) -> Iterator[None]:
+    """Check before long work that ``out`` and what belongs beside it can be written, and lock it."""
+    from bcu_cli.checkpoints import check_writable
+    from bcu_cli.report import card, provenance
+
+    inputs = _inputs(request)
+    check_writable(provenance.path_beside(out), inputs=inputs)
+    if request.card:
+        card.refuse_existing(out)
+    with resuming.writing(out, inputs=inputs):
+        yield
 
 
 def _loaded(request: CleanseRequest) -> Loaded:
@@ -223,17 +239,6 @@ class _Cleansing:
         judged = defense.verdict()
         wanted = self.request.force or judged is None or judged.good
         self.clock.lap("evaluation")
-        with profile.span(profile.WRITING):
-            written = self._write(defense) if wanted and ranks.rank() == 0 else None
-        if wanted:
-            resuming.once_written("removing the state of the run", keeper.remove, None)
-        self.clock.lap("writing")
-        with profile.span(profile.MEASURING):
-            speed = resuming.speed_of(stages, self.device)
-        if used and images:
-            images |= document.streaming(used, speed)
-            warn_of(used, images)
-        self.clock.lap("measuring speed")
         report = {
             "command": "cleanse",
             **document.environment(self.device),
@@ -246,7 +251,21 @@ class _Cleansing:
             "details": defense.details(),
             "verdict": judged and asdict(judged),
             "agreement": monitor.as_json(after),
-            "output": written,
+            "output": None,
+        }
+        with profile.span(profile.WRITING):
+            if wanted and ranks.rank() == 0 and self.request.out:
+                self._write(defense, self.request.out, report)
+        if wanted:
+            resuming.once_written("removing the state of the run", keeper.remove, None)
+        self.clock.lap("writing")
+        with profile.span(profile.MEASURING):
+            speed = resuming.speed_of(stages, self.device)
+        if used and images:
+            images |= document.streaming(used, speed)
+            warn_of(used, images)
+        self.clock.lap("measuring speed")
+        report |= {
             "left_out": list(self.loaded.checkpoint.left_out),
             "omitted": [{"name": each.name, "why": each.why} for each in self._omitted()],
             "training": speed,
@@ -342,22 +361,34 @@ class _Cleansing:
         if any(not tensor.equal(before[name]) for name, tensor in state.items()):
             defense.measure_again()
 
-    def _write(self, defense: Defense[Any]) -> dict[str, Any] | None:
-        """Write the student in the form of the original file; returns the report's entry on the file."""
+    def _write(self, defense: Defense[Any], out: Path, report: dict[str, Any]) -> None:
+        """Write the student in the form of the original file, what belongs beside it, and ``output``."""
         from bcu_cli.models.config_beside import write_configs
         from bcu_cli.models.export import write_like
-        from bcu_cli.report import document
+        from bcu_cli.report import card, document, provenance
 
-        out = self.request.out
-        if out is None:
-            return None
         sha256 = write_like(self.loaded, defense.student, out, self.format)
         beside = write_configs(out, self.configs)
         if beside:
             events.say(f"beside {out.name}, which needs them: {', '.join(file.name for file in beside)}")
         _warn_of_omitted(out, self._omitted())
         written = document.written(out, sha256) | {"format": self.format.value}
-        return written | {"beside": [document.written(file, digest) for file, digest in beside.items()]}
+        written["beside"] = [document.written(file, digest) for file, digest in beside.items()]
+        report["output"] = written
+        about = report | {"files_read": self._files_read(report)}
+        more = [provenance.write(about)]
+        if self.request.card:
+            more.append(card.write(about, self._base_model()))
+        written["beside"] += [document.written(file, digest) for file, digest in more]
+
+    def _base_model(self) -> str | None:
+        """Name of the original on the hub; None for a file."""
+        from bcu_cli.checkpoints.hub import is_reference
+
+        named = self.request.model
+        if not isinstance(named, Path) or not is_reference(named):
+            return None
+        return str(named).removeprefix("hf-hub:").partition("@")[0]
 
 
 class _AgreementMonitor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli import events
 from bcu_cli.errors import BcuError
+from bcu_cli.report import baseline as baselines
 from bcu_cli.report import files_read as files
 from bcu_cli.workflows import scan as scanning
 from bcu_cli.workflows.result import Result
@@ -26,11 +27,15 @@ class InspectRequest:
         paths: Files, folders of them at any depth, or ``hf-hub:OWNER/NAME``.
         arch: The architecture, as ``--arch`` takes it; None identifies it.
         scan: Request to scan the networks for backdoors; None skips the scan.
+        page: HTML file to write about the scan; None writes none.
+        baseline: An earlier JSON or SARIF document of the command, whose findings are not reported again.
     """
 
     paths: tuple[Path, ...]
     arch: str | None = None
     scan: scanning.ScanRequest | None = None
+    page: Path | None = None
+    baseline: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +91,33 @@ def inspect(request: InspectRequest) -> InspectResult:
     """
     if request.scan:
         scanning.prepare(request.scan)
+    if request.page:
+        from bcu_cli.report import scan_page
+
+        images = request.scan.images if request.scan else None
+        scan_page.check(request.page, inputs=[*request.paths, *([images] if images else [])])
+    known = baselines.read(request.baseline) if request.baseline else None
     document = _inspect(request.paths, request.arch)
     if request.scan:
         scanning.scan_all(document["files"], request.scan)
     document["verdict"] = verdict(document["files"], document["problems"])
+    if request.page:
+        _write_page(document, request.page)
+    if known:
+        document["files_read"] += files.files_read([known.path])
+        document["baseline"] = known.apply(document["files"])
+        document["baseline"]["new"] += len(document["problems"])
     return InspectResult(document=document)
+
+
+def _write_page(document: dict[str, Any], path: Path) -> None:
+    """Write the page of the scans, and leave its images out of the document."""
+    from bcu_cli.report import document as entries
+    from bcu_cli.report import scan_page
+
+    document["page"] = entries.written(path, scan_page.write(document, path))
+    for file in document["files"]:
+        file.get("scan", {}).pop("examples", None)
 
 
 def _inspect(paths: Sequence[Path], arch: str | None) -> dict[str, Any]:
@@ -156,6 +183,18 @@ def _inspect_one(reader: Reader, path: Path, arch: str | None) -> dict[str, Any]
 def _is_no_model(document: dict[str, Any]) -> bool:
     """Whether a file is no model: an image, a text or an empty file."""
     return bool(document["problem"]) and document["problem"]["rule"] == "not-a-model"
+
+
+def new_in(file: dict[str, Any]) -> dict[str, Any]:
+    """The document of a file without what its baseline knows, for the exit code; never for a report.
+
+    A file all of whose unsafe findings are known counts as one that was not opened.
+    """
+    if "known" not in file:
+        return file
+    severities = {finding["severity"] for finding in file["findings"]}
+    rest = {key: value for key, value in file.items() if key != "scan" or "suspicious" in severities}
+    return rest | {"safe": "unsafe" not in severities and (file["safe"] or None)}
 
 
 def verdict(files: list[dict[str, Any]], problems: list[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bcu_cli.detectors.running import DetectorRun
     from bcu_cli.detectors.verdict import Calibration
     from bcu_cli.images.given import GivenImages
-    from bcu_cli.models import Loaded
+    from bcu_cli.models import Classifier, Loaded
     from bcu_cli.training.devices import Device
 
 _PROGRAM = "from bcu_cli.workflows import scan; scan.serve()"
@@ -48,6 +48,7 @@ class ScanRequest:
         device: The device, as ``--device`` takes it.
         precision: The precision, as ``--precision`` takes it.
         seed: Seed of all random draws.
+        examples: Whether the document shows the found triggers on images, for a page.
     """
 
     images: Path | None
@@ -56,6 +57,7 @@ class ScanRequest:
     device: str
     precision: str
     seed: int
+    examples: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +244,8 @@ def _scan(path: Path, options: ScanRequest, device: Device) -> tuple[dict[str, A
     loaded = loading.load_model(path, options.model, pictures=options.images)
     scan, runs = scan_loaded(loaded, options.images, device, seed=options.seed)
     read = files.files_read_of(scan["model"], options.model.arch)
+    if options.examples:
+        scan["examples"] = _examples(loaded.classifier, runs)
     scan["files_read"] = files.files_read([*read, *([options.images] if options.images else [])])
     return scan, runs
 
@@ -285,6 +289,7 @@ def scan_loaded(
         "verdict": verdict.word,
         "class": verdict.target,
         "suspicion": verdict.suspicion,
+        "suspicions": list(verdict.suspicions),
         "calibration": _rates(verdict.calibration),
         **document.environment(device),
         "seed": seed,
@@ -294,6 +299,34 @@ def scan_loaded(
         "pictures": [],
     }
     return scan, runs
+
+
+def _examples(model: Classifier, runs: list[DetectorRun]) -> list[dict[str, Any]]:
+    """The found triggers on given images, with the predictions before and after, for a page."""
+    import torch
+
+    from bcu_cli.evaluation.measures import Proportion
+    from bcu_cli.report.trigger_sheet import data_uri
+
+    found = []
+    for scores in (each.scores for each in runs):
+        if scores.examples is None:
+            continue
+        with torch.no_grad():
+            answers = [model(images).argmax(1).tolist() for images in scores.examples]
+        of = scores.evidence["images"]
+        found.append(
+            {
+                "detector": scores.detector,
+                "class": scores.target,
+                "success": Proportion(hits=round(scores.evidence["success"] * of), of=of).as_json(),
+                "images": [
+                    {"before": data_uri(before), "after": data_uri(after), "answers": [was, now]}
+                    for before, after, was, now in zip(*scores.examples, *answers, strict=True)
+                ],
+            }
+        )
+    return found
 
 
 def _rates(calibration: Calibration) -> dict[str, Any]:

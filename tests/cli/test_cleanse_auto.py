@@ -101,8 +101,8 @@ def test_only_what_is_cleansed_is_written_unless_forced(
     assert report["verdict"] == {"word": word, "why": "it was told so"}
     assert (report["output"] is not None) == written
     assert (out.read_bytes() != b"old") == written
-    state = [] if written else ["out.safetensors.resume"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.safetensors", *state]
+    beside = "out.safetensors.intoto.json" if written else "out.safetensors.resume"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.safetensors", beside]
     if word == "cleansed":
         assert "error: " not in ran.err
     else:
@@ -127,7 +127,10 @@ def test_what_a_bad_verdict_withheld_is_written_without_another_training(
     assert out.read_bytes() == bytes_at_once
     assert (later["details"], later["agreement"]) == (at_once["details"], at_once["agreement"])
     assert [stage["seconds"] for stage in later["training"]] == [0.0] * len(STAGES)
-    assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "out.safetensors",
+        "out.safetensors.intoto.json",
+    ]
 
 
 def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(

@@ -29,7 +29,10 @@ def whole(untrained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactor
         "cleanse", untrained, "--images", photos, "--out", out, *SHORT, "--devices", 2, "--json"
     )
     assert ran.code == 0, ran.err
-    assert [file.name for file in out.parent.iterdir()] == ["out.safetensors"]
+    assert sorted(file.name for file in out.parent.iterdir()) == [
+        "out.safetensors",
+        "out.safetensors.intoto.json",
+    ]
     return ran, out.read_bytes()
 
 
@@ -131,7 +134,10 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_device_can_go_on(
     resumed = bcu("cleanse", *words, "--resume")
     assert resumed.code == 0, resumed.err
     assert "starting over" not in resumed.err
-    assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "out.safetensors",
+        "out.safetensors.intoto.json",
+    ]
 
 
 @needs_proc
@@ -150,7 +156,10 @@ def test_ctrl_c_stops_all_in_the_same_step_and_the_run_goes_on_to_the_same_bytes
     assert resumed.code == 0, resumed.err
     assert resumed.err.count("resuming after step") == 1
     assert out.read_bytes() == whole[1]
-    assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "out.safetensors",
+        "out.safetensors.intoto.json",
+    ]
 
 
 def test_an_error_is_said_once(photos: Path, tmp_path: Path) -> None:

@@ -67,7 +67,10 @@ def test_speed_that_cannot_be_measured_loses_nothing(
     assert (ran.code, ran.json["training"]) == (0, [])
     assert "warning: the speed failed, after the result was written: " in ran.err
     assert ran.json["output"]["path"] == str(tmp_path / "out.safetensors")
-    assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "out.safetensors",
+        "out.safetensors.intoto.json",
+    ]
     if where == "peak":
         assert cleanse().code == 0  # without --json, too
 

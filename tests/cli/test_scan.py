@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from bcu_cli.detectors import verdict
 from bcu_cli.errors import OutputError
 from bcu_cli.models import build
+
+if TYPE_CHECKING:
+    from bcu_cli.detectors.base import Subject
 
 SAID = ("--mean", "0.5", "--std", "0.5", "--input-size", "16")
 
@@ -96,18 +101,25 @@ def test_what_fails_can_be_chosen(bcu, network: Path, thresholds) -> None:
     assert bcu("inspect", network, "--scan", *SAID, "--fail-on", "unsafe,inconclusive").code == 1
 
 
-@pytest.mark.parametrize("word", ["suspicious", "inconclusive"])
-def test_sarif_says_what_was_decided_and_what_was_not(bcu, network: Path, thresholds, word: str) -> None:
+@pytest.mark.parametrize(
+    ("word", "result", "notes"),
+    [
+        ("suspicious", ("scan-suspicious", "fail", "error"), []),
+        ("inconclusive", ("scan-undecided", "open", "none"), ["scan-undecided"]),
+        ("clean-looking", ("scan-clean-looking", "pass", "none"), []),
+    ],
+)
+def test_sarif_says_what_was_decided_and_what_was_not(
+    bcu, network: Path, thresholds, word: str, result: tuple[str, str, str], notes: list[str]
+) -> None:
     thresholds(word)
     (run,) = bcu("inspect", network, "--scan", *SAID, "--format", "sarif").json["runs"]
     (invocation,) = run["invocations"]
-    assert invocation["executionSuccessful"] is (word == "suspicious")
-    notes = [note["descriptor"]["id"] for note in invocation["toolExecutionNotifications"]]
-    results = [(result["ruleId"], result["level"]) for result in run["results"]]
-    if word == "suspicious":
-        assert (notes, results) == ([], [("scan-suspicious", "error")])
-    else:
-        assert (notes, results) == (["scan-undecided"], [])
+    assert invocation["executionSuccessful"] is (word != "inconclusive")
+    assert [note["descriptor"]["id"] for note in invocation["toolExecutionNotifications"]] == notes
+    (found,) = run["results"]
+    assert (found["ruleId"], found.get("kind", "fail"), found["level"]) == result
+    assert run["tool"]["driver"]["rules"][found["ruleIndex"]]["id"] == found["ruleId"]
 
 
 def test_what_is_unsafe_is_not_scanned(bcu, tmp_path: Path) -> None:
@@ -201,7 +213,15 @@ def test_evidence_needs_a_folder_before_anything_is_inspected(bcu, network: Path
 
 
 @pytest.mark.parametrize(
-    "words", [["--images", "x"], ["--evidence", "x"], ["--mean", "0.5"], ["--std", "1"], ["--input-size", 8]]
+    "words",
+    [
+        ["--images", "x"],
+        ["--evidence", "x"],
+        ["--page", "x.html"],
+        ["--mean", "0.5"],
+        ["--std", "1"],
+        ["--input-size", 8],
+    ],
 )
 def test_options_of_a_scan_need_it(bcu, network: Path, words: list[object]) -> None:
     ran = bcu("inspect", network, *words)
@@ -214,3 +234,35 @@ def test_a_missing_folder_is_said_once(bcu, network: Path, tmp_path: Path) -> No
     ran = bcu("inspect", network, "--scan", "--images", tmp_path / "nowhere")
     assert ran.code == 2
     assert ran.err.count("nowhere") == 1
+
+
+def test_a_page_shows_the_scan(
+    bcu, network: Path, thresholds, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bcu_cli.detectors.base import Scores
+    from bcu_cli.detectors.running import DetectorRun
+
+    def found(subject: Subject, path: Path) -> list[DetectorRun]:
+        images = subject.drawn(3)
+        scores = Scores(
+            detector="mmbd",
+            score=1.0,
+            target=2,
+            per_class=torch.eye(9)[2],
+            evidence={"success": 0.9, "images": 20},
+            examples=(images, 1.0 - images),
+        )
+        return [DetectorRun(scores=scores, seconds=0.0)]
+
+    thresholds("suspicious")
+    monkeypatch.setattr("bcu_cli.workflows.scan._run_detectors", found)  # they take long
+    page = tmp_path / "scan.html"
+    ran = bcu("inspect", network, "--scan", *SAID, "--images", photos, "--page", page, "--json")
+    assert ran.code == 1, ran.err
+    assert ran.json["page"]["path"] == str(page)
+    assert "examples" not in ran.json["files"][0]["scan"]
+    assert len(ran.json["files"][0]["scan"]["suspicions"]) == 9
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 6
+    assert "class 2" in text
+    assert bcu("inspect", network, "--scan", *SAID, "--page", tmp_path / "scan.pdf").code == 2

@@ -197,7 +197,8 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
     assert "resuming after step" in resumed.err
     assert bcu(*words, "--out", whole).code == 0
     assert out.read_bytes() == whole.read_bytes()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.safetensors", "whole.safetensors"]
+    written = [out.name, f"{out.name}.intoto.json", whole.name, f"{whole.name}.intoto.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == written
 
 
 def test_a_pickle_stays_a_pickle_with_its_nesting(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
