@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
 from bcu_cli.detectors.input_optimisation import logits, success_rates
+from bcu_cli.training.forecast import TO_IMAGES
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
 
@@ -39,6 +40,10 @@ class Inversion(Detector):
     most: int = 256
     learning_rate: float = 0.15
     least_success: float = 0.9
+
+    def passes(self, subject: Subject) -> float:
+        """See :meth:`Detector.passes`."""
+        return subject.model.num_classes * (TO_IMAGES * self.steps * self.batch + self.most)
 
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
