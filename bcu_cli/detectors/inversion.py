@@ -84,7 +84,8 @@ class Inversion(Detector):
         kept_sizes = torch.full((count,), float("inf"), device=device.torch)
         targets = torch.arange(count, device=device.torch).repeat_interleave(self.batch)
         for step in range(self.steps):
-            seen = learn[torch.randint(len(learn), (self.batch,), generator=generator)]
+            index = torch.randint(len(learn), (self.batch,), generator=generator)
+            seen = learn[index.to(device.torch, non_blocking=True)]
             answers = logits(model, _pasted(seen, masks, patterns), device)
             losses = F.cross_entropy(answers, targets, reduction="none").view(count, -1).mean(1)
             sizes = masks.sigmoid().sum((1, 2, 3))
