@@ -92,7 +92,9 @@ class Inversion(Detector):
             (losses + weights * sizes).sum().backward()  # type: ignore[no-untyped-call]
             works = (answers.argmax(1) == targets).view(count, -1).float().mean(1) >= self.least_success
             better = (works & (sizes < kept_sizes)) | kept_sizes.isinf()
-            kept_masks[better], kept_patterns[better] = masks.detach()[better], patterns.detach()[better]
+            of_class = better.view(-1, 1, 1, 1)  # selected without a wait for the device
+            kept_masks = torch.where(of_class, masks.detach(), kept_masks)
+            kept_patterns = torch.where(of_class, patterns.detach(), kept_patterns)
             kept_sizes = torch.where(works, torch.minimum(sizes.detach(), kept_sizes), kept_sizes)
             weights = torch.where(works, weights * 1.15, weights / 1.15).clamp(1e-4, 1.0)
             optimizer.step()
