@@ -287,7 +287,7 @@ def attack(
     *,
     data: str | Path,
     out: str | Path,
-    arch: str = "resnet18_cifar",
+    arch: str | None = None,
     settings: Mapping[str, float] | None = None,
     on_progress: events.Listener | None = None,
     **options: Any,
@@ -298,11 +298,12 @@ def attack(
         name: Name of an attack, or ``none`` for a clean network.
         data: Labelled images, as of :func:`evaluate`, but for a Dataset.
         out: The safetensors file to write; the trigger is written beside it.
-        arch: Architecture: a name of bcu, timm or torchvision, or ``FILE.py:FUNCTION``.
+        arch: Architecture: a name of bcu, timm or torchvision, or ``FILE.py:FUNCTION``. None is that of
+            ``weights``, or ``resnet18_cifar``.
         settings: Settings of the trigger, such as ``{"cell": 2}``.
         on_progress: As of :func:`load`.
         options: Fields of :class:`bcu_cli.workflows.attack.AttackRequest`, such as ``epochs=10``,
-            ``target_class=0`` or ``poison_rate=0.1``.
+            ``target_class=0``, or ``weights=Path("pretrained.safetensors")`` to start from.
 
     Raises:
         BcuError: Something that is named cannot be used, or there is no such option.

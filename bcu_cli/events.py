@@ -38,6 +38,23 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overall:
+    """How far the whole run is, of which a part shows one stage.
+
+    Attributes:
+        stage: Number of the stage, from 1.
+        stages: Number of all stages, as far as they are known.
+        share: Share of the work that is done, in [0, 1].
+        seconds_left: Estimated time until the end of all stages, in seconds; None at first.
+    """
+
+    stage: int
+    stages: int
+    share: float
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far one part of the work is.
 
@@ -48,6 +65,7 @@ class Progress:
         total: Steps in all; None while that is unknown.
         note: Some words on the last step; may be empty.
         ended: Whether the part is over, done or not.
+        overall: How far the whole run is; None where only this part is known.
     """
 
     part: int
@@ -56,10 +74,23 @@ class Progress:
     total: int | None = None
     note: str = ""
     ended: bool = False
+    overall: Overall | None = None
+
+    @property
+    def heading(self) -> str:
+        """The title, after the number of the stage where there are several."""
+        whole = self.overall
+        return f"stage {whole.stage} of {whole.stages}, {self.title}" if whole else self.title
+
+    @property
+    def time_left(self) -> str:
+        """The estimated time until the end of all stages, in words; empty where it is unknown."""
+        seconds = self.overall.seconds_left if self.overall else None
+        return "" if seconds is None else f"{duration(seconds)} left"
 
     def __str__(self) -> str:
         of = f"/{self.total}" if self.total is not None else ""
-        return " ".join(filter(None, (f"{self.title}: {self.done}{of}", self.note)))
+        return " ".join(filter(None, (f"{self.heading}: {self.done}{of}", self.note)))
 
 
 Event: TypeAlias = Notice | Progress
@@ -105,7 +136,19 @@ def to_json(event: Event) -> dict[str, Any]:
 
 def from_json(values: dict[str, Any]) -> Event:
     """The event that :func:`to_json` made these values of."""
-    return Progress(**values) if "part" in values else Notice(**values)
+    if "part" not in values:
+        return Notice(**values)
+    whole = values.get("overall")
+    return Progress(**{**values, "overall": Overall(**whole) if whole else None})
+
+
+def duration(seconds: float) -> str:
+    """A time in words: ``50 s``, ``48 min``, ``5.2 h``."""
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def say(text: str, *, noted: bool = False) -> None:
@@ -128,9 +171,11 @@ class Part:
 
     Args:
         title: What is being done.
+        overall: Returns how far the whole run is; None where only this part is known.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, overall: Callable[[], Overall] | None = None) -> None:
+        self._overall = overall
         self._title, self._number = title, next(_parts)
         self._done, self._total, self._note = 0, None, ""
         self._report()
@@ -143,9 +188,10 @@ class Part:
         self._note = note or self._note
         self._report()
 
-    def restart(self, note: str) -> None:
-        """Begin anew with another piece of the work."""
+    def restart(self, note: str, title: str | None = None) -> None:
+        """Begin anew with another piece of the work; the title stays unless another one is given."""
         self._done, self._total, self._note = 0, None, note
+        self._title = title or self._title
         self._report()
 
     def end(self) -> None:
@@ -161,18 +207,20 @@ class Part:
                 total=self._total,
                 note=self._note,
                 ended=ended,
+                overall=self._overall() if self._overall else None,
             )
         )
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Part]:
+def progress(title: str, overall: Callable[[], Overall] | None = None) -> Iterator[Part]:
     """Report the progress of one part of the work for as long as the context lasts.
 
     Args:
         title: What is being done.
+        overall: Returns how far the whole run is; None where only this part is known.
     """
-    part = Part(title)
+    part = Part(title, overall)
     try:
         yield part
     finally:

@@ -40,12 +40,14 @@ class AttackOptions:
             as in the BCU paper, or of each batch where the attack triggers during training. A clean-label
             attack takes it of the target class.
         seed: Seed of the initial weights, the poisoned images, and the order and views of the images.
+        pretrained: Whether the network starts from given weights; then a surrogate starts from them too.
         training: Epochs, learning rate, augmentation and so on.
     """
 
     target_class: Target = 0
     poison_rate: float = 0.1
     seed: int = 0
+    pretrained: bool = False
     training: TrainingOptions = field(
         default_factory=lambda: TrainingOptions(
             epochs=30,
@@ -65,7 +67,7 @@ class Attack(ABC):
     ``augmentation``.
 
     Args:
-        model: The network to be trained, with random weights.
+        model: The network to be trained, with random or given weights.
         data: The labelled training images.
         trigger: The trigger to implant, which some attacks train too; None trains a clean network.
         options: Options of the attack.

@@ -50,14 +50,15 @@ class LabelConsistent(Poisoning):
     def stages(self) -> Iterator[Stage]:
         """The training of the surrogate if none was given, then the training on the poisoned set."""
         if self.surrogate is None:
-            self.surrogate = _reinitialised(self.model, self.options.seed + 1)
+            pretrained, seed = self.options.pretrained, self.options.seed + 1
+            self.surrogate = copy.deepcopy(self.model) if pretrained else _reinitialised(self.model, seed)
             training = Training(
                 self.surrogate,
                 self.data.images,
                 adversarial_objective(self.surrogate, self.labels.to(self.device.torch)),
                 self.options.training,
                 device=self.device,
-                seed=self.options.seed + 1,
+                seed=seed,
             )
             yield Stage(title="training the surrogate", training=training)
         yield from super().stages()

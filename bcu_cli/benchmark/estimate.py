@@ -43,13 +43,6 @@ class Times:
         return next((mean(self._seconds[kind]) for kind in kinds if kind in self._seconds), None)
 
 
-def in_words(seconds: float) -> str:
-    """A time in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _kinds_of_network(decides: dict[str, Any]) -> Iterator[str]:
     """Keys of similar networks, from the most specific to the broadest."""
     alike = {key: value for key, value in decides.items() if key not in {"target", "seed"}}

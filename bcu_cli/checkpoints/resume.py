@@ -19,7 +19,10 @@ from bcu_cli.errors import CheckpointError, OutputError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS_BETWEEN = 30.0  # interval at which the state is saved, in seconds
+SECONDS_BETWEEN = 60.0
+"""Least time between two saves, in seconds."""
+COSTS_BETWEEN = 50.0
+"""Least time between two saves, in durations of the last one: saving takes at most 2 % of the time."""
 _KIND = b"bcu: the state of an interrupted run, "
 _LAYOUT = _KIND + b"layout 2\n"
 _NO_DIGEST = b"0" * 64 + b"\n"
@@ -43,6 +46,7 @@ class StateFile:
         """Whether any attempt to write the state has failed so far."""
         self._writes = writes
         self._saved_at = time.monotonic()
+        self._cost = 0.0
 
     def load(self) -> dict[str, Any] | None:
         """Load the state that an interrupted run saved; None if there is none.
@@ -70,20 +74,19 @@ class StateFile:
         """
         if not self._writes:
             return
-        self._saved_at = time.monotonic()  # a failed attempt waits for the interval too
+        started = time.monotonic()
         self.failed, failed_before = True, self.failed
-        refuse_foreign(self.path)
-        with atomic_write(self.path) as file:
-            hashed = _Hashed(file, _LAYOUT + self._run)
-            file.write(_NO_DIGEST)
-            hashed.pickle(state)
-            file.seek(len(_LAYOUT + self._run))
-            file.write(hashed.digest())
+        try:
+            self._write(state)
+        finally:  # a failed attempt waits for the interval too
+            self._saved_at = time.monotonic()
+            self._cost = self._saved_at - started
         self.failed = failed_before
 
     def is_due(self) -> bool:
-        """Whether the last save was ``SECONDS_BETWEEN`` or more seconds ago."""
-        return self._writes and time.monotonic() - self._saved_at >= SECONDS_BETWEEN
+        """Whether the next save is due: after ``SECONDS_BETWEEN``, later if the last one took long."""
+        interval = max(SECONDS_BETWEEN, COSTS_BETWEEN * self._cost)
+        return self._writes and time.monotonic() - self._saved_at >= interval
 
     def remove(self) -> None:
         """Remove the state of a run that has finished.
@@ -94,6 +97,15 @@ class StateFile:
         if self._writes:
             refuse_foreign(self.path)
             self.path.unlink(missing_ok=True)
+
+    def _write(self, state: dict[str, Any]) -> None:
+        refuse_foreign(self.path)
+        with atomic_write(self.path) as file:
+            hashed = _Hashed(file, _LAYOUT + self._run)
+            file.write(_NO_DIGEST)
+            hashed.pickle(state)
+            file.seek(len(_LAYOUT + self._run))
+            file.write(hashed.digest())
 
     def _unpacked(self, content: bytes) -> dict[str, Any]:
         if not content.startswith(_LAYOUT):

@@ -36,8 +36,19 @@ def attack(
         ),
     ],
     arch: Annotated[
-        str, typer.Option(help="A name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own.")
-    ] = "resnet18_cifar",
+        str | None,
+        typer.Option(
+            help="A name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own. "
+            "(default: resnet18_cifar; with --weights, that of the file)"
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model file to start from, with its preprocessing; a last layer of another number of "
+            "classes is replaced. (default: random weights)"
+        ),
+    ] = None,
     download: Download = False,
     input_size: InputSize = None,
     target_class: Annotated[
@@ -69,7 +80,21 @@ def attack(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 30,
     batch_size: Annotated[int, typer.Option(min=2, rich_help_panel=_TRAINING)] = 128,
-    learning_rate: Annotated[float, typer.Option(min=0.0, rich_help_panel=_TRAINING)] = 0.1,
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            help="sgd, or adamw (weight decay 0.05), for ViTs and ConvNeXts.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = "sgd",
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="(default: 0.1; adamw: 0.001; with --weights, a tenth of it)",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     schedule: Annotated[
         str,
         typer.Option(
@@ -169,6 +194,7 @@ def attack(
         data=data,
         out=out,
         arch=arch,
+        weights=weights,
         target_class=_target(target_class),
         poison_rate=poison_rate,
         settings=tuple(setting or ()),
@@ -176,6 +202,7 @@ def attack(
         preview=preview,
         epochs=epochs,
         batch_size=batch_size,
+        optimizer=optimizer,
         learning_rate=learning_rate,
         schedule=schedule,
         ema=ema,

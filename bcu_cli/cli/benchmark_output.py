@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bcu_cli.cli import output
+from bcu_cli.events import duration
 
 if TYPE_CHECKING:
     from bcu_cli.benchmark.table import TableOf
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
 def show_outlook(outlook: Outlook) -> None:
     """Print a row for cells that differ only in target and seed, and the estimate."""
-    from bcu_cli.benchmark.estimate import in_words
-
     missing = {cell.name for cell in outlook.left}
     rows: dict[tuple[str, ...], tuple[int, int]] = {}
     for cell in outlook.cells:
@@ -24,7 +23,7 @@ def show_outlook(outlook: Outlook) -> None:
     header = ("data", "arch", "attack", "defense", "images", "max-images", "cells", "missing")
     output.table(outlook.plan.title, header, [(*place, *map(str, counts)) for place, counts in rows.items()])
     if outlook.seconds is not None:
-        time = f"about {in_words(outlook.seconds)}, {outlook.jobs} at a time"
+        time = f"about {duration(outlook.seconds)}, {outlook.jobs} at a time"
     else:
         time = f"unknown: nothing similar to {outlook.unknown} of the cells and networks was measured here"
     output.facts(

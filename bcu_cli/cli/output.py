@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _WIDTH = 120
 """Width in characters of tables that go into a file or a pipe."""
+_BAR = 1000
+"""Steps of a bar that shows a whole run."""
 
 
 _quiet = False
@@ -123,24 +125,26 @@ class Screen:
         if event.part not in self._bars:
             if _quiet or not _console(stderr=True).is_terminal:
                 return
-            self._bars[event.part] = _bar(event.title)
+            self._bars[event.part] = _bar(event)
         bar, task = self._bars[event.part]
-        bar.update(task, completed=event.done, total=event.total, note=printable(event.note))
+        done, total, note = event.done, event.total, event.note
+        if event.overall:  # the bar shows the whole run, and the note the stage
+            steps = f"{done}/{total}" if total is not None else ""
+            note = " ".join(filter(None, (steps, note, event.time_left)))
+            done, total = round(_BAR * event.overall.share), _BAR
+        heading = printable(event.heading)
+        bar.update(task, description=heading, completed=done, total=total, note=printable(note))
 
 
-def _bar(title: str) -> tuple[Progress, TaskID]:
+def _bar(event: events.Progress) -> tuple[Progress, TaskID]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeRemainingColumn(),
-    )
+    title, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
+    alone = (title, BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
+    columns = (title, BarColumn(), note) if event.overall else alone
     bar = Progress(*columns, console=_console(stderr=True), transient=True)
     bar.start()
-    return bar, bar.add_task(printable(title), total=None, note="")
+    return bar, bar.add_task(printable(event.heading), total=None, note="")
 
 
 def measure(share: dict[str, Any]) -> str:

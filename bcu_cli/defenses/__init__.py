@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 
 _HELPERS = {
     "adversary",
+    "auto_outlook",
     "base",
     "canary",
     "class_screening",

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses import canary, class_screening, patches, sinusoids
+from bcu_cli.defenses import auto_outlook, canary, class_screening, patches, sinusoids
 from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, WEIGHT_FLOOR, Adversary, Limits, odds
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
     from bcu_cli.defenses.residual_search import Change
     from bcu_cli.models import Classifier
+    from bcu_cli.training.forecast import Outlook
     from bcu_cli.training.loop import Objective
     from bcu_cli.triggers.base import Trigger
 
@@ -171,6 +172,10 @@ class Auto(TrainedDefense[AutoOptions]):
             steps = min(max(EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
             options = replace(options, epochs=ceil(steps / per_epoch))
         return super().decide(options)
+
+    def outlook(self) -> Outlook:
+        """See :meth:`Defense.outlook`."""
+        return auto_outlook.outlook(self)
 
     def stages(self) -> Iterator[Stage]:
         """Search the original, tune the strength on canaries where needed, cleanse, and verify."""
@@ -358,7 +363,8 @@ class Auto(TrainedDefense[AutoOptions]):
         limits = LEVELS[0]
         for halving in range(MOST_HALVINGS + 1):
             adversary = self._adversary(limits, self.options.seed + 1)
-            yield self._search(adversary, self.teacher, "looking for triggers")
+            title = "looking for smaller triggers" if halving else "looking for triggers"
+            yield self._search(adversary, self.teacher, title)
             missing = [kind for kind in UNIVERSAL if kind not in self._judging_adversaries]
             for kind in missing:
                 successes = self._successes(adversary, self.teacher, [kind])
@@ -416,7 +422,7 @@ class Auto(TrainedDefense[AutoOptions]):
         reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         adversary = self._adversary(limits, self.options.seed)
         adversary.load_state_dict(self._initial_adversary.state_dict())
-        companion = Companion(module=adversary, optimizer=adversary.optimizer())
+        companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)
         objective = self._training_objective(student, adversary)
         how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
         training = self._training(student, objective, companion, **how)

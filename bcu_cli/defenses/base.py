@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bcu_cli.images.stream import Images, StreamedSet
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
+    from bcu_cli.training.forecast import Outlook
     from bcu_cli.training.loop import Stage
 
 PAPER_EPOCHS = 100
@@ -201,6 +202,10 @@ class Defense(ABC, Generic[O]):
 
     def verdict(self) -> Verdict | None:
         """The defense's judgement after the last stage; None if it does not judge itself."""
+        return None
+
+    def outlook(self) -> Outlook | None:
+        """The stages to come with their work, after :meth:`decide`; None if they are not known beforehand."""
         return None
 
     def measure_again(self) -> None:

@@ -73,7 +73,8 @@ class FinePruning(TrainedDefense[FpOptions]):
         """Cut the dormant channels, then fine-tune the rest."""
         network = self.student.network
         layers = find_channels(network, self.example())[-self.options.layers :]
-        self.pruned = self._prune(layers)
+        pruned = self._prune(layers)
+        self.pruned = [(channels, index.to(self.device.torch)) for channels, index in pruned]
         training = finetuning(self, self.student, self.options)
         learn = training.objective
 

@@ -113,6 +113,10 @@ class Detector(ABC):
     paper: ClassVar[str]
     needs_images: ClassVar[bool]
 
+    def passes(self, subject: Subject) -> float:  # noqa: ARG002 - for subclasses
+        """Passes of images through the network, as ``training.forecast`` counts them; 0 if there are few."""
+        return 0.0
+
     @abstractmethod
     def scan(self, subject: Subject) -> Scores:
         """Scan a network, which is not changed.

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bcu_cli.detectors.base import EXAMPLES, Detector, Scores, Subject, outlier
 from bcu_cli.detectors.input_optimisation import logits, success_rates
+from bcu_cli.training.forecast import TO_IMAGES
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
 
@@ -39,6 +40,10 @@ class Inversion(Detector):
     most: int = 256
     learning_rate: float = 0.15
     least_success: float = 0.9
+
+    def passes(self, subject: Subject) -> float:
+        """See :meth:`Detector.passes`."""
+        return subject.model.num_classes * (TO_IMAGES * self.steps * self.batch + self.most)
 
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
@@ -82,14 +87,17 @@ class Inversion(Detector):
         kept_sizes = torch.full((count,), float("inf"), device=device.torch)
         targets = torch.arange(count, device=device.torch).repeat_interleave(self.batch)
         for step in range(self.steps):
-            seen = learn[torch.randint(len(learn), (self.batch,), generator=generator)]
+            index = torch.randint(len(learn), (self.batch,), generator=generator)
+            seen = learn[index.to(device.torch, non_blocking=True)]
             answers = logits(model, _pasted(seen, masks, patterns), device)
             losses = F.cross_entropy(answers, targets, reduction="none").view(count, -1).mean(1)
             sizes = masks.sigmoid().sum((1, 2, 3))
             (losses + weights * sizes).sum().backward()  # type: ignore[no-untyped-call]
             works = (answers.argmax(1) == targets).view(count, -1).float().mean(1) >= self.least_success
             better = (works & (sizes < kept_sizes)) | kept_sizes.isinf()
-            kept_masks[better], kept_patterns[better] = masks.detach()[better], patterns.detach()[better]
+            of_class = better.view(-1, 1, 1, 1)  # selected without a wait for the device
+            kept_masks = torch.where(of_class, masks.detach(), kept_masks)
+            kept_patterns = torch.where(of_class, patterns.detach(), kept_patterns)
             kept_sizes = torch.where(works, torch.minimum(sizes.detach(), kept_sizes), kept_sizes)
             weights = torch.where(works, weights * 1.15, weights / 1.15).clamp(1e-4, 1.0)
             optimizer.step()

@@ -9,6 +9,7 @@ import torch
 
 from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
 from bcu_cli.detectors.input_optimisation import logits, margin
+from bcu_cli.training.forecast import TO_IMAGES
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
 
@@ -36,6 +37,10 @@ class MaximumMargin(Detector):
     starts: int = 8
     steps: int = 100
     learning_rate: float = 0.05
+
+    def passes(self, subject: Subject) -> float:
+        """See :meth:`Detector.passes`."""
+        return TO_IMAGES * self.steps * self.starts * subject.model.num_classes
 
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""

@@ -15,11 +15,12 @@ from bcu_cli.detectors.input_optimisation import BATCH
 from bcu_cli.errors import ScanError
 from bcu_cli.models.classifier import not_finite
 from bcu_cli.models.outputs import are_probabilities
+from bcu_cli.training.forecast import Outlook, PlannedStage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bcu_cli.detectors.base import OnStep, Scores, Subject
+    from bcu_cli.detectors.base import Detector, OnStep, Scores, Subject
 
 SUSPICIOUS, UNDECIDED, FAILED = "scan-suspicious", "scan-undecided", "scan-failed"
 CLEAN_LOOKING = "scan-clean-looking"
@@ -66,15 +67,25 @@ def run_all(subject: Subject, on_start: Callable[[str], OnStep]) -> list[Detecto
     _refuse_sizes(subject)
     _refuse_answers(subject)
     runs = []
-    for kind in map(find, detectors.names()):
-        if kind.needs_images and subject.images is None:
-            continue
+    for kind in _kinds(subject):
         started = time.perf_counter()
         scores = kind().scan(replace(subject, on_step=on_start(kind.name)))
         if not _is_finite(scores):
             raise not_finite(subject.model.name)
         runs.append(DetectorRun(scores=scores, seconds=time.perf_counter() - started))
     return runs
+
+
+def outlook(subject: Subject) -> Outlook:
+    """The detectors that :func:`run_all` runs, as stages with their work."""
+    stages = (PlannedStage(title=kind.name, passes=kind().passes(subject)) for kind in _kinds(subject))
+    return Outlook(stages=tuple(stages), advice="a GPU shortens it")
+
+
+def _kinds(subject: Subject) -> list[type[Detector]]:
+    """The detectors in alphabetical order; without images, only those that need none."""
+    kinds = map(find, detectors.names())
+    return [kind for kind in kinds if subject.images is not None or not kind.needs_images]
 
 
 def _refuse_sizes(subject: Subject) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from bcu_cli.detectors.base import EXAMPLES, Detector, Scores, Subject, outlier
 from bcu_cli.detectors.input_optimisation import logits, margin, success_rates
+from bcu_cli.training.forecast import TO_IMAGES
 from bcu_cli.training.inference import frozen
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class UniversalChange(Detector):
     def pictures(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:
         """Images, by name, that show a change ``[1, *shape]``, on an image ``[1, C, H, W]``."""
 
+    def passes(self, subject: Subject) -> float:
+        """See :meth:`Detector.passes`."""
+        return subject.model.num_classes * (TO_IMAGES * self.steps * self.batch + self.most)
+
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
         model, device = subject.model, subject.device
@@ -81,7 +86,8 @@ class UniversalChange(Detector):
         targets = torch.arange(model.num_classes, device=device.torch).repeat_interleave(self.batch)
         with frozen(model):
             for step in range(self.steps):
-                seen = images[torch.randint(len(images), (self.batch,), generator=generator)]
+                index = torch.randint(len(images), (self.batch,), generator=generator)
+                seen = images[index.to(device.torch, non_blocking=True)]
                 changes.requires_grad_(True)
                 answers = logits(model, self.apply(seen, changes), device)
                 (gradient,) = torch.autograd.grad(margin(answers, targets).clamp(max=1.0).sum(), changes)

@@ -1,4 +1,4 @@
-"""A new network with random weights and the normalisation of its training images, for attacks."""
+"""A network to train: with random weights, or with those of another classifier but for its last layer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from bcu_cli.models.registry import build, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bcu_cli.models.architecture import Architecture
 
 
 def usual_size(arch: str, side: int | None) -> tuple[int, int, int]:
@@ -61,3 +63,46 @@ def new_classifier(arch: str, num_classes: int, images: Tensor, *, seed: int) ->
         torch.manual_seed(seed)
         network = build(arch, num_classes=num_classes, input_size=preprocessing.input_size)
     return Classifier(network, preprocessing, num_classes)
+
+
+def with_classes(model: Classifier, architecture: Architecture, num_classes: int, *, seed: int) -> Classifier:
+    """A classifier of another number of classes, with all weights but those of the last layer.
+
+    The network is built again with ``num_classes`` outputs. Tensors whose first side is the number of classes
+    are new; all others are taken over.
+
+    Args:
+        model: The classifier, on the CPU.
+        architecture: Its architecture.
+        num_classes: Number of outputs.
+        seed: Seed of the new weights.
+
+    Returns:
+        The new classifier with the same preprocessing; ``model`` itself if it has as many classes.
+
+    Raises:
+        ArchitectureError: The network cannot be built with that number of classes.
+    """
+    if model.num_classes == num_classes:
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        size = model.preprocessing.input_size
+        network = build(architecture.name, num_classes=num_classes, input_size=size).float()
+    held, new = model.network.state_dict(), network.state_dict()
+    sides = (model.num_classes, num_classes)
+    last = {name for name, tensor in new.items() if name in held and _sides(held[name], tensor) == sides}
+    if not last or held.keys() != new.keys() or any(held[n].shape != new[n].shape for n in new.keys() - last):
+        raise ArchitectureError(
+            f"{architecture.name} has no last layer that can be replaced by one of {num_classes} classes",
+            f"give data of {model.num_classes} classes, or other weights",
+        )
+    network.load_state_dict({name: new[name] if name in last else tensor for name, tensor in held.items()})
+    return Classifier(network, model.preprocessing, num_classes, name=model.name)
+
+
+def _sides(old: Tensor, new: Tensor) -> tuple[int, int] | None:
+    """The first sides of two tensors that differ there alone; None of others."""
+    if old.dim() == 0 or old.shape[1:] != new.shape[1:] or old.shape[:1] == new.shape[:1]:
+        return None
+    return old.shape[0], new.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from bcu_cli import events, limits
 from bcu_cli.checkpoints.resume import START_OVER
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from bcu_cli.checkpoints.resume import StateFile
     from bcu_cli.training.devices import Device
+    from bcu_cli.training.forecast import Forecast, Outlook
     from bcu_cli.training.loop import Epoch, Stage
     from bcu_cli.training.ranks import Anyone
 
@@ -95,6 +96,7 @@ def train(
     *,
     resume: bool,
     on_epoch: Callable[[Epoch], str] = lambda _: "",
+    outlook: Outlook | None = None,
 ) -> list[Stage]:
     """Run the stages of a training in order, with progress bars, and save the state regularly.
 
@@ -104,6 +106,7 @@ def train(
             the output is written.
         resume: Whether to resume from an existing state.
         on_epoch: Called after each epoch; returns a text to show beside the progress bar.
+        outlook: The stages to come, for one bar and one estimate of them all; None knows each stage alone.
 
     Returns:
         The finished stages.
@@ -120,7 +123,7 @@ def train(
     states = _load_states(state_file, resume=resume)
     done: list[Stage] = []
     asked = ranks.Anyone()
-    with stoppable() as stop:
+    with stoppable() as stop, _Bars(outlook) as bars:
         try:
             for stage in stages:
                 if kept_stage := states.get(stage.title):
@@ -129,7 +132,7 @@ def train(
                 elif states and not done:
                     raise _unfit(state_file, f"it does not begin with {stage.title}")
                 done.append(stage)
-                _run_stage(stage, partial(_save_if_due, done, state_file, stop, asked), on_epoch)
+                _run_stage(stage, bars, partial(_save_if_due, done, state_file, stop, asked), on_epoch)
         except RankLostError:
             _save(done, state_file)
             raise
@@ -256,15 +259,55 @@ def _save_if_due(stages: list[Stage], state_file: StateFile, stop: Stop, asked: 
         _save(stages, state_file)
 
 
-def _run_stage(stage: Stage, keep: Callable[[], None], on_epoch: Callable[[Epoch], str]) -> None:
+class _Bars:
+    """The progress of the stages: one bar for all that an outlook lists, else one for each stage.
+
+    Args:
+        outlook: The stages to come; None where they are not known.
+    """
+
+    def __init__(self, outlook: Outlook | None) -> None:
+        self._outlook = outlook
+        self._forecast: Forecast | None = None
+        self._part: events.Part | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._part:
+            self._part.end()
+
+    @contextmanager
+    def of(self, stage: Stage) -> Iterator[tuple[events.Part, Forecast]]:
+        """The bar and the forecast of one stage, while the context lasts."""
+        from bcu_cli.training.forecast import Forecast, Outlook, PlannedStage, place
+
+        training, where = stage.training, place(stage.training.device)
+        share = training.done / max(1, training.steps)
+        if self._outlook is None:
+            alone = Forecast(Outlook(stages=(PlannedStage(title=stage.title, passes=training.steps),)), where)
+            alone.begin(stage.title, share)
+            with events.progress(stage.title) as part:
+                yield part, alone
+            return
+        self._forecast = self._forecast or Forecast(self._outlook, where)
+        self._forecast.begin(stage.title, share)
+        self._part = self._part or events.Part(stage.title, self._forecast.overall)
+        self._part.restart("", stage.title)
+        yield self._part, self._forecast
+
+
+def _run_stage(stage: Stage, bars: _Bars, keep: Callable[[], None], on_epoch: Callable[[Epoch], str]) -> None:
     """Run one training with a progress bar, and call ``keep`` after each step."""
     from bcu_cli.training.loop import Interrupted
 
     training = stage.training
-    with events.progress(stage.title) as part:
+    with bars.of(stage) as (part, forecast):
         part.advance(training.done, training.steps)
 
         def after_step() -> None:
+            forecast.advance(training.done / training.steps)
             part.advance(1, training.steps)
             keep()
 

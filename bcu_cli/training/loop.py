@@ -29,7 +29,7 @@ from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
 from bcu_cli.training.distributed import DistributedObjective, Statistics
 from bcu_cli.training.inference import scaled
-from bcu_cli.training.optimizers import SGD
+from bcu_cli.training.optimizers import SGD, AdamW
 from bcu_cli.training.profile import BACKWARD, BATCH, DECODING, LOSS, OPTIMIZER, span
 from bcu_cli.training.state_checks import require_fits, require_like
 from bcu_cli.training.throughput import FlopCounter, Throughput
@@ -56,10 +56,13 @@ class Companion:
     Args:
         module: The module; it is moved to the device of the training.
         optimizer: Optimiser of its parameters; the learning rates follow the schedule.
+        kept: Whether the module is used after the training. If not, a saved state of the finished training
+            leaves it out.
     """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
+    kept: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ class Training:
         options: Options of the training.
         device: Device and precision.
         seed: Seed of the order and augmentation of the images.
-        optimizer: Optimiser of the model's parameters; None is SGD as in ``options``.
+        optimizer: Optimiser of the model's parameters; None is that of ``options``.
         companions: Modules that are trained with the model.
 
     Raises:
@@ -119,7 +122,7 @@ class Training:
         self.steps_per_epoch = min(self._batches, options.epoch_steps or self._batches)
         self.steps = self.steps_per_epoch * options.epochs
         self.micro_batch = options.batch_size
-        main = Companion(module=self.model, optimizer=optimizer or _sgd(self.model, options))
+        main = Companion(module=self.model, optimizer=optimizer or _optimizer(self.model, options))
         self._learners = [main, *companions]
         for learner in self._learners:
             learner.module.to(device.torch)
@@ -186,10 +189,15 @@ class Training:
         return {
             "step": self.done,
             "loss": self._loss,
-            "learners": [(each.module.state_dict(), each.optimizer.state_dict()) for each in self._learners],
+            "learners": [self._state_of(each) for each in self._learners],
             "average": self._average.state_dict() if self._average else {},
             "scaler": self._scaler.state_dict(),
         }
+
+    def _state_of(self, learner: Companion) -> tuple[dict[str, Any], dict[str, Any]]:
+        if learner.kept or self.done < self.steps:
+            return learner.module.state_dict(), learner.optimizer.state_dict()
+        return {}, {}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a ``state`` that a training with the same arguments returned.
@@ -199,6 +207,8 @@ class Training:
         """
         self._require_matching(state)
         for learner, (module, optimizer) in zip(self._learners, state["learners"], strict=True):
+            if not module and not learner.kept:
+                continue
             learner.module.load_state_dict(module)
             learner.optimizer.load_state_dict(optimizer)
         if not state["average"]:
@@ -226,6 +236,8 @@ class Training:
         for learner, found in zip(self._learners, learners, strict=True):
             if not isinstance(found, tuple) or len(found) != 2:
                 raise ValueError("it has a network without an optimizer")
+            if found == ({}, {}) and not learner.kept and step == self.steps:
+                continue
             require_like(found[0], learner.module.state_dict(), "its network")
             require_fits(found[1], learner.optimizer)
 
@@ -394,9 +406,14 @@ class Training:
             on_epoch(Epoch(number=number, of=self.options.epochs, loss=loss))
 
 
-def _sgd(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if options.optimizer == "adamw":
+        decayed: dict[str, Any] = {"params": [p for p in trained if p.dim() > 1]}
+        others: dict[str, Any] = {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}
+        return AdamW([decayed, others], lr=options.learning_rate, weight_decay=options.weight_decay)
     return SGD(
-        [p for p in model.parameters() if p.requires_grad],
+        trained,
         lr=options.learning_rate,
         momentum=options.momentum,
         nesterov=options.nesterov,

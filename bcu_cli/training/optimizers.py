@@ -1,4 +1,4 @@
-"""torch's SGD and Adam without torch.compile, which is not used here and takes two seconds to import.
+"""torch's SGD, Adam and AdamW without torch.compile, which is not used here and takes two seconds to import.
 
 torch wraps some methods of optimizers so that their first call imports the compiler, only to exclude them
 from compilation. These classes use the unwrapped methods.
@@ -31,3 +31,9 @@ class Adam(_Eager, torch.optim.Adam):
     """``torch.optim.Adam``."""
 
     step: Any = torch.no_grad()(unwrap(torch.optim.Adam.step))
+
+
+class AdamW(_Eager, torch.optim.AdamW):
+    """``torch.optim.AdamW``."""
+
+    step: Any = torch.no_grad()(unwrap(torch.optim.AdamW.step))

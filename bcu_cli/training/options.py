@@ -9,25 +9,27 @@ from typing import Literal
 from bcu_cli.errors import UsageError
 from bcu_cli.images.augmentation import Augmentation
 
+Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "one-cycle", "steps", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Options of a training by SGD.
+    """Options of a training.
 
     Args:
         epochs: Passes over the images.
         epoch_steps: Most steps of an epoch; an epoch then covers a new random part of the images. None covers
             all images.
         batch_size: Most images in a step; batch sizes within an epoch differ by at most one.
+        optimizer: ``sgd``, or ``adamw`` (Loshchilov & Hutter, ICLR 2019) with torch's betas.
         learning_rate: Peak learning rate.
         schedule: ``cosine`` falls from the peak to 0; ``one-cycle`` first rises for a quarter of the steps,
             then falls, both linearly; ``steps`` divides it by 10 after a half and after three quarters of the
             steps (the paper's milestones: 100 and 150 of 200 epochs); ``constant`` keeps the peak.
         momentum: Momentum of SGD.
         nesterov: Whether SGD uses Nesterov momentum.
-        weight_decay: Weight decay of SGD, on all parameters.
+        weight_decay: Weight decay; SGD applies it to all parameters, AdamW to matrices and kernels alone.
         augmentation: Random augmentation of each image in each epoch.
         ema: Decay, in (0, 1), of an exponential moving average that replaces the weights at the end. None
             keeps the last weights.
@@ -36,6 +38,7 @@ class TrainingOptions:
     epochs: int
     epoch_steps: int | None = None
     batch_size: int = 256
+    optimizer: Optimizer = "sgd"
     learning_rate: float = 0.01
     schedule: Schedule = "cosine"
     momentum: float = 0.9

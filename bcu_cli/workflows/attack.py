@@ -11,7 +11,7 @@ from bcu_cli.errors import UsageError
 from bcu_cli.evaluation.trigger_choice import trigger_beside
 from bcu_cli.report import files_read as files
 from bcu_cli.runs import resuming
-from bcu_cli.workflows import loading
+from bcu_cli.workflows import attack_start, loading
 from bcu_cli.workflows.result import Result
 from bcu_cli.workflows.settings import settings_of
 
@@ -21,10 +21,17 @@ if TYPE_CHECKING:
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
     from bcu_cli.triggers.base import Target, Trigger
+    from bcu_cli.workflows.attack_start import Start
 
+_DEFAULT_ARCH = "resnet18_cifar"
+_OPTIMIZERS = ("sgd", "adamw")
 _SCHEDULES = ("one-cycle", "cosine", "steps")
 _LEAST = {"epochs": 1, "batch_size": 2, "learning_rate": 0, "crop_padding": 0, "cutout": 0, "seed": 0}
 """Least allowed values by field."""
+_RATES = {("sgd", False): 0.1, ("sgd", True): 0.01, ("adamw", False): 1e-3, ("adamw", True): 1e-4}
+"""Default learning rates by optimizer, and by whether the training starts from given weights."""
+_ADAMW_DECAY = 0.05
+"""Weight decay of AdamW, usual for ViTs and ConvNeXts (Liu et al., CVPR 2022)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,10 @@ class AttackRequest:
         attack: The name of an attack, ``none`` for a clean network, or a subclass of ``Attack``.
         data: Labelled images, as ``--data`` takes them.
         out: The safetensors file to write; the trigger is written beside it.
-        arch: The architecture's name, or ``FILE.py:FUNCTION``.
+        arch: The architecture's name, or ``FILE.py:FUNCTION``; None is that of ``weights``, or
+            ``resnet18_cifar``.
+        weights: A model file to start from, whose last layer is replaced where the number of classes differs;
+            None starts from random weights.
         target_class: Index of the target class; ``next`` maps each class to the one after it.
         poison_rate: Share of the training images that are triggered; None is the attack's default.
         settings: Settings of the trigger, like ``cell=2``; ``sig.delta=60`` is for that attack alone.
@@ -43,7 +53,8 @@ class AttackRequest:
         preview: A PNG to write, of images with and without the trigger; None for none.
         epochs: Passes over the training images.
         batch_size: Most images in a step.
-        learning_rate: Peak learning rate.
+        optimizer: ``sgd``, or ``adamw``, which ViTs and ConvNeXts need.
+        learning_rate: Peak learning rate; None is 0.1 for SGD, 0.001 for AdamW, and a tenth with ``weights``.
         schedule: Schedule of the learning rate: ``one-cycle``, ``cosine`` or ``steps``.
         ema: Decay of a moving average of the weights that replaces them; None for no average.
         flip: Whether images are mirrored at random.
@@ -61,7 +72,8 @@ class AttackRequest:
     attack: str | type[Attack]
     data: str
     out: Path
-    arch: str = "resnet18_cifar"
+    arch: str | None = None
+    weights: Path | None = None
     target_class: Target = 0
     poison_rate: float | None = None
     settings: tuple[str, ...] = ()
@@ -69,7 +81,8 @@ class AttackRequest:
     preview: Path | None = None
     epochs: int = 30
     batch_size: int = 128
-    learning_rate: float = 0.1
+    optimizer: str = "sgd"
+    learning_rate: float | None = None
     schedule: str = "one-cycle"
     ema: float | None = None
     flip: bool = False
@@ -89,15 +102,26 @@ class AttackRequest:
         return trigger_beside(self.out)
 
     @property
+    def architecture(self) -> str:
+        """The name of the architecture, where ``weights`` do not give it."""
+        return self.arch or _DEFAULT_ARCH
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The peak learning rate."""
+        given = self.learning_rate
+        return _RATES[self.optimizer, self.weights is not None] if given is None else given
+
+    @property
     def model_files(self) -> list[Path]:
-        """Files that may be read besides images: a surrogate, and the file of an architecture."""
-        architecture = [Path(self.arch.rpartition(":")[0])] if ":" in self.arch else []
-        surrogate = files.files_of_model(self.surrogate) if self.surrogate else []
-        return [*surrogate, *architecture]
+        """Files that may be read besides images: weights, a surrogate, and the file of an architecture."""
+        architecture = [Path(self.arch.rpartition(":")[0])] if self.arch and ":" in self.arch else []
+        models = [path for path in (self.weights, self.surrogate) if path]
+        return [*(file for path in models for file in files.files_of_model(path)), *architecture]
 
     @property
     def inputs(self) -> list[Path]:
-        """Paths that may be read: images, a surrogate, and the file of an architecture."""
+        """Paths that may be read: images, weights, a surrogate, and the file of an architecture."""
         return [*files.places_of_data(self.data), *self.model_files]
 
 
@@ -174,12 +198,15 @@ def _options(request: AttackRequest, kind: type[Attack]) -> AttackOptions:
     from bcu_cli.attacks.base import AttackOptions
 
     views, padding, rotation = kind.augmentation, request.crop_padding, request.rotation
+    usual = AttackOptions().training
     training = replace(
-        AttackOptions().training,
+        usual,
         epochs=request.epochs,
         batch_size=request.batch_size,
-        learning_rate=request.learning_rate,
-        schedule=_schedule(request.schedule),
+        optimizer=_one_of(_OPTIMIZERS, request.optimizer, "optimizer"),
+        learning_rate=request.peak_learning_rate,
+        weight_decay=_ADAMW_DECAY if request.optimizer == "adamw" else usual.weight_decay,
+        schedule=_one_of(_SCHEDULES, request.schedule, "schedule"),
         ema=request.ema,
         augmentation=replace(
             views,
@@ -194,12 +221,13 @@ def _options(request: AttackRequest, kind: type[Attack]) -> AttackOptions:
         poison_rate=kind.poison_rate if request.poison_rate is None else request.poison_rate,
         training=training,
         seed=request.seed,
+        pretrained=request.weights is not None,
     )
 
 
-def _schedule(name: str) -> Any:
-    if name not in _SCHEDULES:
-        raise UsageError(f"there is no schedule {name}", f"--schedule takes {', '.join(_SCHEDULES)}")
+def _one_of(known: tuple[str, ...], name: str, what: str) -> Any:
+    if name not in known:
+        raise UsageError(f"there is no {what} {name}", f"--{what} takes {', '.join(known)}")
     return name
 
 
@@ -220,49 +248,59 @@ class _Attacking:
     def run(self) -> dict[str, Any]:
         """Train, measure, write, and report."""
         from bcu_cli.checkpoints import check_writable
-        from bcu_cli.models.new_classifier import usual_size
 
         request = self.request
         settings = settings_of(
             self.kind.name, request.settings, kind="attack", owners=attacks.names(), like="sig.delta=60"
         )
-        shape = usual_size(request.arch, request.input_size)
-        trigger = self._trigger(shape, settings)
+        start = self._start()
+        trigger = self._trigger(start.shape, settings)
         for path in (request.trigger, request.preview):
             if path:
                 check_writable(path, inputs=request.inputs)
         with resuming.writing(request.out, inputs=request.inputs):
-            return self._run(shape, trigger)
+            return self._run(start, trigger)
 
-    def _run(self, shape: tuple[int, int, int], trigger: Trigger | None) -> dict[str, Any]:
+    def _start(self) -> Start:
+        """The network to start from."""
+        request = self.request
+        if request.weights is None:
+            return attack_start.from_nothing(request.architecture, request.input_size)
+        how = loading.ModelOptions(arch=request.arch, input_size=request.input_size)
+        return attack_start.from_file(request.weights, how, request.data, download=request.download)
+
+    def _run(self, start: Start, trigger: Trigger | None) -> dict[str, Any]:
         from bcu_cli.checkpoints import sha256_of
         from bcu_cli.checkpoints.resume import StateFile
-        from bcu_cli.models.new_classifier import new_classifier
         from bcu_cli.report import document
 
         request, options = self.request, self.options
         train_set, test_set = loading.load_to_train(
-            request.data, shape, seed=options.seed, download=request.download
+            request.data, start.geometry, seed=options.seed, download=request.download
         )
-        model = new_classifier(request.arch, len(train_set.classes), train_set.images, seed=options.seed)
+        model = start.network(train_set, seed=options.seed)
         surrogate = self._surrogate(model)
         attacking = self.kind(model, train_set, trigger, options, device=self.device, surrogate=surrogate)
         self.clock.lap("reading images")
 
         images = document.images(train_set, poisoned=attacking.poisoned, measured_on=len(test_set))
         described = {"name": trigger.name, "settings": trigger.settings()} if trigger else None
-        in_force = {"attack": self.kind.name, "arch": request.arch, **document.options(options)}
+        in_force = {"attack": self.kind.name, "arch": start.arch, **document.options(options)}
         surrogate_file = request.surrogate and {
             "path": str(request.surrogate),
             "sha256": sha256_of(request.surrogate),
         }
-        decides = (in_force, images, described, surrogate_file, self.device.precision)
+        weights_file = start.loaded and {
+            "path": str(request.weights),
+            "sha256": start.loaded.checkpoint.sha256,
+        }
+        decides = (in_force, images, described, surrogate_file, self.device.precision, weights_file)
         keeper = StateFile(request.out, document.fingerprint("attack", *decides))
         stages = resuming.train(attacking.stages(), keeper, resume=request.resume)
         self.clock.lap("training")
         measures = self._measure(model, test_set, trigger)
         self.clock.lap("evaluation")
-        outputs = self._write(model, train_set, trigger, test_set)
+        outputs = self._write(model, start.arch, train_set, trigger, test_set)
         resuming.once_written("removing the state of the run", keeper.remove, None)
         self.clock.lap("writing")
         speed = resuming.speed_of(stages, self.device)
@@ -273,6 +311,7 @@ class _Attacking:
             "options": in_force,
             "trigger": described,
             "surrogate": surrogate_file,
+            "weights": weights_file,
             "images": images,
             "files_read": files.files_read([*files.of_data(request.data), *request.model_files]),
             "classes": list(train_set.classes),
@@ -318,7 +357,7 @@ class _Attacking:
         return measures
 
     def _write(
-        self, model: Classifier, train_set: ImageSet, trigger: Trigger | None, test_set: ImageSet
+        self, model: Classifier, arch: str, train_set: ImageSet, trigger: Trigger | None, test_set: ImageSet
     ) -> dict[str, Any]:
         """Write the model and, for a backdoored one, its trigger and preview."""
         from bcu_cli.checkpoints import Format, write
@@ -327,7 +366,7 @@ class _Attacking:
         from bcu_cli.triggers.base import Implanted, save
 
         request, shape = self.request, model.preprocessing.input_size
-        architecture = Architecture(name=request.arch, source="--arch", num_classes=model.num_classes)
+        architecture = Architecture(name=arch, source="--arch", num_classes=model.num_classes)
         metadata = metadata_for(architecture, model.preprocessing, train_set.classes)
         weights = {key: value.cpu() for key, value in model.network.state_dict().items()}
         sha256 = write(request.out, weights, format=Format.SAFETENSORS, metadata=metadata)

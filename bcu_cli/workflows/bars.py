@@ -36,8 +36,9 @@ class Bars:
         if event.part not in self._bars:
             from tqdm.auto import tqdm
 
-            self._bars[event.part] = tqdm(desc=event.title, leave=False)
+            self._bars[event.part] = tqdm(desc=event.heading, leave=False)
         bar = self._bars[event.part]
         bar.total = event.total
-        bar.set_postfix_str(event.note, refresh=False)
+        bar.set_description_str(event.heading, refresh=False)
+        bar.set_postfix_str(" ".join(filter(None, (event.note, event.time_left))), refresh=False)
         bar.update(event.done - bar.n)

@@ -231,7 +231,11 @@ class _Cleansing:
         keeper = self._keeper(in_force, images)
         monitor = _AgreementMonitor(defense, held_out, self.device)
         stages = resuming.train(
-            monitor.stages(), keeper, resume=self.request.resume, on_epoch=monitor.on_epoch
+            monitor.stages(),
+            keeper,
+            resume=self.request.resume,
+            on_epoch=monitor.on_epoch,
+            outlook=defense.outlook(),
         )
         self.clock.lap("cleansing")
         self._round(defense)

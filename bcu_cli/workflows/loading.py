@@ -163,13 +163,13 @@ def geometry(shape: tuple[int, int, int]) -> Geometry:
 
 
 def load_to_train(
-    spec: str, shape: tuple[int, int, int], *, seed: int, download: bool = False
+    spec: str, size: Geometry, *, seed: int, download: bool = False
 ) -> tuple[ImageSet, ImageSet]:
     """Labelled images to train on, and others to measure on: the test part, or a held-out tenth.
 
     Args:
         spec: A value of ``--data``.
-        shape: The shape (C, H, W) of the resulting images.
+        size: Geometry of the resulting images.
         seed: Seed of the choice of held-out images.
         download: Whether ``--download`` was given.
 
@@ -181,7 +181,6 @@ def load_to_train(
     from bcu_cli.images.folder import FEWEST_IMAGES, hold_out
     from bcu_cli.images.sources import open_source
 
-    size = geometry(shape)
     with open_source(spec, download=download) as source:
         part = source.train()
         rest = (

@@ -347,15 +347,19 @@ def _rates(calibration: Calibration) -> dict[str, Any]:
 
 def _run_detectors(subject: Subject, path: Path) -> list[DetectorRun]:
     """Run the detectors, with a progress bar that names the current one."""
-    from bcu_cli.detectors.running import run_all
+    from bcu_cli.detectors.running import outlook, run_all
+    from bcu_cli.training.forecast import Forecast, place
 
-    with events.progress(f"scanning {path.name}") as bar:
+    forecast = Forecast(outlook(subject), place(subject.device))
+    with events.progress(f"scanning {path.name}", forecast.overall) as bar:
 
         def start(name: str) -> OnStep:
             done = 0
+            forecast.begin(name)
 
             def advance(now: int, of: int) -> None:
                 nonlocal done
+                forecast.advance(now / of)
                 bar.advance(now - done, of, name)
                 done = now
 

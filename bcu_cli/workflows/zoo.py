@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from bcu_cli.workflows.attack import AttackRequest
 
 _DECIDES = (
-    *("arch", "input_size", "poison_rate", "setting", "surrogate", "epochs", "batch_size", "learning_rate"),
-    *("schedule", "ema", "flip", "crop_padding", "rotation", "cutout", "device", "precision"),
+    *("arch", "input_size", "poison_rate", "setting", "surrogate", "weights", "epochs", "batch_size"),
+    *("optimizer", "learning_rate", "schedule", "ema", "flip", "crop_padding", "rotation", "cutout"),
+    *("device", "precision"),
 )
 """The options that decide a model, in the order of the index."""
 
@@ -126,6 +127,9 @@ def _options(each: AttackRequest) -> dict[str, Any]:
     """Return the options that determine each model, as plain values by option name."""
     values = {name: getattr(each, {"setting": "settings"}.get(name, name)) for name in _DECIDES}
     values["setting"] = values["setting"] or None
+    if each.weights is None:
+        values["arch"] = each.architecture
+    values["learning_rate"] = each.peak_learning_rate
     return json.loads(json.dumps(values, default=str))  # type: ignore[no-any-return]
 
 
@@ -135,7 +139,8 @@ def _check(each: AttackRequest) -> bool:
 
     if ":" not in each.data and not Path(each.data).exists():
         raise ImagesError(f"{each.data} does not exist", "name a folder that holds images")
-    usual_size(each.arch, each.input_size)
+    if each.weights is None:
+        usual_size(each.architecture, each.input_size)
     return engine.on_gpu(each.device)
 
 

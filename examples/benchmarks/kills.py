@@ -164,7 +164,7 @@ def _become(words: list[str], err: int, *, forked: bool) -> None:
         os.dup2(source, target)
     if not forked:
         os.execv(sys.executable, [sys.executable, "-m", "bcu_cli", *words])  # noqa: S606 - our own program
-    resume.SECONDS_BETWEEN = 0.0
+    resume.SECONDS_BETWEEN = resume.COSTS_BETWEEN = 0.0
     sys.argv = ["bcu", *words]
     try:
         command_line.main()

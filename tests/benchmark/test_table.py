@@ -12,7 +12,6 @@ import pytest
 
 from bcu_cli.benchmark import table as tables
 from bcu_cli.benchmark import writing
-from bcu_cli.benchmark.estimate import in_words
 
 MADE = {"versions": {"bcu": "1", "torch": "2"}, "device": {"name": "a <CPU>", "precision": "bf16"}}
 
@@ -121,11 +120,3 @@ def test_plans_and_sizes_are_tables_of_their_own() -> None:
     other = cell(500, 0.2)
     made = tables.of([cell(500, 0.1), other | {"plan": other["plan"] | {"size": "smoke"}}])
     assert [one.heading for one in made] == ["A | <title>", "A | <title> (smoke)"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.0, "0 s"), (89.4, "89 s"), (90.0, "2 min"), (5399.0, "90 min"), (9000.0, "2.5 h")],
-)
-def test_times_in_words(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from bcu_cli.checkpoints import resume
 from bcu_cli.checkpoints.resume import StateFile, path_of, refuse_foreign
+from bcu_cli.checkpoints.writing import atomic_write
 from bcu_cli.errors import BcuError, CheckpointError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -123,3 +125,41 @@ def test_a_state_that_finds_no_room_leaves_the_last_one(out: Path, tmp_path: Pat
     assert keeper.failed
     assert path_of(out).read_bytes() == before
     assert list(tmp_path.iterdir()) == [path_of(out)]
+
+
+def test_saving_takes_at_most_a_fiftieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    keeper = StateFile(tmp_path / "out.safetensors", "this run")
+
+    def slow(path: Path) -> Any:
+        now[0] += costs[-1]
+        return atomic_write(path)
+
+    monkeypatch.setattr(resume, "atomic_write", slow)
+    costs: list[float] = []
+    for cost, interval in ((0.1, 60.0), (20.0, 1000.0), (0.1, 60.0)):
+        costs.append(cost)
+        keeper.save(STATE)
+        saved = now[0]
+        for passed, due in ((interval - 1.0, False), (interval, True)):
+            now[0] = saved + passed
+            assert keeper.is_due() == due
+
+
+def test_a_failed_save_waits_as_long_as_it_took(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    keeper = StateFile(out, "this run")
+
+    def refuse(path: Path) -> Any:
+        now[0] += 10.0
+        raise OutputError(f"{path} cannot be written", "free some space")
+
+    monkeypatch.setattr(resume, "atomic_write", refuse)
+    with pytest.raises(OutputError):
+        keeper.save(STATE)
+    now[0] = 10.0 + 499.0
+    assert not keeper.is_due()
+    now[0] = 10.0 + 500.0
+    assert keeper.is_due()

@@ -37,7 +37,7 @@ def packed(labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def test_a_zip_file_gives_the_pictures_of_the_folder(labelled: Path, packed: Path) -> None:
-    train, test = loading.load_to_train(str(packed), SHAPE, seed=0)
+    train, test = loading.load_to_train(str(packed), loading.geometry(SHAPE), seed=0)
     for data, folder in ((train, labelled / "train"), (test, labelled / "test")):
         whole = loading.load_to_measure(str(folder), loading.geometry(SHAPE), ())
         assert torch.equal(data.images, whole.images)
@@ -48,11 +48,11 @@ def test_a_zip_file_gives_the_pictures_of_the_folder(labelled: Path, packed: Pat
 
 def test_of_an_undivided_folder_a_tenth_is_held_out_by_the_seed(labelled: Path) -> None:
     folder = str(labelled / "test")
-    train, test = loading.load_to_train(folder, SHAPE, seed=0)
+    train, test = loading.load_to_train(folder, loading.geometry(SHAPE), seed=0)
     assert (len(train), len(test)) == (180, 20)
     seen = {image.numpy().tobytes() for image in train.images}
     assert not seen & {image.numpy().tobytes() for image in test.images}
-    again, other = (loading.load_to_train(folder, SHAPE, seed=seed)[1] for seed in (0, 1))
+    again, other = (loading.load_to_train(folder, loading.geometry(SHAPE), seed=seed)[1] for seed in (0, 1))
     assert torch.equal(test.images, again.images)
     assert not torch.equal(test.images, other.images)
 
@@ -60,7 +60,7 @@ def test_of_an_undivided_folder_a_tenth_is_held_out_by_the_seed(labelled: Path) 
 def test_a_test_part_has_the_labels_of_the_training_part(labelled: Path, tmp_path: Path) -> None:
     shutil.copytree(labelled / "train", tmp_path / "train")
     shutil.copytree(labelled / "test" / "stop", tmp_path / "val" / "stop")
-    train, test = loading.load_to_train(str(tmp_path), SHAPE, seed=0)
+    train, test = loading.load_to_train(str(tmp_path), loading.geometry(SHAPE), seed=0)
     assert test.classes == train.classes
     assert test.labels.unique().tolist() == [train.classes.index("stop")]
 
@@ -71,7 +71,7 @@ def test_a_missing_test_part_is_found_before_the_training_part_is_read(
     shutil.copytree(labelled / "test", tmp_path / "train")
     monkeypatch.setattr(Part, "load", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(ImagesError, match="there is no ImageNet in"):
-        loading.load_to_train(f"imagenet:{tmp_path}", SHAPE, seed=0)
+        loading.load_to_train(f"imagenet:{tmp_path}", loading.geometry(SHAPE), seed=0)
 
 
 def test_too_few_pictures_to_hold_some_out(labelled: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_too_few_pictures_to_hold_some_out(labelled: Path, tmp_path: Path) -> No
         for file in sorted((labelled / "test" / name).iterdir())[:15]:
             shutil.copy(file, tmp_path / name)
     with pytest.raises(ImagesError, match="holds 30 readable images; at least 32 are needed"):
-        loading.load_to_train(str(tmp_path), SHAPE, seed=0)
+        loading.load_to_train(str(tmp_path), loading.geometry(SHAPE), seed=0)
 
 
 @pytest.mark.usefixtures("on_screen")

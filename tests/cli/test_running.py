@@ -56,6 +56,7 @@ def keeper(tmp_path: Path) -> StateFile:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(resume, "COSTS_BETWEEN", 0.0)
 
 
 def test_a_run_that_is_done_keeps_its_state_until_the_output_is_written(keeper: StateFile) -> None:

@@ -311,9 +311,11 @@ def test_limits_are_halved_until_classes_differ(monkeypatch: pytest.MonkeyPatch)
         return {(kind, target): share(of) for kind, each in shares.items() for target, of in enumerate(each)}
 
     monkeypatch.setattr(cleansing, "_successes", successes)
+    titles = []
     for stage in cleansing._search_for_triggers():
-        assert stage.title == "looking for triggers"
+        titles.append(stage.title)
         stage.training.run()
+    assert titles == ["looking for triggers", "looking for smaller triggers"]
     assert asked == [("patch", 1.0), ("perturbation", 1.0), ("warp", 1.0), ("patch", 0.5)]
     assert {kind: each.limits.patch for kind, each in cleansing._judging_adversaries.items()} == {
         "patch": full.patch / 2,

@@ -180,7 +180,7 @@ def test_a_plan_divides_the_images_that_show(small: Path, tmp_path: Path) -> Non
 
 def evaluate_and_attack(labelled: Path) -> list[object]:
     measured = loading.load_to_measure(str(labelled), SIZE, ())
-    train, test = loading.load_to_train(str(labelled), (3, 16, 16), seed=0)
+    train, test = loading.load_to_train(str(labelled), loading.geometry((3, 16, 16)), seed=0)
     return [*measured.classes, len(measured), *train.classes, len(train), len(test)]
 
 
@@ -191,7 +191,7 @@ def test_commands_say_once_what_they_left_out(
         shutil.copytree(small, tmp_path / "divided" / part)
     litter(tmp_path / "divided")
     path = shutil.make_archive(str(tmp_path / "divided"), "zip", tmp_path / "divided")
-    loading.load_to_train(path, (3, 16, 16), seed=0)
+    loading.load_to_train(path, loading.geometry((3, 16, 16)), seed=0)
     assert capfd.readouterr().err.count(f"left out: {LITTER // 2}, first {path}/") == 1
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -231,7 +234,7 @@ def test_the_moving_average_takes_the_place_of_the_weights() -> None:
         TrainingOptions(epochs=1, ema=1.0)
 
 
-def with_companion(seed: int = 1) -> tuple[Training, nn.Module]:
+def with_companion(seed: int = 1, *, kept: bool = True) -> tuple[Training, nn.Module]:
     torch.manual_seed(seed)
     model, companion = network(), nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     adam = torch.optim.Adam(companion.parameters(), lr=0.01)
@@ -240,7 +243,7 @@ def with_companion(seed: int = 1) -> tuple[Training, nn.Module]:
         return F.cross_entropy(model(companion(images)), LABELS[index])
 
     options = TrainingOptions(epochs=3, batch_size=16, ema=0.9)
-    together = [Companion(module=companion, optimizer=adam)]
+    together = [Companion(module=companion, optimizer=adam, kept=kept)]
     return Training(model, IMAGES, objective, options, device=CPU, seed=0, companions=together), companion
 
 
@@ -264,6 +267,46 @@ def test_a_companion_learns_too_and_is_resumed() -> None:
     resumed.run()
     assert torch.equal(weights(other), weights(companion))
     assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+def test_a_companion_that_is_not_kept_is_left_out_of_the_state_once_it_is_over() -> None:
+    run, companion = with_companion(kept=False)
+    halfway: list[dict[str, Any]] = []
+    run.run(on_step=lambda: halfway.append(copy.deepcopy(run.state())) if run.done == 5 else None)
+    assert halfway[0]["learners"][1][0]
+    kept = run.state()
+    assert kept["learners"][1] == ({}, {})
+    resumed, _ = with_companion(seed=2, kept=False)
+    resumed.restore(kept)
+    resumed.run()
+    assert torch.equal(weights(resumed.model), weights(run.model))
+    again, other = with_companion(seed=2, kept=False)
+    again.restore(halfway[0])
+    again.run()
+    assert torch.equal(weights(other), weights(companion))
+    always, _ = with_companion()
+    with pytest.raises(ValueError, match="its network"):
+        always.restore(kept)
+
+
+def test_adamw_learns_and_decays_matrices_and_kernels_alone() -> None:
+    model = network()
+    options = TrainingOptions(
+        epochs=15, batch_size=16, optimizer="adamw", learning_rate=0.01, weight_decay=0.05
+    )
+    losses: list[float] = []
+
+    def objective(images: torch.Tensor, index: torch.Tensor, progress: float) -> torch.Tensor:
+        return F.cross_entropy(model(images).float(), LABELS[index])
+
+    run = Training(model, IMAGES, objective, options, device=CPU, seed=0)
+    (learner,) = run._learners
+    decays = {
+        p.dim(): group["weight_decay"] for group in learner.optimizer.param_groups for p in group["params"]
+    }
+    assert decays == {4: 0.05, 2: 0.05, 1: 0.0}
+    run.run(on_epoch=lambda epoch: losses.append(epoch.loss))
+    assert losses[-1] < losses[0]
 
 
 def test_when_it_is_over_it_holds_nothing_but_the_weights() -> None:

@@ -1,0 +1,61 @@
+"""What method auto says of its work beforehand, against what it does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from defending import defense
+
+from bcu_cli.training.forecast import FORWARD, TO_WEIGHTS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+pytestmark = pytest.mark.usefixtures("short_search")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_stage_is_listed_and_those_that_are_sure_come(quick: bool) -> None:
+    cleansing = defense("auto", quick=quick)
+    listed = cleansing.outlook()
+    assert listed is not None
+    titles = []
+    for stage in cleansing.stages():
+        titles.append(stage.title)
+        stage.training.run()
+    in_order = iter([stage.title for stage in listed.stages])
+    assert all(title in in_order for title in titles)
+    sure = {stage.title for stage in listed.stages if stage.sure}
+    begun = {title.replace("cleansing, level 2", "cleansing, level 1") for title in titles}  # canaries decide
+    tuned = {"planting canaries", "cleansing canaries, level 1"}  # where no trigger stands out
+    assert sure - begun <= {"looking for remaining triggers", *tuned}  # only a good verdict is verified
+    assert set(listed.shorter) == (set() if quick else {"--quick"})
+    assert all(passes < listed.passes for passes in listed.shorter.values())
+
+
+def test_passes_are_those_of_the_networks() -> None:
+    """Forward passes of each stage's steps are counted; those backward follow from them."""
+    cleansing = defense("auto", quick=True)
+    listed = cleansing.outlook()
+    assert listed is not None
+    seen = [0]
+
+    def count(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        seen[0] += len(inputs[0])  # type: ignore[arg-type]
+
+    cleansing.teacher.register_forward_pre_hook(count)
+    cleansing.student.register_forward_pre_hook(count)
+    planned = {stage.title: stage for stage in listed.stages}
+    for stage in cleansing.stages():
+        seen[0] = 0
+        stage.training.run()
+        if stage.title == "looking for weaknesses":
+            assert planned[stage.title].passes == 2 * seen[0]
+        if stage.title == "cleansing, level 1":
+            forward = FORWARD + 0.5 + 2.0
+            assert planned[stage.title].passes == seen[0] * (FORWARD + 1.0 + 2 * TO_WEIGHTS) / forward
+
+
+def test_methods_that_cannot_say_show_each_stage_alone() -> None:
+    assert defense("bcu").outlook() is None
