@@ -80,8 +80,8 @@ class SqueezedResidual(nn.Module):
         out = silu(self.expand(x)) if self.expands else x
         out = silu(self.depthwise(out))
         out = out * self.excite(silu(self.squeeze(self.pool(out)))).sigmoid()
-        out = self.project(out)
-        return out + x if self.has_shortcut else out
+        result: Tensor = self.project(out)
+        return result + x if self.has_shortcut else result
 
 
 def _shuffled(x: Tensor) -> Tensor:
