@@ -6,6 +6,14 @@ import re
 
 #: Number of tensors of each built-in network, without scalars.
 TENSORS: dict[str, int] = {
+    "densenet121_cifar": 602,
+    "densenet121_cifar_appended": 602,
+    "densenet_bc100": 497,
+    "dla34_cifar": 217,
+    "dla34_simple_cifar": 197,
+    "efficientnet_b0_cifar": 311,
+    "googlenet_cifar": 386,
+    "mobilenetv2_cifar": 287,
     "preact_resnet18": 90,
     "preact_resnet18_no_last_bn": 86,
     "resnet110": 557,
@@ -29,6 +37,11 @@ TENSORS: dict[str, int] = {
     "resnet56_padded": 277,
     "resnet56_padded_behind": 277,
     "resnet8": 47,
+    "senet18_cifar": 122,
+    "shufflenetv2_x0_5_cifar": 282,
+    "shufflenetv2_x1_5_cifar": 282,
+    "shufflenetv2_x1_cifar": 282,
+    "shufflenetv2_x2_cifar": 282,
     "vgg11_bn_cifar": 50,
     "vgg13_bn_cifar": 62,
     "vgg16_bn_cifar": 80,

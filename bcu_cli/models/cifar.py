@@ -29,7 +29,8 @@ def _conv1x1(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
 
-def _initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module) -> None:
+    """Draw the weights of all convolutions as in He et al. 2015 (fan out); their biases become 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -156,9 +157,13 @@ class PreactBlock(nn.Module):
         """``[N, C_in, H, W]`` to ``[N, C_out, H / stride, W / stride]``."""
         activated = self.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(activated)
-        out = self.conv1(activated)
-        result: Tensor = self.conv2(self.relu(self.bn2(out))) + shortcut
+        result: Tensor = self.branch(activated) + shortcut
         return result
+
+    def branch(self, activated: Tensor) -> Tensor:
+        """The convolved branch, ``[N, C_out, H / stride, W / stride]``, of the activated input."""
+        out: Tensor = self.conv2(self.relu(self.bn2(self.conv1(activated))))
+        return out
 
 
 def _stage(
@@ -193,10 +198,10 @@ class CifarResNet(nn.Module):
         self.conv1 = _conv3x3(in_channels, stem_width)
         self.bn1 = nn.BatchNorm2d(stem_width)
         self.relu = nn.ReLU(inplace=True)
-        self.stages = _add_stages(self, block, depths, stem_width, widths)
+        self.stages = add_stages(self, block, depths, stem_width, widths)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], num_classes)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[N, C, H, W]``, normalised, to logits ``[N, num_classes]``."""
@@ -231,12 +236,12 @@ class PreactResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = _conv3x3(in_channels, stem_width)
-        self.stages = _add_stages(self, PreactBlock, depths, stem_width, widths)
+        self.stages = add_stages(self, PreactBlock, depths, stem_width, widths)
         self.bn: nn.Module | None = nn.BatchNorm2d(widths[-1]) if last_norm else None
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], num_classes)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[N, C, H, W]``, normalised, to logits ``[N, num_classes]``."""
@@ -248,7 +253,7 @@ class PreactResNet(nn.Module):
         return logits
 
 
-def _add_stages(
+def add_stages(
     network: nn.Module,
     block: Callable[[int, int, int], nn.Module],
     depths: Sequence[int],
@@ -293,7 +298,7 @@ class CifarVgg(nn.Module):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, num_classes)
-        _initialise(self)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[N, C, H, W]``, normalised, to logits ``[N, num_classes]``."""
@@ -307,35 +312,35 @@ _RESNET_WIDTHS = (64, 128, 256, 512)
 _SMALL_WIDTHS = (16, 32, 64)
 
 
-def _scaled(widths: Sequence[int], first: int) -> tuple[int, ...]:
+def scaled(widths: Sequence[int], first: int) -> tuple[int, ...]:
     """Widths in the same proportions, the first of which is ``first``."""
     return tuple(width * first // widths[0] for width in widths)
 
 
 def resnet18_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
     """ResNet-18 with a 3x3 stem and no max-pool: 11,173,962 parameters at ten classes."""
-    return CifarResNet((2, 2, 2, 2), _scaled(_RESNET_WIDTHS, width), num_classes, in_channels)
+    return CifarResNet((2, 2, 2, 2), scaled(_RESNET_WIDTHS, width), num_classes, in_channels)
 
 
 def resnet34_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
     """ResNet-34 with a 3x3 stem and no max-pool: 21.3 M parameters."""
-    return CifarResNet((3, 4, 6, 3), _scaled(_RESNET_WIDTHS, width), num_classes, in_channels)
+    return CifarResNet((3, 4, 6, 3), scaled(_RESNET_WIDTHS, width), num_classes, in_channels)
 
 
 def resnet50_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
     """ResNet-50 with a 3x3 stem and no max-pool: 23.5 M parameters; the 3x3 convolutions are strided."""
-    widths = _scaled(_RESNET_WIDTHS, width * Bottleneck.expansion)
+    widths = scaled(_RESNET_WIDTHS, width * Bottleneck.expansion)
     return CifarResNet((3, 4, 6, 3), widths, num_classes, in_channels, Bottleneck)
 
 
 def resnet8(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-8 of He et al. 2016a, section 4.2: 0.08 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((1, 1, 1), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+    return CifarResNet((1, 1, 1), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
 def resnet14(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-14 of He et al. 2016a, section 4.2: 0.18 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((2, 2, 2), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+    return CifarResNet((2, 2, 2), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
 def resnet20(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
@@ -344,77 +349,77 @@ def resnet20(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Modu
     Deviation: the paper's CIFAR networks pad the shortcut with zeros (option A,
     :func:`resnet20_padded`). Here it is a 1x1 convolution with BatchNorm (option B): 1 % more parameters.
     """
-    return CifarResNet((3, 3, 3), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+    return CifarResNet((3, 3, 3), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
 def resnet32(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-32 of He et al. 2016a, section 4.2: 0.47 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((5, 5, 5), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+    return CifarResNet((5, 5, 5), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
 def resnet44(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-44 of He et al. 2016a, section 4.2: 0.66 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((7, 7, 7), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+    return CifarResNet((7, 7, 7), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
 def resnet56(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-56 of He et al. 2016a, section 4.2: 0.86 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((9, 9, 9), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+    return CifarResNet((9, 9, 9), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
 def resnet110(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """ResNet-110 of He et al. 2016a, section 4.2: 1.7 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((18, 18, 18), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
+    return CifarResNet((18, 18, 18), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
 
 
 def resnet20_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet20` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((3, 3, 3), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+    return CifarResNet((3, 3, 3), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
 
 
 def resnet20_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet20` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((3, 3, 3), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+    return CifarResNet((3, 3, 3), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
 
 
 def resnet32_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet32` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((5, 5, 5), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+    return CifarResNet((5, 5, 5), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
 
 
 def resnet32_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet32` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((5, 5, 5), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+    return CifarResNet((5, 5, 5), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
 
 
 def resnet44_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet44` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((7, 7, 7), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+    return CifarResNet((7, 7, 7), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
 
 
 def resnet44_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet44` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((7, 7, 7), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+    return CifarResNet((7, 7, 7), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
 
 
 def resnet56_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet56` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((9, 9, 9), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+    return CifarResNet((9, 9, 9), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
 
 
 def resnet56_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet56` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((9, 9, 9), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+    return CifarResNet((9, 9, 9), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
 
 
 def resnet110_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet110` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((18, 18, 18), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
+    return CifarResNet((18, 18, 18), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
 
 
 def resnet110_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
     """:func:`resnet110` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((18, 18, 18), _scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
+    return CifarResNet((18, 18, 18), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
 
 
 def wrn16_1(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
@@ -438,7 +443,7 @@ def wrn40_2(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Modul
 
 
 def _wide_resnet(depth: int, widening: int, num_classes: int, in_channels: int, width: int) -> nn.Module:
-    widths = _scaled(_SMALL_WIDTHS, width * widening)
+    widths = scaled(_SMALL_WIDTHS, width * widening)
     return PreactResNet((depth, depth, depth), width, widths, num_classes, in_channels)
 
 
@@ -474,11 +479,11 @@ def vgg19_bn_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> n
 
 def preact_resnet18(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
     """ResNet-18 with pre-activation blocks (He et al. 2016b) and a last BatchNorm-ReLU before the pooling."""
-    widths = _scaled(_RESNET_WIDTHS, width)
+    widths = scaled(_RESNET_WIDTHS, width)
     return PreactResNet((2, 2, 2, 2), width, widths, num_classes, in_channels)
 
 
 def preact_resnet18_no_last_bn(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
     """:func:`preact_resnet18` without the BatchNorm and the ReLU behind the last block."""
-    widths = _scaled(_RESNET_WIDTHS, width)
+    widths = scaled(_RESNET_WIDTHS, width)
     return PreactResNet((2, 2, 2, 2), width, widths, num_classes, in_channels, last_norm=False)

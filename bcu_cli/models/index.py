@@ -128,7 +128,12 @@ def load_index() -> Index:
     source = resources.files("bcu_cli.models").joinpath(INDEX_FILE)
     if not source.is_file():
         return Index(entries=(), versions={})
-    document = json.loads(gzip.decompress(source.read_bytes()))
+    return read_index(source.read_bytes())
+
+
+def read_index(data: bytes) -> Index:
+    """The index in a file's bytes; empty if it is of another version of the format."""
+    document = json.loads(gzip.decompress(data))
     if document["schema_version"] != SCHEMA_VERSION:  # while it is being built anew
         return Index(entries=(), versions={})
     axes = [tuple((str(name), int(axis)) for name, axis in group) for group in document["axes"]]

@@ -178,10 +178,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _build_builtin(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
-    from bcu_cli.models import cifar
+    from bcu_cli.models import cifar, cifar_depthwise, cifar_joined
 
     base, width = split_width(name)
-    make: Callable[..., nn.Module] = getattr(cifar, base)
+    makers = vars(cifar) | vars(cifar_depthwise) | vars(cifar_joined)
+    make: Callable[..., nn.Module] = makers[base]
     channels = 3 if input_size is None else input_size[0]
     return make(num_classes, channels) if width is None else make(num_classes, channels, width)
 

@@ -24,6 +24,19 @@ from bcu_cli.models.registry import build
         ("wrn28_10", 36_450_000, 36_550_000),
         ("vgg16_bn_cifar", 14_700_000, 14_760_000),
         ("preact_resnet18", 11_165_000, 11_180_000),
+        ("mobilenetv2_cifar", 2_296_922, 2_296_922),
+        ("densenet121_cifar", 6_956_298, 6_956_298),
+        ("densenet121_cifar_appended", 6_956_298, 6_956_298),
+        ("densenet_bc100", 769_162, 769_162),
+        ("googlenet_cifar", 6_166_250, 6_166_250),
+        ("shufflenetv2_x0_5_cifar", 352_042, 352_042),
+        ("shufflenetv2_x1_cifar", 1_263_854, 1_263_854),
+        ("shufflenetv2_x1_5_cifar", 2_488_874, 2_488_874),
+        ("shufflenetv2_x2_cifar", 5_338_026, 5_338_026),
+        ("efficientnet_b0_cifar", 3_599_686, 3_599_686),
+        ("senet18_cifar", 11_260_354, 11_260_354),
+        ("dla34_cifar", 16_291_386, 16_291_386),
+        ("dla34_simple_cifar", 15_142_970, 15_142_970),
     ],
 )
 def test_parameter_count(name: str, low: int, high: int) -> None:
@@ -68,7 +81,26 @@ def test_paper_network_keeps_resolution_in_the_stem() -> None:
     assert not any(isinstance(module, nn.MaxPool2d) for module in network.modules())
 
 
-@pytest.mark.parametrize("name", ["resnet20", "wrn16_1"])
+@pytest.mark.parametrize("name", ["mobilenetv2_cifar", "senet18_cifar", "dla34_cifar", "densenet_bc100"])
+def test_half_the_width_is_half_the_network(name: str) -> None:
+    with torch.device("meta"):
+        full = next(build(name, num_classes=10).parameters())
+        half = build(f"{name}_w{full.shape[0] // 2}", num_classes=10)
+        assert next(half.parameters()).shape[0] == full.shape[0] // 2
+        assert half(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_order_of_dense_layers_changes_the_function() -> None:
+    first, last = (build(name, num_classes=4).eval() for name in ("densenet_bc100", "densenet_bc100"))
+    last.load_state_dict(first.state_dict())
+    for module in last.modules():
+        if hasattr(module, "newest_first"):
+            module.newest_first = True
+    images = torch.rand(2, 3, 16, 16)
+    assert not torch.allclose(first(images), last(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn16_1", "shufflenetv2_x0_5_cifar", "senet18_cifar_w16"])
 def test_gradients_reach_every_parameter(name: str) -> None:
     network = build(name, num_classes=3)
     network(torch.randn(4, 3, 16, 16)).square().sum().backward()

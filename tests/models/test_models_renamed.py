@@ -12,7 +12,7 @@ from torch import nn
 
 from bcu_cli.checkpoints import Format, read
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models import build, identify, load
+from bcu_cli.models import build, builtin_names, identify, load
 from bcu_cli.models.export import as_stored, write_like
 from bcu_cli.models.index import sum_shapes
 from bcu_cli.models.pairing import pairings
@@ -38,6 +38,23 @@ def test_the_usual_names_of_the_field_are_found(name: str, checkpoint_of) -> Non
     assert found.num_classes == 7
     assert "shapes of the tensors" in found.source
     assert "have other names" in found.source
+
+
+@pytest.mark.parametrize("name", sorted(set(builtin_names()) - set(field_names.RULES)))
+def test_own_networks_are_found_without_names(name: str, checkpoint_of) -> None:
+    found = identify(checkpoint_of(field_names.numbered(meta(name))))
+    assert name in (found.name, *found.rivals)
+    assert found.num_classes == 7
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_cifar_w8", "shufflenetv2_x0_5_cifar", "senet18_cifar_w16"])
+def test_networks_without_names_give_the_same_logits(name: str, checkpoint_of) -> None:
+    network = trained(name, CIFAR)
+    loaded = load(checkpoint_of(field_names.numbered(network.state_dict())), images=source())
+    assert loaded.architecture.name == name
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(loaded.classifier.network(images), network(images), atol=EQUAL_LOGITS)
 
 
 @pytest.mark.parametrize("name", SMALL)
