@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     Cleanse = Callable[..., Ran]
 
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
-STAGES = ["looking for weaknesses", "planting canaries"]
-STAGES += ["cleansing canaries, level 1", "cleansing canaries, level 2", "looking for triggers"]
+STAGES = ["looking for weaknesses", "looking for triggers", "planting canaries"]
+STAGES += ["cleansing canaries, level 1", "cleansing canaries, level 2"]
 STAGES += ["cleansing, level 2"]
 CODES = {"cleansed": 0, "not cleansed": 1, "could not tell": 2}
 
@@ -225,7 +225,7 @@ def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an
     at_once = cleanse("--quick", "--force", "--json").json
     whole = out.read_bytes()
     assert at_once["training"][-1]["stage"] == "looking for remaining triggers"
-    assert [len(each["found"]) for each in at_once["details"]["residual_searches"]] == [8, 8]
+    assert [len(each["found"]) for each in at_once["details"]["residual_searches"]] == [8] * 4
     keep = resuming._save_if_due
 
     def interrupt(stages: list[Any], keeper: Any, stop: Any, asked: Any) -> None:
