@@ -13,7 +13,7 @@ from bcu_cli import __version__
 from bcu_cli.benchmark.cell import fingerprint
 from bcu_cli.checkpoints import sha256_of
 from bcu_cli.errors import CheckpointError, UsageError
-from bcu_cli.report import json_file
+from bcu_cli.report import json_file, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,8 +214,9 @@ def kept(model: Path, decides: dict[str, Any]) -> dict[str, Any]:
 
 
 def remove(model: Path) -> None:
-    """Remove a file and its saved report."""
+    """Remove a file, its saved report and the statement of its provenance."""
     _report(model).unlink(missing_ok=True)
+    provenance.path_beside(model).unlink(missing_ok=True)
     model.unlink(missing_ok=True)
 
 

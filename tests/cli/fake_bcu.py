@@ -65,6 +65,7 @@ if command == "attack":
 elif command == "cleanse":
     assert Path(job["model"]["path"]).exists()
     report |= {"images": {"used": job["max_images"]}, "output": write(Path(job["out"]["path"]), whole)}
+    write(Path(job["out"]["path"] + ".intoto.json"), "provenance")
 else:
     models = [model["path"] for model in job["models"]]
     assert all(Path(file).exists() for file in [*models, job["triggers"]["name"]])
@@ -75,6 +76,7 @@ if judged:
     report |= {"verdict": {"word": "not cleansed", "why": "it is not"}}
     if not job["force"]:
         Path(report["output"]["path"]).unlink()
+        Path(report["output"]["path"] + ".intoto.json").unlink()
         report["output"] = None
 sys.stdout.write(json.dumps(report))
 sys.exit(1 if judged else 0)

@@ -12,9 +12,11 @@ from bcu_cli import detectors
 from bcu_cli.detectors.base import Subject, find
 from bcu_cli.detectors.input_optimisation import margin, success_rates
 from bcu_cli.detectors.lipschitz import LipschitzOutliers
+from bcu_cli.detectors.running import DetectorRun
 from bcu_cli.models import Classifier, Preprocessing
 from bcu_cli.training.devices import choose
 from bcu_cli.training.inference import frozen
+from bcu_cli.workflows.scan import _examples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,3 +186,20 @@ def test_frozen_gives_the_gradients_back_after_an_error() -> None:
         assert not any(parameter.requires_grad for parameter in model.parameters())
         raise RuntimeError
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["inversion", "perturbation", "warping"])
+def test_a_found_trigger_is_shown_on_three_given_images(name: str) -> None:
+    looked_at = subject(60.0)
+    scores = find(name)(steps=2).scan(looked_at)
+    before, after = scores.examples
+    assert before.shape == after.shape == (3, 3, SIDE, SIDE)
+    given = looked_at.images.float() / 255.0
+    assert all(any(torch.equal(image, each) for each in given) for image in before)
+    assert not torch.equal(before, after)
+    assert 0.0 <= float(after.min()) <= float(after.max()) <= 1.0
+    (shown,) = _examples(looked_at.model, [DetectorRun(scores=scores, seconds=0.0)])
+    assert shown["class"] == scores.target
+    assert [each["answers"][0] for each in shown["images"]] == looked_at.model(before).argmax(1).tolist()
+    assert [each["answers"][1] for each in shown["images"]] == looked_at.model(after).argmax(1).tolist()
+    assert shown["success"]["of"] == scores.evidence["images"]
