@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
 
 import torch
-from helpers import DATA, Ran, inputs_unchanged
+from helpers import DATA, IdleReader, Ran, inputs_unchanged, reuse_readers
 from hypothesis import settings
 
 from bcu_cli.images import signs
@@ -36,11 +36,22 @@ for name in ("COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TERMINAL_
     os.environ.pop(name, None)  # by these typer and rich show a width and colours that are not the tests'
 
 
+@pytest.fixture(scope="session")
+def idle_readers() -> Iterator[list[IdleReader]]:
+    """The process that inspects files, kept for the next command line: its import of torch takes seconds."""
+    kept: list[IdleReader] = []
+    yield kept
+    for each in kept:
+        each.end()
+
+
 @pytest.fixture
-def bcu(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def bcu(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, idle_readers: list[IdleReader]):
     """Runs a command line in this process, with what it would do in a child (``bcu_process`` has one)."""
     from bcu_cli.cli.app import run
     from bcu_cli.workflows import scan
+
+    reuse_readers(monkeypatch, idle_readers)
 
     def scan_here(file: dict, options: scan.ScanRequest) -> None:
         from bcu_cli.training import devices

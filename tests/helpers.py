@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import pytest
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -71,6 +74,56 @@ def children_of(pid: int) -> list[int]:
 def descendants_of(pid: int) -> list[int]:
     """The processes that a process has started, and those that they have started."""
     return [each for child in children_of(pid) for each in (child, *descendants_of(child))]
+
+
+@dataclass(frozen=True)
+class IdleReader:
+    """A process that inspects files and waits for the next one.
+
+    Args:
+        process: The process.
+        inherited: What it has inherited from this one; it serves only where a new one would inherit the same.
+    """
+
+    process: subprocess.Popen[bytes]
+    inherited: object
+
+    def end(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def _inherited(program: str) -> object:
+    """What a process that inspects files has from its parent."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    limits = [resource.getrlimit(each) for each in (resource.RLIMIT_DATA, resource.RLIMIT_AS)]
+    limits += [resource.getrlimit(each) for each in (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)]
+    return program, variables, Path().stat().st_ino, list(sys.path), sys.executable, limits
+
+
+def reuse_readers(monkeypatch: pytest.MonkeyPatch, kept: list[IdleReader]) -> None:
+    """Let a command line inspect files by the process of the last one; there is one at most."""
+    from bcu_cli.workflows import reader
+
+    start, leave = reader._start, reader.Reader.__exit__
+
+    def start_or_reuse() -> subprocess.Popen[bytes]:
+        while kept:
+            idle = kept.pop()
+            if idle.process.poll() is None and idle.inherited == _inherited(reader._PROGRAM):
+                return idle.process
+            idle.end()
+        return start()
+
+    def keep(one: reader.Reader, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None and one._process is not None:
+            kept.append(IdleReader(one._process, _inherited(reader._PROGRAM)))
+            one._process = None
+        leave(one, kind, error, trace)
+
+    monkeypatch.setattr(reader, "_start", start_or_reuse)
+    monkeypatch.setattr(reader.Reader, "__exit__", keep)
 
 
 OUTPUTS = frozenset(("--out", "--page", "--preview", "--tsne", "--evidence", "--output", "--dir"))
