@@ -19,6 +19,9 @@ Whether networks held equal are equal is tried on those that are not named thems
 them: both get the same weights, re-initialised so that no layer is switched off, and the same two images.
 Small rivals are tried the same way and ought to differ. The order is drawn, so that a part of the run is a
 fair sample; with --log it goes on where it stopped.
+
+The first networks of that order are asked for again with tensors called t0, t1, … in the order of their
+registration. There, "right" and "open" also need each tensor at its place.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ import time
 import warnings
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -45,7 +48,11 @@ from bcu_cli import __version__
 from bcu_cli.checkpoints import Description, Format, outline
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models import identify
-from bcu_cli.models.index import load_index
+from bcu_cli.models.identification import find
+from bcu_cli.models.index import Shapes, counted, load_index
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CLASSES = 1000
 SMALL, MIDDLING = 30_000_000, 150_000_000
@@ -53,6 +60,8 @@ SMALL, MIDDLING = 30_000_000, 150_000_000
 SIZES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384)
 SAME, DISTINCT = 1e-7, 1e-5
 """Most difference of equal outputs, and least of two images, as shares of the largest output (float64)."""
+RENAMED = " renamed"
+"""Follows the name of a network whose tensors are called t0, t1, …"""
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
 
 
@@ -93,14 +102,23 @@ def write_hollow(path: Path, tensors: dict[str, Tensor]) -> None:
         file.truncate(8 + len(text) + stop)
 
 
-def ask(name: str, folder: Path) -> dict[str, Any]:
-    """Identify one network with bcu, and judge the answer."""
+def ask(name: str, folder: Path, *, renamed: bool = False) -> dict[str, Any]:
+    """Identify one network with bcu, and judge the answer.
+
+    Args:
+        name: Full name of the network.
+        folder: A folder for its file.
+        renamed: Whether the file calls its tensors t0, t1, … in place of their names.
+    """
     try:
         tensors = make_hollow(name).state_dict()
     except Exception as error:  # a constructor's own
         return {"verdict": "no classifier", "why": f"{type(error).__name__}: {error}"}
     if not any(CLASSES in tensor.shape for tensor in tensors.values()):
         return {"verdict": "no classifier", "why": "no tensor depends on the number of classes"}
+    true_names = tuple(tensors)
+    if renamed:
+        tensors = {f"t{i}": tensor for i, tensor in enumerate(tensors.values())}
     path = folder / "model.safetensors"
     write_hollow(path, tensors)
     file = outline(
@@ -113,6 +131,8 @@ def ask(name: str, folder: Path) -> dict[str, Any]:
         )
     )
     parameters = sum(math.prod(shape) for shape in file.shapes.values())
+    if renamed:
+        return {**ask_renamed(name, file.shapes, true_names), "parameters": parameters}
     try:
         found = identify(file)
     except ArchitectureError as error:
@@ -128,6 +148,29 @@ def ask(name: str, folder: Path) -> dict[str, Any]:
         "named": found.name,
         "rivals": found.rivals,
         "parameters": parameters,
+    }
+
+
+def ask_renamed(name: str, shapes: Shapes, true_names: Sequence[str]) -> dict[str, Any]:
+    """What bcu answers for the tensors of a network under other names, and the verdict on it.
+
+    An answer is the true one if it names the network, or one held equal to it, and pairs each tensor with the
+    layer that it comes from.
+    """
+    try:
+        groups = find(shapes, ()).groups
+    except ArchitectureError as error:
+        return {"verdict": "asked for", "why": error.message}
+    pairing = {given: own for given, own in zip(shapes, true_names, strict=True) if counted(own)}
+    fits = [
+        any(one.name == name and pairing.items() <= one.renamed.items() for one in group) for group in groups
+    ]
+    verdict = ("open" if any(fits) else "lost") if len(groups) > 1 else "right" if fits[0] else "wrong"
+    return {
+        "verdict": verdict,
+        "first": fits[0],
+        "named": groups[0][0].name,
+        "rivals": list(dict.fromkeys(group[0].name for group in groups[1:])),
     }
 
 
@@ -188,6 +231,17 @@ def try_pairs(pairs: list[tuple[str, str]], wanted: int, what: str) -> dict[str,
     }
 
 
+def summary(said: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of the verdicts, and the answers that are not right."""
+    return {
+        "networks": len(said),
+        "counts": collections.Counter(answer["verdict"] for answer in said),
+        "first_named_is_right": sum(bool(answer.get("first")) for answer in said),
+        "seconds": round(sum(answer["seconds"] for answer in said), 1),
+        "not_right": [answer for answer in said if answer["verdict"] != "right"],
+    }
+
+
 def talk(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -210,6 +264,9 @@ def main() -> None:
     parser.add_argument(
         "--pairs", type=int, default=40, help="how many pairs to run, of equals and of rivals"
     )
+    parser.add_argument(
+        "--renamed", type=int, default=250, help="how many networks to ask for under other tensor names too"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = [name for name in all_names() if fnmatch(name, options.only)][: options.limit]
@@ -218,22 +275,23 @@ def main() -> None:
         for line in options.log.read_text().splitlines():
             answer = json.loads(line)
             answers[answer["name"]] = answer
+    jobs = [(name, False) for name in names] + [(name, True) for name in names[: options.renamed]]
     with tempfile.TemporaryDirectory() as folder:
-        for i, name in enumerate(names):
-            if name in answers:
+        for i, (name, renamed) in enumerate(jobs):
+            key = name + RENAMED * renamed
+            if key in answers:
                 continue
             begun = time.monotonic()
-            answers[name] = {"name": name, **ask(name, Path(folder))}
-            answers[name]["seconds"] = round(time.monotonic() - begun, 3)
+            answers[key] = {"name": key, **ask(name, Path(folder), renamed=renamed)}
+            answers[key]["seconds"] = round(time.monotonic() - begun, 3)
             if options.log is not None:
                 with options.log.open("a") as log:
-                    log.write(json.dumps(answers[name]) + "\n")
-            if answers[name]["verdict"] not in ("right", "open"):
-                talk(f"{name}: {answers[name]}")
+                    log.write(json.dumps(answers[key]) + "\n")
+            if answers[key]["verdict"] not in ("right", "open"):
+                talk(f"{key}: {answers[key]}")
             if i % 50 == 0:
-                talk(f"{i} of {len(names)}")
+                talk(f"{i} of {len(jobs)}")
     said = [answers[name] for name in names]
-    counts = collections.Counter(answer["verdict"] for answer in said)
     equals = [
         (answer["name"], answer["named"])
         for answer in said
@@ -249,11 +307,8 @@ def main() -> None:
             "timm": timm.__version__,
             "index": dict(load_index().versions),
         },
-        "networks": len(said),
-        "counts": counts,
-        "first_named_is_right": sum(bool(answer.get("first")) for answer in said),
-        "seconds": round(sum(answer["seconds"] for answer in said), 1),
-        "not_right": [answer for answer in said if answer["verdict"] != "right"],
+        **summary(said),
+        "renamed": summary([answers[name + RENAMED] for name in names[: options.renamed]]),
         "equals": try_pairs(sorted(set(equals)), options.pairs, "equals"),
         "rivals": try_pairs(sorted(set(rivals)), options.pairs, "rivals"),
     }
