@@ -243,7 +243,7 @@ class _Cleansing:
         judged = defense.verdict()
         wanted = self.request.force or judged is None or judged.good
         self.clock.lap("evaluation")
-        report = {
+        report: dict[str, Any] = {
             "command": "cleanse",
             **document.environment(self.device),
             "method": self.kind.name,
