@@ -96,7 +96,8 @@ def test_a_full_disk_at_the_end_leaves_a_state_to_go_on_from(
         raise OutputError("out cannot be written: no space left on device", "free some space")
 
     whole = cleanse("--json").json["output"]["sha256"]
-    (tmp_path / "out.safetensors").unlink()
+    for name in ("out.safetensors", "out.safetensors.intoto.json"):
+        (tmp_path / name).unlink()
     with monkeypatch.context() as patch:
         patch.setattr(export, "write", refuse)
         ran = cleanse()
