@@ -292,7 +292,33 @@ class _Loader:
             named=named,
             channels=_channels(network, group[0].in_channels, group[0].name),
         )
-        return self._with_size(question, network) if is_user_file(group[0].name) else question
+        if is_user_file(group[0].name):
+            return self._with_size(question, network)
+        self._check_usual_size(question, network)
+        return question
+
+    def _check_usual_size(self, question: preprocessing_choice.Question, network: nn.Module) -> None:
+        """Compare an architecture's usual input size, if nothing else gives one, with that of the images.
+
+        Raises:
+            ArchitectureError: BatchNorm statistics contradict the usual size.
+        """
+        usual = preprocessing_choice.default_size(question.name)
+        pretrained = question.candidates[0].num_classes == preprocessing_choice.IMAGENET_CLASSES
+        if usual is None or pretrained or preprocessing_choice.is_size_given(question):
+            return
+        if self.images is None or self.side_of_images is None or not self._has_statistics(network):
+            return
+        side = self.side_of_images()
+        if side is not None:
+            size_choice.refuse_other_side(
+                network,
+                (question.channels, *usual[1:]),
+                images=self.images,
+                side_of_images=side,
+                name=question.name,
+                what=self.what,
+            )
 
     def _has_statistics(self, network: nn.Module) -> bool:
         return self.images is not None and any(map(fingerprint.has_statistics, network.modules()))

@@ -228,11 +228,14 @@ def size_of(question: Question) -> tuple[tuple[int, int, int], str]:
 
 def states_size(question: Question) -> bool:
     """Whether an option, a claim or the architecture states the input size."""
+    return is_size_given(question) or default_size(question.name) is not None
+
+
+def is_size_given(question: Question) -> bool:
+    """Whether an option or a claim states the input size."""
     claimed = question.claimed(lambda claim: claim.input_size)
-    return (
-        question.options.input_size is not None
-        or (claimed is not None and claimed[0][0] == question.channels)
-        or default_size(question.name) is not None
+    return question.options.input_size is not None or (
+        claimed is not None and claimed[0][0] == question.channels
     )
 
 

@@ -25,9 +25,9 @@ USUAL_SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 384)
 _LIKE = 1.25
 """Sides within this ratio of each other are not told apart by BatchNorm statistics."""
 _CONTRADICTION = 1.1
-"""Ratio of distances by which another side contradicts that of the images."""
-_PIXELS, _FEWEST_IMAGES, _LAYERS = 2**16, 4, 4
-"""Pixels, images and layers by which sides are compared, which bound its time."""
+"""Ratio of distances by which a side contradicts that of the images, or theirs the architecture's."""
+_IMAGES, _LAYERS = 8, 4
+"""Images and layers by which sides are compared: the same images at each, since few fit worse than many."""
 
 
 def infer_side(
@@ -78,6 +78,43 @@ def infer_side(
     )
 
 
+def refuse_other_side(
+    network: nn.Module,
+    size: tuple[int, int, int],
+    *,
+    images: Callable[[Preprocessing], Tensor],
+    side_of_images: int,
+    name: str,
+    what: str,
+) -> None:
+    """Refuse an architecture's usual input size if the images fit better as they are.
+
+    Args:
+        network: The network without normalisation.
+        size: Channels, height and width that the architecture is usually trained with.
+        images: Gives images ``float [N, C, H, W]`` in [0, 1].
+        side_of_images: Height and width that all images have.
+        name: Name of the architecture in errors.
+        what: Name of the file in errors.
+
+    Raises:
+        ArchitectureError: BatchNorm statistics speak for the size of the images.
+    """
+    channels, side, _ = size
+    alike = max(side, side_of_images) <= _LIKE * min(side, side_of_images)
+    if alike or _refusal(network, channels, side_of_images, what) is not None:
+        return
+    sampled = images(identity_preprocessing((channels, side_of_images, side_of_images))).float()
+    usual, own = (_distance(network, sampled, one) for one in (side, side_of_images))
+    if usual is not None and own is not None and usual > _CONTRADICTION * own:
+        raise ArchitectureError(
+            f"the input size of {what} is not known: {name} is usually trained at {side} (distance of "
+            f"BatchNorm statistics {usual:.2f}), but the images fit better as they are, at {side_of_images} "
+            f"({own:.2f})",
+            f"give --input-size {side_of_images} or --input-size {side}",
+        )
+
+
 def _refusal(network: nn.Module, channels: int, side: int, what: str) -> BcuError | None:
     """The error of a network on inputs of a side; None if it accepts them."""
     size = (channels, side, side)
@@ -113,8 +150,7 @@ def _refuse_contradiction(
 
 def _distance(network: nn.Module, images: Tensor, side: int) -> float | None:
     """Smallest distance of BatchNorm statistics at a side, over the usual normalisations."""
-    number = max(_FEWEST_IMAGES, min(len(images), _PIXELS // side**2))
-    some = images[:: max(1, len(images) // number)][:number]
+    some = images[:: max(1, len(images) // _IMAGES)][:_IMAGES]
     resized = nn.functional.interpolate(some, size=(side, side), mode="bilinear", antialias=True)
     distances = []
     for one in {1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(images.shape[1], ()):

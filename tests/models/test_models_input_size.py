@@ -14,7 +14,7 @@ from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.images import signs
 from bcu_cli.images.common_side import common_side
-from bcu_cli.models import load
+from bcu_cli.models import build, load
 from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
@@ -156,6 +156,27 @@ def test_statistics_that_contradict_the_size_of_the_images_ask(folder: Path, tmp
     path = scripted(adapted(Pooled(), folder), tmp_path / "m.pt")
     with pytest.raises(ArchitectureError, match="fit better at"):
         loading.load_model(path, NOTHING_SAID, pictures=images)
+
+
+@pytest.mark.parametrize("trained_at", [32, 96])
+def test_the_usual_size_is_not_taken_if_the_statistics_speak_for_the_images(
+    trained_at: int, folder: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for file in folder.iterdir():
+        Image.open(file).resize((96, 96)).save(images / file.name)
+    path = tmp_path / "m.pth"
+    torch.save(adapted(build("resnet8_w4", num_classes=5), images, side=trained_at).state_dict(), path)
+    if trained_at == 32:
+        loaded = loading.load_model(path, NOTHING_SAID, pictures=images)
+        assert loaded.preprocessing.input_size == (3, 32, 32)
+        return
+    with pytest.raises(ArchitectureError, match="usually trained at 32") as caught:
+        loading.load_model(path, NOTHING_SAID, pictures=images)
+    assert "--input-size 96" in caught.value.hint
+    options = loading.ModelOptions(input_size=96)
+    assert loading.load_model(path, options, pictures=images).preprocessing.input_size == (3, 96, 96)
 
 
 def test_common_side_of_images() -> None:
