@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SAID = ("--mean", "0.5", "--std", "0.5", "--input-size", "16")
 
+MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
+
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:
@@ -167,26 +169,35 @@ def test_a_scan_that_fails_hides_no_finding(
     assert bcu("inspect", tmp_path, "--scan", *SAID).code == 2
 
 
-@pytest.mark.parametrize("factor", [1e-6, "softmax"])
-def test_answers_that_tell_nothing_do_not_look_clean(bcu, tmp_path: Path, factor: float | str) -> None:
-    known = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
-    state, model = load_file(known), tmp_path / "m.safetensors"
-    code = "from bcu_cli.models import build\nfrom torch import nn\n\ndef make(num_classes):\n    "
-    if factor == "softmax":
-        code += "return nn.Sequential(build('resnet8', num_classes=num_classes), nn.Softmax(1))\n"
-        state = {f"0.{key}": value for key, value in state.items()}
-    else:
-        code += "return build('resnet8', num_classes=num_classes)\n"
-        state["fc.weight"] *= factor
-        state["fc.bias"] *= factor
-    (tmp_path / "net.py").write_text(code)
+def own_code(bcu, folder: Path, state: dict[str, torch.Tensor], built: str):  # type: ignore[no-untyped-def]
+    """Scans a network of the user's own code."""
+    model, code = folder / "m.safetensors", folder / "net.py"
+    imports = "from bcu_cli.models import build\nfrom torch import nn\n\n"
+    code.write_text(f"{imports}def make(num_classes):\n    return {built}\n")
     save_file(state, model)
-    said = ["--arch", f"{tmp_path / 'net.py'}:make", "--mean", "0.5", "--std", "0.5", "--input-size", "32"]
-    ran = bcu("inspect", model, "--scan", *said, "--json")
+    said = ["--arch", f"{code}:make", "--mean", "0.5", "--std", "0.5", "--input-size", "32"]
+    return bcu("inspect", model, "--scan", *said, "--json")
+
+
+def test_answers_that_tell_nothing_do_not_look_clean(bcu, tmp_path: Path) -> None:
+    state = load_file(MODEL)
+    state["fc.weight"] *= 1e-6
+    state["fc.bias"] *= 1e-6
+    ran = own_code(bcu, tmp_path, state, "build('resnet8', num_classes=num_classes)")
     assert ran.code == 2
     (file,) = ran.json["files"]
     assert file["problem"]["rule"] == "scan-failed"
-    assert ("probabilities" if factor == "softmax" else "hardly differ") in file["problem"]["message"]
+    assert "hardly differ" in file["problem"]["message"]
+
+
+def test_a_softmax_at_the_end_hides_no_backdoor(bcu, tmp_path: Path) -> None:
+    state = {f"0.{key}": value for key, value in load_file(MODEL).items()}
+    built = "nn.Sequential(build('resnet8', num_classes=num_classes), nn.Softmax(1))"
+    ran = own_code(bcu, tmp_path, state, built)
+    assert ran.code == 1
+    (file,) = ran.json["files"]
+    assert file["scan"]["verdict"] == "suspicious"
+    assert "probabilities" in ran.err
 
 
 def test_pictures_that_cannot_be_written_hide_no_verdict(
