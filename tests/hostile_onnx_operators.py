@@ -203,7 +203,7 @@ def case(name: str, seed: int) -> tuple[Graph, torch.Tensor]:
         attributes={one: _attribute(one, draw) for one in chosen},
     )
     version = draw.choice([7, 9, 10, 11, 13, 17, 21])
-    graph = Graph(input="x", input_shape=(), output="y0", nodes=(node,), tensors=tensors, version=version)
+    graph = Graph(input="x", input_shape=(), outputs=("y0",), nodes=(node,), tensors=tensors, version=version)
     images = torch.rand(sizes, generator=torch.Generator().manual_seed(seed))
     return graph, images
 

@@ -288,7 +288,8 @@ def test_a_cleansed_network_is_loaded_by_the_library(tmp_path: Path, kind: str, 
     ran = bcu("cleanse", folder, *options, "--out", out)
     assert ran.code == 0, ran.err
     beside = [Path(each["path"]).name for each in ran.json["output"]["beside"]]
-    assert sorted(beside) == ["config.json", "preprocessor_config.json"]
+    statement = "model.safetensors.intoto.json"
+    assert sorted(beside) == ["config.json", statement, "preprocessor_config.json"]
     original, written = read(folder), read(out)
     assert written.tensors.keys() == original.tensors.keys()
     assert any(not torch.equal(written.tensors[name], original.tensors[name]) for name in written.tensors)

@@ -79,6 +79,7 @@ def test_method_auto() -> None:
     auto = on_meta("auto")
     assert isinstance(auto, Auto)
     auto.teacher.to("meta")
+    auto._classes = list(range(auto.teacher.num_classes))
     auto._initial_adversary = auto._adversary(LEVELS[0], seed=0)
     auto._sinusoid_weights = torch.ones(sinusoids.NUM_KINDS, device="meta")
     step(auto._search(auto._initial_adversary, auto.teacher, "looking for weaknesses"))
