@@ -40,7 +40,7 @@ ODDS_SMOOTHING = 0.02
 MAX_RESOLUTION = 32
 """Most rows and columns of masks, patterns and perturbations; on larger images they are interpolated.
 
-So their memory depends neither on the images' size nor, with ``targets``, on the number of classes.
+So their memory does not grow with larger images.
 """
 
 
