@@ -1,7 +1,8 @@
 """The baseline of an inspection: an earlier document of the command, whose findings are no longer reported.
 
-A finding is identified by its rule, the path of its file and its message, and not by the content of the file.
-A problem means that the content is not known, so its fingerprint includes the SHA-256 of the file.
+A note is identified by its rule, the path of its file and its message, whatever the content of the file. What
+is unsafe or suspicious is accepted for one content only, and a problem means that the content is not known.
+So their fingerprints include the SHA-256 of the file: another file under an accepted name is reported.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ FINGERPRINT = "bcu/v1"
 """Name of the fingerprints in SARIF; another way of making them gets another name."""
 PARTIAL = "baseline"
 """Property of a document that was made with a baseline and so lacks known findings."""
+_OF_ONE_CONTENT = ("unsafe", "suspicious")
+"""Severities that are accepted for one content of a file only."""
 _LARGEST = 2**28
 """Most bytes of a baseline."""
 _HINT = "name the output of an earlier bcu inspect --json, or --format sarif"
@@ -54,7 +57,7 @@ class Baseline:
         """
         known = new = 0
         for file in files:
-            found = [each for each in file["findings"] if self._has(of_finding(file["path"], each))]
+            found = [each for each in file["findings"] if self._has(of_finding(file, each))]
             problem = file["problem"] if self._has(of_problem(file)) else None
             file["findings"] = [each for each in file["findings"] if each not in found]
             file["problem"] = None if problem else file["problem"]
@@ -67,14 +70,17 @@ class Baseline:
         return fingerprint in self.fingerprints
 
 
-def of_finding(path: str, finding: Mapping[str, Any]) -> str:
-    """The fingerprint of a finding: a SHA-256, the same whatever else the file holds.
+def of_finding(file: Mapping[str, Any], finding: Mapping[str, Any]) -> str | None:
+    """The fingerprint of a finding, a SHA-256; None where it needs that of the file and there is none.
 
     Args:
-        path: Path of the file, as the document gives it.
-        finding: The finding, with ``rule`` and ``message``.
+        file: The document of the file.
+        finding: The finding, with ``rule``, ``severity`` and ``message``.
     """
-    return _digest(finding["rule"], as_uri(path), finding["message"])
+    said = (finding["rule"], as_uri(file["path"]), finding["message"])
+    if finding["severity"] not in _OF_ONE_CONTENT:
+        return _digest(*said)
+    return _digest(*said, file["sha256"]) if file.get("sha256") else None
 
 
 def of_problem(file: Mapping[str, Any]) -> str | None:
@@ -137,15 +143,16 @@ def _foreign(path: Path) -> UsageError:
 
 
 def _in_document(content: Mapping[str, Any]) -> frozenset[str]:
-    found = {of_finding(file["path"], each) for file in content["files"] for each in file["findings"]}
-    return frozenset(found | {made for file in content["files"] if (made := of_problem(file))})
+    found = [of_finding(file, each) for file in content["files"] for each in file["findings"]]
+    return frozenset(made for made in (*found, *map(of_problem, content["files"])) if made)
 
 
 def _in_sarif(run: Mapping[str, Any]) -> frozenset[str]:
     found = {
-        each["partialFingerprints"][FINGERPRINT]
+        fingerprint
         for each in run["results"]
         if each.get("kind", "fail") == "fail"
+        for fingerprint in each["partialFingerprints"].values()
     }
     notes = [note for each in run["invocations"] for note in each["toolExecutionNotifications"]]
     return frozenset(found | {note["properties"][FINGERPRINT] for note in notes if "properties" in note})

@@ -113,13 +113,14 @@ def _results(file: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _result(finding: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
+    fingerprint = baseline.of_finding(file, finding)
     result: dict[str, Any] = {
         "ruleId": finding["rule"],
         "ruleIndex": _IDS.index(finding["rule"]),
         "level": _LEVELS[finding["severity"]],
         "message": {"text": _text(f"{file['path']}: {finding['message']}")},
         "locations": _locations(file["path"]),
-        "partialFingerprints": {baseline.FINGERPRINT: baseline.of_finding(file["path"], finding)},
+        "partialFingerprints": {baseline.FINGERPRINT: fingerprint} if fingerprint else {},
     }
     if finding["offset"] is not None:  # in the pickle, which may be a member of an archive
         result["properties"] = {"pickleOffset": finding["offset"]}
