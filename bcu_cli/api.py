@@ -12,7 +12,7 @@ from torch import nn
 
 from bcu_cli import events
 from bcu_cli.errors import UsageError
-from bcu_cli.images.given import GivenImages, given
+from bcu_cli.images.sources.given import GivenImages, given
 from bcu_cli.workflows import loading
 from bcu_cli.workflows.bars import Bars
 from bcu_cli.workflows.model import Model, of_module

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, Adversary
+from bcu_cli.defenses.adversarial.adversary import KINDS, UNIVERSAL, Adversary
 from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.measures import above_others
 

@@ -18,7 +18,7 @@ import torch
 from helpers import DATA, IdleReader, Ran, inputs_unchanged, reuse_readers
 from hypothesis import settings
 
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

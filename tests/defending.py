@@ -14,8 +14,8 @@ from torch import nn
 from bcu_cli.checkpoints import read
 from bcu_cli.defenses.base import find
 from bcu_cli.evaluation.measures import accuracy, attack_success
-from bcu_cli.images import signs
 from bcu_cli.images.folder import ImageSet
+from bcu_cli.images.sources import signs
 from bcu_cli.models import Classifier, Preprocessing, load
 from bcu_cli.training.devices import Device
 from bcu_cli.triggers.base import load as load_trigger

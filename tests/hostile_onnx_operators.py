@@ -21,9 +21,9 @@ import torch
 
 from bcu_cli.checkpoints import Graph, Node
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.graph import GraphNetwork
-from bcu_cli.models.graph_layers import LAYERS
-from bcu_cli.models.graph_operators import OPERATORS
+from bcu_cli.models.embedded.graph import GraphNetwork
+from bcu_cli.models.embedded.graph_layers import LAYERS
+from bcu_cli.models.embedded.graph_operators import OPERATORS
 
 NAMES = sorted({*OPERATORS, *LAYERS})
 """All operators that are computed."""

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from hostile_calls import DTYPES, Subject, hostile_int, hostile_number, hostile_tensor
 
-from bcu_cli.checkpoints.operators import ALLOWED
-from bcu_cli.models.script_limits import Limits, Run
-from bcu_cli.models.script_operators import LANGUAGE, SPECIAL, compute, is_tensor_operator, overloads
-from bcu_cli.models.script_values import PLAIN, UNINITIALIZED, Enumerated
+from bcu_cli.checkpoints.torchscript.operators import ALLOWED
+from bcu_cli.models.embedded.script_limits import Limits, Run
+from bcu_cli.models.embedded.script_operators import (
+    LANGUAGE,
+    SPECIAL,
+    compute,
+    is_tensor_operator,
+    overloads,
+)
+from bcu_cli.models.embedded.script_values import PLAIN, UNINITIALIZED, Enumerated
 
 if TYPE_CHECKING:
     import random

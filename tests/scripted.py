@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bcu_cli.checkpoints import open_script, read
-from bcu_cli.models.script import ScriptNetwork
+from bcu_cli.models.embedded.script import ScriptNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

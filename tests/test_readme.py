@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pages
 import pytest
 
-from bcu_cli.images import signs
-from bcu_cli.models.index import load_index
+from bcu_cli.images.sources import signs
+from bcu_cli.models.architectures.index import load_index
 
 if TYPE_CHECKING:
     from pathlib import Path

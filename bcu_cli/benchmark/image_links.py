@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from bcu_cli.benchmark.cell import OWN, fingerprint
 from bcu_cli.errors import ImagesError
-from bcu_cli.images.listing import list_files
+from bcu_cli.images.sources.listing import list_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

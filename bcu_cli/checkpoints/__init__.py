@@ -7,16 +7,17 @@ written.
 
 from __future__ import annotations
 
+from bcu_cli.checkpoints.exported.exported_file import Operation, Program, Value, load_program
+from bcu_cli.checkpoints.onnx.onnx_file import Graph, Node, load_graph
+from bcu_cli.checkpoints.torchscript.operators import forbidden_operators, is_pure
+from bcu_cli.checkpoints.torchscript.script_code import ScriptCode
+from bcu_cli.checkpoints.torchscript.script_file import Script, ScriptObject, open_script
+
 from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline, Placeholder
-from .exported import Operation, Program, Value, load_program
-from .onnx_file import Graph, Node, load_graph
-from .operators import forbidden_operators, is_pure
 from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
 from .rules import RULES, Rule
 from .safetensors_file import Header, TensorInfo, count_not_finite, read_header
-from .script_code import ScriptCode
 from .sniff import sniff
-from .torchscript import Script, ScriptObject, open_script
 from .writing import atomic_write, check_writable, sha256_of, write, write_bytes, write_torchscript
 
 __all__ = [

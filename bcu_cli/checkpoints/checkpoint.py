@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .inert import key_text
+from bcu_cli.checkpoints.pickles.inert import key_text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,12 +7,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from bcu_cli.checkpoints import hub, safetensors_file, shards
+from bcu_cli.checkpoints.exported import exported_file
+from bcu_cli.checkpoints.onnx import onnx_file
+from bcu_cli.checkpoints.pickles import saved
+from bcu_cli.checkpoints.pickles.weights import Weights, flat_weights, no_weights, split_prefix
+from bcu_cli.checkpoints.torchscript import script_file
 from bcu_cli.errors import CheckpointError
 
-from . import exported, hub, onnx_file, pickles, safetensors_file, shards, torchscript
 from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline
 from .sniff import Kind, sniff
-from .weights import Weights, flat_weights, no_weights, split_prefix
 from .writing import sha256_of
 
 _FORMATS = {
@@ -111,9 +115,9 @@ def read(path: Path, *, weights_key: str | None = None) -> Checkpoint:
     path = model_in(path)
     kind = sniff(path)
     description = _describe(path, kind, hashed=True)
-    code = (torchscript.OPERATOR_RULE, onnx_file.OPERATOR_RULE)
+    code = (script_file.OPERATOR_RULE, onnx_file.OPERATOR_RULE)
     not_code = [item for item in description.findings if item.rule not in code]
-    pickles.refuse_if_unsafe(path, not_code)
+    saved.refuse_if_unsafe(path, not_code)
     return Checkpoint(**_as_arguments(description) | _as_arguments(_weights(path, kind, weights_key)))
 
 
@@ -149,14 +153,14 @@ def _weights(path: Path, kind: Kind, key: str | None = None) -> Weights:
         return flat_weights(path, *safetensors_file.load(path))
     if kind is Kind.TORCHSCRIPT:
         why = "only torch's lite interpreter reads it"
-        omitted = tuple(Omission(name=name, why=why) for name in torchscript.left_out(path))
-        return Weights(tensors=torchscript.load(path), omitted=omitted)
+        omitted = tuple(Omission(name=name, why=why) for name in script_file.left_out(path))
+        return Weights(tensors=script_file.load(path), omitted=omitted)
     if kind is Kind.EXPORTED:
-        return flat_weights(path, exported.load(path), {})
+        return flat_weights(path, exported_file.load(path), {})
     if kind is Kind.ONNX:
         return flat_weights(path, onnx_file.load(path), onnx_file.inspect_model(path).metadata)
     if kind is not Kind.SHARDS:
-        return pickles.load(path, kind, key)
+        return saved.load(path, kind, key)
     tensors: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     for part, promised in shards.read_index(path).items():
@@ -177,16 +181,16 @@ def _describe(path: Path, kind: Kind, *, hashed: bool) -> Description:
     if kind is Kind.SAFETENSORS:
         safetensors_file.read_header(path)
     elif kind is Kind.TORCHSCRIPT:
-        findings, operators = torchscript.find_faults(path)
+        findings, operators = script_file.find_faults(path)
     elif kind is Kind.EXPORTED:
-        findings, operators = exported.find_faults(path)
+        findings, operators = exported_file.find_faults(path)
     elif kind is Kind.ONNX:
         model = onnx_file.inspect_model(path)
         findings, operators, files = model.findings, model.operators, (path, *model.files)
     else:
-        findings = pickles.find_faults(path, kind)
+        findings = saved.find_faults(path, kind)
         if kind is Kind.PLAIN_PICKLE and all(finding.rule == "pickle-object" for finding in findings):
-            pickles.refuse_other_library(path, findings)
+            saved.refuse_other_library(path, findings)
     if (renamed := _renamed(path, kind)) is not None:
         findings.append(renamed)
     return Description(

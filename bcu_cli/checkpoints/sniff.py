@@ -7,20 +7,20 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
+from bcu_cli.checkpoints.exported.exported_file import MARKER
+from bcu_cli.checkpoints.onnx.schema import looks_like_onnx
+from bcu_cli.checkpoints.pickles.machine import BrokenPickleError, follow
 from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 from . import shards
 from .archive import MAX_PICKLE_BYTES, member_names
-from .exported import MARKER
-from .onnx_schema import looks_like_onnx
-from .pickle_machine import BrokenPickleError, follow
 from .zip_directory import ends_as_zip
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from .pickle_machine import GlobalUse
+    from bcu_cli.checkpoints.pickles.machine import GlobalUse
 
 
 class Kind(enum.StrEnum):

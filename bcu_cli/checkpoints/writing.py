@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
+from bcu_cli.checkpoints import safetensors_file
+from bcu_cli.checkpoints.pickles.weights import METADATA_KEY, OWN_METADATA_KEY
+from bcu_cli.checkpoints.torchscript import script_file
 from bcu_cli.errors import CheckpointError, OutputError
 
-from . import safetensors_file, torchscript
 from .checkpoint import Checkpoint, Format, Omission, Placeholder
 from .unfinished import Unfinished, remove_unfinished
-from .weights import METADATA_KEY, OWN_METADATA_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -192,7 +193,7 @@ def write_torchscript(
 ) -> str:
     """Write a copy of a TorchScript archive with new values in its tensors.
 
-    Code and all other members are kept; see :func:`bcu_cli.checkpoints.torchscript.dump`.
+    Code and all other members are kept; see :func:`bcu_cli.checkpoints.torchscript.script_file.dump`.
 
     Args:
         path: The new file.
@@ -209,7 +210,7 @@ def write_torchscript(
     """
     if sha256_of(like.path) != like.sha256:
         raise OutputError(f"{like.path} has changed since it was read", "run the command again")
-    return _write_file(path, lambda file: torchscript.dump(file, like.path, tensors), check)
+    return _write_file(path, lambda file: script_file.dump(file, like.path, tensors), check)
 
 
 def write_bytes(path: Path, data: bytes, *, check: Check | None = None) -> str:

@@ -34,7 +34,7 @@ def demo(
 
     Every command is printed before it runs.
     """
-    from bcu_cli.images import signs
+    from bcu_cli.images.sources import signs
 
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file", "name a new folder with --dir")

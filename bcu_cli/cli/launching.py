@@ -64,7 +64,7 @@ def launch(words: Sequence[str], devices: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from bcu_cli.images.processes import cores
+    from bcu_cli.images.decoding.processes import cores
 
     for name, value in with_threads(max(1, cores() // devices)).items():
         os.environ.setdefault(name, value)

@@ -36,12 +36,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses import auto_outlook, canary, class_screening, patches, sinusoids
-from bcu_cli.defenses.adversary import KINDS, UNIVERSAL, WEIGHT_FLOOR, Adversary, Limits, odds
-from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
-from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
-from bcu_cli.defenses.corruptions import corrupt
-from bcu_cli.defenses.residual_search import (
+from bcu_cli.defenses.adversarial import canary, class_screening, outlook, patches, sinusoids
+from bcu_cli.defenses.adversarial.adversary import (
+    KINDS,
+    UNIVERSAL,
+    WEIGHT_FLOOR,
+    Adversary,
+    Limits,
+    odds,
+)
+from bcu_cli.defenses.adversarial.corruptions import corrupt
+from bcu_cli.defenses.adversarial.residual_search import (
     SELECTION_IMAGES,
     ModelPair,
     ResidualSearch,
@@ -49,6 +54,8 @@ from bcu_cli.defenses.residual_search import (
     compare_changes,
     spread,
 )
+from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
+from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.evaluation.measures import Proportion, above_others, agreement
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
@@ -62,7 +69,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from bcu_cli.defenses.residual_search import Change
+    from bcu_cli.defenses.adversarial.residual_search import Change
     from bcu_cli.models import Classifier
     from bcu_cli.training.forecast import Outlook
     from bcu_cli.training.loop import Objective
@@ -175,7 +182,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def outlook(self) -> Outlook:
         """See :meth:`Defense.outlook`."""
-        return auto_outlook.outlook(self)
+        return outlook.outlook(self)
 
     def stages(self) -> Iterator[Stage]:
         """Search the original, tune the strength on canaries where needed, cleanse, and verify."""

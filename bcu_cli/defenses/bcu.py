@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from bcu_cli.defenses import reinit_ratios
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
-from bcu_cli.defenses.depth import Layer, measure
+from bcu_cli.defenses.parts import reinit_ratios
+from bcu_cli.defenses.parts.depth import Layer, measure
 from bcu_cli.training.loop import Stage, Training
 
 if TYPE_CHECKING:

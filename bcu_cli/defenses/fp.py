@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
-from bcu_cli.defenses.finetuning import finetuning
+from bcu_cli.defenses.parts.finetuning import finetuning
 from bcu_cli.models.channels import Channels, find_channels, pruned_report
 from bcu_cli.training.inference import BATCH_SIZE, predict
 from bcu_cli.training.loop import Stage

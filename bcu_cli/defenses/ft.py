@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions
-from bcu_cli.defenses.finetuning import finetuning
+from bcu_cli.defenses.parts.finetuning import finetuning
 from bcu_cli.training.loop import Stage
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
-from bcu_cli.defenses.finetuning import EPOCHS, finetuning
+from bcu_cli.defenses.parts.finetuning import EPOCHS, finetuning
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.channels import BATCH_NORMS
-from bcu_cli.models.script_module import ScriptModule
+from bcu_cli.models.embedded.script_module import ScriptModule
 from bcu_cli.training.loop import Stage, Training
 
 if TYPE_CHECKING:

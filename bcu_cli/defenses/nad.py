@@ -22,8 +22,8 @@ import torch
 from torch.nn import functional as F
 
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
-from bcu_cli.defenses.feature_maps import last_of_each_resolution, recorded
-from bcu_cli.defenses.finetuning import EPOCHS, finetuning
+from bcu_cli.defenses.parts.feature_maps import last_of_each_resolution, recorded
+from bcu_cli.defenses.parts.finetuning import EPOCHS, finetuning
 from bcu_cli.training.loop import Stage, Training
 
 if TYPE_CHECKING:

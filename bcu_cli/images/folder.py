@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images.decoding import FORMATS_HINT, Geometry
-from bcu_cli.images.hidden import Hidden, is_hidden
-from bcu_cli.images.listing import list_files, list_images, named
-from bcu_cli.images.processes import decode_many
+from bcu_cli.images.decoding.image import FORMATS_HINT, Geometry
+from bcu_cli.images.decoding.processes import decode_many
+from bcu_cli.images.sources.hidden import Hidden, is_hidden
+from bcu_cli.images.sources.listing import list_files, list_images, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from bcu_cli.images.decoding import RawImage
-    from bcu_cli.images.listing import Listing
+    from bcu_cli.images.decoding.image import RawImage
+    from bcu_cli.images.sources.listing import Listing
 
 FEWEST_IMAGES = 32
 _SYNSET = re.compile(r"n\d{8}", re.ASCII)

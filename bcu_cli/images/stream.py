@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images.decoding import FORMATS_HINT
+from bcu_cli.images.decoding.image import FORMATS_HINT
+from bcu_cli.images.decoding.pace import Pace
+from bcu_cli.images.decoding.processes import FILES_PER_TASK, Decoders, cores
 from bcu_cli.images.folder import require_enough
-from bcu_cli.images.hidden import Hidden
-from bcu_cli.images.listing import named
-from bcu_cli.images.pace import Pace
-from bcu_cli.images.processes import FILES_PER_TASK, Decoders, cores
+from bcu_cli.images.sources.hidden import Hidden
+from bcu_cli.images.sources.listing import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
     from pathlib import Path
 
-    from bcu_cli.images.decoding import Geometry
+    from bcu_cli.images.decoding.image import Geometry
+    from bcu_cli.images.decoding.processes import Decoded
     from bcu_cli.images.folder import ImageSet
-    from bcu_cli.images.listing import Listing
-    from bcu_cli.images.processes import Decoded
+    from bcu_cli.images.sources.listing import Listing
 
 AHEAD_BYTES, FEWEST_AHEAD, MOST_AHEAD = 2**27, 2, 16
 """Limits of decoding ahead: bytes of all batches, and their smallest and largest number."""

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.models.architecture import Architecture
-from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES, builtin_names
+from bcu_cli.models.networks.builtin import BUILTIN_ARCHITECTURES, builtin_names
 from bcu_cli.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
+    from bcu_cli.models.architectures.identification import class_count, identify
     from bcu_cli.models.classifier import Classifier
-    from bcu_cli.models.identification import class_count, identify
     from bcu_cli.models.loading import Loaded, load
     from bcu_cli.models.metadata import metadata_for
     from bcu_cli.models.registry import build
@@ -37,8 +37,8 @@ _LAZY = {
     "Classifier": "classifier",
     "Loaded": "loading",
     "build": "registry",
-    "class_count": "identification",
-    "identify": "identification",
+    "class_count": "architectures.identification",
+    "identify": "architectures.identification",
     "load": "loading",
     "metadata_for": "metadata",
 }

@@ -13,11 +13,11 @@ from torch.jit import TracingCheckError  # type: ignore[attr-defined]
 
 from bcu_cli.checkpoints import Format, read, write, write_bytes, write_torchscript
 from bcu_cli.errors import CheckpointError, OutputError, TrainingError
-from bcu_cli.models.embedded_network import EmbeddedNetwork
-from bcu_cli.models.index import counted
+from bcu_cli.models.architectures.index import counted
+from bcu_cli.models.configs.transformers_config import is_config
+from bcu_cli.models.embedded.embedded_network import EmbeddedNetwork
+from bcu_cli.models.embedded.script import ScriptNetwork
 from bcu_cli.models.metadata import metadata_for
-from bcu_cli.models.script import ScriptNetwork
-from bcu_cli.models.transformers_config import is_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError, BcuError, CheckpointError
-from bcu_cli.models import fingerprint, preprocessing_choice, size_choice
 from bcu_cli.models.architecture import Architecture
-from bcu_cli.models.builtin import is_builtin
-from bcu_cli.models.claims import Claim, read_claims
+from bcu_cli.models.architectures.fitting import fill, refuse_broken
+from bcu_cli.models.architectures.identification import Found, ambiguous, find, unconfirmed
 from bcu_cli.models.classifier import Classifier, refuse_dependence
-from bcu_cli.models.embedded import (
+from bcu_cli.models.configs.claims import Claim, read_claims
+from bcu_cli.models.embedded.opening import (
     KINDS,
     EmbeddedFunction,
     answers,
@@ -26,16 +26,16 @@ from bcu_cli.models.embedded import (
     open_embedded,
     settle_batch,
 )
-from bcu_cli.models.fitting import fill, refuse_broken
-from bcu_cli.models.identification import Found, ambiguous, find, unconfirmed
+from bcu_cli.models.inputs import fingerprint, preprocessing_choice, size_choice
 from bcu_cli.models.metadata import class_names
+from bcu_cli.models.networks.builtin import is_builtin
 from bcu_cli.models.outputs import find_ending
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, is_user_file
 
 if TYPE_CHECKING:
     from bcu_cli.checkpoints import Checkpoint
-    from bcu_cli.models.index import Candidate
+    from bcu_cli.models.architectures.index import Candidate
 
 #: Gives images in the size and cropping of a preprocessing: ``float [N, C, H, W]`` in [0, 1], not normalised.
 ImageSource = Callable[[Preprocessing], Tensor]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.models import claims
-from bcu_cli.models.transformers_config import is_config
+from bcu_cli.models.configs import claims
+from bcu_cli.models.configs.transformers_config import is_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

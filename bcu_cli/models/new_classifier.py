@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES, is_builtin, split_width
+from bcu_cli.models.architectures.index import entry_of
 from bcu_cli.models.classifier import Classifier
-from bcu_cli.models.index import entry_of
+from bcu_cli.models.networks.builtin import BUILTIN_ARCHITECTURES, is_builtin, split_width
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, resolve
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bcu_cli.images.decoding import Geometry
+    from bcu_cli.images.decoding.image import Geometry
 
 #: Largest height or width that the user may give.
 LARGEST_SIDE = 8192
@@ -71,7 +71,7 @@ class Preprocessing:
     @property
     def geometry(self) -> Geometry:
         """The size and cropping alone, as the decoding of images takes them."""
-        from bcu_cli.images.decoding import Geometry
+        from bcu_cli.images.decoding.image import Geometry
 
         channels, height, width = self.input_size
         return Geometry(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import ArchitectureError, BcuError
-from bcu_cli.models import timm_config, transformers_config
-from bcu_cli.models.builtin import BUILTIN_ARCHITECTURES, is_builtin, split_width
+from bcu_cli.models.configs import timm_config, transformers_config
+from bcu_cli.models.networks.builtin import BUILTIN_ARCHITECTURES, is_builtin, split_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def possible_names(name: str) -> tuple[str, ...]:
     Names are only looked up: no file is opened, and nothing is imported for a name. A tag of timm
     (``resnet50.a1_in1k``) is dropped. A name with options is always timm's.
     """
-    from bcu_cli.models.index import known_names
+    from bcu_cli.models.architectures.index import known_names
 
     if transformers_config.is_config(name):
         return (name,)
@@ -89,7 +89,7 @@ def resolve(name: str) -> str:
 
 def unknown_architecture(name: str) -> ArchitectureError:
     """The error for an unknown name, with similar names."""
-    from bcu_cli.models.index import known_names
+    from bcu_cli.models.architectures.index import known_names
 
     plain = {known.rpartition(":")[2]: known for known in sorted(known_names(), reverse=True)}
     plain |= {own: own for own in BUILTIN_ARCHITECTURES}
@@ -178,7 +178,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _build_builtin(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:
-    from bcu_cli.models import cifar, cifar_depthwise, cifar_joined
+    from bcu_cli.models.networks import cifar, cifar_depthwise, cifar_joined
 
     base, width = split_width(name)
     makers = vars(cifar) | vars(cifar_depthwise) | vars(cifar_joined)

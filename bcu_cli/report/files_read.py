@@ -58,7 +58,7 @@ def _file(path: Path) -> dict[str, Any]:
 
 
 def _folder(folder: Path) -> dict[str, Any]:
-    from bcu_cli.images.listing import list_files  # imports NumPy and Pillow, which inspect does not need
+    from bcu_cli.images.sources.listing import list_files
 
     files, _ = list_files(folder)
     digest = hashlib.sha256()

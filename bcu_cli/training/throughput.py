@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bcu_cli.models.dispatch import DispatchMode
+from bcu_cli.models.architectures.dispatch import DispatchMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

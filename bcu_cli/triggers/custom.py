@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from bcu_cli.errors import TriggerError
-from bcu_cli.images.decoding import Geometry
-from bcu_cli.images.processes import decode_many
+from bcu_cli.images.decoding.image import Geometry
+from bcu_cli.images.decoding.processes import decode_many
 from bcu_cli.triggers.base import Trigger
 from bcu_cli.triggers.fields import Number, checked_settings
 

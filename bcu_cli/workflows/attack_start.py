@@ -12,7 +12,7 @@ from bcu_cli.workflows import loading
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bcu_cli.images.decoding import Geometry
+    from bcu_cli.images.decoding.image import Geometry
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Classifier, Loaded
 
@@ -86,7 +86,7 @@ def from_file(weights: Path, options: loading.ModelOptions, data: str, *, downlo
         BcuError: The file cannot be read, is not safe, or is no classifier that can be rebuilt.
         ArchitectureError: The written network could not be read again, since no name gives its architecture.
     """
-    from bcu_cli.models.transformers_config import is_config
+    from bcu_cli.models.configs.transformers_config import is_config
 
     loaded = loading.load_model(weights, options, pictures=data, download=download)
     name = loaded.architecture.name

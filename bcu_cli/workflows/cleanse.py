@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bcu_cli.defenses.base import Defense, DefenseOptions
     from bcu_cli.evaluation.measures import Proportion
     from bcu_cli.images.folder import ImageSet
-    from bcu_cli.images.given import GivenImages
+    from bcu_cli.images.sources.given import GivenImages
     from bcu_cli.images.stream import StreamedSet
     from bcu_cli.models import Loaded
     from bcu_cli.models.classifier import Classifier
@@ -193,7 +193,7 @@ class _Cleansing:
     def __init__(
         self, request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], device: Device
     ) -> None:
-        from bcu_cli.models.config_beside import configs_for, refuse_other_configs
+        from bcu_cli.models.configs.config_beside import configs_for, refuse_other_configs
         from bcu_cli.report import document
 
         self.request = request
@@ -367,7 +367,7 @@ class _Cleansing:
 
     def _write(self, defense: Defense[Any], out: Path, report: dict[str, Any]) -> None:
         """Write the student in the form of the original file, what belongs beside it, and ``output``."""
-        from bcu_cli.models.config_beside import write_configs
+        from bcu_cli.models.configs.config_beside import write_configs
         from bcu_cli.models.export import write_like
         from bcu_cli.report import card, document, provenance
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from bcu_cli.defenses.base import Defense
-    from bcu_cli.images.decoding import Geometry
+    from bcu_cli.images.decoding.image import Geometry
     from bcu_cli.images.folder import ImageSet
-    from bcu_cli.images.listing import Listing
+    from bcu_cli.images.sources.listing import Listing
     from bcu_cli.images.stream import StreamedSet
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
@@ -90,7 +90,7 @@ def _load_labelled(
     request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], generator: torch.Generator
 ) -> ImageSet:
     from bcu_cli.images.folder import FEWEST_IMAGES, list_labelled, subfolders
-    from bcu_cli.images.listing import list_files
+    from bcu_cli.images.sources.listing import list_files
 
     folder = request.images
     if not isinstance(folder, Path):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bcu_cli.evaluation.conditions import Condition
     from bcu_cli.evaluation.trigger_choice import TriggerChoice
     from bcu_cli.images.folder import ImageSet
-    from bcu_cli.images.given import GivenImages
+    from bcu_cli.images.sources.given import GivenImages
     from bcu_cli.models import Loaded
     from bcu_cli.training.devices import Device
     from bcu_cli.workflows.measuring import Measured

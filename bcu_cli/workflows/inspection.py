@@ -189,7 +189,7 @@ def _open(description: Description, arch: str | None, before_reading: Callable[[
     """Inspect the content of a file that is safe to open."""
     from bcu_cli.checkpoints import count_not_finite, outline, read
     from bcu_cli.models import identify
-    from bcu_cli.models.index import counted
+    from bcu_cli.models.architectures.index import counted
 
     content: Checkpoint | Outline
     not_finite: dict[str, int] | None
@@ -279,7 +279,7 @@ def _unread_graph(content: Any) -> Problem | None:
     """
     if content.format.value not in _WITH_GRAPH:
         return None
-    from bcu_cli.models.embedded import open_embedded
+    from bcu_cli.models.embedded.opening import open_embedded
 
     try:
         open_embedded(content)
@@ -300,7 +300,7 @@ def _problem(error: CheckpointError | ArchitectureError, rule: str) -> Problem:
 
 
 def _not_finite(checkpoint: Checkpoint) -> dict[str, int]:
-    from bcu_cli.models.fitting import number_not_finite
+    from bcu_cli.models.architectures.fitting import number_not_finite
 
     counts = {name: number_not_finite(tensor) for name, tensor in checkpoint.tensors.items()}
     return {name: count for name, count in counts.items() if count}

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from bcu_cli.checkpoints import Checkpoint
-    from bcu_cli.images.decoding import Geometry
+    from bcu_cli.images.decoding.image import Geometry
     from bcu_cli.images.folder import ImageSet, Part
-    from bcu_cli.images.given import GivenImages
-    from bcu_cli.images.listing import Listing
+    from bcu_cli.images.sources.given import GivenImages
+    from bcu_cli.images.sources.listing import Listing
     from bcu_cli.models import Loaded
 
 
@@ -122,15 +122,15 @@ def _sampler(pictures: Path | str | GivenImages | None, *, download: bool) -> It
     if pictures is None:
         yield None
         return
-    from bcu_cli.images.common_side import common_side
+    from bcu_cli.images.sources.common_side import common_side
 
     if not isinstance(pictures, Path | str):
         raw = pictures.raw_images
         yield _Source(pictures.sample, lambda: common_side(raw))
         return
     from bcu_cli.images.folder import sample
-    from bcu_cli.images.listing import list_images
-    from bcu_cli.images.sources import open_source
+    from bcu_cli.images.sources.labelled import open_source
+    from bcu_cli.images.sources.listing import list_images
 
     with ExitStack() as stack:
 
@@ -156,7 +156,7 @@ def _sampler(pictures: Path | str | GivenImages | None, *, download: bool) -> It
 
 def geometry(shape: tuple[int, int, int]) -> Geometry:
     """The geometry for images of shape (C, H, W), which crops only what does not fit."""
-    from bcu_cli.images.decoding import Geometry
+    from bcu_cli.images.decoding.image import Geometry
 
     channels, height, width = shape
     return Geometry(channels=channels, height=height, width=width)
@@ -179,7 +179,7 @@ def load_to_train(
     import torch
 
     from bcu_cli.images.folder import FEWEST_IMAGES, hold_out
-    from bcu_cli.images.sources import open_source
+    from bcu_cli.images.sources.labelled import open_source
 
     with open_source(spec, download=download) as source:
         part = source.train()
@@ -242,7 +242,7 @@ def load_to_measure(
     Raises:
         ImagesError: There are no images, or images of a class that the model lacks.
     """
-    from bcu_cli.images.sources import open_source
+    from bcu_cli.images.sources.labelled import open_source
 
     if not isinstance(spec, str):
         return with_bar(lambda bar: spec.labelled(geometry, classes, on_progress=bar), spec.root)

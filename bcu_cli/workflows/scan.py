@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bcu_cli.detectors.base import OnStep, Subject
     from bcu_cli.detectors.running import DetectorRun
     from bcu_cli.detectors.verdict import Calibration
-    from bcu_cli.images.given import GivenImages
+    from bcu_cli.images.sources.given import GivenImages
     from bcu_cli.models import Classifier, Loaded
     from bcu_cli.training.devices import Device
 
@@ -98,7 +98,7 @@ def prepare(options: ScanRequest) -> None:
         ImagesError: The folder of images does not exist.
         OutputError: The folder for the evidence cannot be created.
     """
-    from bcu_cli.images.listing import list_images
+    from bcu_cli.images.sources.listing import list_images
     from bcu_cli.training import devices
 
     if options.images is not None:

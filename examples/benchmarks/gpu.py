@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bcu_cli.checkpoints import Format, write
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.models import Architecture, metadata_for
 from bcu_cli.models.new_classifier import new_classifier
 from bcu_cli.report.document import environment

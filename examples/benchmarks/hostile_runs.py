@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bcu_cli
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.models import build
 
 MOST_SECONDS, MOST_BYTES, MOST_AFTER_A_SIGNAL = 120.0, 2 * 10**9, 3.0

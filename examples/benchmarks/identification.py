@@ -48,8 +48,8 @@ from bcu_cli import __version__
 from bcu_cli.checkpoints import Description, Format, outline
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models import identify
-from bcu_cli.models.identification import find
-from bcu_cli.models.index import Shapes, counted, load_index
+from bcu_cli.models.architectures.identification import find
+from bcu_cli.models.architectures.index import Shapes, counted, load_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -34,7 +34,7 @@ import torch
 from bcu_cli import __main__ as command_line
 from bcu_cli import __version__
 from bcu_cli.checkpoints import resume
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOST_IN_A_ROW = 4

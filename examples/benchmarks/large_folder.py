@@ -30,9 +30,9 @@ from PIL import Image
 
 from bcu_cli.checkpoints import Format, write
 from bcu_cli.cli.app import run
-from bcu_cli.images import signs
-from bcu_cli.images.decoding import Geometry
-from bcu_cli.images.listing import list_images
+from bcu_cli.images.decoding.image import Geometry
+from bcu_cli.images.sources import signs
+from bcu_cli.images.sources.listing import list_images
 from bcu_cli.images.stream import Stream
 from bcu_cli.models import Architecture, metadata_for
 from bcu_cli.models.new_classifier import new_classifier

@@ -35,8 +35,8 @@ import torch
 from torch import _weights_only_unpickler as weights_only
 
 from bcu_cli.checkpoints.archive import TorchArchive
-from bcu_cli.checkpoints.pickle_inspection import BrokenPickleError, inspect_pickle
-from bcu_cli.checkpoints.pickle_machine import follow
+from bcu_cli.checkpoints.pickles.inspection import BrokenPickleError, inspect_pickle
+from bcu_cli.checkpoints.pickles.machine import follow
 from bcu_cli.errors import CheckpointError
 
 if TYPE_CHECKING:

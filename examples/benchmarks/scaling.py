@@ -115,7 +115,7 @@ def estimates() -> list[dict[str, Any]]:
 def prepare(folder: Path, arch: str) -> None:
     """Write images and a model file of random weights."""
     from bcu_cli.checkpoints import Format, write
-    from bcu_cli.images import signs
+    from bcu_cli.images.sources import signs
     from bcu_cli.models import Architecture, metadata_for
     from bcu_cli.models.new_classifier import new_classifier
 

@@ -27,7 +27,7 @@ import torch
 
 from bcu_cli.detectors.verdict import suspicion
 from bcu_cli.evaluation.measures import Proportion
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 
 ATTACKS = ("none", "badnets", "blended", "iab", "lc", "sig", "wanet")
 ARCHITECTURES = {

@@ -5,7 +5,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models import MobileNetV2
 
-from bcu_cli.models.cifar import PreactBlock
+from bcu_cli.models.networks.cifar import PreactBlock
 
 
 def plain6(num_classes: int) -> nn.Module:

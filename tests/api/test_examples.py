@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bcu_cli as bcu
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 
 if TYPE_CHECKING:
     from pathlib import Path

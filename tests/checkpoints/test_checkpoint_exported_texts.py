@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from bcu_cli.checkpoints import exported_text, inspect_only
+from bcu_cli.checkpoints import inspect_only
+from bcu_cli.checkpoints.exported import texts
 from bcu_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -246,10 +247,10 @@ PLACES = {"default_factory_module": "builtins", "default_factory_name": "list", 
     ],
 )
 def test_containers_of_inputs_and_outputs(root: dict[str, Any], is_known: bool) -> None:
-    fault = exported_text.spec_fault(json.dumps([1, root]), of_inputs=False)
+    fault = texts.spec_fault(json.dumps([1, root]), of_inputs=False)
     assert (fault is None) == is_known
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "[2, {}]", "[" * 10_000, '[1, "x"]'])
 def test_descriptions_that_are_none(text: str) -> None:
-    assert exported_text.spec_fault(text, of_inputs=True) is not None
+    assert texts.spec_fault(text, of_inputs=True) is not None

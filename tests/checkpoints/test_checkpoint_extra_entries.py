@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bcu_cli.checkpoints import Format, read, write
-from bcu_cli.checkpoints.extra_entries import MAY_HOLD
+from bcu_cli.checkpoints.pickles.extra_entries import MAY_HOLD
 from bcu_cli.checkpoints.writing import lost_in
 from bcu_cli.errors import CheckpointError
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from checkpoint_files import rewritten, saved_bytes, zip_of
 
-from bcu_cli.checkpoints import Format, inspect_only, pickles, read, write
+from bcu_cli.checkpoints import Format, inspect_only, read, write
 from bcu_cli.checkpoints.archive import TorchArchive
+from bcu_cli.checkpoints.pickles import saved
 from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def test_plain_values_are_those_of_torch(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(saved_bytes(value))
     with TorchArchive(path) as archive:
-        ours = pickles._value_in_archive(archive)
+        ours = saved._value_in_archive(archive)
     theirs = torch.load(path, weights_only=True)
     assert {key: (type(item), item) for key, item in ours.items()} == {
         key: (type(item), item) for key, item in theirs.items()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bcu_cli.checkpoints import Format, inspect_only, load_graph, read, sniff
-from bcu_cli.checkpoints.onnx_schema import looks_like_onnx
+from bcu_cli.checkpoints.onnx.schema import looks_like_onnx
 from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from PIL import Image
 
 from bcu_cli.checkpoints import inspect_only, read
 from bcu_cli.checkpoints.archive import TorchArchive
-from bcu_cli.checkpoints.pickle_inspection import BrokenPickleError, inspect_pickle
-from bcu_cli.checkpoints.pickle_machine import follow
+from bcu_cli.checkpoints.pickles.inspection import BrokenPickleError, inspect_pickle
+from bcu_cli.checkpoints.pickles.machine import follow
 from bcu_cli.checkpoints.shards import read_index
 from bcu_cli.checkpoints.zip_directory import ZipError, ends_as_zip, read_members
 from bcu_cli.errors import CheckpointError, UnsafeFileError

@@ -20,9 +20,9 @@ from bcu_cli.checkpoints import (
     read,
     write_torchscript,
 )
-from bcu_cli.checkpoints.operators import UnreadableCodeError, list_operators, parse
+from bcu_cli.checkpoints.torchscript.operators import UnreadableCodeError, list_operators, parse
 from bcu_cli.errors import CheckpointError, UnsafeFileError
-from bcu_cli.models.script import ScriptNetwork
+from bcu_cli.models.embedded.script import ScriptNetwork
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,7 @@ import pytest
 
 from bcu_cli.defenses.bcu import BcuOptions
 from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.workflows import jobs
 from bcu_cli.workflows.attack import AttackRequest
 from bcu_cli.workflows.cleanse import CleanseRequest

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from scripted import torchscript_of
 
-from bcu_cli.models.cifar import resnet8
+from bcu_cli.models.networks.cifar import resnet8
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from bcu_cli.checkpoints import Format, read, write
 from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
-from bcu_cli.defenses import auto, patches
+from bcu_cli.defenses import auto
+from bcu_cli.defenses.adversarial import patches
+from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess
 from bcu_cli.defenses.base import Verdict
-from bcu_cli.defenses.residual_search import ResidualSearch, TriggerSuccess
 from bcu_cli.evaluation.measures import Proportion
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.models import load, metadata_for
 from bcu_cli.runs import resuming
 

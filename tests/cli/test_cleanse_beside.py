@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.report import card, provenance
 
 HEX = re.compile(r"[0-9a-f]{64}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.base import Verdict
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.models import build
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import Telling, bcu_process, children_of, descendants_of
 
-from bcu_cli.images import pace
+from bcu_cli.images.decoding import pace
 from bcu_cli.workflows import cleanse_images
 
 QUICK = ["--method", "bcu", "--epochs", 1, "--batch-size", 32]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.defenses import auto
 from bcu_cli.errors import OutputError
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.report import document
 from bcu_cli.training import throughput
 

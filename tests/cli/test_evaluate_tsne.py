@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.report import optional, tsne
 
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"

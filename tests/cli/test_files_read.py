@@ -12,7 +12,7 @@ import pytest
 from helpers import inputs_unchanged
 from safetensors.torch import load_file, save_file
 
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.report.files_read import files_read, of_data
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import ast
 import resource
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_version(bcu) -> None:
 
 
 def test_decoding_processes_start_without_torch() -> None:
-    code = "import bcu_cli.images.decoding, bcu_cli.__main__, sys; sys.exit('torch' in sys.modules)"
+    code = "import bcu_cli.images.decoding.image, bcu_cli.__main__, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -126,3 +127,33 @@ def test_only_the_command_line_knows_typer_and_rich() -> None:
         if name.split(".")[0] in {"typer", "rich", "click"}
     ]
     assert not wrong
+
+
+def _at_import(tree: ast.Module) -> list[ast.AST]:
+    """The statements that run when a module is imported, without those for a type checker alone."""
+    found, waiting = [], list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        found.append(node)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+            waiting += node.body + node.orelse
+        elif isinstance(node, ast.Try):
+            waiting += node.body + node.orelse + node.finalbody + [s for h in node.handlers for s in h.body]
+    return found
+
+
+def test_imports_hold_no_circle() -> None:
+    import bcu_cli
+
+    root = Path(bcu_cli.__file__).parent
+    files = {".".join(["bcu_cli", *f.relative_to(root).with_suffix("").parts]): f for f in root.rglob("*.py")}
+    packages = {name.removesuffix(".__init__"): file for name, file in files.items()}
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for name, file in packages.items():
+        package = ["bcu_cli", *file.relative_to(root).parent.parts]
+        for node in _at_import(ast.parse(file.read_text())):
+            imported = {each for each in _imported(node, package) if each in packages}
+            # A package that is passed through on the way to a module of it is no dependency.
+            parents = {each.rpartition(".")[0] for each in imported}
+            sorter.add(name, *(imported - parents - {name}))
+    sorter.prepare()  # raises CycleError, with the modules of a circle

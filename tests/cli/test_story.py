@@ -15,7 +15,7 @@ from helpers import Telling, bcu_process
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 
 if TYPE_CHECKING:
     from pathlib import Path

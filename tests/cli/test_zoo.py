@@ -21,7 +21,7 @@ from helpers import Telling, descendants_of
 from bcu_cli import attacks
 from bcu_cli.cli import zoo
 from bcu_cli.errors import UsageError
-from bcu_cli.images import signs
+from bcu_cli.images.sources import signs
 from bcu_cli.runs import children, engine, locks, resuming
 from bcu_cli.workflows import jobs, zoo_folder
 from bcu_cli.workflows.attack import AttackRequest

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bcu_cli.defenses.base import decide
 from bcu_cli.defenses.bcu import RATIOS, Bcu, BcuOptions, distillation_loss, reinitialise
-from bcu_cli.defenses.reinit_ratios import INITS, ratio_of, ratios_of
+from bcu_cli.defenses.parts.reinit_ratios import INITS, ratio_of, ratios_of
 from bcu_cli.errors import UsageError
 from bcu_cli.images.folder import ImageSet
 from bcu_cli.models import Classifier, Preprocessing, build
@@ -174,7 +174,7 @@ def test_options_that_make_no_sense(options: dict[str, object]) -> None:
 
 def shares(init: str, strength: float = 1.0) -> tuple[list[int], list[int], list[float]]:
     """Depth, weights and ratio of each layer of the paper's ResNet-18."""
-    from bcu_cli.defenses.depth import measure
+    from bcu_cli.defenses.parts.depth import measure
 
     with torch.device("meta"):
         layers = measure(build("resnet18_cifar", num_classes=10), torch.zeros(1, 3, 32, 32))

@@ -8,7 +8,8 @@ from defending import CPU, classifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcu_cli.defenses import auto, class_screening
+from bcu_cli.defenses import auto
+from bcu_cli.defenses.adversarial import class_screening
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.images.folder import ImageSet, hold_out
 

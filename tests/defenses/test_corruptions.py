@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses import corruptions
-from bcu_cli.defenses.corruptions import CORRUPTIONS, corrupt
+from bcu_cli.defenses.adversarial import corruptions
+from bcu_cli.defenses.adversarial.corruptions import CORRUPTIONS, corrupt
 
 BY_NAME = {way.__name__: way for way in CORRUPTIONS}
 

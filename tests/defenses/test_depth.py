@@ -7,8 +7,8 @@ from scripted import script_network
 from torch import nn
 
 from bcu_cli.defenses.bcu import RATIOS, BcuOptions
-from bcu_cli.defenses.depth import measure
-from bcu_cli.defenses.reinit_ratios import ratio_of
+from bcu_cli.defenses.parts.depth import measure
+from bcu_cli.defenses.parts.reinit_ratios import ratio_of
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models import build
 

@@ -11,7 +11,7 @@ from defending import defense, pictures, run, small
 from torch.nn import functional as F
 
 from bcu_cli.defenses import anp, clp, i_bau, mcr, nad
-from bcu_cli.defenses.feature_maps import last_of_each_resolution, recorded
+from bcu_cli.defenses.parts.feature_maps import last_of_each_resolution, recorded
 from bcu_cli.models import build
 from bcu_cli.models.channels import find_channels
 

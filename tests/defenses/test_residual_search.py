@@ -11,9 +11,10 @@ from defending import CPU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcu_cli.defenses import auto, patches, residual_search
+from bcu_cli.defenses import auto
+from bcu_cli.defenses.adversarial import patches, residual_search
+from bcu_cli.defenses.adversarial.residual_search import TriggerSuccess, outliers_among
 from bcu_cli.defenses.auto import Auto, AutoOptions
-from bcu_cli.defenses.residual_search import TriggerSuccess, outliers_among
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images.folder import ImageSet, hold_out
 from bcu_cli.models import Classifier, Preprocessing

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses import sinusoids
-from bcu_cli.defenses.sinusoids import CYCLES, DIRECTIONS, NUM_KINDS, WAVELENGTHS
+from bcu_cli.defenses.adversarial import sinusoids
+from bcu_cli.defenses.adversarial.sinusoids import CYCLES, DIRECTIONS, NUM_KINDS, WAVELENGTHS
 
 GREY = torch.full((1, 3, 64, 48), 128, dtype=torch.uint8)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcu_cli.images import processes
-from bcu_cli.images.decoding import Geometry, UnreadableError, decode
-from bcu_cli.images.processes import decode_many
+from bcu_cli.images.decoding import processes
+from bcu_cli.images.decoding.image import Geometry, UnreadableError, decode
+from bcu_cli.images.decoding.processes import decode_many
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images import signs
-from bcu_cli.images.decoding import Geometry
+from bcu_cli.images.decoding.image import Geometry
 from bcu_cli.images.folder import hold_out, list_labelled, load, load_unlabeled
-from bcu_cli.images.listing import list_files, list_images
+from bcu_cli.images.sources import signs
+from bcu_cli.images.sources.listing import list_files, list_images
 
 if TYPE_CHECKING:
     from pathlib import Path

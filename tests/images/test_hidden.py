@@ -14,12 +14,12 @@ from PIL import Image
 
 from bcu_cli.benchmark import image_links
 from bcu_cli.benchmark.cell import DataSet
-from bcu_cli.images import signs
-from bcu_cli.images.decoding import Geometry
+from bcu_cli.images.decoding.image import Geometry
 from bcu_cli.images.folder import list_labelled, load, load_unlabeled
-from bcu_cli.images.hidden import Hidden, is_hidden
-from bcu_cli.images.listing import list_images
-from bcu_cli.images.sources import open_source
+from bcu_cli.images.sources import signs
+from bcu_cli.images.sources.hidden import Hidden, is_hidden
+from bcu_cli.images.sources.labelled import open_source
+from bcu_cli.images.sources.listing import list_images
 from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from deadly import Deadly
 from PIL import Image
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images import processes
-from bcu_cli.images.decoding import Geometry, UnreadableError, decode
-from bcu_cli.images.processes import decode_many
+from bcu_cli.images.decoding import processes
+from bcu_cli.images.decoding.image import Geometry, UnreadableError, decode
+from bcu_cli.images.decoding.processes import decode_many
 
 if TYPE_CHECKING:
     from pathlib import Path

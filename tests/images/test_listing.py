@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images.decoding import MOST_BYTES, Geometry, Member, UnreadableError, decode
+from bcu_cli.images.decoding.image import MOST_BYTES, Geometry, Member, UnreadableError, decode
 from bcu_cli.images.folder import divide, find_unlabeled, hold_out, load, load_unlabeled
-from bcu_cli.images.listing import list_files, list_images
+from bcu_cli.images.sources.listing import list_files, list_images
 
 if TYPE_CHECKING:
     from pathlib import Path

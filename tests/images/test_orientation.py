@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcu_cli.images.decoding import Geometry, decode
+from bcu_cli.images.decoding.image import Geometry, decode
+from bcu_cli.images.decoding.orientation import in_exif
 from bcu_cli.images.folder import load_unlabeled
-from bcu_cli.images.orientation import in_exif
 
 if TYPE_CHECKING:
     from pathlib import Path

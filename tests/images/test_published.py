@@ -15,8 +15,8 @@ import torch
 from torchvision.datasets import CIFAR10, utils
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images.decoding import Geometry
-from bcu_cli.images.published import cifar10, gtsrb
+from bcu_cli.images.decoding.image import Geometry
+from bcu_cli.images.sources.published import cifar10, gtsrb
 
 AS_IT_IS = Geometry(height=32, width=32)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcu_cli.images import scaling
-from bcu_cli.images.decoding import Geometry, decode
+from bcu_cli.images.decoding import scaling
+from bcu_cli.images.decoding.image import Geometry, decode
+from bcu_cli.images.decoding.scaling import MISSING, STRETCHED, range_note
+from bcu_cli.images.decoding.unreadable import UnreadableError
 from bcu_cli.images.folder import load, load_unlabeled
-from bcu_cli.images.listing import list_images
-from bcu_cli.images.scaling import MISSING, STRETCHED, range_note
-from bcu_cli.images.unreadable import UnreadableError
+from bcu_cli.images.sources.listing import list_images
 from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:

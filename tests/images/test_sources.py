@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bcu_cli.errors import ImagesError, UsageError
-from bcu_cli.images import signs
-from bcu_cli.images.decoding import Geometry
+from bcu_cli.images.decoding.image import Geometry
 from bcu_cli.images.folder import ImageSet, list_labelled
-from bcu_cli.images.sources import open_source
+from bcu_cli.images.sources import signs
+from bcu_cli.images.sources.labelled import open_source
 
 SIZE = Geometry(height=16, width=16)
 

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from bcu_cli.errors import ImagesError
 from bcu_cli.images import stream
-from bcu_cli.images.decoding import Geometry
+from bcu_cli.images.decoding.image import Geometry
+from bcu_cli.images.decoding.pace import Pace
+from bcu_cli.images.decoding.processes import _end_spare
 from bcu_cli.images.folder import load, load_unlabeled
-from bcu_cli.images.listing import list_images
-from bcu_cli.images.pace import Pace
-from bcu_cli.images.processes import _end_spare
+from bcu_cli.images.sources.listing import list_images
 from bcu_cli.images.stream import Images, Stream, open_stream
 from bcu_cli.training.devices import Device
 from bcu_cli.training.loop import Training
@@ -229,8 +229,9 @@ def test_a_process_that_dies_is_replaced_and_no_process_stays_but_one_in_waiting
 def test_the_processes_end_with_their_parent_even_if_it_is_killed(photos: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from bcu_cli.images.decoding import Geometry\nfrom bcu_cli.images.listing import list_images\n"
-        "from bcu_cli.images.processes import Decoders\n"
+        "from bcu_cli.images.decoding.image import Geometry\n"
+        "from bcu_cli.images.sources.listing import list_images\n"
+        "from bcu_cli.images.decoding.processes import Decoders\n"
         "decoders = Decoders(Geometry(height=8, width=8), 2)\n"
         "listing = list_images(Path(sys.argv[1]))\n"
         "for future in [decoders.submit(listing[:9]) for _ in range(4)]: future.result()\n"
@@ -250,7 +251,7 @@ def test_the_processes_end_with_their_parent_even_if_it_is_killed(photos: Path) 
 def test_many_files_are_decoded_by_processes_to_the_same_pictures(
     photos: Path, whole: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bcu_cli.images import processes
+    from bcu_cli.images.decoding import processes
 
     monkeypatch.setattr(processes, "FILES_WORTH_PROCESSES", 1)
     data = load_unlabeled(photos, SIZE, generator=torch.Generator())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bcu_cli.images.tar import MOST_EXTENDED, DamagedTarError, members
+from bcu_cli.images.sources.tar import MOST_EXTENDED, DamagedTarError, members
 
 if TYPE_CHECKING:
     from pathlib import Path

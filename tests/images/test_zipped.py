@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bcu_cli.errors import ImagesError
-from bcu_cli.images import zipped
-from bcu_cli.images.zipped import unpacked
+from bcu_cli.images.sources import zipped
+from bcu_cli.images.sources.zipped import unpacked
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bcu_cli.models import BUILTIN_ARCHITECTURES, builtin_names
-from bcu_cli.models.builtin import TENSORS
+from bcu_cli.models.networks.builtin import TENSORS
 from bcu_cli.models.registry import build
 
 

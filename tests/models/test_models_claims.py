@@ -20,12 +20,13 @@ from timm.models._pretrained import PretrainedCfg
 
 from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.images.decoding import Geometry, decode
-from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for, timm_config
-from bcu_cli.models import transformers_processor as processors
-from bcu_cli.models.claims import read_claims
-from bcu_cli.models.plain_settings import is_plain
-from bcu_cli.models.transformers_config import MODEL_TYPES
+from bcu_cli.images.decoding.image import Geometry, decode
+from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for
+from bcu_cli.models.configs import timm_config
+from bcu_cli.models.configs import transformers_processor as processors
+from bcu_cli.models.configs.claims import read_claims
+from bcu_cli.models.configs.plain_settings import is_plain
+from bcu_cli.models.configs.transformers_config import MODEL_TYPES
 from bcu_cli.workflows.reader import Reader
 
 if TYPE_CHECKING:

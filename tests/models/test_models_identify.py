@@ -16,9 +16,9 @@ from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import build, builtin_names, identify, metadata_for
 from bcu_cli.models.architecture import Architecture
-from bcu_cli.models.claims import read_claims
-from bcu_cli.models.identification import class_count
-from bcu_cli.models.index import INDEX_FILE, load_index
+from bcu_cli.models.architectures.identification import class_count
+from bcu_cli.models.architectures.index import INDEX_FILE, load_index
+from bcu_cli.models.configs.claims import read_claims
 from bcu_cli.models.preprocessing import Preprocessing
 
 SAMPLE = [
@@ -250,7 +250,7 @@ def test_index_is_small_and_complete() -> None:
     assert len(names) > 1200
     assert set(builtin_names()) <= names
     assert {"timm", "torch", "torchvision"} <= index.versions.keys()
-    source = Path(sys.modules["bcu_cli.models.index"].__file__ or "").with_name(INDEX_FILE)
+    source = Path(sys.modules["bcu_cli.models.architectures.index"].__file__ or "").with_name(INDEX_FILE)
     assert source.stat().st_size < 300_000
 
 
@@ -259,8 +259,8 @@ def test_lookup_imports_no_torch() -> None:
 import sys
 import bcu_cli.models
 from bcu_cli.models import builtin_names
-from bcu_cli.models.identification import find
-from bcu_cli.models.index import load_index
+from bcu_cli.models.architectures.identification import find
+from bcu_cli.models.architectures.index import load_index
 from bcu_cli.models.registry import possible_names
 try:
     find({"conv1.weight": (3, 3)}, ())

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.images import signs
-from bcu_cli.images.common_side import common_side
+from bcu_cli.images.sources import signs
+from bcu_cli.images.sources.common_side import common_side
 from bcu_cli.models import build, load
 from bcu_cli.workflows import loading
 

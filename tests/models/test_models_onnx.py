@@ -13,7 +13,7 @@ from torch import nn
 from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models import build, load
-from bcu_cli.models.graph import GraphNetwork
+from bcu_cli.models.embedded.graph import GraphNetwork
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.checkpoints import Graph, Node
-from bcu_cli.models.graph import GraphNetwork
+from bcu_cli.models.embedded.graph import GraphNetwork
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of tracers and exporters, which are not what is tested
 

@@ -10,7 +10,7 @@ import torch
 
 from bcu_cli.checkpoints import Graph, Node
 from bcu_cli.errors import ArchitectureError
-from bcu_cli.models.graph import GraphNetwork
+from bcu_cli.models.embedded.graph import GraphNetwork
 
 FLOATS, ONES = torch.rand(4, 4), torch.ones(4, dtype=torch.int64)
 LEAST = torch.tensor([-(2**63)])

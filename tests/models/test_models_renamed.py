@@ -13,9 +13,9 @@ from torch import nn
 from bcu_cli.checkpoints import Format, read
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models import build, builtin_names, identify, load
+from bcu_cli.models.architectures.index import sum_shapes
+from bcu_cli.models.architectures.pairing import pairings
 from bcu_cli.models.export import as_stored, write_like
-from bcu_cli.models.index import sum_shapes
-from bcu_cli.models.pairing import pairings
 
 if TYPE_CHECKING:
     from pathlib import Path

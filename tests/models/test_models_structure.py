@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcu_cli.models.structure import UntraceableError, function_hash
+from bcu_cli.models.architectures.structure import UntraceableError, function_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable

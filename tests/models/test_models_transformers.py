@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 
 from bcu_cli.checkpoints import Format, read
 from bcu_cli.errors import ArchitectureError, BcuError
-from bcu_cli.images import signs
-from bcu_cli.models import build, identify, load, transformers_config, transformers_processor
-from bcu_cli.models.config_beside import configs_for
+from bcu_cli.images.sources import signs
+from bcu_cli.models import build, identify, load
+from bcu_cli.models.configs import transformers_config, transformers_processor
+from bcu_cli.models.configs.config_beside import configs_for
 
 transformers = pytest.importorskip("transformers", reason="the extra bcu-cli[transformers] is not installed")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bcu_cli.checkpoints import inspect_only
 from bcu_cli.errors import ArchitectureError, CheckpointError, UnsafeFileError
-from bcu_cli.models.script_limits import Limits
+from bcu_cli.models.embedded.script_limits import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,9 +7,9 @@ import torch
 from hostile_calls import run_in_children
 from script_subjects import subjects
 
-from bcu_cli.checkpoints.operators import ALLOWED
-from bcu_cli.models.script_operators import LANGUAGE, SPECIAL, is_tensor_operator
-from bcu_cli.models.script_values import PLAIN
+from bcu_cli.checkpoints.torchscript.operators import ALLOWED
+from bcu_cli.models.embedded.script_operators import LANGUAGE, SPECIAL, is_tensor_operator
+from bcu_cli.models.embedded.script_values import PLAIN
 
 CALLS = 8
 

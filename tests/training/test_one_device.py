@@ -20,7 +20,7 @@ from bcu_cli import attacks, defenses, detectors
 from bcu_cli.attacks.base import AttackOptions
 from bcu_cli.attacks.base import find as find_attack
 from bcu_cli.attacks.lc import LabelConsistent
-from bcu_cli.defenses import sinusoids
+from bcu_cli.defenses.adversarial import sinusoids
 from bcu_cli.defenses.auto import LEVELS, Auto
 from bcu_cli.defenses.base import Defense
 from bcu_cli.defenses.base import find as find_defense
@@ -28,7 +28,7 @@ from bcu_cli.defenses.fp import FinePruning
 from bcu_cli.detectors.base import Subject
 from bcu_cli.detectors.base import find as find_detector
 from bcu_cli.images.augmentation import Augmentation
-from bcu_cli.models.dispatch import DispatchMode
+from bcu_cli.models.architectures.dispatch import DispatchMode
 from bcu_cli.training.devices import Device
 from bcu_cli.training.options import TrainingOptions
 from bcu_cli.triggers import base as triggers

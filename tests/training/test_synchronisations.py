@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from bcu_cli.defenses import sinusoids
+from bcu_cli.defenses.adversarial import sinusoids
 from bcu_cli.defenses.auto import LEVELS, Auto, AutoOptions
 from bcu_cli.defenses.bcu import BcuOptions, distillation
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.images.folder import ImageSet
-from bcu_cli.models.dispatch import DispatchMode
+from bcu_cli.models.architectures.dispatch import DispatchMode
 from bcu_cli.models.new_classifier import new_classifier
 from bcu_cli.training.devices import Device
 from bcu_cli.training.loop import Training

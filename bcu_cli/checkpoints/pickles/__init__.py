@@ -1,0 +1,1 @@
+"""Pickles: inspecting them, reading them without running anything, and finding the weights in them."""

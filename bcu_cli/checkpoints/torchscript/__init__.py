@@ -1,0 +1,1 @@
+"""TorchScript archives: their tensors, their code as text, and the operators that it calls."""

@@ -1,0 +1,1 @@
+"""The parts of method ``auto``: its adversary, its searches for triggers, and its canaries."""

@@ -1,0 +1,65 @@
+"""The classes to search triggers for, where there are too many to search all.
+
+Universal changes are trained to turn images away from their class, whatever class they end in. A backdoor is
+an easy way to do that, so its target is among the classes that the images end in. Random classes are added,
+to compare with. The cost does not depend on the number of classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bcu_cli.defenses.adversarial.adversary import Adversary
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bcu_cli.defenses.adversarial.adversary import Limits
+
+MOST_CLASSES = 64
+"""Most classes to search triggers for; networks of no more classes are not screened."""
+RANDOM_CLASSES = 24
+"""Classes among these that are drawn at random."""
+STARTS = 16
+"""Changes of each kind that are trained from different initial values."""
+
+
+class UntargetedAdversary(Adversary):
+    """Universal changes that turn images away from the class that the network predicts without them.
+
+    Args:
+        shape: Shape of the images, (C, H, W).
+        limits: Limits of the changes.
+        seed: Seed of the initial changes.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], limits: Limits, *, seed: int) -> None:
+        super().__init__(range(STARTS), shape, limits, seed=seed)
+
+    def _loss(self, network: nn.Module, images: Tensor, logits: Tensor, slots: Tensor) -> Tensor:  # noqa: ARG002 - no targets
+        with torch.no_grad():
+            predicted = network(images).argmax(1)
+        return -F.cross_entropy(logits.float(), predicted, reduction="none").clamp(max=10.0).sum()
+
+
+def candidates(success: Tensor, seed: int) -> list[int]:
+    """The classes to search triggers for, in ascending order.
+
+    The kinds of changes take turns, since one kind often reaches many classes without a backdoor.
+
+    Args:
+        success: Share of the images of other classes that each change sends to each class, float
+            ``[STARTS, kinds, K]``.
+        seed: Seed of the classes that are drawn at random.
+    """
+    num_classes = success.shape[-1]
+    by_kind = success.amax(0).argsort(dim=1, descending=True, stable=True)
+    in_turns = dict.fromkeys(by_kind.t().flatten().tolist())
+    chosen = dict.fromkeys(list(in_turns)[: MOST_CLASSES - RANDOM_CLASSES])
+    shuffled = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed))
+    others = [each for each in shuffled.tolist() if each not in chosen]
+    return sorted([*chosen, *others[: MOST_CLASSES - len(chosen)]])

@@ -1,0 +1,100 @@
+"""The work of method ``auto`` before it begins: its stages, and the passes of images in each."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+from bcu_cli.defenses.adversarial import canary, class_screening, sinusoids
+from bcu_cli.defenses.adversarial.adversary import UNIVERSAL
+from bcu_cli.training.forecast import FORWARD, TO_IMAGES, TO_WEIGHTS, Outlook, PlannedStage
+
+if TYPE_CHECKING:
+    from bcu_cli.defenses.auto import Auto
+
+ADVICE = "a GPU shortens it, and so do fewer --epochs or, of more than 2,560 images, fewer --max-images"
+
+
+def outlook(defense: Auto) -> Outlook:
+    """The stages of a run, and the passes of one with ``--quick``.
+
+    Args:
+        defense: The method, with its options decided.
+    """
+    quick = _stages(defense, quick=True)
+    stages = quick if defense.options.quick else _stages(defense, quick=False)
+    shorter = {} if defense.options.quick else {"--quick": Outlook(stages=quick).passes}
+    return Outlook(stages=stages, shorter=shorter, advice=ADVICE)
+
+
+def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
+    from bcu_cli.defenses import auto  # which imports this module
+
+    count, held_out = len(defense.data), len(defense.held_out)
+    batch = count / ceil(count / defense.options.batch_size)
+    searching = TO_IMAGES * auto.SEARCH_STEPS * batch
+    classes = min(defense.teacher.num_classes, class_screening.MOST_CLASSES)
+    tried = min(auto.MAX_SINUSOID_IMAGES, held_out)
+    trying = min(auto.MOST_ANSWERS, len(UNIVERSAL) * classes * held_out) + sinusoids.NUM_KINDS * tried
+    screened = defense.teacher.num_classes > class_screening.MOST_CLASSES
+    screening = PlannedStage(
+        title="screening classes",
+        passes=searching + FORWARD * auto.SEARCH_STEPS * batch,
+        after=class_screening.STARTS * len(UNIVERSAL) * tried,
+    )
+    halved = [
+        PlannedStage(title="looking for smaller triggers", passes=searching, after=trying, sure=False)
+        for _ in range(auto.MOST_HALVINGS)
+    ]
+    return (
+        *([screening] if screened else []),
+        PlannedStage(title="looking for weaknesses", passes=searching, after=trying),
+        PlannedStage(title="looking for triggers", passes=searching, after=trying),
+        *halved,
+        *([] if quick else _tuning(defense, batch)),
+        *(stage for level in range(len(auto.LEVELS)) for stage in _level(defense, batch, level)),
+    )
+
+
+def _cleansing(defense: Auto, batch: float) -> float:
+    """Passes of a cleansing: the teacher sees each image, the adversary half, the student each one twice."""
+    from bcu_cli.defenses import auto
+
+    per_epoch = min(ceil(len(defense.data) / defense.options.batch_size), auto.MOST_STEPS)
+    steps = (defense.options.epochs or 0) * per_epoch
+    return steps * batch * (FORWARD + 0.5 * TO_IMAGES + 2 * TO_WEIGHTS)
+
+
+def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
+    """Planting canaries and cleansing them; left out where a trigger stands out."""
+    from bcu_cli.defenses import auto
+
+    planting = auto.CANARY_STEPS * batch * (FORWARD + 2 * TO_WEIGHTS)
+    trying = 2 * len(canary.NAMES) * len(defense.held_out)
+    cleansings = [
+        PlannedStage(
+            title=f"cleansing canaries, level {level + 1}",
+            passes=_cleansing(defense, batch),
+            after=trying,
+            sure=level == 0,
+        )
+        for level in range(len(auto.LEVELS))
+    ]
+    return [PlannedStage(title="planting canaries", passes=planting), *cleansings]
+
+
+def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
+    """A cleansing and the search for what remains."""
+    from bcu_cli.defenses import auto
+
+    small = min(len(defense.data), auto.VERIFICATION_BATCH)
+    return [
+        PlannedStage(
+            title=f"cleansing, level {level + 1}", passes=_cleansing(defense, batch), sure=level == 0
+        ),
+        PlannedStage(
+            title="looking for remaining triggers",
+            passes=TO_IMAGES * auto.VERIFICATION_STEPS * small,
+            sure=level == 0,
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""Where images come from: folders, archives, published data sets, and values passed to the Python API."""

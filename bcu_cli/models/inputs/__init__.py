@@ -1,0 +1,1 @@
+"""Finds out which input size and normalisation a network was trained with."""
