@@ -15,6 +15,7 @@ from bcu_cli import defenses
 from bcu_cli.errors import UsageError
 from bcu_cli.images.augmentation import Augmentation
 from bcu_cli.training.inference import predict
+from bcu_cli.training.loop import Training
 from bcu_cli.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
     from bcu_cli.training.forecast import Outlook
-    from bcu_cli.training.loop import Stage
+    from bcu_cli.training.loop import Objective, Stage
 
 PAPER_EPOCHS = 100
 FEWEST_STEPS, MOST_STEPS = 900, 8000
@@ -196,9 +197,9 @@ class Defense(ABC, Generic[O]):
         After the last one the student is the cleansed network.
         """
 
-    @abstractmethod
     def details(self) -> dict[str, Any]:
         """Details of what was done to the network, as plain values for a report, after the last stage."""
+        return {}
 
     def verdict(self) -> Verdict | None:
         """The defense's judgement after the last stage; None if it does not judge itself."""
@@ -277,6 +278,26 @@ class TrainedDefense(Defense[T]):
     def decide(self, options: T) -> T:
         """See :meth:`Defense.decide`."""
         return decide(options, self.teacher, self.data.images, device=self.device)
+
+    def training(
+        self, objective: Objective, *, of: Classifier | None = None, reseeded: int = 0, **other: Any
+    ) -> Training:
+        """A training on the images.
+
+        Args:
+            objective: The loss.
+            of: The classifier to train in place; None is the student.
+            reseeded: Added to the seed, so that a second training draws other numbers.
+            other: Training options that replace those of the defense.
+        """
+        return Training(
+            self.student if of is None else of,
+            self.data.images,
+            objective,
+            self.options.training(**other),
+            device=self.device,
+            seed=self.options.seed + reseeded,
+        )
 
 
 def find(name: str) -> type[Defense[Any]]:

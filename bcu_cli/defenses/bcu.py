@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
 from bcu_cli.defenses.parts import reinit_ratios
 from bcu_cli.defenses.parts.depth import Layer, measure
-from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.loop import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,15 +105,7 @@ class Bcu(TrainedDefense[BcuOptions]):
             return
         objective = distillation(self.student, self.teacher, self.options)
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        training = Training(
-            self.student,
-            self.data.images,
-            objective,
-            self.options.training(),
-            device=self.device,
-            seed=self.options.seed,
-        )
-        yield Stage(title="cleansing", training=training)
+        yield Stage(title="cleansing", training=self.training(objective))
 
     def details(self) -> dict[str, Any]:
         """The re-initialisation of each layer."""

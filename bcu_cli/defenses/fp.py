@@ -75,7 +75,7 @@ class FinePruning(TrainedDefense[FpOptions]):
         layers = find_channels(network, self.example())[-self.options.layers :]
         pruned = self._prune(layers)
         self.pruned = [(channels, index.to(self.device.torch)) for channels, index in pruned]
-        training = finetuning(self, self.student, self.options)
+        training = finetuning(self, self.student)
         learn = training.objective
 
         def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:

@@ -25,7 +25,7 @@ from bcu_cli.defenses.parts.finetuning import EPOCHS, finetuning
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.channels import BATCH_NORMS
 from bcu_cli.models.embedded.script_module import ScriptModule
-from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.loop import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ class ModeConnectivityRepair(TrainedDefense[McrOptions]):
         """Fine-tune one end, train the control point of the curve, and take a point in between."""
         options = self.options
         end = copy.deepcopy(self.student)
-        training = finetuning(self, end, options, epochs=options.end_epochs)
+        training = finetuning(self, end, epochs=options.end_epochs)
         yield Stage(title="fine-tuning the other end", training=training)
         bend = copy.deepcopy(end)
         self.student.to(self.device.torch)
@@ -113,14 +113,7 @@ class ModeConnectivityRepair(TrainedDefense[McrOptions]):
         with torch.no_grad():
             for name, weight in self.curve.bend.items():
                 weight.copy_((self.curve.start[name] + self.curve.end[name]) / 2)
-        training = Training(
-            bend,
-            self.data.images,
-            self._objective(bend),
-            options.training(),
-            device=self.device,
-            seed=options.seed + 1,
-        )
+        training = self.training(self._objective(bend), of=bend, reseeded=1)
         yield Stage(title="training the curve", training=training)
         with torch.no_grad():
             point = self.curve.at(options.t)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
 from bcu_cli.defenses.parts.feature_maps import last_of_each_resolution, recorded
 from bcu_cli.defenses.parts.finetuning import EPOCHS, finetuning
-from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.loop import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,17 +69,9 @@ class NeuralAttentionDistillation(TrainedDefense[NadOptions]):
         """Fine-tune a copy, then distil its attention into the student."""
         self.layers = last_of_each_resolution(self.student.network, self.example(), MAPS)
         guide = copy.deepcopy(self.student)
-        training = finetuning(self, guide, self.options, epochs=self.options.teacher_epochs)
+        training = finetuning(self, guide, epochs=self.options.teacher_epochs)
         yield Stage(title="fine-tuning the teacher", training=training)
-        training = Training(
-            self.student,
-            self.data.images,
-            self._objective(guide),
-            self.options.training(),
-            device=self.device,
-            seed=self.options.seed + 1,
-        )
-        yield Stage(title="distilling attention", training=training)
+        yield Stage(title="distilling attention", training=self.training(self._objective(guide), reseeded=1))
 
     def details(self) -> dict[str, Any]:
         """The modules whose attention was distilled."""
