@@ -16,16 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SET_BY_THE_PLAN = {
-    "data",
-    "devices",
-    "force",
-    "format",
-    "images",
-    "json",
-    "max-images",
-    "out",
-    "resume",
-    "seed",
+    *("data", "devices", "force", "format", "images", "json", "max-images", "out", "resume", "seed"),
     "target-class",
 }
 _EXAMPLES = {"data": "cifar10", "attacks": "badnets", "defenses": "bcu"}

@@ -1,9 +1,9 @@
 """Mode connectivity repair: a point on a curve of low loss between the network and a fine-tuned copy.
 
 Zhao, Chen, Das, Ramamurthy, Lin, Bridging Mode Connectivity in Loss Landscapes and Adversarial Robustness,
-ICLR 2020, arXiv:2005.00060: a quadratic Bezier curve (1-t)² w1 + 2t(1-t) θ + t² w2, whose bend θ learns a
-low loss at random t (Eq. 2 and 3) while its ends are fixed. The BCU paper takes t = 0.3; its other end is
-the network fine-tuned for 10 epochs (section 4.1, supplement B).
+ICLR 2020, arXiv:2005.00060. A quadratic Bezier curve (1-t)² w1 + 2t(1-t) θ + t² w2 connects two networks. Its
+bend θ learns a low loss at random t (Eq. 2 and 3) while its ends are fixed. The BCU paper takes t = 0.3; its
+other end is the network fine-tuned for 10 epochs (section 4.1, supplement B).
 
 Deviations: θ starts halfway between the two ends and is trained with the BCU paper's settings. The running
 statistics of BatchNorm, which points in between lack, are recomputed on the images.

@@ -1,14 +1,14 @@
 """Neural attention distillation: the network learns the attention maps of a fine-tuned copy of itself.
 
 Li, Lyu, Koren, Lyu, Li, Ma, Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural
-Networks, ICLR 2021, arXiv:2101.05930. A copy is fine-tuned for 10 epochs; it is the teacher of the
-suspicious network, which learns the labels and, weighted by ``beta``, the teacher's attention: the maps'
-squares summed over channels (p = 2), at unit length, after each of the last three stages (BCU paper,
-supplement B).
+Networks, ICLR 2021, arXiv:2101.05930. A copy is fine-tuned for 10 epochs; it is the teacher of the suspicious
+network, which learns the labels and, weighted by ``beta``, the teacher's attention. Attention is the sum of
+the maps' squares over channels (p = 2), at unit length. It is taken after each of the last three stages (BCU
+paper, supplement B).
 
 Deviations: the distance of two attention maps is squared and averaged, as in the authors' code; the paper
-takes its norm. The paper tunes a ``beta`` for each attack, and the authors' code has one for each stage (500,
-1000, 1000; in its last version 0, 0, 5000); here all stages have the same. Both trainings have the BCU
+takes its norm. The paper tunes a ``beta`` for each attack. The authors' code has one for each stage (500,
+1000, 1000; in its last version 0, 0, 5000). Here all stages have the same. Both trainings have the BCU
 paper's settings, with a cosine schedule. The stages are found by the resolutions of the feature maps.
 """
 

@@ -1,7 +1,7 @@
 """Tensor names of transformers' files, under which bcu reads, shows and writes the tensors.
 
-transformers 5 names the modules of older architectures anew, and renames the tensors of a file while it loads
-them. A network that bcu builds takes the names of its file: ``state_dict()`` gives them, and
+transformers 5 gives the modules of older architectures new names, and renames the tensors of a file while it
+loads them. A network that bcu builds takes the names of its file: ``state_dict()`` gives them, and
 ``load_state_dict()`` takes them.
 """
 
