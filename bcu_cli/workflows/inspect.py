@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectRequest:
-    """What to inspect.
+    """Request to inspect files.
 
     Attributes:
         paths: Files, folders of them at any depth, or ``hf-hub:OWNER/NAME``.

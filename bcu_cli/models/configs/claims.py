@@ -179,8 +179,8 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
     claim = _with_problems(_checked(path.name, **(usual | parsed.fields)), parsed)
     problem = config.get("problem_type")
     if problem in _OTHER_PROBLEMS:
-        said = f"problem_type {problem}: {_OTHER_PROBLEMS[problem]}"
-        claim = replace(claim, refusals=(said, *claim.refusals))
+        refusal = f"problem_type {problem}: {_OTHER_PROBLEMS[problem]}"
+        claim = replace(claim, refusals=(refusal, *claim.refusals))
     return replace(claim, arch=arch, classes=config_classes(config))
 
 
