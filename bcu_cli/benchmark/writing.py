@@ -57,18 +57,8 @@ def as_csv(tables: Sequence[TableOf]) -> str:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     sides = ("before", "after", "drop")
-    header = [
-        "plan",
-        "size",
-        "data",
-        "arch",
-        "attack",
-        "defense",
-        "images",
-        "max-images",
-        "networks",
-        "failed",
-    ]
+    header = ["plan", "size", "data", "arch", "attack", "defense", "images", "max-images"]
+    header += ["networks", "failed"]
     for measure in MEASURES:
         header += [f"{measure}_{side}{what}" for side in sides for what in ("", "_deviation")]
         header += [f"{measure}_before_paper", f"{measure}_after_paper", f"{measure}_difference"]

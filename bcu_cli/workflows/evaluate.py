@@ -154,7 +154,7 @@ class _Evaluation:
         return measuring.measure(loaded, data, chosen, self._reference, self._device, with_features=features)
 
     def _images_for(self, loaded: Loaded) -> ImageSet:
-        """The images for a model, decoded again only if it takes another size or other classes than the last."""
+        """The images for a model; decoded again only if size or classes differ from those of the last."""
         number, names = loaded.classifier.num_classes, loaded.classes
         geometry = loaded.preprocessing.geometry
         if self._images is None or self._taken_as != (geometry, names, number):

@@ -134,7 +134,7 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _ask(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tuple[bytes, bool]:
-    """Send a request; returns the answered line, cut if it is too long or the process died, and if in time."""
+    """Send a request; returns the answered line (cut if too long, or if the process died), and if in time."""
     assert process.stdin is not None  # noqa: S101 - for the types
     assert process.stdout is not None  # noqa: S101
     overran = threading.Event()
@@ -151,9 +151,7 @@ def _ask(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tu
             process.stdin.write(request)
             process.stdin.flush()
         line = process.stdout.readline(_MOST_BYTES)
-        if (
-            not line.endswith(b"\n") and len(line) < _MOST_BYTES
-        ):  # it is ending; its exit code gives the reason
+        if not line.endswith(b"\n") and len(line) < _MOST_BYTES:  # it is ending; its exit code says why
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_SECONDS_TO_DIE)
     finally:

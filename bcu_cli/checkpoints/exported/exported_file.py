@@ -330,9 +330,9 @@ def _one(value: dict[str, Any]) -> Any:
     ((kind, given),) = value.items()
     if kind == "as_none":
         return None
-    return (
-        Value(given["name"] if kind == "as_tensor" else given) if kind in {"as_tensor", "as_name"} else given
-    )
+    if kind == "as_tensor":
+        return Value(given["name"])
+    return Value(given) if kind == "as_name" else given
 
 
 def _find_pickled_tensors(archive: TorchArchive) -> list[Finding]:
