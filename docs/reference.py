@@ -19,7 +19,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from bcu_cli.cli import exit_codes
-from bcu_cli.cli.app import app
+from bcu_cli.cli.app import COMMANDS, command_line
 from bcu_cli.workflows.method_options import NAMED
 
 _HEAD = """# Commands
@@ -59,13 +59,13 @@ class _Parameter:
 def page() -> str:
     """The whole page, as Markdown."""
     parts = [_HEAD]
-    parts += [_command("bcu", command) for command in app.registered_commands]
-    for group in app.registered_groups:
-        inner = group.typer_instance
-        if inner is None or inner.registered_callback is None:
+    for name in COMMANDS:
+        inner = command_line(name)
+        if inner.registered_callback is None:
+            parts += [_command("bcu", command) for command in inner.registered_commands]
             continue
-        parts.append(f"## bcu {group.name}\n\n{_description(inner.registered_callback.callback)}\n")
-        parts += [_command(f"bcu {group.name}", command) for command in inner.registered_commands]
+        parts.append(f"## bcu {name}\n\n{_description(inner.registered_callback.callback)}\n")
+        parts += [_command(f"bcu {name}", command) for command in inner.registered_commands]
     exits = _table(("code", "meaning"), [(str(code), text) for code, text in _EXITS.items()])
     return "\n".join([*parts, _methods(), _triggers(), f"## Exit codes\n\n{exits}"])
 

@@ -35,7 +35,10 @@ COMMANDS = {
 
 DRAW = """
 from pathlib import Path
-from bcu_cli.images import signs
+try:
+    from bcu_cli.images.sources import signs
+except ImportError:  # before the rooms had folders
+    from bcu_cli.images import signs
 signs.write_folder(Path("signs/train"), 40, seed=1)
 signs.write_folder(Path("signs/test"), 20, seed=2)
 signs.write_folder(Path("photos"), 30, seed=3, labelled=False)

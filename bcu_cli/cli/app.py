@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bcu_cli import events
-from bcu_cli.cli import attack, benchmark, cleanse, demo, evaluate, inspect, output
+from bcu_cli.cli import output
 from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED, UNREAD
 from bcu_cli.cli.options import Version
 from bcu_cli.runs.error_text import explain
@@ -21,28 +23,71 @@ if TYPE_CHECKING:
 _ClickUsageError: Any = typer.BadParameter.__base__
 """Click's usage error; some versions of Typer vendor Click, so it cannot be imported by its name."""
 
+
+COMMANDS = {
+    "inspect": "Say what files are, and whether they are safe to open.",
+    "cleanse": "Remove what may be hidden in a model, and judge the result.",
+    "evaluate": "Measure accuracy and attack success on labelled images.",
+    "attack": "Train a backdoored network, to test with.",
+    "demo": "Show the whole story on built-in images.",
+    "benchmark": "Measure methods on backdoored networks, by a plan.",
+}
+"""The commands, each the module of this package with its name, and what the list of commands says of them."""
+_SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False}
+
+
+def command_line(name: str) -> typer.Typer:
+    """One of ``COMMANDS``; its module is imported only here, so that ``bcu --help`` is instant."""
+    module = import_module(f"bcu_cli.cli.{name}")
+    if isinstance(several := getattr(module, "app", None), typer.Typer):
+        return several
+    single = typer.Typer(**_SETTINGS)
+    single.command(name)(getattr(module, name))
+    return single
+
+
+class _Commands(TyperGroup):
+    """The commands, imported when they are asked for; the list of them is printed without Rich."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - always the same
+        """The names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - always the same
+        """A command by its name; None if there is none."""
+        if cmd_name in COMMANDS and self.commands[cmd_name] is None:
+            self.commands[cmd_name] = typer.main.get_command(command_line(cmd_name))
+            self.commands[cmd_name].name = cmd_name
+        return self.commands.get(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; see Click."""
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - always the same
+        """Write the list of commands; see Click."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
 app = typer.Typer(
     name="bcu",
+    cls=_Commands,
     help="Inspect an image classifier you do not trust, and remove its backdoor with unlabeled images.",
     epilog="Exit codes: 0 done, 1 done and the verdict is bad, 2 could not be done, 130 interrupted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    **_SETTINGS,
 )
 
 
 @app.callback()
 def _global(version: Version = False) -> None:
     """Options that belong to no command."""
-
-
-app.command("inspect")(inspect.inspect)
-app.command("cleanse")(cleanse.cleanse)
-app.command("evaluate")(evaluate.evaluate)
-app.command("attack")(attack.attack)
-app.add_typer(benchmark.app, name="benchmark")
-app.command("demo")(demo.demo)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -68,11 +113,11 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         with events.listening(output.Screen()):
             words = [word for word in arguments if word != "--debug"]
-            code = app(words, prog_name="bcu", standalone_mode=False, obj=arguments)
+            code = app(words or ["--help"], prog_name="bcu", standalone_mode=False, obj=arguments)
         sys.stdout.flush()
         if code == INTERRUPTED:  # some versions of Typer return this code on an interrupt
             return _interrupted()
-        return int(code or DONE)
+        return int(code or DONE) if words else FAILED
     except typer.Exit as stop:
         return stop.exit_code
     except typer.Abort:

@@ -25,7 +25,9 @@ class _PlanOrCommand(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_PlanOrCommand, no_args_is_help=True)
+app = typer.Typer(
+    cls=_PlanOrCommand, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 Folder = Annotated[Path, typer.Argument(help="A folder that bcu benchmark has written.", metavar="RESULTS")]
 
 

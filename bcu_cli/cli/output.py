@@ -1,4 +1,7 @@
-"""Output to the terminal: data on stdout, messages on stderr, all text neutralised."""
+"""Output to the terminal: data on stdout, messages on stderr, all text neutralised.
+
+Rich is imported when something is printed by it, since that takes as long as all the rest of ``bcu --help``.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,6 @@ import json
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.table import Table
 
 from bcu_cli import events
 from bcu_cli.report.schema import with_version
@@ -19,6 +19,7 @@ from bcu_cli.report.text import size as size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 _WIDTH = 120
@@ -37,6 +38,8 @@ def quiet(yes: bool) -> None:
 
 
 def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _WIDTH
     shape: Any = {"width": width, "soft_wrap": not stream.isatty()}
@@ -81,6 +84,8 @@ def plain_document(content: dict[str, Any]) -> None:
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on stdout."""
+    from rich.table import Table
+
     drawn = Table(title=printable(title), title_justify="left")
     for column in header:
         drawn.add_column(printable(column), overflow="fold")
@@ -91,6 +96,8 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> N
 
 def facts(pairs: Iterable[tuple[str, str]]) -> None:
     """Print names and values in two columns on stdout."""
+    from rich.table import Table
+
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")

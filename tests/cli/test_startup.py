@@ -33,9 +33,9 @@ def test_help_and_wrong_usage_import_nothing_heavy(arguments: list[str]) -> None
 
 
 def test_help_takes_little_of_the_processor() -> None:
-    """Its own time, not the clock's: the machine may be busy.
+    """Its own processor time, so that other work on the machine counts for little.
 
-    0.19 s where this was written, 0.24 s with five processes on its two cores, where torch took over 1 s.
+    0.26 s where this was written, of which Typer alone takes 0.17 s; with Rich and all commands it was 0.52 s.
     """
 
     def seconds(*command: str) -> float:
@@ -45,7 +45,7 @@ def test_help_takes_little_of_the_processor() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     torch_alone = min(seconds("-c", "import torch") for _ in range(2))
-    assert min(seconds("-m", "bcu_cli", "--help") for _ in range(5)) < torch_alone / 3
+    assert min(seconds("-m", "bcu_cli", "--help") for _ in range(5)) < max(0.3, torch_alone / 6)
 
 
 def test_inspecting_safetensors_imports_no_torch(untrained: Path) -> None:
