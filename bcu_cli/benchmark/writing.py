@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bcu_cli.benchmark.table import MEASURES
 from bcu_cli.checkpoints import atomic_write
-from bcu_cli.report import page, svg
+from bcu_cli.report import page_parts, svg
 from bcu_cli.report.text import escaped, printable
 
 if TYPE_CHECKING:
@@ -99,16 +99,15 @@ def as_html(tables: Sequence[TableOf]) -> str:
         body = "".join(
             "<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows
         )
-        failed = "".join(f"<li>failed: {escaped(f'{name}: {why}')}</li>" for name, why in table.errors)
         parts += [
             f'<section id="s{i}"><h2>{escaped(table.heading)}</h2>',
-            page.facts(table.facts),
+            page_parts.facts(table.facts),
             f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
-            f'<ul class="verdict">{failed}</ul>' if failed else "",
+            page_parts.verdict(f"failed: {name}: {why}" for name, why in table.errors),
             *_drawings(table),
             "</section>",
         ]
-    return page.framed("Benchmark", parts)
+    return page_parts.framed("Benchmark", parts)
 
 
 def _drawings(table: TableOf) -> list[str]:
@@ -133,9 +132,7 @@ def _drawings(table: TableOf) -> list[str]:
                 lines.append((str(attack), [shares.get(x) for x in xs]))
             title = f"{measure.upper()} after cleansing over the {name}: {what}"
             drawn = svg.curves(xs, lines, title)
-            drawings.append(
-                f'<figure><figcaption>{escaped(title)}</figcaption><div class="wide">{drawn}</div></figure>'
-            )
+            drawings.append(page_parts.figure(title, drawn))
     return drawings
 
 

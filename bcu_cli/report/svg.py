@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bcu_cli.report.text import counted, escaped, numbered, shortened
 
@@ -121,7 +121,7 @@ def values(rows: Sequence[tuple[str, float, bool]], lines: Sequence[float], labe
         lines: The thresholds.
         label: What is drawn.
     """
-    left, width, height = 80, 200, len(rows) * _BAR_HEIGHT
+    left, width, height = 150, 150, len(rows) * _BAR_HEIGHT
     scale = width / max(*lines, *(value for _, value, _ in rows))
     parts = []
     for i, (name, value, marked) in enumerate(rows):
@@ -135,6 +135,29 @@ def values(rows: Sequence[tuple[str, float, bool]], lines: Sequence[float], labe
         x = left + scale * line
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
     return _svg(left + width + 50, height + 4, label, parts)
+
+
+def before_and_after(rows: Sequence[tuple[str, dict[str, Any], dict[str, Any]]], label: str) -> str:
+    """Two bars a row from 0 to 100 %, narrow enough for a telephone, each with its 95 % interval and counts.
+
+    Args:
+        rows: Name, and the measures of a report before and after.
+        label: What is drawn.
+    """
+    width, height = 180, 44
+    parts = []
+    for i, (name, *shares) in enumerate(rows):
+        parts.append(_text(0, i * height + 8, name, "start"))
+        for share, kind, top in zip(shares, ("marked", "bar"), (15, 27), strict=True):
+            y, size = i * height + top, f'width="{width * share["value"]:.1f}" height="10"'
+            low, high = (width * end for end in share["interval95"])
+            parts += [
+                f'<rect class="grid" x="0" y="{y}" width="{width}" height="10"/>',
+                f'<rect class="{kind}" x="0" y="{y}" {size}/>',
+                f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y + 5}" y2="{y + 5}"/>',
+                _text(width + 8, y + 5, counted(share), "start"),
+            ]
+    return _svg(width + 160, len(rows) * height, label, parts)
 
 
 def _index(number: int, x: float, y: float, cell: int) -> str:
