@@ -84,7 +84,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
     lines.append(f"Written: {output['path']}." if output else "No file was written.")
     heading = f"{word or 'not judged'}: {report['model']['path']}"
     listed = page_parts.listed("What this does not mean", _MEANS_NOT[word])
-    return f"<h2>{escaped(heading)}</h2>{page_parts.verdict(lines)}{listed}"
+    return f"<h2>{escaped(heading)}</h2>{page_parts.verdict(lines, good=word == 'cleansed')}{listed}"
 
 
 def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:

@@ -49,10 +49,11 @@ def listed(title: str, lines: Iterable[str]) -> str:
     return f"<h3>{escaped(title)}</h3><ul>{items}</ul>" if items else ""
 
 
-def verdict(lines: Iterable[str]) -> str:
-    """The lines of a verdict, highlighted; empty where there are none."""
+def verdict(lines: Iterable[str], *, good: bool = False) -> str:
+    """The lines of a verdict, highlighted by whether it is good; empty where there are none."""
     items = "".join(f"<li>{escaped(line)}</li>" for line in lines)
-    return f'<ul class="verdict">{items}</ul>' if items else ""
+    kind = "verdict good" if good else "verdict"
+    return f'<ul class="{kind}">{items}</ul>' if items else ""
 
 
 def figure(caption: str, drawing: str) -> str:
@@ -97,11 +98,13 @@ table { border-collapse: collapse; } th, td { padding: .25rem 1.5rem .25rem 0; t
   border-bottom: 1px solid var(--line); font-weight: normal; font-variant-numeric: tabular-nums; }
 @media (max-width: 40rem) { dl { display: block; } dt { margin-top: .5rem; } }
 .wide { overflow-x: auto; } figure { margin: 1.5rem 0 0; } figcaption { margin-bottom: .5rem; }
-.verdict { border-left: 4px solid var(--wrong); padding: .5rem 2rem; list-style: none; }
+.verdict { border-left: 4px solid var(--wrong); padding: .5rem 1rem; list-style: none; }
+.verdict.good { border-color: var(--right); }
 b.right { color: var(--right); } b.wrong { color: var(--wrong); }
 svg { display: block; }
 svg text { fill: var(--ink); } svg .faint { fill: var(--faint); }
 svg .grid { fill: none; stroke: var(--line); } svg line { stroke: var(--ink); }
+svg .paper { fill: var(--page); stroke: var(--marked); stroke-width: 1.5; }
 svg .right { fill: var(--right); } svg .wrong { fill: var(--wrong); }
 svg path { fill: none; stroke-width: 2; }
 .groups { display: flex; flex-wrap: wrap; gap: 1rem 2rem; } .group { display: flex; gap: .5rem; }
