@@ -1,4 +1,4 @@
-"""On real traffic signs: a backdoor implanted, and removed with unlabeled images. Small, at 16x16, to fit into CI."""
+"""On real traffic signs, small and at 16x16: a backdoor is implanted, and removed with unlabeled images."""
 
 from __future__ import annotations
 
