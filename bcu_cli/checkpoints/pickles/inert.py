@@ -30,6 +30,11 @@ ITEM_BYTES = {
     "BoolStorage": 1,
     "ComplexFloatStorage": 8,
     "ComplexDoubleStorage": 16,
+    "Float8_e4m3fnStorage": 1,
+    "Float8_e5m2Storage": 1,
+    "Float8_e4m3fnuzStorage": 1,
+    "Float8_e5m2fnuzStorage": 1,
+    "Float8_e8m0fnuStorage": 1,
     "UntypedStorage": 1,
 }
 KIND_DTYPES = {
@@ -45,6 +50,11 @@ KIND_DTYPES = {
     "BoolStorage": "bool",
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
+    "Float8_e4m3fnStorage": "float8_e4m3fn",
+    "Float8_e5m2Storage": "float8_e5m2",
+    "Float8_e4m3fnuzStorage": "float8_e4m3fnuz",
+    "Float8_e5m2fnuzStorage": "float8_e5m2fnuz",
+    "Float8_e8m0fnuStorage": "float8_e8m0fnu",
 }
 """The element type of each typed storage class."""
 _DTYPE_ARGUMENT = 6
