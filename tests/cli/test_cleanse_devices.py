@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from bcu_cli.models import build
 
 pytestmark = pytest.mark.slow
-SHORT = ["--method", "bcu", "--epochs", 4, "--batch-size", 32, "--precision", "fp32"]
+SHORT = ["--method", "bcu", "--epochs", 4, "--batch-size", 32, "--precision", "fp32", "--max-images", 160]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 
@@ -40,8 +40,8 @@ def test_one_process_reports_and_warns_and_all_of_them_count(whole: tuple[Ran, b
     ran, _ = whole
     report = ran.json  # one document, and nothing else
     assert report["device"]["number"] == 2
-    assert report["training"][0]["images"] == 4 * 288
-    assert report["agreement"]["after"]["of"] == 32
+    assert report["training"][0]["images"] == 4 * 144
+    assert report["agreement"]["after"]["of"] == 16
     assert ran.err.count("training images are few") == 1
     others = [
         line for line in ran.err.splitlines() if not line.startswith(("warning: ", "model.safetensors"))
@@ -117,7 +117,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_device_can_go_on(
     bcu, untrained: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
-    words = [untrained, "--images", photos, "--out", out, *SHORT, "--epochs", 10]
+    words = [untrained, "--images", photos, "--out", out, *SHORT, "--epochs", 10, "--max-images", 320]
     run = Running(*words, "--json")
     time.sleep(0.3)  # into the training
     os.kill(run.ranks[1], signal.SIGKILL)

@@ -48,7 +48,7 @@ def test_detectors_lead_to_the_class_of_the_backdoor(bcu, photos: Path, tmp_path
     assert list(found) == ["inversion", "lipschitz", "mmbd", "perturbation", "skew", "warping"]
     assert all(len(each["per_class"]) == (0 if each["class"] is None else 8) for each in found.values())
     assert found["inversion"]["class"] == 0
-    assert found["inversion"]["evidence"]["success"] > 0.7
+    assert found["inversion"]["evidence"]["success"] > 0.5
     assert {picture["path"].rpartition("-")[2] for picture in scan["pictures"]} == {
         *("mask.png", "trigger.png", "input.png", "perturbation.png", "warped.png")
     }

@@ -20,7 +20,8 @@ from bcu_cli.images.sources import signs
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUICK = ["--method", "bcu", "--epochs", 2, "--batch-size", 64]
+QUICK = ["--method", "bcu", "--epochs", 1, "--batch-size", 32, "--max-images", 96]
+WHOLE = ["--method", "bcu", "--epochs", 1, "--batch-size", 64]
 
 
 def test_the_backdoor_is_there_then_gone_and_the_rest_stays(
@@ -90,7 +91,7 @@ def test_the_output_takes_the_place_of_the_original(
 
 def test_the_report_says_what_was_done(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
-    ran = bcu("cleanse", untrained, "--images", photos, "--out", out, "--seed", 3, *QUICK, "--json")
+    ran = bcu("cleanse", untrained, "--images", photos, "--out", out, "--seed", 3, *WHOLE, "--json")
     report = ran.json
     assert report["schema_version"] == 2
     assert report["versions"]["torch"] == torch.__version__.partition("+")[0] or report["versions"]["torch"]
@@ -184,7 +185,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(
 ) -> None:
     whole, out = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
     words = ["cleanse", str(untrained), "--images", str(photos), "--method", "bcu"]
-    words += ["--epochs", "15", "--batch-size", "64"]
+    words += ["--epochs", "6", "--batch-size", "64"]
     stopped = interrupt([*words, "--out", str(out)])
     assert stopped.returncode == 130, stopped.stderr
     assert "--resume continues from there" in stopped.stderr
