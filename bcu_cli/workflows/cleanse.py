@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,7 +273,10 @@ class _Cleansing:
         with profile.span(profile.WRITING):
             if wanted and ranks.rank() == 0 and self.request.out:
                 self._write(defense, self.request.out, report)
-        if wanted:
+        report["files_read"] = self._files_read(report) if ranks.rank() == 0 else []
+        if self.request.page:
+            report["page"] = self._write_page(self.request.page, defense, held_out, report)
+        if wanted and (ranks.rank() > 0 or report.get("page", True)):  # else --resume tries the page again
             resuming.once_written("removing the state of the run", keeper.remove, None)
         self.clock.lap("writing")
         with profile.span(profile.MEASURING):
@@ -290,10 +292,6 @@ class _Cleansing:
             "seconds": self.clock.seconds(),
             "peak_memory": document.peak_memory(self.device),
         }
-        report["files_read"] = self._files_read(report) if ranks.rank() == 0 else []
-        if self.request.page:
-            write = partial(self._write_page, self.request.page, defense, held_out, report)
-            report["page"] = resuming.once_written("the page", write, None)
         return CleanseResult(document=report, loaded=self._result(defense.student))
 
     def _files_read(self, report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -310,10 +308,13 @@ class _Cleansing:
         from bcu_cli.training import ranks
         from bcu_cli.workflows.cleanse_evidence import evidence
 
-        shown = evidence(defense, held_out, self.device)
-        if ranks.rank() > 0:
-            return None
-        return document.written(page, cleanse_page.write(report, shown, page))
+        def write() -> dict[str, Any] | None:
+            shown = evidence(defense, held_out, self.device)
+            if ranks.rank() > 0:
+                return None
+            return document.written(page, cleanse_page.write(report, shown, page))
+
+        return resuming.once_written("the page", write, None)
 
     def _result(self, student: Classifier) -> Loaded:
         """The student with what is known of the original file, on the CPU."""

@@ -10,6 +10,7 @@ import pytest
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.base import Verdict
+from bcu_cli.errors import OutputError
 from bcu_cli.images.sources import signs
 from bcu_cli.workflows import cleanse_evidence
 
@@ -85,6 +86,24 @@ def test_another_method_has_a_page_too_and_people_see_where(cleanse: Cleanse, tm
     assert "does not judge its result" in text
     assert "Same answer as the original" in text
     assert "temperature" in text
+
+
+def test_a_page_that_fails_hides_no_result_and_can_be_written_by_resume(
+    cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise OutputError("the disk is full", "make room")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("bcu_cli.report.cleanse_page.write", fail)
+        ran = cleanse("--method", "bcu", "--json")
+    assert (ran.code, ran.json["page"]) == (0, None)
+    assert "warning: the page failed, after the result was written: the disk is full" in ran.err
+    assert ran.json["output"] is not None
+    again = cleanse("--method", "bcu", "--resume", "--json").json
+    assert again["page"]["path"] == str(tmp_path / "page.html")
+    assert again["output"]["sha256"] == ran.json["output"]["sha256"]
+    assert not list(tmp_path.glob("*.resume"))
 
 
 @pytest.mark.parametrize(
