@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from bcu_cli.defenses.adversarial.residual_search import FoundTrigger
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.images.stream import Images, StreamedSet
     from bcu_cli.models import Classifier
@@ -204,6 +205,10 @@ class Defense(ABC, Generic[O]):
     def verdict(self) -> Verdict | None:
         """The defense's judgement after the last stage; None if it does not judge itself."""
         return None
+
+    def found_triggers(self) -> list[FoundTrigger]:
+        """The found triggers that tell most, for drawings; empty for a defense that searches none."""
+        return []
 
     def outlook(self) -> Outlook | None:
         """The stages to come with their work, after :meth:`decide`; None if they are not known beforehand."""

@@ -46,7 +46,9 @@ def share(percent: int) -> Proportion:
 
 
 def success(before: int, after: int) -> TriggerSuccess:
-    return TriggerSuccess(trigger="patch", target=0, before=share(before), after=share(after))
+    return TriggerSuccess(
+        trigger="patch", target=0, before=share(before), after=share(after), change=torch.clone
+    )
 
 
 USUAL = [success(50, 50), success(60, 60), success(70, 70)]

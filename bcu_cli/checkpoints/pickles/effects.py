@@ -34,7 +34,10 @@ class Effect(enum.IntEnum):
     """It may run, import, open or write anything."""
 
 
-_KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble"
+_KINDS = (
+    "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble "
+    "Float8_e4m3fn Float8_e5m2 Float8_e4m3fnuz Float8_e5m2fnuz Float8_e8m0fnu"  # as TorchScript names them
+)
 _TYPES = (
     "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool "
     "complex64 complex128 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 
 from bcu_cli.checkpoints.pickles.effects import plain_name
 
+_FLOAT8 = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
 _KINDS = {
     "DoubleStorage": ("float64", 8),
     "FloatStorage": ("float32", 4),
@@ -30,6 +31,7 @@ _KINDS = {
     "BoolStorage": ("bool", 1),
     "ComplexFloatStorage": ("complex64", 8),
     "ComplexDoubleStorage": ("complex128", 16),
+    **{f"Float8_{each}Storage": (f"float8_{each}", 1) for each in _FLOAT8},
 }
 ITEM_BYTES = {kind: size for kind, (_, size) in _KINDS.items()} | {"UntypedStorage": 1}
 KIND_DTYPES = {kind: dtype for kind, (dtype, _) in _KINDS.items()}
