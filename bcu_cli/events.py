@@ -1,7 +1,7 @@
 """Notices and progress of long work, for whoever listens.
 
-The library never prints. A workflow reports what it notices and how far it is as events, and its caller gives
-a listener. The command line draws bars and lines, a notebook draws its own, a program may ignore them.
+The library never prints. A workflow reports notices and progress as events, and its caller gives a listener.
+The command line draws bars and lines, a notebook draws its own, a program may ignore them.
 
     with events.listening(print):
         ...
@@ -26,7 +26,7 @@ class Notice:
     Attributes:
         text: The line.
         is_warning: Whether the user should not miss it.
-        is_noted: Whether the note of a progress says the same, so that who shows that need not show this.
+        is_noted: Whether the note of a progress says the same; a listener that shows it can skip this line.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True)
 class Overall:
-    """How far the whole run is, of which a part shows one stage.
+    """The progress of a whole run, of which a part shows one stage.
 
     Attributes:
         stage: Number of the stage, from 1.
@@ -56,16 +56,16 @@ class Overall:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far one part of the work is.
+    """The progress of one part of the work.
 
     Attributes:
         part: A number that tells this part from others with the same title.
-        title: What is being done.
-        done: Steps done.
-        total: Steps in all; None while that is unknown.
-        note: Some words on the last step; may be empty.
-        ended: Whether the part is over, done or not.
-        overall: How far the whole run is; None where only this part is known.
+        title: Name of the work.
+        done: Number of finished steps.
+        total: Number of all steps; None while it is unknown.
+        note: Text on the last step; may be empty.
+        ended: Whether the part has ended, finished or not.
+        overall: Progress of the whole run; None where only this part is known.
     """
 
     part: int
@@ -98,7 +98,7 @@ Listener: TypeAlias = "Callable[[Event], object]"
 
 
 def ignore(event: Event) -> None:
-    """The listener of those who gave none."""
+    """The default listener, which ignores events."""
 
 
 _listener: ContextVar[Listener] = ContextVar("listener", default=ignore)
@@ -135,7 +135,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> Event:
-    """The event that :func:`to_json` made these values of."""
+    """The inverse of :func:`to_json`."""
     if "part" not in values:
         return Notice(**values)
     whole = values.get("overall")
@@ -170,8 +170,8 @@ class Part:
     """One part of the work, whose progress is reported.
 
     Args:
-        title: What is being done.
-        overall: Returns how far the whole run is; None where only this part is known.
+        title: Name of the work.
+        overall: Returns the progress of the whole run; None where only this part is known.
     """
 
     def __init__(self, title: str, overall: Callable[[], Overall] | None = None) -> None:
@@ -183,7 +183,7 @@ class Part:
     _total: int | None
 
     def advance(self, by: int, of: int, note: str = "") -> None:
-        """Go on by so many steps of so many; an empty note keeps the last one."""
+        """Add finished steps ``by``, and set the number of all steps; an empty note keeps the last one."""
         self._done, self._total = self._done + by, of
         self._note = note or self._note
         self._report()
@@ -217,8 +217,8 @@ def progress(title: str, overall: Callable[[], Overall] | None = None) -> Iterat
     """Report the progress of one part of the work for as long as the context lasts.
 
     Args:
-        title: What is being done.
-        overall: Returns how far the whole run is; None where only this part is known.
+        title: Name of the work.
+        overall: Returns the progress of the whole run; None where only this part is known.
     """
     part = Part(title, overall)
     try:

@@ -128,7 +128,7 @@ class Cell:
 
     @property
     def coordinates(self) -> dict[str, Any]:
-        """Its coordinates in the plan, by ``KEYS``."""
+        """The coordinates of the cell in the plan, by ``KEYS``."""
         model = self.model
         model_part = (model.data.name, model.arch, model.label, model.target, model.seed)
         return dict(zip(KEYS, (*model_part, self.defense, self.images.name, self.max_images), strict=True))

@@ -101,12 +101,7 @@ def _refuse_known(path: Path, head: bytes, rule: str, table: list[tuple[bytes, s
 
 
 def _refuse_hidden_archives(path: Path, head: bytes) -> None:
-    """Refuse tar archives, and zip archives and HDF5 files that begin with other data.
-
-    Raises:
-        CheckpointError: The file is a tar archive, or holds an HDF5 file after other data.
-        UnsafeFileError: The file ends as a zip archive and does not begin as one.
-    """
+    """Refuse tar archives, and zip archives and HDF5 files that begin with other data."""
     size = path.stat().st_size
     if _is_tar(head):
         what = "a tar archive (torch before 0.1.10 wrote such checkpoints)"

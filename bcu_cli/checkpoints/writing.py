@@ -326,11 +326,7 @@ def _contiguous_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse_special(path: Path) -> None:
-    """Refuse a target that is a folder or a device, which renaming would replace.
-
-    Raises:
-        OSError: The target is a folder or a device.
-    """
+    """Refuse a target that is a folder or a device, which renaming would replace."""
     if path.exists():
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

@@ -185,30 +185,15 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
     for _ in range(count):
         if len(directory) - at < _CENTRAL_BYTES or directory[at : at + 4] != _CENTRAL:
             raise ZipError("its zip directory cannot be read: an entry is broken", "damaged-file")
-        (
-            version,
-            flags,
-            method,
-            _,
-            checksum,
-            packed,
-            size,
-            named,
-            more,
-            comment,
-            disk,
-            _,
-            attributes,
-            offset,
-        ) = struct.unpack_from("<6x3HL3L5H2L", directory, at)
+        values = struct.unpack_from("<6x3HL3L5H2L", directory, at)
+        version, flags, method, _, checksum, packed, size = values[:7]
+        named, more, comment, disk, _, attributes, offset = values[7:]
         name = directory[at + _CENTRAL_BYTES : at + _CENTRAL_BYTES + named]
         extra = directory[at + _CENTRAL_BYTES + named : at + _CENTRAL_BYTES + named + more]
         at += _CENTRAL_BYTES + named + more
         if at > len(directory) or comment or disk:
             raise ZipError(f"its zip member {_quoted_name(name)} has a comment or is on another disk")
-        if (
-            version > _LATEST or attributes & _MAX_16
-        ):  # torch takes a member with such attributes for a folder
+        if version > _LATEST or attributes & _MAX_16:  # torch takes the latter for a folder
             raise ZipError(f"its zip member {_quoted_name(name)} is no plain file")
         fields = _fields(extra, name)
         sizes = (size, packed, offset)
@@ -222,11 +207,7 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
 
 
 def _locate(file: IO[bytes], entry: _Entry) -> tuple[Member, int]:
-    """Find the member of a directory entry, and return it with the offset of the next member.
-
-    Raises:
-        ZipError: The member's local header differs from the entry.
-    """
+    """Find the member of a directory entry, and return it with the offset of the next member."""
     header = _read(file, entry.offset, _LOCAL_BYTES)
     version, flags, method, _, checksum, packed, size, named, more = struct.unpack("<3HL3L2H", header[4:])
     rest = _read(file, entry.offset + _LOCAL_BYTES, named + more)
@@ -262,11 +243,7 @@ def _locate(file: IO[bytes], entry: _Entry) -> tuple[Member, int]:
 
 
 def _checked_name(entry: _Entry) -> str:
-    """The name of a member, after a check that all readers decode it alike and can unpack the member.
-
-    Raises:
-        ZipError: The member is encrypted, compressed with another method, or has an unclear name.
-    """
+    """The name of a member, after a check that all readers decode it alike and can unpack the member."""
     if entry.flags & _ENCRYPTED:
         raise ZipError(f"its zip member {_quoted_name(entry.name)} is encrypted", "zip-encrypted")
     if entry.flags & ~(_SIZES_FOLLOW | _UTF_8 | _COMPRESSION_LEVEL) or entry.method not in (0, 8):

@@ -148,11 +148,7 @@ def _failing(fail_on: str) -> frozenset[str]:
 
 
 def _refuse_without_scan(given: dict[str, object]) -> None:
-    """Refuse options of a scan without ``--scan``.
-
-    Raises:
-        UsageError: Such an option was given.
-    """
+    """Refuse options of a scan without ``--scan``."""
     if names := [name for name, value in given.items() if value is not None]:
         raise UsageError(f"{names[0]} is for a scan", "add --scan")
 

@@ -111,11 +111,7 @@ def check(devices: int | None) -> None:
 
 
 def _outcome(failures: Mapping[int, ProcessFailure], devices: int) -> int:
-    """The exit code of a run in which processes have failed.
-
-    Raises:
-        TrainingError: No process could report the reason.
-    """
+    """The exit code of a run in which processes have failed."""
     hint = "repeat the command with --resume to continue from the last saved state"
     for rank, failure in failures.items():
         if (

@@ -162,26 +162,26 @@ class Masks(nn.Module):
         """The worst perturbations ``[C]`` within ``epsilon``: first of all masks, then of all biases."""
         masks = [mask.detach() for mask in self.values]
         start = [torch.empty_like(mask).uniform_(-epsilon, epsilon).requires_grad_() for mask in masks * 2]
-        deltas, shifts = start[: len(masks)], start[len(masks) :]
+        deltas, bias_deltas = start[: len(masks)], start[len(masks) :]
         perturbed = [mask + delta for mask, delta in zip(masks, deltas, strict=True)]
-        loss = self.cross_entropy(images, labels, perturbed, shifts)
-        gradients = torch.autograd.grad(loss, start, allow_unused=True)  # a layer without biases has no shift
+        loss = self.cross_entropy(images, labels, perturbed, bias_deltas)
+        gradients = torch.autograd.grad(loss, start, allow_unused=True)  # None for a layer without biases
         return [
             (each if gradient is None else each + epsilon * gradient.sign()).detach().clamp(-epsilon, epsilon)
             for each, gradient in zip(start, gradients, strict=True)
         ]
 
     def cross_entropy(
-        self, images: Tensor, labels: Tensor, scales: Sequence[Tensor], shifts: Sequence[Tensor] | None
+        self, images: Tensor, labels: Tensor, scales: Sequence[Tensor], bias_deltas: Sequence[Tensor] | None
     ) -> Tensor:
-        """The loss with each channel's weights times ``scale`` and its bias times ``1 + shift``."""
+        """The loss with each channel's weights times ``scale`` and its bias times ``1 + delta``."""
         weights = {
             name: weight * scale.view(-1, *[1] * (weight.dim() - 1))
             for (name, weight), scale in zip(self._weights, scales, strict=True)
         }
         biases = {
-            bias[0]: bias[1] * (1.0 + shift)
-            for bias, shift in zip(self._biases, shifts or [], strict=shifts is not None)
+            bias[0]: bias[1] * (1.0 + delta)
+            for bias, delta in zip(self._biases, bias_deltas or [], strict=bias_deltas is not None)
             if bias
         }
         # Copies, since BatchNorms write to their buffers.

@@ -148,11 +148,7 @@ def _cast_like(tensor: Tensor, original: Tensor) -> Tensor:
 
 
 def _require_same(unfinished: Path, state: Mapping[str, Tensor], path: Path) -> None:
-    """Read a written file back, and compare it with the network that was evaluated.
-
-    Raises:
-        OutputError: The file cannot be read, or holds other numbers.
-    """
+    """Read a written file back, and compare it with the network that was evaluated."""
     hint = "what was judged is not what would be there; try another disk, and --resume"
     try:
         written = read(unfinished)
@@ -189,11 +185,7 @@ class _CastingNetwork(torch.nn.Module):
 
 
 def _traced(original: Loaded, cleansed: Classifier, path: Path) -> bytes:
-    """Trace a network, and return the bytes of a TorchScript file.
-
-    Raises:
-        OutputError: The network cannot be traced, or its trace gives other logits.
-    """
+    """Trace a network, and return the bytes of a TorchScript file."""
     network: torch.nn.Module = copy.deepcopy(cleansed.network).cpu().eval()
     group = getattr(network, "group", None)
     if original.input_dtype != torch.float32:

@@ -192,12 +192,7 @@ class _Loader:
     def _same(
         self, embedded: EmbeddedFunction | BcuError, found: Found, networks: list[nn.Module], arch: str | None
     ) -> list[int]:
-        """Indices of the groups of candidates that compute the same as the embedded function.
-
-        Raises:
-            BcuError: The comparison fails without a user's ``--arch``, or that architecture computes
-                something else.
-        """
+        """Indices of the groups of candidates that compute the same as the embedded function."""
         group = found.groups[0]
         try:
             if not isinstance(embedded, EmbeddedFunction):
@@ -298,11 +293,7 @@ class _Loader:
         return question
 
     def _check_usual_size(self, question: preprocessing_choice.Question, network: nn.Module) -> None:
-        """Compare an architecture's usual input size, if nothing else gives one, with that of the images.
-
-        Raises:
-            ArchitectureError: BatchNorm statistics contradict the usual size.
-        """
+        """Compare an architecture's usual input size, if nothing else gives one, with that of the images."""
         usual = preprocessing_choice.default_size(question.name)
         pretrained = question.candidates[0].num_classes == preprocessing_choice.IMAGENET_CLASSES
         if usual is None or pretrained or preprocessing_choice.is_size_given(question):

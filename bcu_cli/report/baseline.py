@@ -34,7 +34,7 @@ _HINT = "name the output of an earlier bcu inspect --json, or --format sarif"
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What an earlier inspection reported.
+    """The findings and problems of an earlier inspection.
 
     Attributes:
         path: The file.
@@ -47,7 +47,7 @@ class Baseline:
     fingerprints: frozenset[str]
 
     def apply(self, files: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Move what is known of each file from ``findings`` and ``problem`` to ``known``.
+        """Move the known findings and the known problem of each file to ``known``.
 
         Args:
             files: The documents of files, changed in place.

@@ -27,7 +27,7 @@ _WARNING = "warning: "
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """Which engine runs the commands, and how many at a time.
+    """The choice of the engine, and of the number of commands at a time.
 
     Attributes:
         name: ``local`` or ``ray``.

@@ -105,11 +105,7 @@ def _claim(folder: int, byte: int) -> None:
 
 
 def _take(lock: Callable[[], None], what: Path) -> None:
-    """Take a lock as soon as it is free; do nothing on a file system without locks.
-
-    Raises:
-        UsageError: The lock is not free after ``_SECONDS_TO_WAIT``.
-    """
+    """Take a lock as soon as it is free; do nothing on a file system without locks."""
     deadline, reported = time.monotonic() + _SECONDS_TO_WAIT, False
     while True:
         try:

@@ -215,11 +215,7 @@ def _states(kept: dict[str, Any], state_file: StateFile) -> dict[str, list[Any]]
 
 
 def _restore(stage: Stage, state: Any, state_file: StateFile) -> None:
-    """Restore one training from a saved one with the same title.
-
-    Raises:
-        CheckpointError: The saved training does not fit this one.
-    """
+    """Restore one training from a saved one with the same title."""
     try:
         stage.training.restore(state)
     except ValueError as error:
@@ -246,11 +242,7 @@ def _save(stages: list[Stage], state_file: StateFile) -> str:
 
 
 def _save_if_due(stages: list[Stage], state_file: StateFile, stop: Stop, asked: Anyone) -> None:
-    """Save the state at regular intervals and when the user asks for a stop.
-
-    Raises:
-        Interrupted: A stop was requested; all processes of a distributed training raise it in the same step.
-    """
+    """Save the state at regular intervals and when the user asks for a stop."""
     from bcu_cli.training.loop import Interrupted
 
     if asked.says(stop.requested):

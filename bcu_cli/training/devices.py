@@ -79,11 +79,7 @@ def choose(name: str = "auto", precision: str = "auto") -> Device:
 
 
 def _device_of_rank(name: str) -> str:
-    """The device of this rank.
-
-    Raises:
-        UsageError: There is no device for it.
-    """
+    """The device of this rank."""
     if name == "cpu":
         return name
     if name != "cuda":

@@ -229,12 +229,7 @@ def _on_gpu(cells: Sequence[Cell]) -> bool:
 
 
 def _measure(work: _Work, results: Results, runner: Engine) -> None:
-    """Measure the cells that are missing.
-
-    Raises:
-        BcuError: The images or the folder cannot be used.
-        KeyboardInterrupt: The run was stopped.
-    """
+    """Measure the cells that are missing."""
     plan, cells = work.plan, work.cells
     left = results.left(plan, cells)
     work.pictures.prepare(left)

@@ -82,11 +82,7 @@ def _say_choice(checkpoint: Checkpoint) -> None:
 
 
 def _read(path: Path, weights_key: str | None) -> Checkpoint:
-    """Read a model file with limits on memory and time.
-
-    Raises:
-        CheckpointError: The file cannot be read, is not safe, or exceeds the limits for its size.
-    """
+    """Read a model file with limits on memory and time."""
     from bcu_cli.checkpoints import read
     from bcu_cli.checkpoints.reading import model_in
     from bcu_cli.checkpoints.shards import size_with_parts

@@ -398,11 +398,7 @@ def _run_detectors(subject: Subject, path: Path) -> list[DetectorRun]:
 def _write(
     runs: list[DetectorRun], folder: Path, path: Path, sha256: str | None, read: list[Path]
 ) -> list[dict[str, Any]]:
-    """Write the images of all detectors; file names contain the model and the detector.
-
-    Raises:
-        OutputError: A file cannot be written, or is an input.
-    """
+    """Write the images of all detectors; file names contain the model and the detector."""
     from bcu_cli.checkpoints import check_writable
     from bcu_cli.report import document, trigger_sheet
 

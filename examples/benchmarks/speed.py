@@ -3,21 +3,20 @@
     python examples/benchmarks/speed.py MODEL --trigger FILE --images FOLDER --data FOLDER [--quick]
     python examples/benchmarks/speed.py --only profile --only start_up
 
-MODEL is a backdoored network, FILE its trigger, both of ``bcu attack``; the first folder holds unlabeled
-images and the second labelled ones to measure ACC and ASR on: all of them for ``published`` alone. The
-figures:
+MODEL is a backdoored network and FILE its trigger, both of ``bcu attack``. The first folder holds unlabeled
+images, the second labelled ones to measure ACC and ASR on. Only ``published`` needs them. The figures:
 
 - published: ``bcu cleanse --method bcu`` beside the procedure as the authors published it
-  (``published_procedure.py``): same network, images, epochs and device, each from the start of its process
-  to its end, by turns, so that a busy machine slows both;
-- profile: where the time goes, and the share of the device's peak, of a ResNet-18 on 32x32 and of a ResNet-50
-  on 224x224, with random weights and drawn images, of sizes that suit the device;
+  (``published_procedure.py``), with the same network, images, epochs and device. Each is timed from the
+  start of its process to its end. They take turns, so that a busy machine slows both;
+- profile: the time of each part, and the share of the device's peak. The networks are a ResNet-18 on 32x32
+  and a ResNet-50 on 224x224, with random weights and drawn images, of sizes that suit the device;
 - start_up: seconds of commands that do little, the median of several, beside an interpreter that does
   nothing, and until the first step of a training;
 - large_folder: a million files, until the first step and how many are decoded a second (``large_folder.py``);
 - scaling: several processes beside one, and the estimate for more (``scaling.py``).
 
---quick is all of it in a size that shows that it runs and measures nothing.
+--quick runs all of it in a size that shows that it runs, and measures nothing.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import fields, replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -36,9 +38,10 @@ def test_there_is_no_other() -> None:
 
 
 def test_a_helper_that_is_not_named_as_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defenses, "_HELPERS", defenses._HELPERS - {"depth"})
-    with pytest.raises(TypeError, match="depth defines no defense: name it in"):
-        find("depth")
+    monkeypatch.setitem(sys.modules, "bcu_cli.defenses.nothing", ModuleType("bcu_cli.defenses.nothing"))
+    monkeypatch.setattr(defenses, "names", lambda: ("nothing",))
+    with pytest.raises(TypeError, match="nothing defines no defense: name it in"):
+        find("nothing")
 
 
 @contract

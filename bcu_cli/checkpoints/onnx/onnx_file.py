@@ -245,11 +245,7 @@ def _tensors(model: Message) -> Iterator[Message]:
 
 
 def _check_graphs(path: Path, model: Message) -> None:
-    """Refuse redefined standard operators, sparse tensors, and names of two values in one graph.
-
-    Raises:
-        CheckpointError: The file has one of them.
-    """
+    """Refuse redefined standard operators, sparse tensors, and names of two values in one graph."""
     for function in model["functions"]:
         if (function.get("domain") or "ai.onnx") in _STANDARD:
             raise unfit(path, f"it redefines {_operator(function, 'name')[:60]}")

@@ -162,11 +162,7 @@ def _values(path: Path, data: bytes, memory: Callable[[StorageRef], torch.Untype
 
 
 def _storage_offsets(path: Path, streams: list[bytes]) -> dict[str, int]:
-    """The offset of each storage's data in a legacy file, in bytes.
-
-    Raises:
-        CheckpointError: The data after the pickles are not exactly the storages, in the listed order.
-    """
+    """The offset of each storage's data in a legacy file, in bytes."""
     contents = _contents(path, streams[_LEGACY_OBJECT])
     keys = _contents(path, streams[-1]).value
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(contents.storages):

@@ -118,11 +118,7 @@ class _Worker:
             ) from error
 
     def decode(self, raw_images: Sequence[RawImage], geometry: Geometry) -> Decoded:
-        """Decode images in the process, and wait for the result.
-
-        Raises:
-            _DeathError: The process died.
-        """
+        """Decode images in the process, and wait for the result."""
         assert self.process.stdin and self.process.stderr  # noqa: S101 - for the types
         request = pickle.dumps((Path.cwd(), MOST_SECONDS, list(raw_images), geometry))
         with suppress(OSError):  # the process is dead: reading its answer shows that

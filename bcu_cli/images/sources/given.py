@@ -198,11 +198,7 @@ def _checked(images: Tensor) -> Tensor:
 
 
 def _pixels(image: Any) -> NDArray[np.uint8]:
-    """Convert one image to uint8 ``[H, W, 3]``.
-
-    Raises:
-        ImagesError: The object is no image.
-    """
+    """Convert one image to uint8 ``[H, W, 3]``."""
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     pixels = torch.as_tensor(image)

@@ -219,11 +219,7 @@ def _files(root: Path, faults: list[tuple[Path, str]], hidden: Hidden) -> Iterat
 def _inside(
     folder: str, seen: set[tuple[int, int]], faults: list[tuple[Path, str]], hidden: Hidden
 ) -> Iterator[tuple[str, str, bool]]:
-    """Yield each entry of a folder, sorted by name: the folder, the name, and whether it is a subfolder.
-
-    Raises:
-        ImagesError: The folder cannot be read.
-    """
+    """Yield each entry of a folder, sorted by name: the folder, the name, and whether it is a subfolder."""
     found = list[tuple[str, str, bool]]()
     try:
         itself = os.stat(folder)  # noqa: PTH116 - faster than Path

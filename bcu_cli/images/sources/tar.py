@@ -96,11 +96,7 @@ def _check(header: bytes) -> None:
 
 
 def _number(field: bytes) -> int:
-    """Parse a number field: octal digits, or a big-endian number if the first bit is set.
-
-    Raises:
-        ValueError: The field is neither, or negative.
-    """
+    """Parse a number field: octal digits, or a big-endian number if the first bit is set."""
     if field[0] & 0x80:
         if field[0] & 0x40:
             raise ValueError("a negative number")

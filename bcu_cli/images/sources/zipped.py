@@ -75,12 +75,7 @@ def unpacked(path: Path, hidden: Hidden | None = None) -> Iterator[Path]:
 
 
 def _refuse_directory(path: Path) -> None:
-    """Refuse a file that is no zip file, or whose list of members is longer than ``MOST_DIRECTORY_BYTES``.
-
-    Raises:
-        ImagesError: The file is refused.
-        OSError: The file cannot be read.
-    """
+    """Refuse a file that is no zip file, or whose list of members is longer than ``MOST_DIRECTORY_BYTES``."""
     size = _directory_bytes(path) if path.is_file() else None
     if size is None:
         raise ImagesError(

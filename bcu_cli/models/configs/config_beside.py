@@ -55,11 +55,7 @@ def configs_for(
 
 
 def _processor(file: Path, model_type: str, preprocessing: Preprocessing) -> bytes:
-    """The content of a processor's configuration, which says the preprocessing.
-
-    Raises:
-        ArchitectureError: The configuration is unreadable, or cannot say that preprocessing.
-    """
+    """The content of a processor's configuration, which says the preprocessing."""
     content = _content(file)
     fields = json.loads(content)
     size = transformers_processor.read(fields, model_type, preprocessing.input_size[0]).fields.get(

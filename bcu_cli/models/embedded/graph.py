@@ -124,11 +124,7 @@ class GraphNetwork(EmbeddedNetwork):
         batch: Batch,
         limits: Limits,
     ) -> tuple[tuple[Tensor, ...], list[BatchAxis | None]]:
-        """Compute one operation: its results, and the batch axis of each.
-
-        Raises:
-            ArchitectureError: The operation fails for another reason than a lack of memory.
-        """
+        """Compute one operation: its results, and the batch axis of each."""
         inputs = [values[name] if name else None for name in step.inputs]
         held = [batch_axes.get(name) for name in step.inputs]
         fixed = not self._computed.intersection(step.inputs[1:])

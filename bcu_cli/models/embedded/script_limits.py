@@ -16,7 +16,7 @@ _UNITS_PER_OPERATION = 16  # elements of a list, or characters of a string, that
 
 
 class RefusedError(Exception):
-    """The code does something that bcu does not evaluate; the message tells what, without the file's name."""
+    """The code does something that bcu does not evaluate; the message names it, without the file's name."""
 
 
 @dataclass(frozen=True, kw_only=True)

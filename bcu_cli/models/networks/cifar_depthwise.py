@@ -86,7 +86,7 @@ class SqueezedResidual(nn.Module):
 
 
 def _shuffled(x: Tensor) -> Tensor:
-    """The channels of two halves by turns."""
+    """The channels of two halves, interleaved."""
     return nn.functional.channel_shuffle(x, 2)
 
 
