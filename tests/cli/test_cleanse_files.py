@@ -133,6 +133,21 @@ def test_onnx(cleanse: Callable[..., str], unknown: nn.Module, inputs: Tensor, t
     assert torch.jit.load(str(out))(inputs[:3]).shape == (3, 8)
 
 
+def test_a_network_of_grey_images(cleanse: Callable[..., str], few: Path, tmp_path: Path) -> None:
+    raw = np.stack([np.asarray(Image.open(file).convert("L")) for file in sorted(few.iterdir())])
+    grey = (torch.from_numpy(raw)[:, None] / 255 - 0.5) / 0.5
+    torch.manual_seed(0)
+    network = Unknown()
+    network.first = nn.Conv2d(1, 12, 3, stride=2, padding=1)
+    model, out = tmp_path / "model.pt", tmp_path / "clean.pt"
+    model.write_bytes(torchscript_of(adapted(network, grey)))
+    said = cleanse(model, out)
+    assert "mean 0.5 and std 0.5: BatchNorm statistics: 0.5/0.5" in said
+    before, after = (torch.jit.load(str(file)) for file in (model, out))
+    assert changed(before.state_dict(), after.state_dict())
+    assert after(grey[:3]).shape == (3, 8)
+
+
 @pytest.mark.parametrize("key", ["net", "state_dict", "model"])
 def test_the_resnet_of_the_field(
     cleanse: Callable[..., str], state: dict[str, Tensor], tmp_path: Path, key: str

@@ -31,7 +31,7 @@ CLEAR_RATIO_OF_ARCHITECTURES = 1.3
 #: Largest distance that counts as agreement; above it, typical channels are several sigmas off.
 LARGEST_DISTANCE = 1.5
 _LAYERS = 8
-_CHUNK = 32
+CHUNK = 32
 _VARIANCE_FLOOR = 1e-5
 
 
@@ -60,7 +60,7 @@ def batchnorm_distance(network: nn.Module, inputs: Tensor, layers: int | None = 
     handles = [module.register_forward_pre_hook(seen.hook) for module in watched]
     modes = {module: module.training for module in network.modules()}
     network.eval()
-    chunk = getattr(network, "group", None) or _CHUNK  # some networks take a fixed number of images
+    chunk = getattr(network, "group", None) or CHUNK  # some networks take a fixed number of images
     try:
         with torch.no_grad():
             for start in range(0, len(inputs), chunk):
@@ -137,16 +137,23 @@ class Verdict:
     """The result of comparing several normalisations.
 
     Args:
-        best: The normalisation with the smallest distance, if it clearly beats every different one.
-        table: All normalisations with their distances, smallest first.
+        best: The best normalisation, if it clearly beats every different one.
+        table: All normalisations with their distance or consistency, best first.
+        measure: What was compared: ``distance`` of BatchNorm statistics, or ``consistency`` of answers.
     """
 
     best: Normalisation | None
     table: tuple[tuple[Normalisation, float], ...]
+    measure: str = "distance"
+
+    @property
+    def evidence(self) -> str:
+        """What decided, in words."""
+        return "BatchNorm statistics" if self.measure == "distance" else "consistent answers"
 
     def describe(self, limit: int = 4) -> str:
-        """The best candidates with their distances, in words."""
-        return ", ".join(f"{n.name} (distance {distance:.2f})" for n, distance in self.table[:limit])
+        """The best candidates with their distance or consistency, in words."""
+        return ", ".join(f"{n.name} ({self.measure} {value:.2f})" for n, value in self.table[:limit])
 
 
 def compare(network: nn.Module, images: Tensor, normalisations: Sequence[Normalisation]) -> Verdict | None:

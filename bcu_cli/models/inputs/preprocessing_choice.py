@@ -10,7 +10,7 @@ from bcu_cli.models.architectures.identification import claim_fits
 from bcu_cli.models.architectures.index import Candidate, entry_of
 from bcu_cli.models.classifier import in_order
 from bcu_cli.models.configs import timm_config
-from bcu_cli.models.inputs import fingerprint
+from bcu_cli.models.inputs import consistency, fingerprint
 from bcu_cli.models.networks.builtin import BUILTIN_ARCHITECTURES, is_builtin, split_width
 from bcu_cli.models.preprocessing import (
     BGR,
@@ -253,18 +253,23 @@ def _normalisation(
         return Normalisation(name="given", mean=mean[0], std=std[0]), " and ".join(sources)
     candidates = _candidates(question, mean and mean[0], std and std[0])
     half = f"{(mean or std or ('', ''))[1]} and " if mean or std else ""
+    pretrained = question.candidates[0].num_classes == IMAGENET_CLASSES if question.candidates else False
+    defaults = _distinct(question.defaults, mean and mean[0], std and std[0]) if pretrained else []
     verdict = None
     if images is not None:
-        sampled = in_order(fingerprint.sample(images(provisional)), provisional.channel_order)
-        verdict = fingerprint.compare(network, sampled, candidates)
+        sampled = images(provisional)
+        ordered = in_order(fingerprint.sample(sampled), provisional.channel_order)
+        verdict = fingerprint.compare(network, ordered, candidates)
+        if verdict is None and len(defaults) != 1:
+            possible = defaults or candidates
+            verdict = consistency.compare(network, provisional, sampled, possible, question.what)
     if verdict is not None and verdict.best is not None:
-        return verdict.best, f"{half}BatchNorm statistics: {verdict.describe()}"
-    if question.defaults and question.candidates[0].num_classes == IMAGENET_CLASSES:
-        defaults = _distinct(question.defaults, mean and mean[0], std and std[0])
-        if len(defaults) > 1:
-            raise _ask_which(question, defaults)
+        return verdict.best, f"{half}{verdict.evidence}: {verdict.describe()}"
+    if len(defaults) > 1:
+        raise _ask_which(question, defaults)
+    if defaults:
         return defaults[0], f"{half}default of {question.name}"
-    raise _ask(question, candidates, verdict, images is not None)
+    raise _ask(question, candidates, verdict)
 
 
 def _given(
@@ -324,17 +329,13 @@ def _ask_which(question: Question, defaults: Sequence[Normalisation]) -> Archite
 
 
 def _ask(
-    question: Question,
-    candidates: Sequence[Normalisation],
-    verdict: fingerprint.Verdict | None,
-    had_images: bool,
+    question: Question, candidates: Sequence[Normalisation], verdict: fingerprint.Verdict | None
 ) -> ArchitectureError:
     if verdict is not None:
-        listed = f"BatchNorm statistics do not decide between {verdict.describe()}"
+        listed = f"{verdict.evidence} do not decide between {verdict.describe()}"
         first = verdict.table[0][0]
     else:
-        reason = "it has no BatchNorm statistics" if had_images else "no images were given"
-        listed = f"{reason}; usual are {', '.join(n.name for n in candidates)}"
+        listed = f"no images were given; usual are {', '.join(n.name for n in candidates)}"
         first = candidates[min(1, len(candidates) - 1)]
     return ArchitectureError(
         f"how the input of {question.what} is normalised is not known: {listed}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from bcu_cli.errors import AnswersError, ArchitectureError, BcuError
 from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.embedded.opening import answers, identity_preprocessing, noise
-from bcu_cli.models.inputs import fingerprint
+from bcu_cli.models.inputs import consistency, fingerprint
 from bcu_cli.models.preprocessing import GREY_NORMALISATIONS, NORMALISATIONS
 
 if TYPE_CHECKING:
@@ -18,16 +19,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bcu_cli.models.preprocessing import Preprocessing
+    from bcu_cli.models.preprocessing import Normalisation, Preprocessing
 
 #: Widely used sides of an input in pixels.
 USUAL_SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 384)
 _LIKE = 1.25
 """Sides within this ratio of each other are not told apart by BatchNorm statistics."""
+_FAR = 8
+"""Sides beyond this ratio of that of the images are not tried."""
 _CONTRADICTION = 1.1
-"""Ratio of distances by which a side contradicts that of the images, or theirs the architecture's."""
-_IMAGES, _LAYERS = 8, 4
+"""Ratio of distances by which the size of the images contradicts an architecture's."""
+_CONFIRMED = {"distance": 1.1, "consistency": 1.0}
+"""Ratio by which the side of the images must fit better than any unlike one."""
+_IMAGES, _LAYERS = 32, 4
 """Images and layers by which sides are compared: the same images at each, since few fit worse than many."""
+_TINY = 1e-3
 
 
 def infer_side(
@@ -41,7 +47,8 @@ def infer_side(
     """Infer height and width of a network's input, in pixels, and the source of the value.
 
     A network that flattens its features before a linear layer accepts only one size. Any other network is
-    given the size of the images, if they all have the same one and BatchNorm statistics do not contradict.
+    given the size of the images, if they all have the same one, unless BatchNorm statistics or the
+    consistency of its answers speak for another one.
 
     Args:
         network: The network without normalisation.
@@ -57,9 +64,10 @@ def infer_side(
     refusals = {side: _refusal(network, channels, side, what) for side in USUAL_SIDES}
     usual = [side for side, refusal in refusals.items() if refusal is None]
     if side_of_images is not None and _refusal(network, channels, side_of_images, what) is None:
-        others = [s for s in usual if max(s, side_of_images) > _LIKE * min(s, side_of_images)]
-        if images is not None:
-            _refuse_contradiction(network, channels, images, side_of_images, others, what)
+        others = [s for s in usual if _LIKE < max(s, side_of_images) / min(s, side_of_images) <= _FAR]
+        if images is not None and others:
+            sampled = images(identity_preprocessing((channels, side_of_images, side_of_images))).float()
+            _refuse_contradiction(network, sampled, [side_of_images, *others], what)
         return side_of_images, "size of the images, which the network accepts"
     if len(usual) == 1 and usual[0] != USUAL_SIDES[-1]:
         return usual[0], "the only usual size that its layers accept"
@@ -125,38 +133,87 @@ def _refusal(network: nn.Module, channels: int, side: int, what: str) -> BcuErro
     return None
 
 
-def _refuse_contradiction(
-    network: nn.Module,
-    channels: int,
-    images: Callable[[Preprocessing], Tensor],
-    side: int,
-    others: Sequence[int],
-    what: str,
-) -> None:
-    """Refuse the side of the images if they fit the BatchNorm statistics better at another usual side."""
-    sampled = images(identity_preprocessing((channels, side, side))).float()
-    own = _distance(network, sampled, side)
-    if own is None or not others:
+def _refuse_contradiction(network: nn.Module, images: Tensor, sides: Sequence[int], what: str) -> None:
+    """Refuse the side of the images unless the network fits them better so than at any other usual side.
+
+    Args:
+        network: The network without normalisation.
+        images: Images ``float [N, C, H, W]`` in [0, 1] as they are.
+        sides: Their side, then the usual ones that are unlike it.
+        what: Name of the file in errors.
+
+    Raises:
+        ArchitectureError: They fit as well or better at another side.
+    """
+    own = sides[0]
+    fits, measure = _fits(network, images, sides, what)
+    other = max(sides[1:], key=lambda side: fits[side])
+    if fits[own] >= _CONFIRMED[measure] * fits[other]:
         return
-    distances = {other: _distance(network, sampled, other) or own for other in others}
-    best = min(distances, key=lambda other: distances[other])
-    if own > _CONTRADICTION * distances[best]:
-        raise ArchitectureError(
-            f"the input size of {what} is not known: the images are {side} wide (distance of BatchNorm "
-            f"statistics {own:.2f}), but they fit better at {best} ({distances[best]:.2f})",
-            f"give --input-size {best} or --input-size {side}",
-        )
+    if measure == "consistency" and fits[other] < consistency.LEAST:
+        return  # the network knows the images at no side
+    better = "as well" if fits[own] >= fits[other] else "better"
+    raise ArchitectureError(
+        f"the input size of {what} is not known: the images are {own} wide ({_shown(fits[own], measure)}), "
+        f"but they fit {better} at {other} ({_shown(fits[other], measure)})",
+        f"give --input-size {other} or --input-size {own}",
+    )
+
+
+def _fits(
+    network: nn.Module, images: Tensor, sides: Sequence[int], what: str
+) -> tuple[dict[int, float], str]:
+    """How well a network fits images at each side, above 0, and what was measured.
+
+    It is one over the distance of BatchNorm statistics, or the consistency of answers where there are none,
+    with the normalisation that is best for the images as they are.
+    """
+    channels, own = images.shape[1], sides[0]
+    usual = {1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(channels, ())
+    if _nearest(network, images, own, usual[:1])[0] is not None:
+        best = _nearest(network, images, own, usual)[1]
+        distances = {side: _nearest(network, images, side, best)[0] for side in sides}
+        return {side: 1 / max(distance or 0.0, _TINY) for side, distance in distances.items()}, "distance"
+    provisional = identity_preprocessing((channels, own, own))
+    some = consistency.evenly(images, consistency.FEW)
+    if usual:
+        first = consistency.compare(network, provisional, some, usual, what).table[0][0]
+        provisional = replace(provisional, mean=first.mean, std=first.std)
+    fits = {
+        side: max(consistency.consistency(network, provisional, _resized(some, side), what), _TINY)
+        for side in sides
+    }
+    return fits, "consistency"
+
+
+def _shown(fit: float, measure: str) -> str:
+    if measure == "distance":
+        return f"distance of BatchNorm statistics {1 / fit:.2f}"
+    return f"consistency of answers {fit:.2f}"
 
 
 def _distance(network: nn.Module, images: Tensor, side: int) -> float | None:
     """Smallest distance of BatchNorm statistics at a side, over the usual normalisations."""
-    some = images[:: max(1, len(images) // _IMAGES)][:_IMAGES]
-    resized = nn.functional.interpolate(some, size=(side, side), mode="bilinear", antialias=True)
-    distances = []
-    for one in {1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(images.shape[1], ()):
+    return _nearest(
+        network, images, side, {1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(images.shape[1], ())
+    )[0]
+
+
+def _nearest(
+    network: nn.Module, images: Tensor, side: int, normalisations: Sequence[Normalisation]
+) -> tuple[float | None, Sequence[Normalisation]]:
+    """Smallest distance of BatchNorm statistics at a side, and the normalisation that has it."""
+    resized = _resized(consistency.evenly(images, _IMAGES), side)
+    nearest: tuple[float | None, Sequence[Normalisation]] = (None, ())
+    for one in normalisations:
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (one.mean, one.std))
         distance = fingerprint.batchnorm_distance(network, (resized - mean) / std, layers=_LAYERS)
         if distance is None:
-            return None
-        distances.append(distance)
-    return min(distances, default=None)
+            return None, ()
+        if nearest[0] is None or distance < nearest[0]:
+            nearest = distance, (one,)
+    return nearest
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    return nn.functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
