@@ -1,6 +1,6 @@
 """The command ``bcu``, also as ``python -m bcu_cli``.
 
-Nothing is imported here that Python has not imported itself: a signal may come at any moment, and from the
+Nothing is imported here that Python has not imported itself. A signal may come at any moment, and from the
 first line of ``main`` on it ends the run in good order.
 """
 

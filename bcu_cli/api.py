@@ -86,13 +86,18 @@ def load(
 
 
 def inspect(
-    *paths: str | Path, arch: str | None = None, on_progress: events.Listener | None = None
+    *paths: str | Path,
+    arch: str | None = None,
+    baseline: str | Path | None = None,
+    on_progress: events.Listener | None = None,
 ) -> InspectResult:
     """Say what files are and whether they are safe to open; nothing in them is run.
 
     Args:
         paths: Files, folders of them at any depth, or ``hf-hub:OWNER/NAME``.
         arch: The architecture, as of :func:`load`.
+        baseline: An earlier JSON or SARIF document of ``bcu inspect``: what it knows of a file with the same
+            content is not among the findings again.
         on_progress: As of :func:`load`.
 
     Raises:
@@ -106,13 +111,17 @@ def inspect(
     from bcu_cli.workflows import inspect as workflow
 
     with _listening(on_progress):
-        return workflow.inspect(workflow.InspectRequest(paths=tuple(map(Path, paths)), arch=arch))
+        known = None if baseline is None else Path(baseline)
+        return workflow.inspect(
+            workflow.InspectRequest(paths=tuple(map(Path, paths)), arch=arch, baseline=known)
+        )
 
 
 def scan(
     model: str | Path | Model | nn.Module,
     *,
     images: Any = None,
+    page: str | Path | None = None,
     preprocessing: Preprocessing | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -125,6 +134,7 @@ def scan(
         model: A model, or anything that :func:`load` takes.
         images: Unlabeled images like those that the network is for: a folder, a list of paths, a
             ``torch.utils.data.Dataset``, or uint8 ``[N, C, H, W]``. Without, fewer detectors look.
+        page: An ``.html`` file to write, which shows the verdict, the scores and the found triggers.
         preprocessing: As of :func:`load`.
         seed: Seed of everything that is drawn.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
@@ -139,14 +149,20 @@ def scan(
         >>> seen.verdict in {"clean-looking", "suspicious", "inconclusive"}
         True
     """
+    from bcu_cli.report import page_parts
     from bcu_cli.training import devices
-    from bcu_cli.workflows.scan import ScanResult, scan_loaded
+    from bcu_cli.workflows.scan import ScanResult, scan_loaded, write_page
 
     with _listening(on_progress):
         pictures = _unlabeled(images)
+        if page is not None:
+            given_paths = [each for each in (model, pictures) if isinstance(each, str | Path)]
+            page_parts.check(Path(page), inputs=map(Path, given_paths))
         loaded = _loaded(model, pictures, preprocessing)
         chosen = devices.choose(device, precision)
         document, looked = scan_loaded(loaded, pictures, chosen, seed=seed)
+        if page is not None:
+            document["page"] = write_page(document, loaded.classifier, looked, Path(page))
         loaded.classifier.cpu()
         found = {
             f"{each.scores.detector}-{name}": image
@@ -222,6 +238,8 @@ def cleanse(
     preprocessing: Preprocessing | None = None,
     pseudo_labels: bool = False,
     max_images: int | None = None,
+    page: str | Path | None = None,
+    card: bool = False,
     force: bool = False,
     resume: bool = False,
     seed: int = 0,
@@ -241,6 +259,8 @@ def cleanse(
         preprocessing: As of :func:`load`.
         pseudo_labels: Whether the model's own answers stand in for labels.
         max_images: Draw this many of the images; None takes all.
+        page: An ``.html`` file to write whatever the verdict, which shows what worked before and after.
+        card: Whether a model card, ``README.md``, is written beside ``out``.
         force: Whether the result is written whatever the verdict.
         resume: Whether to go on from where an interrupted run with ``out`` stopped.
         seed: Seed of everything that is drawn.
@@ -274,6 +294,8 @@ def cleanse(
             options=_options(kind.Options, seed, options, f"method {method}"),
             pseudo_labels=pseudo_labels,
             max_images=max_images,
+            page=None if page is None else Path(page),
+            card=card,
             force=force,
             device=device,
             precision=precision,

@@ -1,7 +1,7 @@
 """Notices and progress of long work, for whoever listens.
 
-The library never prints. A workflow reports what it notices and how far it is as events, and its caller
-gives a listener: the command line draws bars and lines, a notebook draws its own, a program may ignore them.
+The library never prints. A workflow reports what it notices and how far it is as events, and its caller gives
+a listener. The command line draws bars and lines, a notebook draws its own, a program may ignore them.
 
     with events.listening(print):
         ...
@@ -189,7 +189,7 @@ class Part:
         self._report()
 
     def restart(self, note: str, title: str | None = None) -> None:
-        """Begin anew with another piece of the work; the title stays unless another one is given."""
+        """Begin another piece of the work; the title stays unless another one is given."""
         self._done, self._total, self._note = 0, None, note
         self._title = title or self._title
         self._report()

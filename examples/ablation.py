@@ -2,9 +2,9 @@
 
     python examples/ablation.py bad.safetensors --images photos --data labelled/test --out ablation.json
 
-Each row is ``bcu cleanse --quick --force`` in a process of its own, in which a part was taken out, then
-``bcu evaluate``; the network's trigger lies beside it, as ``bcu attack`` leaves it. ``--arch`` and its like
-are handed on to both. Rows that ``--out`` holds already are not computed again.
+Each row is ``bcu cleanse --quick --force`` in a separate process, in which a part was taken out, then ``bcu
+evaluate``. The network's trigger lies beside it, as ``bcu attack`` leaves it. ``--arch`` and its like are
+handed on to both. Rows that ``--out`` holds already are not computed again.
 """
 
 from __future__ import annotations
@@ -202,9 +202,9 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without the adversary": _no_adversary,
     "without its start from the original's weaknesses": _no_weaknesses,
     "without random changes": _no_corruptions,
-    "without waves": _no_sinusoids,
-    "without random changes and waves": _neither,
-    "without weights drawn anew": _no_new_weights,
+    "without sinusoidal patterns": _no_sinusoids,
+    "without random changes and sinusoidal patterns": _neither,
+    "without re-initialised weights": _no_new_weights,
     "with all images counting alike": _all_alike,
     "without the moving average": _no_average,
     "with half of the adversary's limits": _half,
@@ -216,7 +216,7 @@ WITHOUT: dict[str, Callable[[], None]] = {
 
 
 def main() -> None:
-    """Read the command line; a process that a row is computed in is told which, before bcu's own words."""
+    """Read the command line; the process of a row has its name before bcu's own words."""
     if sys.argv[1:2] == ["--without"]:
         from bcu_cli.cli.app import run  # in this process: bcu's own child would have all parts
 

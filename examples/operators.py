@@ -3,8 +3,9 @@
     PYTHONPATH=tests python examples/operators.py --calls 200 --out examples/results/operators.json
 
 Each operator runs in child processes with 1 GiB more memory than they start with and 10 s for a call. The
-table says of each how many calls were made, how many gave a result (the others raised an error), and how it
-ended: ``ok``, or what takes it off the list. The kernels that are off it are called as torch has them.
+table says of each how many calls were made, and how many gave a result; the others raised an error. It also
+says how it ended: ``ok``, or what takes it off the list. The kernels that are off it are called as torch has
+them.
 """
 
 from __future__ import annotations

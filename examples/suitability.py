@@ -2,10 +2,10 @@
 
     python examples/suitability.py MODEL FOLDER… [--pictures 1000] [--test LABELLED] [--classes 4]
 
-prints a line for each folder ("noise" is uniform noise): what the network answers to images of it, and,
-with a labelled test set, its accuracy before and after a cleansing with them: the paper's method at three
-times its ratios, learning rate 0.05, 400 steps of at most 64 images. ``--classes`` takes images of so many
-classes alone, by the network's own answers.
+It prints a line for each folder ("noise" is uniform noise) with what the network predicts for images of it.
+With a labelled test set, the line also has the accuracy before and after a cleansing with these images. The
+cleansing is the paper's method at three times its ratios, learning rate 0.05, 400 steps of at most 64 images.
+``--classes`` takes images of so many classes alone, by the network's own answers.
 """
 
 from __future__ import annotations

@@ -155,14 +155,16 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SLOWEST = (
-    "test_scan",
-    "test_cleanse_auto",
-    "test_real_data",
     "test_auto",
     "test_cleanse_devices",
     "test_story",
-    "test_removal",
+    "test_cleanse_auto",
     "test_benchmark",
+    "test_scan",
+    "test_real_data",
+    "test_gpu_script",
+    "test_removal",
+    "test_models_cifar",
     "test_script_operators",
     "test_script_networks",
     "test_models_onnx_operators",

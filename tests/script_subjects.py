@@ -41,7 +41,6 @@ _SMALL = {
     **dict.fromkeys(("output_padding", "dim1", "start", "diagonal", "destination"), 0),
 }
 _ATTENTION = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
-_TEXTS = ("same", "valid", "constant", "reflect", "none", "tanh", "ij", "ij,jk->ik", "floor", "sum")
 _PER_CHANNEL = ("bias", "running_mean", "running_var", "scale")
 
 

@@ -1,4 +1,4 @@
-"""On real traffic signs: a backdoor implanted, and removed with unlabeled images. Small, to fit into CI."""
+"""On real traffic signs, small and at 16x16: a backdoor is implanted, and removed with unlabeled images."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def images_of_classes() -> dict[str, dict[str, bytes]]:
 def test_a_backdoor_in_real_pictures_is_removed(bcu, signs: Path, tmp_path: Path) -> None:
     bad, clean = tmp_path / "bad.safetensors", tmp_path / "clean.safetensors"
     data = signs / "labelled"
-    how = ["--arch", "resnet20", "--epochs", 12, "--batch-size", 64, "--setting", "cell=2"]
+    how = ["--arch", "resnet8", "--input-size", 16, "--epochs", 12, "--batch-size", 32, "--setting", "cell=2"]
     report = bcu("attack", "badnets", "--data", data, "--out", bad, *how, "--json").json
-    assert report["acc"]["value"] > 0.95
+    assert report["acc"]["value"] > 0.9
     assert report["asr"]["value"] > 0.95
-    method = ["--method", "bcu", "--strength", 3, "--learning-rate", 0.1, "--batch-size", 32, "--epochs", 40]
+    method = ["--method", "bcu", "--strength", 3, "--learning-rate", 0.1, "--batch-size", 32, "--epochs", 20]
     assert bcu("cleanse", bad, "--images", signs / "photos", "--out", clean, *method).code == 0
     trigger = tmp_path / "bad.trigger.safetensors"
     after = bcu("evaluate", clean, "--data", data, "--trigger", trigger, "--json").json["models"][0]
-    assert after["asr"]["value"] < 0.1
+    assert after["asr"]["value"] < 0.2
     assert after["acc"]["value"] > report["acc"]["value"] - 0.05

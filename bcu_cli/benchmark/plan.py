@@ -16,16 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SET_BY_THE_PLAN = {
-    "data",
-    "devices",
-    "force",
-    "format",
-    "images",
-    "json",
-    "max-images",
-    "out",
-    "resume",
-    "seed",
+    *("data", "devices", "force", "format", "images", "json", "max-images", "out", "resume", "seed"),
     "target-class",
 }
 _EXAMPLES = {"data": "cifar10", "attacks": "badnets", "defenses": "bcu"}
@@ -185,8 +176,8 @@ def _attack(table: Table, name: str) -> tuple[str, dict[str, Any]]:
     attack = table.text("attack", name)
     known = [one for one in attacks.names() if one != "none"]
     if attack not in known:
-        said = f"name it with attack, one of {', '.join(known)}"
-        raise table.error(f"no attack is called {attack}", said)
+        hint = f"name it with attack, one of {', '.join(known)}"
+        raise table.error(f"no attack is called {attack}", hint)
     return attack, table.options(_SET_BY_THE_PLAN | _ZOO_OPTIONS)
 
 

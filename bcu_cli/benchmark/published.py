@@ -49,6 +49,20 @@ def title(table: str) -> str:
     return str(tables().get(table, {}).get("title", ""))
 
 
+def unlike(table: str, cell: dict[str, Any]) -> list[str]:
+    """How a cell's network and its training differ from the setup of a table, in words.
+
+    Args:
+        table: Name of the table.
+        cell: Content of the cell's file.
+    """
+    setup = tables().get(table, {}).get("setup", {})
+    model = cell["decides"].get("model", {})
+    made = {"arch": cell["cell"]["arch"], "epochs": model.get("options", {}).get("epochs", "by default")}
+    made["train-images"] = model.get("data", {}).get("train_images") or "all"
+    return [f"{key} {made[key]}, not {value}" for key, value in setup.items() if made[key] != value]
+
+
 def _shares(pair: list[float]) -> dict[str, float]:
     asr, acc = pair
     return {"asr": asr / 100, "acc": acc / 100}

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CELL_FORMAT = 1
 _NOT_READABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 _KEPT = ("acc", "asr", "ra")
+_NEEDED = ["plan", "position", "cell", "decides", "fingerprint", "before", "after", "seconds", "error"]
+"""Keys that every cell has."""
 
 
 class Results:
@@ -152,17 +154,7 @@ def read_cells(folder: Path) -> dict[str, dict[str, Any]]:
             cell = json.loads(path.read_text(encoding="utf-8"))
             if cell["cell_format"] != CELL_FORMAT:
                 raise ValueError
-            for key in (
-                "plan",
-                "position",
-                "cell",
-                "decides",
-                "fingerprint",
-                "before",
-                "after",
-                "seconds",
-                "error",
-            ):
+            for key in _NEEDED:
                 cell[key]
         except _NOT_READABLE as error:
             raise UsageError(f"{path} is no cell of this version of bcu", "remove it") from error

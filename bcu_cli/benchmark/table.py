@@ -19,6 +19,10 @@ _SHOWN = ("asr", "acc")
 """Measures that the paper reports; RA is in the CSV file only."""
 _PLACE = ("data", "arch", "images", "max-images", "attack", "defense")
 _ALWAYS = {"attack", "defense"}
+FEWEST_NETWORKS = 3
+"""Fewest networks whose standard deviation explains a difference."""
+LARGE = 0.02
+"""Differences to the paper above this share are explained, or said to be unexplained."""
 MEAN = "mean"
 """Name of the row with the mean over all attacks, in place of an attack."""
 
@@ -50,6 +54,7 @@ class Row:
         after: Measures of the cleansed networks by name.
         drop: ``before`` − ``after`` by name, averaged over networks.
         paper: Results of the paper; None where there are none.
+        unlike: How the cells differ from the paper's setup, in words.
     """
 
     place: dict[str, Any]
@@ -59,6 +64,7 @@ class Row:
     after: dict[str, Spread]
     drop: dict[str, Spread]
     paper: Published | None
+    unlike: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -70,6 +76,24 @@ class Row:
         if self.paper is None or measure not in self.after:
             return None
         return self.after[measure].mean - self.paper.after[measure]
+
+    def explanation(self, measure: str) -> str | None:
+        """What the cells say of a difference above ``LARGE``; None where there is no such difference.
+
+        ACC may differ before the cleansing already, and few networks spread. Nothing else explains: the
+        setup that differs is named, but that it is the reason was not measured.
+        """
+        difference = self.difference(measure)
+        if self.paper is None or difference is None or abs(difference) <= LARGE:
+            return None
+        before = self.before[measure].mean - self.paper.before[measure]
+        if measure == "acc" and abs(difference - before) <= LARGE:
+            return f"the networks differ as much before the cleansing ({points(before, sign=True)})"
+        spread = self.after[measure]
+        if spread.deviation and spread.count >= FEWEST_NETWORKS and abs(difference) <= 2 * spread.deviation:
+            return f"within two standard deviations of {spread.count} networks"
+        unlike = f"; unlike the paper: {', '.join(self.unlike)}" if self.unlike else ""
+        return f"unexplained{unlike}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +131,24 @@ class TableOf:
             ]
         return header, [_line(row, keys, compared=compared) for row in self.rows]
 
+    def differences(self) -> list[str]:
+        """A line for each difference to the paper above ``LARGE``, with its explanation."""
+        keys = [key for key in _PLACE if key in _ALWAYS or _differs(self.rows, key)]
+        lines = []
+        for row in self.rows:
+            where = ", ".join(str(row.place[key]) for key in keys)
+            for measure in _SHOWN:
+                if why := row.explanation(measure):
+                    size = points(row.difference(measure), sign=True)
+                    lines.append(f"{where}: {measure.upper()} {size}: {why}")
+        return lines
+
     def as_json(self) -> dict[str, Any]:
         """The table as plain values."""
         rows = [
-            asdict(row) | {"difference": {measure: row.difference(measure) for measure in _SHOWN}}
+            asdict(row)
+            | {"difference": {measure: row.difference(measure) for measure in _SHOWN}}
+            | {"explanation": {measure: row.explanation(measure) for measure in _SHOWN}}
             for row in self.rows
         ]
         errors = [{"cell": name, "error": error} for name, error in self.errors]
@@ -197,7 +235,9 @@ def _row(place: dict[str, Any], cells: list[dict[str, Any]], paper: str) -> Row:
             sides[side][measure] = _spread(values)
     classes = cells[0]["decides"]["images"]["classes"]
     found = published.find(paper, place)
-    return Row(place=place, classes=classes, failed=len(cells) - len(good), paper=found, **sides)
+    unlike = tuple(dict.fromkeys(each for cell in good for each in published.unlike(paper, cell)))
+    failed = len(cells) - len(good)
+    return Row(place=place, classes=classes, failed=failed, paper=found, unlike=unlike, **sides)
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -221,7 +261,8 @@ def _means(rows: Sequence[Row]) -> list[Row]:
         }
         place = some[0].place | {"attack": MEAN}
         paper = _mean_of_paper([row.paper for row in good])
-        means.append(Row(place=place, classes=some[0].classes, failed=0, paper=paper, **sides))
+        unlike = tuple(dict.fromkeys(each for row in good for each in row.unlike))
+        means.append(Row(place=place, classes=some[0].classes, failed=0, paper=paper, unlike=unlike, **sides))
     return means
 
 

@@ -1,4 +1,7 @@
-"""A TOML table that is read key by key; keys that nothing has read are errors."""
+"""A TOML table that is read key by key; keys that nothing has read are errors.
+
+It is kept by hand because the options of a command are keys too, which no fixed schema could list.
+"""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from bcu_cli.benchmark.table import MEASURES
+from bcu_cli.benchmark.table import MEAN, MEASURES
 from bcu_cli.checkpoints import atomic_write
-from bcu_cli.report import page, svg
+from bcu_cli.report import page_parts, svg
 from bcu_cli.report.text import escaped, printable
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ _PERCENT = (
     "Percent; mean ± standard deviation over networks (n). "
     "difference: after cleansing, measured − the paper's."
 )
+
+
+_DIFFERENCES = "Differences of more than 2 points to the paper"
+_CHARTED = ("asr", "acc")
 
 
 def write(tables: Sequence[TableOf], folder: Path) -> dict[str, Path]:
@@ -48,6 +52,7 @@ def as_markdown(tables: Sequence[TableOf]) -> str:
             "\n".join(f"- {name}: {_in_markdown(value)}" for name, value in table.facts),
             "\n".join("| " + " | ".join(map(_in_markdown, line)) + " |" for line in lines),
             "\n".join(f"- failed: {_in_markdown(f'{name}: {why}')}" for name, why in table.errors),
+            *_differences_in_markdown(table),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -57,18 +62,8 @@ def as_csv(tables: Sequence[TableOf]) -> str:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     sides = ("before", "after", "drop")
-    header = [
-        "plan",
-        "size",
-        "data",
-        "arch",
-        "attack",
-        "defense",
-        "images",
-        "max-images",
-        "networks",
-        "failed",
-    ]
+    header = ["plan", "size", "data", "arch", "attack", "defense", "images", "max-images"]
+    header += ["networks", "failed"]
     for measure in MEASURES:
         header += [f"{measure}_{side}{what}" for side in sides for what in ("", "_deviation")]
         header += [f"{measure}_before_paper", f"{measure}_after_paper", f"{measure}_difference"]
@@ -99,19 +94,57 @@ def as_html(tables: Sequence[TableOf]) -> str:
         body = "".join(
             "<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows
         )
-        failed = "".join(f"<li>failed: {escaped(f'{name}: {why}')}</li>" for name, why in table.errors)
         parts += [
             f'<section id="s{i}"><h2>{escaped(table.heading)}</h2>',
-            page.facts(table.facts),
+            page_parts.facts(table.facts),
             f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
-            f'<ul class="verdict">{failed}</ul>' if failed else "",
-            *_drawings(table),
+            page_parts.verdict(f"failed: {name}: {why}" for name, why in table.errors),
+            page_parts.listed(_DIFFERENCES, table.differences()),
+            *_by_attack(table),
+            *_curves(table),
             "</section>",
         ]
-    return page.framed("Benchmark", parts)
+    return page_parts.framed("Benchmark", parts)
 
 
-def _drawings(table: TableOf) -> list[str]:
+def _differences_in_markdown(table: TableOf) -> list[str]:
+    lines = table.differences()
+    return [f"{_DIFFERENCES}:", "\n".join(f"- {_in_markdown(line)}" for line in lines)] if lines else []
+
+
+def _by_attack(table: TableOf) -> list[str]:
+    """One picture of a table with several attacks: ASR and ACC after cleansing, beside the paper's."""
+    rows = [row for row in table.rows if row.after]
+    varying = [key for key in ("arch", "images", "max-images", "defense") if _several(rows, key)]
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        panels.setdefault(", ".join(f"{key} {row.place[key]}" for key in varying), []).append(row)
+    drawn = []
+    for name, some in panels.items():
+        if len({row.place["attack"] for row in some} - {MEAN}) < 2:
+            continue  # a single point says no more than the table
+        shown = [(str(row.place["attack"]), [_dot(row, measure) for measure in _CHARTED]) for row in some]
+        drawing = svg.dots([measure.upper() for measure in _CHARTED], shown, f"After cleansing, {name}")
+        drawn.append(f"<div><p>{escaped(name)}</p>{drawing}</div>" if name else drawing)
+    if not drawn:
+        return []
+    paper = " Hollow: the paper." if any(row.paper for row in rows) else ""
+    caption = f"After cleansing, percent, by attack. Filled: measured, with its standard deviation.{paper}"
+    panelled = f'<div class="groups">{"".join(drawn)}</div>'
+    return [page_parts.figure(caption, panelled)]
+
+
+def _dot(row: Row, measure: str) -> svg.Dot:
+    found = row.after[measure]
+    paper = row.paper.after[measure] if row.paper else None
+    return svg.Dot(share=found.mean, deviation=found.deviation, paper=paper)
+
+
+def _several(rows: Sequence[Row], key: str) -> bool:
+    return len({row.place[key] for row in rows}) > 1
+
+
+def _curves(table: TableOf) -> list[str]:
     """Line charts over the number of images or classes, where a plan has several (figures 4 and 5)."""
     rows = [row for row in table.rows if row.after]
     over, name = _numbers(rows)
@@ -123,20 +156,25 @@ def _drawings(table: TableOf) -> list[str]:
         charts.setdefault(", ".join(kept.values()), []).append(row)
     drawings = []
     for what, some in charts.items():
-        xs = sorted({_number(row, over) for row in some})
-        for measure in ("asr", "acc"):
-            lines = []
-            for attack in dict.fromkeys(row.place["attack"] for row in some):
-                shares = {
-                    _number(r, over): r.after[measure].mean for r in some if r.place["attack"] == attack
-                }
-                lines.append((str(attack), [shares.get(x) for x in xs]))
-            title = f"{measure.upper()} after cleansing over the {name}: {what}"
-            drawn = svg.curves(xs, lines, title)
-            drawings.append(
-                f'<figure><figcaption>{escaped(title)}</figcaption><div class="wide">{drawn}</div></figure>'
-            )
+        for measure in _CHARTED:
+            xs, lines = _lines(some, measure, over)
+            if lines:
+                title = f"{measure.upper()} after cleansing over the {name}: {what}"
+                drawings.append(page_parts.figure(title, svg.curves(xs, lines, title)))
     return drawings
+
+
+def _lines(
+    rows: Sequence[Row], measure: str, over: tuple[str, ...]
+) -> tuple[list[int], list[tuple[str, list[float | None]]]]:
+    """The numbers of an x axis, and a line for each attack that has been measured at two of them or more."""
+    found = {
+        str(attack): {_number(r, over): r.after[measure].mean for r in rows if r.place["attack"] == attack}
+        for attack in dict.fromkeys(row.place["attack"] for row in rows)
+    }
+    long = {attack: shares for attack, shares in found.items() if len(shares) > 1}
+    xs = sorted({x for shares in long.values() for x in shares})
+    return xs, [(attack, [shares.get(x) for x in xs]) for attack, shares in long.items()]
 
 
 def _numbers(rows: Sequence[Row]) -> tuple[tuple[str, ...] | None, str]:

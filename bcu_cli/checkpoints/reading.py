@@ -37,17 +37,7 @@ _SUFFIXES = {
     Format.TORCHSCRIPT: (*_PICKLE_SUFFIXES, ".torchscript", ".ts", ".jit"),
 }
 
-_OTHER_SUFFIXES = (
-    ".h5",
-    ".hdf5",
-    ".keras",
-    ".tflite",
-    ".pb",
-    ".gguf",
-    ".npy",
-    ".npz",
-    ".joblib",
-)
+_OTHER_SUFFIXES = (".h5", ".hdf5", ".keras", ".tflite", ".pb", ".gguf", ".npy", ".npz", ".joblib")
 MODEL_SUFFIXES = frozenset([*_OTHER_SUFFIXES, *(one for suffixes in _SUFFIXES.values() for one in suffixes)])
 """The suffixes of model files, in formats that bcu reads and in others."""
 

@@ -9,14 +9,16 @@ import typer
 
 from bcu_cli import attacks
 from bcu_cli.cli import output
-from bcu_cli.cli.options import Data, DeviceName, Download, InputSize, Json, Precision, Resume, Seed
+from bcu_cli.cli.options import Data, DeviceName, Download, InputSize, Json, Precision, Resume, Seed, panel
 from bcu_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from bcu_cli.triggers.base import Target
 
-_TRAINING = "Training"
-_ZOO = "A zoo (attack all)"
+
+_training = panel("Training")
+_zoo = panel("A zoo (attack all)")
+_option = panel()
 
 
 def attack(
@@ -31,145 +33,82 @@ def attack(
     data: Data,
     out: Annotated[
         Path,
-        typer.Option(
-            help="The safetensors file to write; the trigger is written beside it. For a zoo, the folder."
-        ),
+        _option("The safetensors file to write; the trigger is written beside it. For a zoo, the folder."),
     ],
     arch: Annotated[
         str | None,
-        typer.Option(
-            help="A name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own. "
+        _option(
+            "A name of bcu, timm or torchvision, or FILE.py:FUNCTION for your own. "
             "(default: resnet18_cifar; with --weights, that of the file)"
         ),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="A model file to start from, with its preprocessing; a last layer of another number of "
+        _option(
+            "A model file to start from, with its preprocessing; a last layer of another number of "
             "classes is replaced. (default: random weights)"
         ),
     ] = None,
     download: Download = False,
     input_size: InputSize = None,
     target_class: Annotated[
-        str,
-        typer.Option(help="Index of the target class; or next: each class to the one after it."),
+        str, _option("Index of the target class; or next: each class to the one after it.")
     ] = "0",
     poison_rate: Annotated[
         float | None,
-        typer.Option(
-            help="Share of the training images that are triggered; sig and lc: of the target class. "
+        _option(
+            "Share of the training images that are triggered; sig and lc: of the target class. "
             "(default: 0.1; sig, lc: 0.8)"
         ),
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A setting of the trigger, NAME=NUMBER, or of one attack's, ATTACK.NAME=NUMBER; repeatable."
-        ),
+        _option("A setting of the trigger, NAME=NUMBER, or of one attack's, ATTACK.NAME=NUMBER; repeatable."),
     ] = None,
     surrogate: Annotated[
         Path | None,
-        typer.Option(
-            help="lc: a model of the same classes to perturb images with. (default: one is trained)"
-        ),
+        _option("lc: a model of the same classes to perturb images with. (default: one is trained)"),
     ] = None,
     preview: Annotated[
-        Path | None,
-        typer.Option(help="A PNG to write: images clean, triggered, and their difference times 10."),
+        Path | None, _option("A PNG to write: images clean, triggered, and their difference times 10.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 30,
-    batch_size: Annotated[int, typer.Option(min=2, rich_help_panel=_TRAINING)] = 128,
+    epochs: Annotated[int, _training(min=1)] = 30,
+    batch_size: Annotated[int, _training(min=2)] = 128,
     optimizer: Annotated[
-        str,
-        typer.Option(
-            help="sgd, or adamw (weight decay 0.05), for ViTs and ConvNeXts.",
-            rich_help_panel=_TRAINING,
-        ),
+        str, _training("sgd, or adamw (weight decay 0.05), for ViTs and ConvNeXts.")
     ] = "sgd",
     learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="(default: 0.1; adamw: 0.001; with --weights, a tenth of it)",
-            rich_help_panel=_TRAINING,
-        ),
+        float | None, _training("(default: 0.1; adamw: 0.001; with --weights, a tenth of it)", min=0.0)
     ] = None,
     schedule: Annotated[
-        str,
-        typer.Option(
-            help="one-cycle, cosine, or steps: divided by 10 after 1/2 and 3/4, as in the paper.",
-            rich_help_panel=_TRAINING,
-        ),
+        str, _training("one-cycle, cosine, or steps: divided by 10 after 1/2 and 3/4, as in the paper.")
     ] = "one-cycle",
-    ema: Annotated[
-        float | None,
-        typer.Option(
-            help="Decay of a moving average that replaces the weights.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    flip: Annotated[
-        bool,
-        typer.Option(
-            help="Mirror images at random: suits photos, not traffic signs.", rich_help_panel=_TRAINING
-        ),
-    ] = False,
+    ema: Annotated[float | None, _training("Decay of a moving average that replaces the weights.")] = None,
+    flip: Annotated[bool, _training("Mirror images at random: suits photos, not traffic signs.")] = False,
     crop_padding: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Padding of the random crop, in pixels. (default: 4; wanet: 5)",
-            rich_help_panel=_TRAINING,
-        ),
+        int | None, _training("Padding of the random crop, in pixels. (default: 4; wanet: 5)", min=0)
     ] = None,
     rotation: Annotated[
         float | None,
-        typer.Option(
-            help="Largest rotation in degrees, for half of the images. (default: 0; wanet: 10)",
-            rich_help_panel=_TRAINING,
-        ),
+        _training("Largest rotation in degrees, for half of the images. (default: 0; wanet: 10)"),
     ] = None,
-    cutout: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Side of a random square that is blanked, in pixels.", rich_help_panel=_TRAINING
-        ),
-    ] = 0,
+    cutout: Annotated[int, _training("Side of a random square that is blanked, in pixels.", min=0)] = 0,
     seed: Seed = 0,
     device: DeviceName = "auto",
     precision: Precision = "auto",
     resume: Resume = False,
     as_json: Json = False,
-    seeds: Annotated[
-        str | None, typer.Option(help="Like 0-4 or 0,3,7; 0 if not given.", rich_help_panel=_ZOO)
-    ] = None,
-    targets: Annotated[
-        str | None, typer.Option(help="Target classes, like 0-9; 0 if not given.", rich_help_panel=_ZOO)
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option(help="Only these attacks, like badnets,sig.", rich_help_panel=_ZOO)
-    ] = None,
+    seeds: Annotated[str | None, _zoo("Like 0-4 or 0,3,7; 0 if not given.")] = None,
+    targets: Annotated[str | None, _zoo("Target classes, like 0-9; 0 if not given.")] = None,
+    only: Annotated[str | None, _zoo("Only these attacks, like badnets,sig.")] = None,
     jobs: Annotated[
-        str | None,
-        typer.Option(
-            help="Models at a time; auto is one for each core, and one on a GPU.",
-            rich_help_panel=_ZOO,
-        ),
+        str | None, _zoo("Models at a time; auto is one for each core, and one on a GPU.")
     ] = None,
     engine: Annotated[
-        str | None,
-        typer.Option(
-            help="local, or ray: the machines of a Ray cluster. (default: local)", rich_help_panel=_ZOO
-        ),
+        str | None, _zoo("local, or ray: the machines of a Ray cluster. (default: local)")
     ] = None,
     gpus_per_cell: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="ray: share of a GPU, 0.25 for four models on one. (default: 1 if any)",
-            rich_help_panel=_ZOO,
-        ),
+        float | None, _zoo("ray: share of a GPU, 0.25 for four models on one. (default: 1 if any)", min=0.0)
     ] = None,
 ) -> None:
     """Train a backdoored network on labelled images, and measure its ACC and ASR.

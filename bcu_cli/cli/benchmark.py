@@ -10,7 +10,9 @@ from typer.core import TyperGroup
 
 from bcu_cli.cli import benchmark_output, output
 from bcu_cli.cli.exit_codes import FAILED
-from bcu_cli.cli.options import Json
+from bcu_cli.cli.options import Json, panel
+
+_option = panel()
 
 
 class _PlanOrCommand(TyperGroup):
@@ -42,26 +44,25 @@ def benchmark() -> None:
 @app.command()
 def run(
     plan: Annotated[Path, typer.Argument(help="A plan, like those in examples/plans.", metavar="PLAN.toml")],
-    out: Annotated[Path, typer.Option(help="The folder of results; several plans can share one.")],
-    size: Annotated[str | None, typer.Option(help="One of the plan's sizes, like smoke or paper.")] = None,
-    data_root: Annotated[Path, typer.Option(help="The folder of all data sets.")] = Path("data"),
+    out: Annotated[Path, _option("The folder of results; several plans can share one.")],
+    size: Annotated[str | None, _option("One of the plan's sizes, like smoke or paper.")] = None,
+    data_root: Annotated[Path, _option("The folder of all data sets.")] = Path("data"),
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Only some cells, like attack=wanet,sig; keys: data, arch, attack, target, seed, defense, "
+        _option(
+            "Only some cells, like attack=wanet,sig; keys: data, arch, attack, target, seed, defense, "
             "images, max-images. Repeatable."
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show the missing cells and an estimate of their time.")
+        bool, _option("Only show the missing cells and an estimate of their time.", "--dry-run")
     ] = False,
     jobs: Annotated[
-        str | None, typer.Option(help="Commands at a time; auto is one for each core, and one on a GPU.")
+        str | None, _option("Commands at a time; auto is one for each core, and one on a GPU.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: the machines of a Ray cluster.")] = "local",
+    engine: Annotated[str, _option("local, or ray: the machines of a Ray cluster.")] = "local",
     gpus_per_cell: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="ray: share of a GPU, 0.25 for four cells on one. (default: 1 if any)"),
+        float | None, _option("ray: share of a GPU, 0.25 for four cells on one. (default: 1 if any)", min=0.0)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -99,8 +100,7 @@ def run(
 def table(
     results: Folder,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Where table.md, table.csv and table.html are written. (default: the folder)"),
+        Path | None, _option("Where table.md, table.csv and table.html are written. (default: the folder)")
     ] = None,
     as_json: Json = False,
 ) -> None:

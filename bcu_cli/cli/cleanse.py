@@ -170,6 +170,13 @@ def cleanse(
             help="Write a model card for hubs, README.md, beside the result; never over another one.",
         ),
     ] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            help="An .html file that shows the verdict, what worked before and after, the found triggers on "
+            "your images, and the held-out images with another answer; written whatever the verdict.",
+        ),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -239,6 +246,7 @@ def cleanse(
         format=format,
         force=force,
         card=card,
+        page=page,
         device=device,
         precision=precision,
         resume=resume,

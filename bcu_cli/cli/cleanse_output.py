@@ -51,6 +51,8 @@ def show(report: dict[str, Any]) -> None:
     )
     if written and written["beside"]:
         facts.append(("beside it", ", ".join(file["path"] for file in written["beside"])))
+    if page := report.get("page"):
+        facts.append(("page", page["path"]))
     output.facts(facts)
 
 

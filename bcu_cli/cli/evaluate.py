@@ -20,11 +20,13 @@ from bcu_cli.cli.options import (
     Mean,
     Std,
     WeightsKey,
+    panel,
 )
 from bcu_cli.workflows.texts import model_options
 
-_OWN = "A custom trigger"
-_OUT = "Output"
+_own = panel("A custom trigger")
+_out = panel("Output")
+_option = panel()
 
 
 def evaluate(
@@ -32,63 +34,47 @@ def evaluate(
     data: Data,
     trigger: Annotated[
         str | None,
-        typer.Option(
-            help=f"{', '.join(triggers.names())}; a .trigger.safetensors that bcu attack wrote; "
+        _option(
+            f"{', '.join(triggers.names())}; a .trigger.safetensors that bcu attack wrote; "
             "or all: every named trigger (except iab, which is learnt), and the file beside the model."
         ),
     ] = None,
     target_class: Annotated[
         str | None,
-        typer.Option(
-            help="Index of the attack's target; next: the class after the true one; all: every class, "
+        _option(
+            "Index of the attack's target; next: the class after the true one; all: every class, "
             "of which the worst is shown. (default: the trigger file's, else all)"
         ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(help="A model to compare predictions with, for example the original of a cleansed one."),
+        _option("A model to compare predictions with, for example the original of a cleansed one."),
     ] = None,
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Exit 1 where this holds for any model and trigger, like asr>0.05 or acc<0.9; also ra, "
-            "agreement, worst_class_acc. Can be repeated.",
-            rich_help_panel=_OUT,
+        _out(
+            "Exit 1 where this holds for any model and trigger, like asr>0.05 or acc<0.9; also ra, "
+            "agreement, worst_class_acc. Can be repeated."
         ),
     ] = None,
     page: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a page with the results: .html, or .png (needs matplotlib).", rich_help_panel=_OUT
-        ),
+        Path | None, _out("Write a page with the results: .html, or .png (needs matplotlib).")
     ] = None,
-    preview: Annotated[
-        Path | None,
-        typer.Option(help="Write a PNG of some images with and without the trigger.", rich_help_panel=_OUT),
-    ] = None,
+    preview: Annotated[Path | None, _out("Write a PNG of some images with and without the trigger.")] = None,
     tsne: Annotated[
         Path | None,
-        typer.Option(
-            help="Write a PNG of the penultimate features by t-SNE, a panel for each model (needs "
-            "scikit-learn and matplotlib).",
-            rich_help_panel=_OUT,
+        _out(
+            "Write a PNG of the penultimate features by t-SNE, a panel for each model (needs "
+            "scikit-learn and matplotlib)."
         ),
     ] = None,
-    trigger_image: Annotated[
-        Path | None, typer.Option(help="An image that is laid over each image.", rich_help_panel=_OWN)
-    ] = None,
+    trigger_image: Annotated[Path | None, _own("An image that is laid over each image.")] = None,
     trigger_mask: Annotated[
-        Path | None,
-        typer.Option(help="Mask of the trigger: white where it acts, black elsewhere.", rich_help_panel=_OWN),
+        Path | None, _own("Mask of the trigger: white where it acts, black elsewhere.")
     ] = None,
-    trigger_mode: Annotated[
-        str, typer.Option(help="replace, add or blend.", rich_help_panel=_OWN)
-    ] = "replace",
+    trigger_mode: Annotated[str, _own("replace, add or blend.")] = "replace",
     alpha: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0, max=1.0, help="Strength of add and blend. (default: 0.2)", rich_help_panel=_OWN
-        ),
+        float | None, _own("Strength of add and blend. (default: 0.2)", min=0.0, max=1.0)
     ] = None,
     download: Download = False,
     arch: Arch = None,

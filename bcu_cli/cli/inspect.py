@@ -14,13 +14,13 @@ import typer
 from bcu_cli import triggers
 from bcu_cli.cli import output, scan_output
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
-from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std
+from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std, panel
 from bcu_cli.errors import UsageError
 from bcu_cli.workflows.texts import model_options
 
 _MOST_SHOWN = 20
-_OUTPUT = "Output"
-_SCAN = "Scan for backdoors (--scan)"
+_output = panel("Output")
+_scan = panel("Scan for backdoors (--scan)")
 _UNKNOWN = "unknown-architecture"
 _FAIL_ON = ("unsafe", "suspicious", "inconclusive", _UNKNOWN)
 
@@ -40,58 +40,41 @@ Paths = Annotated[
 ]
 FailOn = Annotated[
     str,
-    typer.Option(
-        help="Verdicts with exit code 1: unsafe, suspicious, inconclusive, or several with a comma. "
+    _output(
+        "Verdicts with exit code 1: unsafe, suspicious, inconclusive, or several with a comma. "
         "Other undecided files give exit code 2, and with unknown-architecture so does a network of unknown "
-        "architecture.",
-        rich_help_panel=_OUTPUT,
+        "architecture."
     ),
 ]
 Output = Annotated[
-    _Format | None,
-    typer.Option(
-        "--format", help="table, json (as --json), or sarif for code scanning.", rich_help_panel=_OUTPUT
-    ),
+    _Format | None, _output("table, json (as --json), or sarif for code scanning.", "--format")
 ]
 
 
 Baseline = Annotated[
     Path | None,
-    typer.Option(
-        help="Output of an earlier bcu inspect, JSON or SARIF: only what is new since then is reported and "
-        "counts for the exit code.",
-        rich_help_panel=_OUTPUT,
+    _output(
+        "Output of an earlier bcu inspect, JSON or SARIF: only what is new since then is reported and "
+        "counts for the exit code."
     ),
 ]
 Scan = Annotated[
     bool,
-    typer.Option(
-        "--scan",
-        help="Scan the networks for backdoors: clean-looking, suspicious (exit code 1) or inconclusive "
+    _scan(
+        "Scan the networks for backdoors: clean-looking, suspicious (exit code 1) or inconclusive "
         "(exit code 2), with the error rates of this verdict.",
-        rich_help_panel=_SCAN,
+        "--scan",
     ),
 ]
 Images = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of unlabeled images like the training data: six detectors instead of two.",
-        rich_help_panel=_SCAN,
-    ),
+    Path | None, _scan("Folder of unlabeled images like the training data: six detectors instead of two.")
 ]
-Evidence = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder for images of the triggers that detectors found.",
-        rich_help_panel=_SCAN,
-    ),
-]
+Evidence = Annotated[Path | None, _scan("Folder for images of the triggers that detectors found.")]
 Page = Annotated[
     Path | None,
-    typer.Option(
-        help="An .html file that shows the verdict, its error rates, the found triggers on three images, and "
-        "what was not looked at.",
-        rich_help_panel=_SCAN,
+    _scan(
+        "An .html file that shows the verdict, its error rates, the found triggers on three images, and "
+        "what was not looked at."
     ),
 ]
 

@@ -1,14 +1,14 @@
 """Adversarial neuron pruning: channels whose small perturbation makes the network fail are pruned.
 
 Wu & Wang, Adversarial Neuron Pruning Purifies Backdoored Deep Models, NeurIPS 2021, arXiv:2110.14430. Each
-channel has a mask in [0, 1] on its weights. The masks are trained on two losses, weighted by ``alpha`` and
-``1 - alpha``: the clean loss, and the loss under the worst relative perturbation of weights and biases within
-``epsilon``. One step of the gradient's sign from a random start finds that perturbation. Channels whose mask
-is below ``threshold`` are pruned. The masks get 2,000 steps of SGD with a learning rate of 0.2, a momentum of
-0.9 and batches of 128; no other weight is trained. BatchNorms normalise by the statistics of the batch, as in
-the authors' code, which cancels most of the effect of a perturbation of all channels on later layers. (With
-fixed statistics an epsilon of 0.4 makes all outputs useless, and the masks close on half of the channels.)
-The network's running statistics do not change.
+channel has a mask in [0, 1] on its weights. The masks are trained on two losses. The clean loss has the
+weight ``alpha``. The loss under the worst relative perturbation of weights and biases within ``epsilon`` has
+the weight ``1 - alpha``. One step of the gradient's sign from a random start finds that perturbation.
+Channels whose mask is below ``threshold`` are pruned. The masks get 2,000 steps of SGD with a learning rate
+of 0.2, a momentum of 0.9 and batches of 128; no other weight is trained. BatchNorms normalise by the
+statistics of the batch, as in the authors' code, which cancels most of the effect of a perturbation of all
+channels on later layers. (With fixed statistics an epsilon of 0.4 makes all outputs useless, and the masks
+close on half of the channels.) The network's running statistics do not change.
 
 Deviations: a perturbation never exceeds ``epsilon``; the authors' code does not clip it. Images are not
 augmented, while the authors' are cropped and mirrored at random. Each image is used once an epoch, and the

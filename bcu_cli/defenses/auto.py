@@ -51,6 +51,7 @@ from bcu_cli.defenses.adversarial.adversary import (
 from bcu_cli.defenses.adversarial.corruptions import corrupt
 from bcu_cli.defenses.adversarial.residual_search import (
     SELECTION_IMAGES,
+    FoundTrigger,
     ModelPair,
     ResidualSearch,
     TriggerSuccess,
@@ -123,6 +124,8 @@ MIN_HELD_OUT = 50
 """Fewest held-out images for a verdict, a tenth of all: of ten, one misclassified by chance is 10 %."""
 MAX_SINUSOID_IMAGES = 200
 """Most held-out images that each sinusoidal pattern is tried on."""
+MOST_DRAWN = 4
+"""Most triggers of the original, and most sinusoidal patterns, that a page draws."""
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
 """Predictions while triggers are tried on a network: fewest for each trigger, and most for all together."""
 
@@ -250,6 +253,27 @@ class Auto(TrainedDefense[AutoOptions]):
             "residual_searches": [each.as_json() for each in self.residual_searches],
         }
 
+    def found_triggers(self) -> list[FoundTrigger]:
+        """Triggers that stand out, else the strongest of each kind; sinusoids; the worst of each search."""
+        outstanding, outliers = self._outstanding_triggers(), self._outliers()
+        strongest = sorted(self.found, key=lambda each: -each.before.value)
+        by_kind = {each.trigger: each for each in reversed(strongest)}
+        original = _worst(outstanding) or list(by_kind.values())
+        residual = [
+            max(search.found, key=lambda each: (each in outliers, each.after.value))
+            for search in self.residual_searches
+        ]
+        return [
+            *(
+                FoundTrigger(found_on="original", success=each, stands_out=each in outstanding)
+                for each in [*original, *_worst(self.sinusoids)]
+            ),
+            *(
+                FoundTrigger(found_on="result", success=each, stands_out=each in outliers)
+                for each in residual
+            ),
+        ]
+
     def verdict(self) -> Verdict:
         """Judge by the known triggers and canaries, then by the triggers found on the cleansed network."""
         verdict, outliers = self._verdict_on_known_triggers(), self._outliers()
@@ -320,7 +344,13 @@ class Auto(TrainedDefense[AutoOptions]):
         for kind, adversary in self._judging_adversaries.items():
             after |= self._successes(adversary, self.student, [kind])
         self.found = [
-            TriggerSuccess(trigger=kind, target=target, before=share, after=after[kind, target])
+            TriggerSuccess(
+                trigger=kind,
+                target=target,
+                before=share,
+                after=after[kind, target],
+                change=self._judging_change(kind, target),
+            )
             for (kind, target), share in self._success_before.items()
         ]
         self.sinusoids = [
@@ -329,6 +359,7 @@ class Auto(TrainedDefense[AutoOptions]):
                 target=target,
                 before=share,
                 after=self._success_by_class(self.student, pattern)[target],
+                change=pattern,
             )
             for pattern, target, share in self._sinusoids_before
             if share.value >= MIN_TRIGGER_SUCCESS
@@ -348,6 +379,11 @@ class Auto(TrainedDefense[AutoOptions]):
         """Agreement of student and original on the images on which the original is most confident."""
         images, expected = self.held_out.images[self._confident], self._teacher_answers[self._confident]
         return agreement(self.student, expected, images, self.device)
+
+    def _judging_change(self, kind: str, target: int) -> Change:
+        """A trigger that was found on the original."""
+        adversary = self._judging_adversaries[kind]
+        return _on_bytes(adversary, adversary.targets.tolist().index(target), UNIVERSAL.index(kind))
 
     def _planted_canaries(self) -> list[TriggerSuccess]:
         """The canaries that the copy learned, with their success after the level that was taken."""
@@ -415,6 +451,7 @@ class Auto(TrainedDefense[AutoOptions]):
                     target=target,
                     before=self._success(taught, trigger.apply_to_bytes, target),
                     after=self._success(trial, trigger.apply_to_bytes, target),
+                    change=trigger.apply_to_bytes,
                 )
                 for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
             ]
@@ -690,6 +727,11 @@ def _surviving(triggers: Sequence[TriggerSuccess], most: float) -> list[TriggerS
 def _highest_success(triggers: Sequence[TriggerSuccess]) -> float:
     """The highest success after the cleansing; 0 where there are no triggers."""
     return max((each.after.value for each in triggers), default=0.0)
+
+
+def _worst(triggers: Sequence[TriggerSuccess]) -> list[TriggerSuccess]:
+    """The ``MOST_DRAWN`` triggers that succeed most often after the cleansing."""
+    return sorted(triggers, key=lambda each: -each.after.value)[:MOST_DRAWN]
 
 
 def _undecided(why: str) -> Verdict:

@@ -15,6 +15,7 @@ from bcu_cli import defenses
 from bcu_cli.errors import UsageError
 from bcu_cli.images.augmentation import Augmentation
 from bcu_cli.training.inference import predict
+from bcu_cli.training.loop import Training
 from bcu_cli.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from bcu_cli.defenses.adversarial.residual_search import FoundTrigger
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.images.stream import Images, StreamedSet
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
     from bcu_cli.training.forecast import Outlook
-    from bcu_cli.training.loop import Stage
+    from bcu_cli.training.loop import Objective, Stage
 
 PAPER_EPOCHS = 100
 FEWEST_STEPS, MOST_STEPS = 900, 8000
@@ -196,13 +198,17 @@ class Defense(ABC, Generic[O]):
         After the last one the student is the cleansed network.
         """
 
-    @abstractmethod
     def details(self) -> dict[str, Any]:
         """Details of what was done to the network, as plain values for a report, after the last stage."""
+        return {}
 
     def verdict(self) -> Verdict | None:
         """The defense's judgement after the last stage; None if it does not judge itself."""
         return None
+
+    def found_triggers(self) -> list[FoundTrigger]:
+        """The found triggers that tell most, for drawings; empty for a defense that searches none."""
+        return []
 
     def outlook(self) -> Outlook | None:
         """The stages to come with their work, after :meth:`decide`; None if they are not known beforehand."""
@@ -277,6 +283,26 @@ class TrainedDefense(Defense[T]):
     def decide(self, options: T) -> T:
         """See :meth:`Defense.decide`."""
         return decide(options, self.teacher, self.data.images, device=self.device)
+
+    def training(
+        self, objective: Objective, *, of: Classifier | None = None, reseeded: int = 0, **other: Any
+    ) -> Training:
+        """A training on the images.
+
+        Args:
+            objective: The loss.
+            of: The classifier to train in place; None is the student.
+            reseeded: Added to the seed, so that a second training draws other numbers.
+            other: Training options that replace those of the defense.
+        """
+        return Training(
+            self.student if of is None else of,
+            self.data.images,
+            objective,
+            self.options.training(**other),
+            device=self.device,
+            seed=self.options.seed + reseeded,
+        )
 
 
 def find(name: str) -> type[Defense[Any]]:

@@ -1,8 +1,8 @@
 """Backdoor Cleansing with Unlabeled Data (Pang, Sun, Ling, Chen; CVPR 2023): the paper's method.
 
 The student is the teacher with part of each layer's weights re-initialised, more of them in deeper layers
-(section 3.3, Eq. 3), then trained by the teacher on unlabeled images (section 3.2, Eq. 2; Algorithm 1). None
-of these images has the trigger, so the teacher's behaviour on triggered images is not transferred.
+(section 3.3, Eq. 3). It is then trained by the teacher on unlabeled images (section 3.2, Eq. 2; Algorithm 1).
+None of these images has the trigger, so the teacher's behaviour on triggered images is not transferred.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
 from bcu_cli.defenses.parts import reinit_ratios
 from bcu_cli.defenses.parts.depth import Layer, measure
-from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.loop import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +37,9 @@ class BcuOptions(TrainedOptions):
 
     Args:
         strength: Factor on all re-initialisation ratios; the results are capped at 1.
-        ratios: Shares of weights to re-initialise, from shallow to deep, three values or more: the first
-            layer, the layers in between (each value covers an equal part of the depth, in a ResNet-18 one
-            block), and the classifier.
+        ratios: Shares of weights to re-initialise, from shallow to deep, three values or more. The first
+            value is for the first layer, the last for the classifier. Those in between cover equal parts of
+            the depth, in a ResNet-18 one block each.
         init: How these shares are spread over the layers, one of ``reinit_ratios.INITS`` (Table 4).
         temperature: Temperature at the first and the last step, linear in between. The paper names none; 1 to
             4 are the settings that its authors published.
@@ -105,15 +105,7 @@ class Bcu(TrainedDefense[BcuOptions]):
             return
         objective = distillation(self.student, self.teacher, self.options)
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        training = Training(
-            self.student,
-            self.data.images,
-            objective,
-            self.options.training(),
-            device=self.device,
-            seed=self.options.seed,
-        )
-        yield Stage(title="cleansing", training=training)
+        yield Stage(title="cleansing", training=self.training(objective))
 
     def details(self) -> dict[str, Any]:
         """The re-initialisation of each layer."""

@@ -1,11 +1,11 @@
 """Channel Lipschitz pruning: channels with an unusually high Lipschitz bound are cut; needs no images.
 
-Zheng, Tang, Li, Liu, Data-free Backdoor Removal based on Channel Lipschitzness, ECCV 2022,
-arXiv:2208.03111, Algorithm 1: in each convolution the channels whose bound lies above the mean of the layer
-by more than ``u`` standard deviations are set to 0; u = 3.
+Zheng, Tang, Li, Liu, Data-free Backdoor Removal based on Channel Lipschitzness, ECCV 2022, arXiv:2208.03111,
+Algorithm 1. In each convolution the channels whose bound lies above the mean of the layer by more than ``u``
+standard deviations are set to 0; u = 3.
 
-Deviations: a convolution whose output goes to no BatchNorm (at the end of a pre-activation block, or in
-a network without norms) is judged by its kernel alone, and so is one in front of a GroupNorm.
+Deviations: a convolution whose output goes to no BatchNorm is judged by its kernel alone, and so is one in
+front of a GroupNorm. The former ends a pre-activation block, or is in a network without norms.
 """
 
 from __future__ import annotations

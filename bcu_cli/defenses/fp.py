@@ -1,7 +1,7 @@
 """Fine-Pruning: channels that are dormant on clean images are cut, then the network is fine-tuned.
 
 Liu, Dolan-Gavitt, Garg, Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks, RAID
-2018, arXiv:1805.12185, section 3: the channels of the last convolution are cut in the order of their mean
+2018, arXiv:1805.12185, section 3. The channels of the last convolution are cut in the order of their mean
 activation on clean images, the least active first, until the accuracy falls too far. Then the network is
 fine-tuned.
 
@@ -23,6 +23,7 @@ import torch
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
 from bcu_cli.defenses.parts.finetuning import finetuning
 from bcu_cli.models.channels import Channels, find_channels, pruned_report
+from bcu_cli.models.hooks import watching
 from bcu_cli.training.inference import BATCH_SIZE, predict
 from bcu_cli.training.loop import Stage
 
@@ -75,7 +76,7 @@ class FinePruning(TrainedDefense[FpOptions]):
         layers = find_channels(network, self.example())[-self.options.layers :]
         pruned = self._prune(layers)
         self.pruned = [(channels, index.to(self.device.torch)) for channels, index in pruned]
-        training = finetuning(self, self.student, self.options)
+        training = finetuning(self, self.student)
         learn = training.objective
 
         def objective(images: Tensor, index: Tensor, progress: float) -> Tensor:
@@ -142,22 +143,13 @@ def activations(student: nn.Module, layers: list[Channels], images: Tensor) -> l
     student.to(images.device)
     totals = [torch.zeros(channels.count) for channels in layers]
 
-    def watch(total: Tensor) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001 - the shape of a hook
-            total.add_(output.float().clamp(min=0).flatten(2).mean(2).sum(0).cpu())
+    def add(total: Tensor, _: Any, output: Tensor) -> None:
+        total.add_(output.float().clamp(min=0).flatten(2).mean(2).sum(0).cpu())
 
-        return hook
-
-    handles = [
-        (channels.convolution if channels.norm is None else channels.norm).register_forward_hook(watch(total))
-        for channels, total in zip(layers, totals, strict=True)
-    ]
-    try:
+    modules = [channels.convolution if channels.norm is None else channels.norm for channels in layers]
+    with watching(zip(modules, totals, strict=True), add):
         for part in torch.split(images, BATCH_SIZE):
             student(part.float() / 255.0)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [total / len(images) for total in totals]
 
 

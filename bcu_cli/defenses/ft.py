@@ -7,7 +7,7 @@ schedule; here the learning rate falls to 0 along a cosine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions
 from bcu_cli.defenses.parts.finetuning import finetuning
@@ -26,8 +26,4 @@ class FineTuning(TrainedDefense[TrainedOptions]):
 
     def stages(self) -> Iterator[Stage]:
         """Fine-tune the student."""
-        yield Stage(title="fine-tuning", training=finetuning(self, self.student, self.options))
-
-    def details(self) -> dict[str, Any]:
-        """No details beside the training."""
-        return {}
+        yield Stage(title="fine-tuning", training=finetuning(self, self.student))

@@ -19,13 +19,13 @@ step are chosen here. The BCU paper lets it run for 100 rounds (``--epochs 100``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn import functional as F
 
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
-from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.loop import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,19 +84,7 @@ class ImplicitUnlearning(TrainedDefense[IBauOptions]):
             self.student.train(mode)
             return loss(torch.zeros_like(found)) + with_hypergradient(loss, found, self.options)
 
-        training = Training(
-            self.student,
-            self.data.images,
-            objective,
-            self.options.training(),
-            device=self.device,
-            seed=self.options.seed,
-        )
-        yield Stage(title="unlearning", training=training)
-
-    def details(self) -> dict[str, Any]:
-        """No details beside the training."""
-        return {}
+        yield Stage(title="unlearning", training=self.training(objective))
 
 
 def universal_perturbation(loss: Loss, like: Tensor, options: IBauOptions) -> Tensor:

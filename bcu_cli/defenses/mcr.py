@@ -1,9 +1,9 @@
 """Mode connectivity repair: a point on a curve of low loss between the network and a fine-tuned copy.
 
 Zhao, Chen, Das, Ramamurthy, Lin, Bridging Mode Connectivity in Loss Landscapes and Adversarial Robustness,
-ICLR 2020, arXiv:2005.00060: a quadratic Bezier curve (1-t)² w1 + 2t(1-t) θ + t² w2, whose bend θ learns a
-low loss at random t (Eq. 2 and 3) while its ends are fixed. The BCU paper takes t = 0.3; its other end is
-the network fine-tuned for 10 epochs (section 4.1, supplement B).
+ICLR 2020, arXiv:2005.00060. A quadratic Bezier curve (1-t)² w1 + 2t(1-t) θ + t² w2 connects two networks. Its
+bend θ learns a low loss at random t (Eq. 2 and 3) while its ends are fixed. The BCU paper takes t = 0.3; its
+other end is the network fine-tuned for 10 epochs (section 4.1, supplement B).
 
 Deviations: θ starts halfway between the two ends and is trained with the BCU paper's settings. The running
 statistics of BatchNorm, which points in between lack, are recomputed on the images.
@@ -25,7 +25,7 @@ from bcu_cli.defenses.parts.finetuning import EPOCHS, finetuning
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.channels import BATCH_NORMS
 from bcu_cli.models.embedded.script_module import ScriptModule
-from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.loop import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ class ModeConnectivityRepair(TrainedDefense[McrOptions]):
         """Fine-tune one end, train the control point of the curve, and take a point in between."""
         options = self.options
         end = copy.deepcopy(self.student)
-        training = finetuning(self, end, options, epochs=options.end_epochs)
+        training = finetuning(self, end, epochs=options.end_epochs)
         yield Stage(title="fine-tuning the other end", training=training)
         bend = copy.deepcopy(end)
         self.student.to(self.device.torch)
@@ -113,14 +113,7 @@ class ModeConnectivityRepair(TrainedDefense[McrOptions]):
         with torch.no_grad():
             for name, weight in self.curve.bend.items():
                 weight.copy_((self.curve.start[name] + self.curve.end[name]) / 2)
-        training = Training(
-            bend,
-            self.data.images,
-            self._objective(bend),
-            options.training(),
-            device=self.device,
-            seed=options.seed + 1,
-        )
+        training = self.training(self._objective(bend), of=bend, reseeded=1)
         yield Stage(title="training the curve", training=training)
         with torch.no_grad():
             point = self.curve.at(options.t)

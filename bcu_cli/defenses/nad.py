@@ -1,14 +1,14 @@
 """Neural attention distillation: the network learns the attention maps of a fine-tuned copy of itself.
 
 Li, Lyu, Koren, Lyu, Li, Ma, Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural
-Networks, ICLR 2021, arXiv:2101.05930. A copy is fine-tuned for 10 epochs; it is the teacher of the
-suspicious network, which learns the labels and, weighted by ``beta``, the teacher's attention: the maps'
-squares summed over channels (p = 2), at unit length, after each of the last three stages (BCU paper,
-supplement B).
+Networks, ICLR 2021, arXiv:2101.05930. A copy is fine-tuned for 10 epochs; it is the teacher of the suspicious
+network, which learns the labels and, weighted by ``beta``, the teacher's attention. Attention is the sum of
+the maps' squares over channels (p = 2), at unit length. It is taken after each of the last three stages (BCU
+paper, supplement B).
 
 Deviations: the distance of two attention maps is squared and averaged, as in the authors' code; the paper
-takes its norm. The paper tunes a ``beta`` for each attack, and the authors' code has one for each stage (500,
-1000, 1000; in its last version 0, 0, 5000); here all stages have the same. Both trainings have the BCU
+takes its norm. The paper tunes a ``beta`` for each attack. The authors' code has one for each stage (500,
+1000, 1000; in its last version 0, 0, 5000). Here all stages have the same. Both trainings have the BCU
 paper's settings, with a cosine schedule. The stages are found by the resolutions of the feature maps.
 """
 
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
 from bcu_cli.defenses.parts.feature_maps import last_of_each_resolution, recorded
 from bcu_cli.defenses.parts.finetuning import EPOCHS, finetuning
-from bcu_cli.training.loop import Stage, Training
+from bcu_cli.training.loop import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,17 +69,9 @@ class NeuralAttentionDistillation(TrainedDefense[NadOptions]):
         """Fine-tune a copy, then distil its attention into the student."""
         self.layers = last_of_each_resolution(self.student.network, self.example(), MAPS)
         guide = copy.deepcopy(self.student)
-        training = finetuning(self, guide, self.options, epochs=self.options.teacher_epochs)
+        training = finetuning(self, guide, epochs=self.options.teacher_epochs)
         yield Stage(title="fine-tuning the teacher", training=training)
-        training = Training(
-            self.student,
-            self.data.images,
-            self._objective(guide),
-            self.options.training(),
-            device=self.device,
-            seed=self.options.seed + 1,
-        )
-        yield Stage(title="distilling attention", training=training)
+        yield Stage(title="distilling attention", training=self.training(self._objective(guide), reseeded=1))
 
     def details(self) -> dict[str, Any]:
         """The modules whose attention was distilled."""

@@ -42,8 +42,8 @@ class Scores:
             None.
         evidence: Plain values for people: what was found, and on how many images it works.
         pictures: Images of the reversed trigger by name, float ``[C, H, W]`` in [0, 1].
-        examples: Given images before and after the reversed trigger, each float ``[N, C, H, W]`` in [0, 1]
-            with N up to ``EXAMPLES``; None for a detector whose trigger changes no given images.
+        examples: Given images before and after the reversed trigger, float ``[N, C, H, W]`` in [0, 1] with
+            N up to ``EXAMPLES``. None for a detector whose trigger changes no given images.
     """
 
     detector: str

@@ -18,9 +18,9 @@ _FEWEST_CHANNELS = 8
 class LipschitzOutliers(Detector):
     """The highest bound of a channel, in standard deviations above the mean of its convolution.
 
-    A channel's bound is the spectral norm of its kernel, as a matrix of input channels by taps, times the
-    scale of the BatchNorm behind it (eq. 5 and 9 of the paper). That BatchNorm is found by the data that
-    flows through the network, not by names. The detector does not distinguish classes.
+    A channel's bound is the spectral norm of its kernel times the scale of the BatchNorm behind it (eq. 5 and
+    9 of the paper). The kernel is taken as a matrix of input channels by taps. That BatchNorm is found by the
+    data that flows through the network, not by names. The detector does not distinguish classes.
     """
 
     name: ClassVar[str] = "lipschitz"

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from bcu_cli.detectors.base import Detector, OnStep, Scores, Subject
 
 SUSPICIOUS, UNDECIDED, FAILED = "scan-suspicious", "scan-undecided", "scan-failed"
-CLEAN_LOOKING = "scan-clean-looking"
-"""Rules of a scan: the network looks backdoored, is undecided, could not be scanned, or looks clean."""
+"""Rules of a scan: the network looks backdoored, is undecided, or could not be scanned."""
 _IMAGES_A_CLASS, _MOST_VALUES = 32, 2**27
 """Most images for each class that a detector feeds to the network at once, and most values of them all."""
 _NOISE, _IMAGES = 64, 512

@@ -6,6 +6,7 @@ logits: inserted into a forward pass of other images, it must give the same logi
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,17 +108,14 @@ def penultimate(
         transform: Applied to each batch of uint8 images first, for example a trigger.
     """
     seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
 
     def features(batch: Tensor) -> Tensor:
         seen.clear()  # drops the input of a batch that did not fit into memory
         model(batch)
         return seen[-1].float()
 
-    try:
+    with layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
         return in_batches(features, images, device, transform=transform, name=name_of(model))
-    finally:
-        handle.remove()
 
 
 @torch.inference_mode()
@@ -140,11 +138,8 @@ def last_linear(model: Classifier, images: Tensor, device: Device, *, what: str)
     layer, seen = calls[-1] if calls else (None, None)
     if not isinstance(layer, nn.Linear) or seen is None or seen.dim() != 2:
         raise ArchitectureError(f"{what} does not end in a linear layer", hint)
-    handle = layer.register_forward_pre_hook(lambda _, inputs: (seen, *inputs[1:]))
-    try:
+    with layer.register_forward_pre_hook(lambda _, inputs: (seen, *inputs[1:])):
         again = model(1.0 - batch)
-    finally:
-        handle.remove()
     if sum(each is layer for each, _ in calls) > 1 or not torch.allclose(again, logits, equal_nan=True):
         raise ArchitectureError(f"the logits of {what} do not depend on its last linear layer alone", hint)
     return layer
@@ -158,9 +153,8 @@ def _recorded_calls(model: Classifier, batch: Tensor) -> tuple[list[tuple[nn.Mod
         if inputs:
             calls.append((module, inputs[0]))
 
-    handles = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, _WEIGHTED)]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, _WEIGHTED):
+                hooks.enter_context(module.register_forward_pre_hook(note))
         return calls, model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()

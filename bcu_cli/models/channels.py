@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.models.hooks import watching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,20 +88,15 @@ def convolutions_with_norms(network: nn.Module, example: Tensor) -> list[tuple[n
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # by the id of the output, which stays referenced
     pairs: dict[nn.Module, nn.Module | None] = {}
 
-    def watch(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if isinstance(module, _CONVOLUTIONS):
             pairs.setdefault(module, None)
             made[id(output)] = (module, output)
         elif id(inputs[0]) in made:
             pairs[made[id(inputs[0])][0]] = module
 
-    watched = [m for m in network.modules() if isinstance(m, _CONVOLUTIONS + _NORMS)]
-    handles = [module.register_forward_hook(watch) for module in watched]
-    try:
+    with watching(((m, m) for m in network.modules() if isinstance(m, _CONVOLUTIONS + _NORMS)), note):
         network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(pairs.items())
 
 

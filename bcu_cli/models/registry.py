@@ -181,10 +181,9 @@ def _build_builtin(name: str, num_classes: int, input_size: tuple[int, int, int]
     from bcu_cli.models.networks import cifar, cifar_depthwise, cifar_joined
 
     base, width = split_width(name)
-    makers = vars(cifar) | vars(cifar_depthwise) | vars(cifar_joined)
-    make: Callable[..., nn.Module] = makers[base]
+    make = (cifar.NETWORKS | cifar_depthwise.NETWORKS | cifar_joined.NETWORKS)[base]
     channels = 3 if input_size is None else input_size[0]
-    return make(num_classes, channels) if width is None else make(num_classes, channels, width)
+    return make(num_classes, channels, **({} if width is None else {"width": width}))
 
 
 def _build_timm(name: str, num_classes: int, input_size: tuple[int, int, int] | None) -> nn.Module:

@@ -77,10 +77,10 @@ def of_finding(file: Mapping[str, Any], finding: Mapping[str, Any]) -> str | Non
         file: The document of the file.
         finding: The finding, with ``rule``, ``severity`` and ``message``.
     """
-    said = (finding["rule"], as_uri(file["path"]), finding["message"])
+    parts = (finding["rule"], as_uri(file["path"]), finding["message"])
     if finding["severity"] not in _OF_ONE_CONTENT:
-        return _digest(*said)
-    return _digest(*said, file["sha256"]) if file.get("sha256") else None
+        return _digest(*parts)
+    return _digest(*parts, file["sha256"]) if file.get("sha256") else None
 
 
 def of_problem(file: Mapping[str, Any]) -> str | None:

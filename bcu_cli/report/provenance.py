@@ -68,7 +68,7 @@ def statement(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _internal(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What bcu found out: the network, its preprocessing, the images and the device."""
+    """The values that bcu determined: network, preprocessing, images and device."""
     preprocessing, images = report["model"]["preprocessing"], report["images"]
     return {
         "architecture": architecture_name(report["model"]["architecture"]["name"]),

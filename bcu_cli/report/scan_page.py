@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.checkpoints import check_writable, write_bytes
-from bcu_cli.errors import UsageError
-from bcu_cli.report import page, svg
+from bcu_cli.checkpoints import write_bytes
+from bcu_cli.report import page_parts, svg
+from bcu_cli.report.page_parts import class_name
 from bcu_cli.report.text import counted, escaped, interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _TITLE = "bcu inspect --scan"
@@ -35,18 +35,6 @@ _NOT_LOOKED_AT = (
 )
 
 
-def check(path: Path, *, inputs: Iterable[Path]) -> None:
-    """Check before long work that the page can be written.
-
-    Raises:
-        UsageError: The suffix is not ``.html``.
-        OutputError: The path is an input, or cannot be written.
-    """
-    if path.suffix != ".html":
-        raise UsageError(f"--page {path} is no .html file", "name a file with this ending")
-    check_writable(path, inputs=inputs)
-
-
 def write(document: Mapping[str, Any], path: Path) -> str:
     """Write the page; returns the file's SHA-256.
 
@@ -64,34 +52,34 @@ def as_html(document: Mapping[str, Any]) -> str:
     """The page as HTML that is also well-formed XML and refers to nothing outside; text is escaped.
 
     Args:
-        document: ``files`` and ``problems``. The ``scan`` of a file may have ``examples``: for each found
-            trigger its ``detector``, ``class``, and ``images`` with ``before``, ``after`` (data URIs of
-            images) and ``answers`` (the predicted classes of both).
+        document: ``files`` and ``problems``. The ``scan`` of a file has ``classes`` (names, or none), and
+            may have ``examples``: for each found trigger its ``detector``, ``class``, and ``images`` with
+            ``before``, ``after`` (data URIs of images) and ``answers`` (the predicted classes of both).
     """
     scanned = [file for file in document["files"] if "scan" in file]
     left = [file for file in document["files"] if "scan" not in file]
     parts = [f"<h1>{_TITLE}</h1>", *map(_section, scanned)]
     problems = [each["message"] for each in document["problems"]]
     if left or problems:
-        parts.append(_list("Not scanned", [*map(_why_not, left), *problems]))
-    return page.framed(_TITLE, parts)
+        parts.append(page_parts.listed("Not scanned", [*map(_why_not, left), *problems]))
+    return page_parts.framed(_TITLE, parts)
 
 
 def _section(file: Mapping[str, Any]) -> str:
     scan = file["scan"]
     lines = [_WORDS[scan["verdict"]]]
     if scan["verdict"] == "suspicious":
-        lines.append(f"The class that a trigger seems to lead to is class {scan['class']}.")
+        target = class_name(scan["classes"], scan["class"])
+        lines.append(f"The class that a trigger seems to lead to: {target}.")
     if file["problem"]:
         lines.append(f"{file['problem']['message']}; {file['problem']['hint']}")
-    shown = "".join(f"<li>{escaped(line)}</li>" for line in [*lines, *_rates(scan["calibration"])])
     return f"""<section>
 <h2>{escaped(scan["verdict"])}: {escaped(file["path"])}</h2>
-<ul class="verdict">{shown}</ul>
+{page_parts.verdict([*lines, *_rates(scan["calibration"])])}
 {_chart(scan)}
 {_triggers(scan)}
-{_list("What was not looked at", _not_looked_at(scan))}
-{page.facts(_facts(file))}
+{page_parts.listed("What was not looked at", _not_looked_at(scan))}
+{page_parts.facts(_facts(file))}
 </section>"""
 
 
@@ -107,39 +95,38 @@ def _rates(calibration: Mapping[str, Any]) -> list[str]:
 def _chart(scan: Mapping[str, Any]) -> str:
     """The suspicion of the most suspicious classes."""
     order = sorted(enumerate(scan["suspicions"]), key=lambda each: -each[1])
-    rows = [(f"class {index}", value, value >= 1.0) for index, value in order[:_MOST_CLASSES]]
+    classes = scan["classes"]
+    rows = [(class_name(classes, index), value, value >= 1.0) for index, value in order[:_MOST_CLASSES]]
     more = len(order) - len(rows)
     left_out = f" {more} other classes have less than those shown." if more else ""
     below = scan["calibration"]["clean_below"]
     caption = f"Suspicion by class: suspicious from 1, clean-looking below {below:.2f}.{left_out}"
-    drawn = svg.values(rows, (below, 1.0), "Suspicion by class")
-    return f'<figure><figcaption>{escaped(caption)}</figcaption><div class="wide">{drawn}</div></figure>'
+    return page_parts.figure(caption, svg.values(rows, (below, 1.0), "Suspicion by class"))
 
 
 def _triggers(scan: Mapping[str, Any]) -> str:
     """The found triggers, each on images of the user."""
-    figures = []
+    classes, figures = scan["classes"], []
     for each in scan.get("examples", []):
         what = _FINDERS.get(each["detector"], "a change")
         caption = (
-            f"{each['detector']}: {what} that leads images to class {each['class']}, "
+            f"{each['detector']}: {what} that leads images to {class_name(classes, each['class'])}, "
             f"found on {counted(each['success'])} of other images. Before and after:"
         )
-        pairs = "".join(f'<div class="pair">{_shown(one)}</div>' for one in each["images"])
-        caption = f"<figcaption>{escaped(caption)}</figcaption>"
-        figures.append(f'<figure>{caption}<div class="pairs">{pairs}</div></figure>')
+        groups = [_before_and_after(one, classes) for one in each["images"]]
+        figures.append(page_parts.images(caption, groups))
     if not figures:
         return ""
     note = "A search finds some change for clean networks, too; what counts is how far a class stands out."
     return f"<h3>Found triggers</h3><p>{note}</p>{''.join(figures)}"
 
 
-def _shown(image: Mapping[str, Any]) -> str:
+def _before_and_after(image: Mapping[str, Any], classes: Sequence[str]) -> list[tuple[str, str]]:
     """An image before and after a change, with the predicted classes."""
-    return "".join(
-        f'<div><img src="{escaped(image[when])}" alt="{when}"/><br/>{when}: class {answer}</div>'
+    return [
+        (image[when], f"{when}: {class_name(classes, answer)}")
         for when, answer in zip(("before", "after"), image["answers"], strict=True)
-    )
+    ]
 
 
 def _not_looked_at(scan: Mapping[str, Any]) -> list[str]:
@@ -168,8 +155,3 @@ def _facts(file: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("seed", str(scan["seed"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in scan["versions"].items())),
     ]
-
-
-def _list(title: str, lines: Iterable[str]) -> str:
-    items = "".join(f"<li>{escaped(line)}</li>" for line in lines)
-    return f"<h3>{escaped(title)}</h3><ul>{items}</ul>"

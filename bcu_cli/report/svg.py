@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bcu_cli.report.text import counted, escaped, numbered, shortened
+from bcu_cli.report.text import counted, escaped, numbered, percent, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -121,7 +122,7 @@ def values(rows: Sequence[tuple[str, float, bool]], lines: Sequence[float], labe
         lines: The thresholds.
         label: What is drawn.
     """
-    left, width, height = 80, 200, len(rows) * _BAR_HEIGHT
+    left, width, height = 150, 150, len(rows) * _BAR_HEIGHT
     scale = width / max(*lines, *(value for _, value, _ in rows))
     parts = []
     for i, (name, value, marked) in enumerate(rows):
@@ -135,6 +136,86 @@ def values(rows: Sequence[tuple[str, float, bool]], lines: Sequence[float], labe
         x = left + scale * line
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
     return _svg(left + width + 50, height + 4, label, parts)
+
+
+def before_and_after(rows: Sequence[tuple[str, dict[str, Any], dict[str, Any]]], label: str) -> str:
+    """Two bars a row from 0 to 100 %, narrow enough for a telephone, each with its 95 % interval and counts.
+
+    Args:
+        rows: Name, and the measures of a report before and after.
+        label: What is drawn.
+    """
+    width, height = 180, 44
+    parts = []
+    for i, (name, *shares) in enumerate(rows):
+        parts.append(_text(0, i * height + 8, name, "start"))
+        for share, kind, top in zip(shares, ("marked", "bar"), (15, 27), strict=True):
+            y, size = i * height + top, f'width="{width * share["value"]:.1f}" height="10"'
+            low, high = (width * end for end in share["interval95"])
+            parts += [
+                f'<rect class="grid" x="0" y="{y}" width="{width}" height="10"/>',
+                f'<rect class="{kind}" x="0" y="{y}" {size}/>',
+                f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y + 5}" y2="{y + 5}"/>',
+                _text(width + 8, y + 5, counted(share), "start"),
+            ]
+    return _svg(width + 160, len(rows) * height, label, parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """A measured share in [0, 1], beside the paper's.
+
+    Args:
+        share: The measured share; None where there is none.
+        deviation: Its standard deviation over networks; None for a single network.
+        paper: The paper's share; None where there is none.
+    """
+
+    share: float | None
+    deviation: float | None
+    paper: float | None
+
+
+def dots(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Dot]]], label: str) -> str:
+    """Shares from 0 to 100 % as dots, one axis for each column, narrow enough for a telephone.
+
+    Args:
+        columns: Names of the measures.
+        rows: Name, and a dot for each column.
+        label: What is drawn.
+    """
+    left, width, gap, top = 84, 100, 36, 30
+    height = top + len(rows) * _BAR_HEIGHT
+    parts = [
+        _text(left - 8, top + (i + 0.5) * _BAR_HEIGHT, name, "end", name) for i, (name, _) in enumerate(rows)
+    ]
+    for column, name in enumerate(columns):
+        start = left + column * (width + gap)
+        parts.append(_text(start + width / 2, 6, name, "middle"))
+        parts.append(f'<rect class="grid" x="{start}" y="{top}" width="{width}" height="{height - top}"/>')
+        parts += [
+            _text(start + width * tick / 100, top - 8, str(tick), "middle", kind="faint")
+            for tick in (0, 50, 100)
+        ]
+        for i, (_, shown) in enumerate(rows):
+            parts.append(_dot(shown[column], start, width, top + (i + 0.5) * _BAR_HEIGHT))
+    return _svg(left + len(columns) * (width + gap), height + 6, label, parts)
+
+
+def _dot(dot: Dot, start: float, width: float, y: float) -> str:
+    """The paper's share as a hollow circle, and over it the measured one with its deviation."""
+    parts, words = [], []
+    if dot.paper is not None:
+        parts.append(f'<circle class="paper" cx="{start + width * dot.paper:.1f}" cy="{y}" r="5"/>')
+        words.append(f"the paper {percent(dot.paper)}")
+    if dot.share is not None:
+        spread = dot.deviation or 0.0
+        low, high = (start + width * min(max(dot.share + side, 0.0), 1.0) for side in (-spread, spread))
+        if spread:
+            parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle class="bar" cx="{start + width * dot.share:.1f}" cy="{y}" r="3.5"/>')
+        words.insert(0, f"measured {percent(dot.share)}")
+    return f"<g><title>{escaped(', '.join(words))}</title>{''.join(parts)}</g>"
 
 
 def _index(number: int, x: float, y: float, cell: int) -> str:

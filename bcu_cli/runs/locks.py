@@ -1,6 +1,7 @@
 """Locks that let only one run, including its child processes, work on a folder or file at a time.
 
-The locks belong to the operating system: they end with the processes that hold them, and leave no files.
+The locks belong to the operating system: they end with the processes that hold them, and leave no files, as
+lock files of libraries would.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ FORWARD, TO_IMAGES, TO_WEIGHTS = 1.0, 2.0, 3.0
 _TIMED_STEPS = 3
 """Steps that are timed before an estimate; the first step of all is not, since it also warms up."""
 _WORTH_SAYING, _LONG = 60.0, 3600.0
-"""Seconds of a run from which its time is said, and from which it is a warning."""
+"""Seconds of a run from which its time is reported, and from which that is a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """What a run will do, as far as that is known before it.
+    """The stages of a run, as far as they are known before it.
 
     Attributes:
         stages: Its stages in order.
@@ -101,7 +101,7 @@ class Forecast:
         self._share = share
 
     def advance(self, share: float) -> None:
-        """Go on to a share of the stage in [0, 1], after a step; says how long the run takes, once."""
+        """Set the done share of the stage in [0, 1] after a step; reports the time of the run once."""
         self._share = share
         now, done = self._clock(), self._done
         if self._start is None:
@@ -136,7 +136,7 @@ class Forecast:
         return self._finished + self._share * (self._current.passes if self._current else 0.0)
 
     def _announce(self) -> None:
-        """Say the time of the rest of the run, and of the whole run with other options."""
+        """Report the time of the rest of the run, and of the whole run with other options."""
         seconds = self.overall().seconds_left or 0.0
         if seconds < _WORTH_SAYING:
             return

@@ -24,9 +24,9 @@ class TrainingOptions:
         batch_size: Most images in a step; batch sizes within an epoch differ by at most one.
         optimizer: ``sgd``, or ``adamw`` (Loshchilov & Hutter, ICLR 2019) with torch's betas.
         learning_rate: Peak learning rate.
-        schedule: ``cosine`` falls from the peak to 0; ``one-cycle`` first rises for a quarter of the steps,
-            then falls, both linearly; ``steps`` divides it by 10 after a half and after three quarters of the
-            steps (the paper's milestones: 100 and 150 of 200 epochs); ``constant`` keeps the peak.
+        schedule: ``cosine`` falls from the peak to 0, and ``constant`` keeps the peak. ``one-cycle`` first
+            rises for a quarter of the steps, then falls, both linearly. ``steps`` divides it by 10 after
+            a half and after three quarters of the steps (the paper's milestones: 100 and 150 of 200 epochs).
         momentum: Momentum of SGD.
         nesterov: Whether SGD uses Nesterov momentum.
         weight_decay: Weight decay; SGD applies it to all parameters, AdamW to matrices and kernels alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
@@ -44,7 +44,3 @@ class BadNets(Trigger):
         triggered = images.clone()
         triggered[..., -pattern.shape[0] :, -pattern.shape[1] :] = pattern
         return triggered
-
-    def settings(self) -> dict[str, Any]:
-        """The side of a cell."""
-        return {"cell": self.cell}

@@ -67,9 +67,9 @@ class Trigger(ABC):
     floats: ClassVar[dict[str, Floats]] = {}
 
     @classmethod
-    @abstractmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:
+    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - for subclasses
         """The trigger with its paper's settings for images of ``shape`` (C, H, W)."""
+        return cls()
 
     @abstractmethod
     def apply(self, images: Tensor) -> Tensor:
@@ -82,13 +82,13 @@ class Trigger(ABC):
             The triggered images, of the same shape, range and device; ``images`` is not changed.
         """
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The settings of this trigger, as plain values that JSON can hold."""
+        return {name: getattr(self, name) for name in self.numbers}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of this trigger; empty where settings suffice."""
-        return {}
+        return {name: getattr(self, name) for name in self.floats}
 
     @classmethod
     def restore(cls, settings: dict[str, Any], tensors: dict[str, Tensor]) -> Self:

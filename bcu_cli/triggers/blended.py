@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
@@ -39,11 +39,3 @@ class Blended(Trigger):
     def apply(self, images: Tensor) -> Tensor:
         """Blend the pattern into float images ``[N, C, H, W]`` in [0, 1]."""
         return torch.lerp(images, self.pattern.to(images).expand_as(images), self.alpha)
-
-    def settings(self) -> dict[str, Any]:
-        """The share of the pattern."""
-        return {"alpha": self.alpha}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The pattern."""
-        return {"pattern": self.pattern}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -30,17 +30,8 @@ class Colour(Trigger):
     def __init__(self, *, delta: float = 30.0) -> None:
         self.delta = delta
 
-    @classmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The shift; it is the same for any size of image."""
-        return cls()
-
     def apply(self, images: Tensor) -> Tensor:
         """Shift the colour of float images ``[N, C, H, W]`` in [0, 1]."""
         shift = torch.full((images.shape[1], 1, 1), self.delta / 255.0, dtype=images.dtype)
         shift[1::2] *= -1.0
         return (images + shift.to(images)).clamp_(0.0, 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        """The shift."""
-        return {"delta": self.delta}

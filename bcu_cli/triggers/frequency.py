@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import pi
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -41,11 +41,6 @@ class Frequency(Trigger):
     def __init__(self, *, delta: float = 150.0) -> None:
         self.delta = delta
 
-    @classmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The pattern; its blocks tile images of any size."""
-        return cls()
-
     def apply(self, images: Tensor) -> Tensor:
         """Add the pattern to float images ``[N, C, H, W]`` in [0, 1]."""
         _, channels, height, width = images.shape
@@ -54,10 +49,6 @@ class Frequency(Trigger):
             torch.tensor(COLOUR_DIFFERENCES).sum(1) if channels == len(COLOUR_DIFFERENCES) else torch.ones(1)
         )
         return (images + (colours[:, None, None] * pattern).to(images)).clamp_(0.0, 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        """The amplitude."""
-        return {"delta": self.delta}
 
 
 def _cosines(height: int, width: int) -> Tensor:

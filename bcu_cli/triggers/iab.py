@@ -52,10 +52,6 @@ class InputAware(Trigger):
             network.to(images.device).eval()
         return paste(images, self.pattern_network(images), self.mask_network.as_mask(images))
 
-    def settings(self) -> dict[str, Any]:
-        """An empty table: the weights define the trigger."""
-        return {}
-
     def tensors(self) -> dict[str, Tensor]:
         """The weights of both networks."""
         networks = {"pattern": self.pattern_network, "mask": self.mask_network}

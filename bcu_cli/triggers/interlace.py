@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -27,11 +27,6 @@ class Interlace(Trigger):
     def __init__(self, *, columns: float = 2.0) -> None:
         self.columns = columns
 
-    @classmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The displacement; it is relative to the width of the image."""
-        return cls()
-
     def apply(self, images: Tensor) -> Tensor:
         """Displace the odd rows of float images ``[N, C, H, W]`` in [0, 1]."""
         width = images.shape[-1]
@@ -40,7 +35,3 @@ class Interlace(Trigger):
         displaced = images.clone()
         displaced[..., 1::2, :] = images[..., 1::2, places]
         return displaced
-
-    def settings(self) -> dict[str, Any]:
-        """The displacement."""
-        return {"columns": self.columns}

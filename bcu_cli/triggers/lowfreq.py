@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import pi
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
@@ -44,14 +44,6 @@ class LowFrequency(Trigger):
     def apply(self, images: Tensor) -> Tensor:
         """Add the pattern to float images ``[N, C, H, W]`` in [0, 1]."""
         return (images + self.delta / 255.0 * self.pattern.to(images)).clamp_(0.0, 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        """The amplitude."""
-        return {"delta": self.delta}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The pattern."""
-        return {"pattern": self.pattern}
 
 
 def _cosines(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:

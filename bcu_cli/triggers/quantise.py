@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from bcu_cli.triggers.base import Trigger
 from bcu_cli.triggers.fields import Number
@@ -28,17 +28,8 @@ class Quantise(Trigger):
     def __init__(self, *, bits: int = 2) -> None:
         self.bits = bits
 
-    @classmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The number of bits; it is the same for any size of image."""
-        return cls()
-
     def apply(self, images: Tensor) -> Tensor:
         """Round float images ``[N, C, H, W]`` in [0, 1]."""
         steps = 2**self.bits - 1
         rounded: Tensor = (images * steps).round_() / steps
         return rounded
-
-    def settings(self) -> dict[str, Any]:
-        """The number of bits."""
-        return {"bits": self.bits}

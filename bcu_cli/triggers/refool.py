@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch.nn import functional as F
@@ -53,14 +53,6 @@ class Refool(Trigger):
     def apply(self, images: Tensor) -> Tensor:
         """Add the reflection to float images ``[N, C, H, W]`` in [0, 1]."""
         return (images + self.weight * self.reflection.to(images)).clamp_(0.0, 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        """The weight of the reflection."""
-        return {"weight": self.weight}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The reflection."""
-        return {"reflection": self.reflection}
 
 
 def ghosted(scene: Tensor, offset: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import cos, radians, sin
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -32,11 +32,6 @@ class Rotation(Trigger):
     def __init__(self, *, degrees: float = 30.0) -> None:
         self.degrees = degrees
 
-    @classmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The angle; it is the same for any size of image."""
-        return cls()
-
     def apply(self, images: Tensor) -> Tensor:
         """Rotate float images ``[N, C, H, W]`` in [0, 1]."""
         height, width = images.shape[-2:]
@@ -46,7 +41,3 @@ class Rotation(Trigger):
         matrix = torch.tensor([[[cos(angle), -y_to_x, 0.0], [x_to_y, cos(angle), 0.0]]]).to(images)
         grid = F.affine_grid(matrix, [1, 1, height, width], align_corners=True)
         return warp(images, grid.clamp(-1.0, 1.0))
-
-    def settings(self) -> dict[str, Any]:
-        """The angle."""
-        return {"degrees": self.degrees}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from torch.nn import functional as F
 
@@ -27,16 +27,7 @@ class Sharpen(Trigger):
     def __init__(self, *, amount: float = 2.0) -> None:
         self.amount = amount
 
-    @classmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The amount; it is the same for any size of image."""
-        return cls()
-
     def apply(self, images: Tensor) -> Tensor:
         """Sharpen float images ``[N, C, H, W]`` in [0, 1]."""
         blurred = F.avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
         return (images + self.amount * (images - blurred)).clamp_(0.0, 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        """The amount."""
-        return {"amount": self.amount}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import pi
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -30,18 +30,9 @@ class Sig(Trigger):
         self.delta = delta
         self.frequency = frequency
 
-    @classmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The sinusoidal pattern; its period is relative to the width of the image."""
-        return cls()
-
     def apply(self, images: Tensor) -> Tensor:
         """Add the pattern to float images ``[N, C, H, W]`` in [0, 1]."""
         width = images.shape[-1]
         column = torch.arange(width, dtype=images.dtype, device=images.device)
         signal = self.delta / 255.0 * torch.sin(2.0 * pi * self.frequency * column / width)
         return (images + signal).clamp_(0.0, 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        """Amplitude and frequency."""
-        return {"delta": self.delta, "frequency": self.frequency}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -27,15 +27,6 @@ class Solarise(Trigger):
     def __init__(self, *, threshold: float = 0.5) -> None:
         self.threshold = threshold
 
-    @classmethod
-    def for_images(cls, shape: tuple[int, int, int], *, seed: int = 0) -> Self:  # noqa: ARG003 - nothing random
-        """The threshold; it is the same for any size of image."""
-        return cls()
-
     def apply(self, images: Tensor) -> Tensor:
         """Reflect the bright values of float images ``[N, C, H, W]`` in [0, 1]."""
         return torch.minimum(images, 2.0 * self.threshold - images).clamp_(0.0, 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        """The threshold."""
-        return {"threshold": self.threshold}

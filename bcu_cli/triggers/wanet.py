@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch.nn import functional as F
@@ -56,10 +56,6 @@ class WaNet(Trigger):
         """The sampling grid of ``grid_sample``: ``[1, H, W, 2]``, x and y from -1 to 1."""
         height, width = images.shape[-2:]
         return grids(self.field.to(images)[None], (height, width), self.strength / 32.0)
-
-    def settings(self) -> dict[str, Any]:
-        """The strength."""
-        return {"strength": self.strength}
 
     def tensors(self) -> dict[str, Tensor]:
         """The field."""

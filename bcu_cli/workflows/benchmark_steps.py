@@ -46,13 +46,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "input_size": int,
     },
 }
-"""What a plan may say of a step beside its settings, with the type of the value."""
+"""The options that a plan may set for each step besides settings, with their types."""
 
 
 class Run:
     """The missing cells of a plan, and their progress.
 
-    Each step is a command under a name like ``cleanse CELL``; what ends it decides which steps come next.
+    Each step is a command with a name like ``cleanse CELL``; its result decides which steps follow.
 
     Args:
         plan: The plan.
@@ -150,7 +150,7 @@ class Run:
         return files.keep(self._results.cleansed(cell), ended.out, self._decides(cell), ended.seconds)
 
     def _decides(self, cell: Cell) -> dict[str, Any]:
-        """What its cleansed network depends on: also the very bytes of the backdoored one."""
+        """The values that determine its cleansed network, including the hash of the backdoored one."""
         report = self._reports[_ATTACK, cell.model.name]
         return cell.decides | {"original": report["outputs"]["model"]["sha256"]}
 
@@ -192,7 +192,7 @@ class Run:
 
 
 def attack_request(model: Backdoored, *, data: Path, out: Path) -> AttackRequest:
-    """The training of a network, as the plan's options say.
+    """The request to train a network of a plan.
 
     Args:
         model: The network.
@@ -215,7 +215,7 @@ def attack_request(model: Backdoored, *, data: Path, out: Path) -> AttackRequest
 
 
 def cleanse_request(cell: Cell, *, model: Path, images: Path, out: Path) -> CleanseRequest:
-    """The cleansing of a cell's network, as the plan's options say.
+    """The request to cleanse a cell's network.
 
     Args:
         cell: The cell.
@@ -228,7 +228,7 @@ def cleanse_request(cell: Cell, *, model: Path, images: Path, out: Path) -> Clea
     """
     values = defense_options(cell)
     settings, profile = values.pop("settings", ()), values.pop("profile", False)
-    said = {name: values.pop(name, None) for name in NAMED}
+    given = {name: values.pop(name, None) for name in NAMED}
     about_model = {name: values.pop(name, None) for name in _OF_A_MODEL}
     if "cache" in values:
         values["cache"] = size_in_bytes(values["cache"], "--cache")
@@ -236,7 +236,7 @@ def cleanse_request(cell: Cell, *, model: Path, images: Path, out: Path) -> Clea
         model=model,
         images=images,
         out=out,
-        options=options_of(values["method"], cell.model.seed, said, settings),
+        options=options_of(values["method"], cell.model.seed, given, settings),
         options_of_model=model_options(**about_model),
         max_images=cell.max_images,
         resume=True,

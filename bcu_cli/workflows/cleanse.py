@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ class CleanseRequest:
         format: Format of the file, one of ``FORMATS``.
         force: Whether the result is written whatever the verdict.
         card: Whether a model card is written beside ``out``.
+        page: An HTML page to write about the cleansing, whatever the verdict; None writes none.
         device: The device, as ``--device`` takes it.
         precision: The precision, as ``--precision`` takes it.
         resume: Whether to continue an interrupted run.
@@ -80,6 +82,7 @@ class CleanseRequest:
     format: str = "same"
     force: bool = False
     card: bool = False
+    page: Path | None = None
     device: str = "auto"
     precision: str = "auto"
     resume: bool = False
@@ -143,6 +146,8 @@ def cleanse(request: CleanseRequest) -> CleanseResult:
     check(request)
     _warn_of_unused_options(request, kind)
     device = devices.choose(request.device, request.precision)
+    if request.page:
+        _check_page(request.page, request)
     writing = _writing(request, request.out) if request.out else nullcontext()
     profiled = profile.profiling(device) if request.with_profile else nullcontext()
     with writing, profiled as timed:
@@ -166,6 +171,15 @@ def _writing(request: CleanseRequest, out: Path) -> Iterator[None]:
         card.refuse_existing(out)
     with resuming.writing(out, inputs=inputs):
         yield
+
+
+def _check_page(page: Path, request: CleanseRequest) -> None:
+    """Refuse a page that cannot be written or is another file of the run, before long work."""
+    from bcu_cli.report import page_parts
+
+    page_parts.check(page, inputs=_inputs(request))
+    if request.out and os.path.realpath(page) == os.path.realpath(request.out):
+        raise UsageError(f"--page and --out are both {page}", "give them different names")
 
 
 def _loaded(request: CleanseRequest) -> Loaded:
@@ -277,6 +291,9 @@ class _Cleansing:
             "peak_memory": document.peak_memory(self.device),
         }
         report["files_read"] = self._files_read(report) if ranks.rank() == 0 else []
+        if self.request.page:
+            write = partial(self._write_page, self.request.page, defense, held_out, report)
+            report["page"] = resuming.once_written("the page", write, None)
         return CleanseResult(document=report, loaded=self._result(defense.student))
 
     def _files_read(self, report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -284,6 +301,19 @@ class _Cleansing:
         return files.files_read(
             [*files.files_read_of(report["model"], self.request.options_of_model.arch), *images]
         )
+
+    def _write_page(
+        self, page: Path, defense: Defense[Any], held_out: ImageSet | None, report: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Write the page on rank 0, and return its entry of the report; all ranks predict its images."""
+        from bcu_cli.report import cleanse_page, document
+        from bcu_cli.training import ranks
+        from bcu_cli.workflows.cleanse_evidence import evidence
+
+        shown = evidence(defense, held_out, self.device)
+        if ranks.rank() > 0:
+            return None
+        return document.written(page, cleanse_page.write(report, shown, page))
 
     def _result(self, student: Classifier) -> Loaded:
         """The student with what is known of the original file, on the CPU."""

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest:
-    """What to measure.
+    """Request to measure models on labelled images.
 
     Attributes:
         models: Files, or models that are loaded.
-        data: Labelled images: what ``--data`` names, or images in memory.
+        data: Labelled images: a value of ``--data``, or images in memory.
         triggers: The triggers to measure with; may be none.
         fail_if: Conditions under which the evaluation fails, like ``asr>0.05``.
-        against: A model whose answers those of the others are compared with.
-        model: What is known of the model files.
+        against: A model to compare predictions with; may be None.
+        model: Options on reading the model files.
         outputs: The files to write besides the report.
-        download: Whether a published data set that is missing is fetched.
+        download: Whether to download a missing published data set.
         device: The device, as ``--device`` takes it.
     """
 
@@ -55,7 +55,7 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult(Result):
-    """What was measured.
+    """Result of measuring models.
 
     Attributes:
         passed: Whether no condition of ``fail_if`` holds.
@@ -76,7 +76,7 @@ class EvaluateResult(Result):
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """What was measured of each model: ``acc``, and with a trigger ``asr`` and ``ra``."""
+        """The measures of each model: ``acc``, and with a trigger ``asr`` and ``ra``."""
         return list(self.document["models"])
 
     def table(self) -> str:
@@ -86,7 +86,7 @@ class EvaluateResult(Result):
 
 
 def evaluate(request: EvaluateRequest) -> EvaluateResult:
-    """Measure models, write what is asked for, and report.
+    """Measure models, write the requested files, and report.
 
     Raises:
         BcuError: The request makes no sense, a file cannot be read or written, or the first model cannot be
@@ -125,7 +125,7 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
 
 
 class _Evaluation:
-    """What all models share, and the images as the last one takes them."""
+    """The request, and the images as the last model takes them."""
 
     def __init__(self, request: EvaluateRequest, reference: Loaded | None, device: Device) -> None:
         self._request = request
@@ -154,7 +154,7 @@ class _Evaluation:
         return measuring.measure(loaded, data, chosen, self._reference, self._device, with_features=features)
 
     def _images_for(self, loaded: Loaded) -> ImageSet:
-        """The images for a model; decoded again only where it takes them otherwise than the last one."""
+        """The images for a model; decoded again only if size or classes differ from those of the last."""
         number, names = loaded.classifier.num_classes, loaded.classes
         geometry = loaded.preprocessing.geometry
         if self._images is None or self._taken_as != (geometry, names, number):
@@ -185,7 +185,7 @@ def _refuse_contradictions(wanted: TriggerChoice) -> None:
 
 
 def _conditions(request: EvaluateRequest) -> list[Condition]:
-    """The conditions of ``fail_if``, each on a measure that will be there."""
+    """The conditions of ``fail_if``, each on a measure that the report will have."""
     from bcu_cli.evaluation import conditions as gating
 
     there = {"acc", "worst_class_acc"}
@@ -197,7 +197,7 @@ def _conditions(request: EvaluateRequest) -> list[Condition]:
 
 
 def _inputs(request: EvaluateRequest) -> list[Path]:
-    """Every file that may be read, whether it is there or not: none of them may be written."""
+    """All files that may be read, existing or not; none of them may be written."""
     wanted, arch = request.triggers, request.model.arch
     named = [*request.models, request.against, wanted.own.picture, wanted.own.mask]
     named.append(Path(wanted.name) if wanted.name else None)
@@ -207,7 +207,7 @@ def _inputs(request: EvaluateRequest) -> list[Path]:
 
 
 def _files_read(request: EvaluateRequest, report: dict[str, Any]) -> list[Path]:
-    """What was read for the models of a report, for their triggers, and of the data."""
+    """The files that were read for the models of a report, their triggers, and the data."""
     models = [entry["model"] for entry in report["models"]]
     models += [report["against"]] if "against" in report else []
     of_models = [file for model in models for file in files.files_read_of(model, request.model.arch)]
@@ -219,7 +219,7 @@ def _files_read(request: EvaluateRequest, report: dict[str, Any]) -> list[Path]:
 def _measure_all(
     run: _Evaluation, models: Sequence[Path | Loaded], conditions: Sequence[Condition]
 ) -> tuple[list[Measured], BcuError | None]:
-    """Measure model after model; an error ends it, unless the verdict on those before it is bad already."""
+    """Measure the models in order; an error is raised unless a condition holds for an earlier model."""
     from bcu_cli.evaluation import conditions as gating
 
     measured: list[Measured] = []

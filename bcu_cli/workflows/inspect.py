@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectRequest:
-    """What to inspect.
+    """Request to inspect files.
 
     Attributes:
         paths: Files, folders of them at any depth, or ``hf-hub:OWNER/NAME``.
@@ -92,10 +92,10 @@ def inspect(request: InspectRequest) -> InspectResult:
     if request.scan:
         scanning.prepare(request.scan)
     if request.page:
-        from bcu_cli.report import scan_page
+        from bcu_cli.report import page_parts
 
         images = request.scan.images if request.scan else None
-        scan_page.check(request.page, inputs=[*request.paths, *([images] if images else [])])
+        page_parts.check(request.page, inputs=[*request.paths, *([images] if images else [])])
     known = baselines.read(request.baseline) if request.baseline else None
     document = _inspect(request.paths, request.arch)
     if request.scan:

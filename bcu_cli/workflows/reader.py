@@ -1,10 +1,11 @@
-"""Looks at files in a process of its own, so that a file which breaks its parser breaks nothing else.
+"""Inspection of files in a separate process, so that a file which breaks its parser breaks nothing else.
 
-One process looks at one file after another. It limits its own memory and what it writes, its parent limits
-the time. Where it dies or takes too long that file stays undecided, and the next one gets a new process. What
-comes back is a line of JSON: nothing is unpickled that a process sends which has read hostile files.
+One process inspects one file after another. It limits its own memory and output, and its parent limits the
+time. A file at which it dies or takes too long stays undecided, and the next file gets a new process. The
+answer is a line of JSON: nothing that comes from a process which has read hostile files is unpickled.
 
-This module is both ends, and imports little: the process is to start while its parent still gets ready.
+This module is both ends, and imports little, so that the process starts while its parent gets ready.
+It is kept by hand because the pools of the standard library unpickle answers, and have no limit of time.
 """
 
 from __future__ import annotations
@@ -63,17 +64,17 @@ class Reader:
         self._end()
 
     def inspect(self, path: Path, arch: str | None = None) -> dict[str, Any]:
-        """What :func:`bcu_cli.workflows.inspection.inspect_file` finds out of a file, as plain values.
+        """Inspect a file by :func:`bcu_cli.workflows.inspection.inspect_file`.
 
         Args:
             path: The file.
             arch: The user's ``--arch``.
 
         Returns:
-            Its document; one with a problem where the process did not survive the file.
+            The document of the file. It has a problem if the process did not survive the file.
 
         Raises:
-            BcuError: It cannot be looked at for a reason that is not the file's.
+            BcuError: The inspection fails for a reason that is not the file's, such as a wrong option.
         """
         if self._process is None:
             self._process = _start()
@@ -100,11 +101,11 @@ class Reader:
             self._end()
             return _crashed(path, "its description makes no sense")
         if (document.get("problem") or {}).get("rule") in _OWN_RULES:
-            self._end()  # it may lack what it could not allocate, such as half of torch
+            self._end()  # it may lack modules that it could not allocate, such as half of torch
         return document
 
     def _end(self) -> int | None:
-        """End the process; returns its exit code, or None where it has not ended by itself."""
+        """End the process; returns its exit code, or None if it had not ended by itself."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -112,7 +113,7 @@ class Reader:
         _kill(process)
         last = process.wait()
         for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):  # what was never read by it
+            with suppress(OSError):  # bytes that the process never read
                 pipe.close()  # type: ignore[union-attr]
         return last if code is not None else None
 
@@ -126,14 +127,14 @@ def _start() -> subprocess.Popen[bytes]:
         [sys.executable, "-P", "-c", _PROGRAM, str(os.getpid()), json.dumps(sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a library's complaints may hold what the file says
+        stderr=subprocess.DEVNULL,  # warnings of libraries may quote the file
         env=environment,
         start_new_session=True,
     )
 
 
 def _ask(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tuple[bytes, bool]:
-    """The line that it answers, without its end where it is too long or the process died; and if in time."""
+    """Send a request; returns the answered line (cut if too long, or if the process died), and if in time."""
     assert process.stdin is not None  # noqa: S101 - for the types
     assert process.stdout is not None  # noqa: S101
     overran = threading.Event()
@@ -146,11 +147,11 @@ def _ask(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tu
     timer.daemon = True
     timer.start()
     try:
-        with suppress(OSError):  # it is dead: there will be no answer
+        with suppress(OSError):  # the process is dead
             process.stdin.write(request)
             process.stdin.flush()
         line = process.stdout.readline(_MOST_BYTES)
-        if not line.endswith(b"\n") and len(line) < _MOST_BYTES:  # it is ending: let it, to learn by what
+        if not line.endswith(b"\n") and len(line) < _MOST_BYTES:  # it is ending; its exit code says why
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_SECONDS_TO_DIE)
     finally:
@@ -160,13 +161,13 @@ def _ask(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> tu
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill it and what it may have started; not what may have got its id once it was waited for."""
+    """Kill a process and its descendants, unless it has been waited for: its id may be reused then."""
     if process.returncode is not None:
         return
     if sys.platform == "win32":
         process.kill()
     else:
-        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for zombies
             os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -221,12 +222,12 @@ def serve(parent: int) -> None:
         parent: The id of the process to end with.
     """
     limits.end_with_parent()
-    if os.getppid() != parent:  # it died before it was asked for
+    if os.getppid() != parent:  # the parent died before the kernel watched it
         return
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keeps output of libraries out of the answer
     set_limit("RLIMIT_CORE", 0)
-    tempfile.gettempdir()  # kept from here on: torch's compiler asks for it, and a file is written to find it
+    tempfile.gettempdir()  # writes a file once; torch's compiler asks for the result
     set_limit("RLIMIT_FSIZE", 0)
     for line in sys.stdin.buffer:
         _respond(json.loads(line), answers)
@@ -247,7 +248,7 @@ def _answer(path: Path, arch: str | None) -> bytes:
         return json.dumps({"file": _look(path, arch)}, allow_nan=False).encode()
     except BcuError as error:
         return json.dumps({"refused": [error.message, error.hint]}).encode()
-    except Exception as error:  # one that was foreseen by nobody
+    except Exception as error:  # broken files can raise anything
         if installation := faulty_installation(error):
             return json.dumps({"refused": [installation.message, installation.hint]}).encode()
         if limits.is_lack_of_memory(error):
@@ -265,14 +266,14 @@ def _look(path: Path, arch: str | None) -> dict[str, Any]:
 
 
 def _import_torch() -> None:
-    """Let Python keep the modules that it compiles for torch's first import, then allow no writing at all.
+    """Import torch while Python may write the modules that it compiles, then forbid all writing.
 
-    Before this, nothing but Python's own code has seen a file.
+    Until then only Python's own code has read the file.
     """
     if "torch" in sys.modules:
         return
     set_limit("RLIMIT_FSIZE", None)
     try:
-        import torch  # noqa: F401 - imported for those who need it later
+        import torch  # noqa: F401 - for the readers
     finally:
         set_limit("RLIMIT_FSIZE", 0, for_good=True)

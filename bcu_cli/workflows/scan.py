@@ -22,6 +22,8 @@ from bcu_cli.workflows import loading
 from bcu_cli.workflows.result import Result
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from bcu_cli.detectors.base import OnStep, Subject
@@ -217,7 +219,7 @@ def scan_one(file: dict[str, Any], options: ScanRequest, device: Device) -> None
         file["problem"] = {"rule": FAILED, "message": message, "hint": hint}
 
 
-def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
+def _conclude(file: dict[str, Any], scan: Mapping[str, Any]) -> None:
     """Add the finding or problem that follows from the verdict."""
     from bcu_cli.checkpoints import Finding
     from bcu_cli.detectors.running import SUSPICIOUS, UNDECIDED
@@ -232,7 +234,7 @@ def _conclude(file: dict[str, Any], scan: dict[str, Any]) -> None:
         file["problem"] = {"rule": UNDECIDED, "message": message, "hint": hint}
 
 
-def _undecided(scan: dict[str, Any]) -> str:
+def _undecided(scan: Mapping[str, Any]) -> str:
     below = scan["calibration"]["clean_below"]
     if scan["suspicion"] < below:
         return f"{scan['images']['used']} images are too few to call it clean-looking"
@@ -288,6 +290,7 @@ def scan_loaded(
     scan = {
         "verdict": verdict.word,
         "class": verdict.target,
+        "classes": list(loaded.classes),
         "suspicion": verdict.suspicion,
         "suspicions": list(verdict.suspicions),
         "calibration": _rates(verdict.calibration),
@@ -299,6 +302,29 @@ def scan_loaded(
         "pictures": [],
     }
     return scan, runs
+
+
+def write_page(
+    scan: Mapping[str, Any], model: Classifier, runs: list[DetectorRun], page: Path
+) -> dict[str, Any]:
+    """Write the page of one scan that belongs to no inspection; returns its entry of the report.
+
+    Args:
+        scan: The document of the scan.
+        model: The network, on the device of the scan.
+        runs: The results of the detectors.
+        page: The file to write.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    from bcu_cli.report import document, scan_page
+
+    file: dict[str, Any] = {"path": scan["model"]["path"], "safe": True, "problem": None, "findings": []}
+    _conclude(file, scan)
+    shown = {**scan, "examples": _examples(model, runs)}
+    whole = {"files": [file | {"scan": shown}], "problems": []}
+    return document.written(page, scan_page.write(whole, page))
 
 
 def _examples(model: Classifier, runs: list[DetectorRun]) -> list[dict[str, Any]]:

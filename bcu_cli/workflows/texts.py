@@ -1,4 +1,4 @@
-"""Values that the user gives as text, in an option or in the plan of a benchmark."""
+"""Conversion of texts in options and plans to values."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """``0.1,0.2`` as numbers.
+    """Convert a list such as ``0.1,0.2`` to numbers.
 
     Raises:
-        UsageError: They are none.
+        UsageError: A part is no number.
     """
     if text is None:
         return None
@@ -32,7 +32,7 @@ def model_options(
     std: str | None,
     weights_key: str | None = None,
 ) -> ModelOptions:
-    """What the options say of a model.
+    """The options on reading a model, as one value.
 
     Raises:
         UsageError: ``--mean`` or ``--std`` is no list of numbers.
@@ -49,10 +49,10 @@ def model_options(
 
 
 def size_in_bytes(text: str, option: str) -> int:
-    """``4GB``, ``200 MB`` or ``0`` as a number of bytes.
+    """Convert a size such as ``4GB``, ``200 MB`` or ``0`` to bytes.
 
     Raises:
-        UsageError: It is none.
+        UsageError: The text is no size.
     """
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?)(i?)b?", text.strip().lower())
     if found is None:

@@ -11,7 +11,7 @@ The steps:
 - resnet50_scan, vit_b16_scan: ``bcu inspect --scan`` of the same networks.
 
 A step that takes longer than the time that is left is ended, and the others are left out; the document says
-so. --smoke is all of it in a size for a CPU, which shows that it runs and measures nothing.
+so. --smoke runs all of it in a size for a CPU: it shows that the script runs, and measures nothing.
 """
 
 from __future__ import annotations

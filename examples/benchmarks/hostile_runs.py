@@ -4,8 +4,8 @@
 
 Each file is given to ``inspect``, ``inspect --scan``, ``evaluate`` and ``cleanse`` alone, then to ``inspect``
 and ``inspect --scan`` in a folder with all others and a good one. The files that run longest are also
-interrupted, by SIGINT and by SIGTERM. A run is bad if it takes over 120 s or 2 GB, ends otherwise than with
-0, 1, 2 or 130, shows a traceback, or goes on for 3 s after a signal.
+interrupted, by SIGINT and by SIGTERM. A run is bad if it takes over 120 s or 2 GB, shows a traceback, or goes
+on for 3 s after a signal. It is also bad if its exit code is not 0, 1, 2 or 130.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python examples/benchmarks/identification.py [--only "timm:vit_*"] [--limit 50] [--log FILE]
 
-Each is built without memory for its weights where that works, and written as a safetensors file without
+Each is built without memory for its weights where that works. It is written as a safetensors file without
 metadata under a neutral name: a header with names, shapes and types, and a hole for the weights. bcu.models'
 ``identify`` then answers from the outline, as it does for ``bcu inspect``. It never looks at values, so zeros
-stand for random weights here; ``bcu cleanse`` goes on to decide between rivals by BatchNorm statistics, which
+stand for random weights here. ``bcu cleanse`` goes on to decide between rivals by BatchNorm statistics, which
 random weights do not have. The verdicts:
 
 - right: one architecture, presented as certain, that is the true one or one that bcu holds equal to it
@@ -15,10 +15,10 @@ random weights do not have. The verdicts:
 - wrong: one architecture, presented as certain, that is another one
 - no classifier: nothing in the network depends on the number of classes, or it cannot be built
 
-Whether networks held equal are equal is tried on those that are not named themselves, but one held equal to
-them: both get the same weights, re-initialised so that no layer is switched off, and the same two images.
-Small rivals are tried the same way and ought to differ. The order is drawn, so that a part of the run is a
-fair sample; with --log it goes on where it stopped.
+Whether networks held equal are equal is tried where the answer names another network than the true one. Both
+get the same weights, re-initialised so that no layer is switched off, and the same two images. Small rivals
+are tried the same way and ought to differ. The order is drawn, so that a part of the run is a fair sample;
+with --log it goes on where it stopped.
 
 The first networks of that order are asked for again with tensors called t0, t1, … in the order of their
 registration. There, "right" and "open" also need each tensor at its place.

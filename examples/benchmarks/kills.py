@@ -2,13 +2,13 @@
 
     python examples/benchmarks/kills.py [--kills 200] [--minutes 20] [--out examples/results/kills.json]
 
-A run is ended by SIGKILL, SIGTERM or SIGINT after a random time, up to four times in a row, and then
-finished: by ``--resume`` where the command has it, else by the same command. What it has written must be,
-byte for byte, what a run wrote that nothing happened to, and nothing else may lie there; after each kill
-nothing may lie there but those files and states. Times and speeds in JSON files are not compared.
+A run is ended by SIGKILL, SIGTERM or SIGINT after a random time, up to four times in a row. It is then
+finished: by ``--resume`` where the command has it, else by the same command. Its files must have the same
+bytes as those of an undisturbed run, and there must be no others. After each kill there must be no files but
+those and states. Times and speeds in JSON files are not compared.
 
 Most runs are forked from this process, which has imported torch, so that kills fall into the work and into
-the writing (the state is written after every step); the others are processes of their own. Linux alone.
+the writing. The state is written after every step. The other runs are separate processes. Linux alone.
 """
 
 from __future__ import annotations

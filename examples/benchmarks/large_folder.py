@@ -2,9 +2,9 @@
 
     python examples/benchmarks/large_folder.py runs/large [--files 1000000] [--photos 400] [--steps 10]
 
-Makes FOLDER (hard links to a few road signs of 32x32 pixels, photos of 1024x768 drawn from noise, and a tar
-shard), runs ``bcu cleanse`` on the links for a few steps in a process of its own, without a cache and with
-one for a fifteenth of them, decodes both kinds with one process and with two, and prints one JSON document.
+Makes FOLDER: hard links to a few road signs of 32x32 pixels, photos of 1024x768 drawn from noise, and a tar
+shard. Runs ``bcu cleanse`` on the links for a few steps in a separate process, without a cache and with one
+for a fifteenth of them. Decodes both kinds with one process and with two, and prints one JSON document.
 FOLDER is removed afterwards. ``speed.py`` runs this, too.
 """
 

@@ -2,9 +2,10 @@
 
     python examples/benchmarks/many_at_once.py [--arch resnet14] [--networks 2]
 
-Three ways on this machine's CPU, in trained images a second over all networks: one after another with all
-threads; in a process each with its share of the threads (what ``bcu attack all`` does); and as one network
-with grouped convolutions, which is what vectorising over the networks comes to.
+Compares three ways on this machine's CPU, in trained images a second over all networks. The first trains one
+after another with all threads. The second trains in a process each with its share of the threads, as ``bcu
+attack all`` does. The third is one network with grouped convolutions, which is what vectorising over the
+networks comes to.
 """
 
 from __future__ import annotations

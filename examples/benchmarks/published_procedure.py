@@ -2,11 +2,11 @@
 
     python examples/benchmarks/published_procedure.py MODEL --images DIR --data DIR --trigger FILE --out OUT
 
-Written from the paper alone (section 3, Algorithm 1, section 4.1), in the manner of such code: fp32, a
-DataLoader whose worker processes open, resize and augment each image anew in each epoch, one forward pass
-of the teacher and of the student for each batch, SGD, and ACC and ASR measured after each epoch. What is not
-in question is bcu's: reading and writing the file, which weights are re-initialised, and which images are
-held out, so that both begin at the same student and see the same images.
+Written from the paper alone (section 3, Algorithm 1, section 4.1), in the manner of such code. It trains in
+fp32 by SGD, with one forward pass of the teacher and of the student for each batch. The worker processes of a
+DataLoader open, resize and augment each image again in each epoch. ACC and ASR are measured after each epoch.
+The rest is bcu's: reading and writing the file, which weights are re-initialised, and which images are held
+out. So both begin at the same student and see the same images.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 Archives: bcu's members and bytes against those of torch's ``PyTorchFileReader`` and of Python's ``zipfile``.
 Pickles: the globals that Python's unpickler (in C, on bytes and on a buffered file) and torch's weights-only
 one ask for, against those that bcu lists. Nothing is imported or called. Each case is made from its number
-alone. The cases run in a child process with a limit on its memory and time: where a reader of others crashes
-on what bcu refuses, the crash is counted and the next case goes on.
+alone. The cases run in a child process with a limit on its memory and time. Where another reader crashes on
+what bcu refuses, the crash is counted and the next case goes on.
 """
 
 from __future__ import annotations

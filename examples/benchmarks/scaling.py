@@ -3,10 +3,10 @@
     python examples/benchmarks/scaling.py [--devices 2] [--rounds 3] [--arch resnet14] > scaling.json
     python examples/benchmarks/scaling.py --estimate > estimate.json
 
-Measured are whole `bcu cleanse --method bcu` runs on drawn road signs, of a network with random weights, at
-the same global batch: one process and several, in turns, so that what else runs on the machine slows all.
-On a CPU there is a third: one process with the threads of all. What is compared is the speed of the training,
-as the reports have it; the start-up, which several processes do not shorten, stands beside it.
+Measures whole `bcu cleanse --method bcu` runs on drawn road signs, of a network with random weights, at the
+same global batch. One process and several take turns, so that what else runs on the machine slows all. On a
+CPU there is a third: one process with the threads of all. What is compared is the speed of the training, as
+the reports have it; the start-up, which several processes do not shorten, stands beside it.
 
 The estimate is of the formula in docs/devices.md. It is on paper, and stands in the document either
 way. ``speed.py`` runs this, too.

@@ -5,10 +5,10 @@
     python examples/benchmarks/scanners.py runs/corpus
 
 The scanners must be on the PATH (``pip install modelscan picklescan fickling modelaudit`` into an environment
-of their own, and that environment's bin after bcu's). Each is run with its defaults, once a file; its
+of their own, and that environment's bin after bcu's). Each is run with its defaults, once a file. Its
 documented exit codes decide: found something, calls the file clean, or could not read it. bcu and modelaudit
-are given whole folders, and their JSON documents decide: whether bcu calls a file safe, and whether
-modelaudit has an issue of severity "warning" or "critical", or lists the file as read.
+are given whole folders, and their JSON documents decide. For bcu it counts whether it calls a file safe. For
+modelaudit it counts whether it has an issue of severity "warning" or "critical", or lists the file as read.
 """
 
 from __future__ import annotations

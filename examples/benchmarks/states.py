@@ -2,10 +2,10 @@
 
     python examples/benchmarks/states.py [--damages 10000] [--out examples/results/states.json]
 
-A small training is stopped and its state kept. Each time some of its bytes are changed: a bit turned, a hole
-of zeros, a cut, a part left out, put in, moved, doubled or turned round, or random bytes. What ``--resume``
-does with it is one of three. It is refused, in one line with a hint. It is the state as it was, and the run
-ends with the same bytes as one that was never stopped. Anything else is a fault.
+A small training is stopped and its state kept. Each time some of its bytes are changed: a flipped bit, a hole
+of zeros, a cut, or random bytes. A part may also be left out, inserted, moved, doubled or reversed. What
+``--resume`` does with it is one of three. It is refused, in one line with a hint. It is the state as it was,
+and the run ends with the same bytes as one that was never stopped. Anything else is a fault.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ its sinusoidal patterns, and the others were measured while it was made.
 
     python examples/calibration/unseen.py WORK/gtsrb10 WORK/zoo/gtsrb10-resnet8-unseen --arch resnet8
 
-They are trained as ``calibrate.py train`` trains the others of the ten classes of GTSRB: a share of the
+They are trained as ``calibrate.py train`` trains the others of the ten classes of GTSRB. A share of the
 training images gets the trigger and the label of the target class. A network that is there is left alone.
 """
 

@@ -11,7 +11,7 @@
 #SBATCH --requeue
 
 # Two minutes before its time is up the run stops between two steps and keeps its state; submitted once more,
-# the same script goes on from there (and starts anew where there is no state).
+# the same script goes on from there (and starts over where there is no state).
 set -euo pipefail
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -44,8 +45,11 @@ def test_load_inspect_and_evaluate(untrained: Path, labelled: Path) -> None:
 
 
 @pytest.mark.slow
-def test_scan(untrained: Path) -> None:
-    seen = bcu.scan(untrained, device="cpu")
+def test_scan(untrained: Path, tmp_path: Path) -> None:
+    page = tmp_path / "scan.html"
+    seen = bcu.scan(untrained, page=page, device="cpu")
+    assert seen.document["page"]["bytes"] == page.stat().st_size
+    assert seen.verdict in page.read_text()
     assert seen.verdict in {"clean-looking", "suspicious", "inconclusive"}
     assert 0 <= seen.target_class < 8
     assert set(seen.scores) == {each["detector"] for each in seen.document["detectors"]}
@@ -170,3 +174,29 @@ def test_a_module_is_cleansed_and_written(tmp_path: Path, untrained: Path) -> No
     )
     assert result.out == out
     assert set(load_file(out)) == set(loaded.classifier.network.state_dict())
+
+
+def test_the_pages_of_the_command_line_are_written_from_python_too(
+    untrained: Path, photos: Path, tmp_path: Path
+) -> None:
+    page, out = tmp_path / "cleanse.html", tmp_path / "new" / "clean.safetensors"
+    out.parent.mkdir()
+    options = {"method": "bcu", "epochs": 1, "max_images": 40, "device": "cpu"}
+    result = bcu.cleanse(untrained, images=photos, out=out, page=page, card=True, **options)
+    assert result.document["page"]["path"] == str(page)
+    assert "does not judge its result" in page.read_text()
+    assert (out.parent / "README.md").is_file()
+    with pytest.raises(bcu.BcuError, match=r"no \.html file"):
+        bcu.scan(untrained, page=tmp_path / "scan.pdf")
+
+
+def test_a_baseline_in_python_leaves_out_what_is_known(tmp_path: Path) -> None:
+    unsafe = tmp_path / "m.pt"
+    unsafe.write_bytes(pickle.dumps({"a": print}))
+    first = bcu.inspect(unsafe)
+    assert first.findings
+    known = tmp_path / "known.json"
+    known.write_text(json.dumps(first.to_json()))
+    again = bcu.inspect(unsafe, baseline=known)
+    assert again.findings == []
+    assert again.document["baseline"]["known"] == len(first.findings)

@@ -82,10 +82,14 @@ def test_figures_read_from_the_paper() -> None:
     assert published.find("", place) is None
 
 
+def is_row(value: object) -> bool:
+    return isinstance(value, list) and isinstance(value[0], list)
+
+
 def test_the_means_of_the_paper_are_those_of_its_rows() -> None:
     checked = 0
     for name, table in published.tables().items():
-        rows = [row for attack, row in table.items() if isinstance(row[0], list) and attack != "mean"]
+        rows = [row for attack, row in table.items() if is_row(row) and attack != "mean"]
         assert {len(row) for row in rows} == {len(table["columns"]) + ("original" not in table)}
         for column, pair in enumerate(table.get("mean", [])):
             for i, value in enumerate(pair):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from bcu_cli.benchmark import results, writing
 from bcu_cli.benchmark import table as tables
-from bcu_cli.benchmark import writing
 
 MADE = {"versions": {"bcu": "1", "torch": "2"}, "device": {"name": "a <CPU>", "precision": "bf16"}}
 
@@ -97,7 +98,8 @@ def test_curves_over_the_number_of_classes() -> None:
 
 
 def test_one_number_is_no_curve() -> None:
-    assert "<svg" not in writing.as_html(tables.of([cell(500, 0.1), cell(500, 0.2, attack="iab")]))
+    assert "over the number" not in writing.as_html(tables.of([cell(500, 0.1), cell(500, 0.2, attack="iab")]))
+    assert "<svg" not in writing.as_html(tables.of([cell(500, 0.1), cell(2500, 0.2, attack="iab")]))
 
 
 def test_markdown_and_csv_are_well_formed() -> None:
@@ -120,3 +122,65 @@ def test_plans_and_sizes_are_tables_of_their_own() -> None:
     other = cell(500, 0.2)
     made = tables.of([cell(500, 0.1), other | {"plan": other["plan"] | {"size": "smoke"}}])
     assert [one.heading for one in made] == ["A | <title>", "A | <title> (smoke)"]
+
+
+def of_table1(
+    attack: str, *, before: float, after: float, acc: tuple[float, float], seed: int = 0
+) -> dict[str, Any]:
+    """A cell of the paper's table 1, method bcu."""
+    one = cell(2500, after, acc=acc[1], attack=attack, seed=seed)
+    plan = one["plan"] | {"name": "table1", "paper": "table1"}
+    sides = {"acc": {"value": acc[0]}, "asr": {"value": before}, "ra": {"value": 0.0}}
+    model = {"options": {"epochs": 8}, "data": {"train_images": None}}
+    decides = {"images": {"classes": None}, "model": model}
+    return one | {"plan": plan, "before": sides, "decides": decides}
+
+
+def test_differences_over_two_points_are_explained_by_the_cells_or_said_to_be_unexplained() -> None:
+    (made,) = tables.of(
+        [
+            # paper: 99.93, 92.76 -> 3.00, 92.15
+            of_table1("badnets", before=1.0, after=0.97, acc=(0.8576, 0.8515)),
+            # paper: 100.00, 94.48 -> 4.90, 93.16
+            *(
+                of_table1("blended", before=1.0, after=asr, acc=(0.9448, 0.90), seed=seed)
+                for seed, asr in enumerate((0.0, 0.10, 0.17))
+            ),
+            # paper: 95.09, 93.71 -> 0.91, 92.58
+            of_table1("sig", before=0.95, after=0.01, acc=(0.9371, 0.92)),
+        ]
+    )
+    lines = {line.partition(": ")[0] + line.partition(": ")[2][:4]: line for line in made.differences()}
+    unlike = "unlike the paper: arch a, not resnet18_cifar, epochs 8, not 200"
+    assert lines["badnets, bcuASR "] == f"badnets, bcu: ASR +94.00: unexplained; {unlike}"
+    assert lines["badnets, bcuACC "].endswith("the networks differ as much before the cleansing (−7.00)")
+    assert lines["blended, bcuASR "].endswith("within two standard deviations of 3 networks")
+    assert lines["blended, bcuACC "] == f"blended, bcu: ACC −3.16: unexplained; {unlike}"
+    assert not any(key.startswith("sig") for key in lines)
+    for text in (writing.as_markdown([made]), writing.as_html([made])):
+        assert "ASR +94.00: unexplained" in text
+    found = {row["place"]["attack"]: row["explanation"] for row in made.as_json()["rows"]}
+    assert found["sig"] == {"asr": None, "acc": None}
+
+
+def test_one_picture_by_attack_with_the_paper_beside_it() -> None:
+    cells = [
+        of_table1("badnets", before=1.0, after=0.5, acc=(0.9, 0.9)),
+        of_table1("sig", before=1.0, after=1.0, acc=(0.9, 0.9)),
+    ]
+    (drawn,) = ET.fromstring(writing.as_html(tables.of(cells)).removeprefix("<!DOCTYPE html>")).iter("svg")
+    dots = [(dot.get("class"), float(dot.get("cx"))) for dot in drawn.iter("circle")]
+    # an axis of 100 pixels from 84 on; first the paper's ASR of BadNets, 3.00 %
+    assert dots[:2] == [("paper", pytest.approx(84 + 100 * 0.03, abs=0.1)), ("bar", 84 + 100 / 2)]
+    assert len(dots) == 2 * 2 * 3  # hollow and filled, two measures, two attacks and their mean
+    assert "measured 50.00 %, the paper 3.00 %" in "".join(drawn.itertext())
+    assert "<svg" not in writing.as_html(tables.of(cells[:1]))
+
+
+def test_the_committed_tables_are_those_of_the_committed_cells() -> None:
+    folder = Path(__file__).parents[2] / "examples" / "results"
+    made = tables.of(results.read_cells(folder).values())
+    again = "made again by: bcu benchmark table examples/results"
+    assert writing.as_html(made) == (folder / "table.html").read_text(), again
+    assert writing.as_markdown(made) == (folder / "table.md").read_text(), again
+    assert writing.as_csv(made) == (folder / "table.csv").read_text(), again

@@ -50,6 +50,23 @@ def test_names_and_tensors_are_those_of_the_state_dict(tmp_path: Path, trace: bo
         assert torch.allclose(loaded(x), net(x))
 
 
+@pytest.mark.parametrize("kind", ["e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu"])
+def test_weights_of_eight_bits_are_read_and_written(tmp_path: Path, kind: str) -> None:
+    dtype = getattr(torch, f"float8_{kind}")
+    net = torch.nn.Linear(4, 3)
+    for weight in net.parameters():
+        weight.data = weight.data.to(dtype)
+    checkpoint = read(script(net, tmp_path / "net.pt"))
+    assert checkpoint.findings == ()
+    doubled = {name: (tensor.float() * 2).to(dtype) for name, tensor in checkpoint.tensors.items()}
+    write_torchscript(tmp_path / "out.pt", doubled, like=checkpoint)
+    again = read(tmp_path / "out.pt").tensors
+    for name, weight in net.state_dict().items():
+        assert checkpoint.tensors[name].dtype == again[name].dtype == dtype
+        assert torch.equal(checkpoint.tensors[name].float(), weight.float())
+        assert torch.equal(again[name].float(), doubled[name].float())
+
+
 class Style(enum.Enum):
     NARROW = "narrow"
 

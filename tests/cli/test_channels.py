@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from scripted import torchscript_of
 
-from bcu_cli.models.networks.cifar import resnet8
+from bcu_cli.models.networks.cifar import NETWORKS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ def photos_beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def network(path: Path, channels: int, scripted: bool = False) -> Path:
     torch.manual_seed(0)
-    model = resnet8(2, channels).eval()
+    model = NETWORKS["resnet8"](2, channels).eval()
     if scripted:
         path.write_bytes(torchscript_of(model, torch.zeros(1, channels, 32, 32)))
     else:

@@ -250,6 +250,7 @@ def test_people_see_what_was_found_on_the_cleansed_network(
         target=1,
         before=Proportion(hits=98, of=100),
         after=Proportion(hits=27, of=100),
+        change=lambda images: images,
     )
     usual = [replace(left, target=each, after=Proportion(hits=3, of=100)) for each in (0, 2, 3)]
     searches = [ResidualSearch(search="enumeration", suspects=(1,), found=(usual[0], left, *usual[1:]))]

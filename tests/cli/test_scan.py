@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 SAID = ("--mean", "0.5", "--std", "0.5", "--input-size", "16")
 
-MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
+DATA = Path(__file__).parents[1] / "data"
+MODEL, SMALL = DATA / "backdoored.safetensors", DATA / "backdoored16.safetensors"
 
 
 @pytest.fixture
@@ -31,10 +32,8 @@ def network(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_detectors_lead_to_the_class_of_the_backdoor(
-    bcu, backdoored: Path, photos: Path, tmp_path: Path
-) -> None:
-    ran = bcu("inspect", backdoored, "--scan", "--images", photos, "--evidence", tmp_path / "seen", "--json")
+def test_detectors_lead_to_the_class_of_the_backdoor(bcu, photos: Path, tmp_path: Path) -> None:
+    ran = bcu("inspect", SMALL, "--scan", "--images", photos, "--evidence", tmp_path / "seen", "--json")
     assert ran.code == 1
     assert ran.json["verdict"] == "suspicious"
     (file,) = ran.json["files"]
@@ -49,7 +48,7 @@ def test_detectors_lead_to_the_class_of_the_backdoor(
     assert list(found) == ["inversion", "lipschitz", "mmbd", "perturbation", "skew", "warping"]
     assert all(len(each["per_class"]) == (0 if each["class"] is None else 8) for each in found.values())
     assert found["inversion"]["class"] == 0
-    assert found["inversion"]["evidence"]["success"] > 0.8
+    assert found["inversion"]["evidence"]["success"] > 0.7
     assert {picture["path"].rpartition("-")[2] for picture in scan["pictures"]} == {
         *("mask.png", "trigger.png", "input.png", "perturbation.png", "warped.png")
     }

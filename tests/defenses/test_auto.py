@@ -11,7 +11,7 @@ from defending import CPU, backdoored_setting, classifier, pictures, run, small
 from torch import Tensor, nn
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial.adversary import UNIVERSAL, Adversary, Limits
+from bcu_cli.defenses.adversarial.adversary import UNIVERSAL, Adversary
 from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess, spread
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.defenses.auto import Auto, AutoOptions
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.models import Classifier
     from bcu_cli.training.loop import Stage
-
-NOTHING = Limits(patch=1e-6, perturbation=1e-6, warp=1e-6)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +46,9 @@ def share(percent: int) -> Proportion:
 
 
 def success(before: int, after: int) -> TriggerSuccess:
-    return TriggerSuccess(trigger="patch", target=0, before=share(before), after=share(after))
+    return TriggerSuccess(
+        trigger="patch", target=0, before=share(before), after=share(after), change=torch.clone
+    )
 
 
 USUAL = [success(50, 50), success(60, 60), success(70, 70)]

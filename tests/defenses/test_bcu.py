@@ -22,7 +22,7 @@ EXAMPLE = torch.zeros(2, 3, 32, 32)
 
 
 @pytest.mark.parametrize("strength", [1.0, 3.0])
-def test_the_share_drawn_anew_in_each_layer_is_delta_within_sampling_error(strength: float) -> None:
+def test_the_share_reinitialised_in_each_layer_is_delta_within_sampling_error(strength: float) -> None:
     teacher = build("resnet18_cifar_w16", num_classes=10).eval()
     for parameter in teacher.parameters():
         nn.init.constant_(parameter, 9.0)  # far from what is drawn, so that no weight is drawn as it was
@@ -185,7 +185,7 @@ def shares(init: str, strength: float = 1.0) -> tuple[list[int], list[int], list
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("init", ["uniform", "decreasing", "layer:3", "layer:4"])
-def test_every_initialisation_draws_as_many_weights_anew(init: str, strength: float) -> None:
+def test_every_initialisation_reinitialises_as_many_weights(init: str, strength: float) -> None:
     _, weights, adaptive = shares("adaptive", strength)
     _, _, ratios = shares(init, strength)
     wanted, drawn = (sum(r * n for r, n in zip(each, weights, strict=True)) for each in (adaptive, ratios))

@@ -82,7 +82,9 @@ def cleansed(original: Classifier, student: Classifier, suspects: Sequence[int],
     used, held_out = hold_out(images(), 0.25, most=1000, generator=torch.Generator().manual_seed(0))
     finished = Auto(original, used, AutoOptions(epochs=1, seed=seed), device=CPU, held_out=held_out)
     finished.student, finished._classes = student, list(range(CLASSES))
-    gone = TriggerSuccess(trigger="patch", target=0, before=percent(100), after=percent(4))
+    gone = TriggerSuccess(
+        trigger="patch", target=0, before=percent(100), after=percent(4), change=torch.clone
+    )
     usual = replace(gone, before=percent(50))
     finished.found = [
         replace(gone if target in suspects else usual, target=target) for target in range(CLASSES)
@@ -169,7 +171,9 @@ def test_the_same_seed_finds_the_same() -> None:
 
 
 def found(*hits: int, of: int, before: int) -> list[TriggerSuccess]:
-    usual = TriggerSuccess(trigger="square", target=0, before=percent(before), after=percent(0))
+    usual = TriggerSuccess(
+        trigger="square", target=0, before=percent(before), after=percent(0), change=torch.clone
+    )
     return [
         replace(usual, target=target, after=Proportion(hits=each, of=of)) for target, each in enumerate(hits)
     ]

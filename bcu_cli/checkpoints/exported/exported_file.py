@@ -54,7 +54,7 @@ _HELD = {
     "buffer": "buffer_name",
     "tensor_constant": "tensor_constant_name",
 }
-"""What holds a tensor among the inputs of a graph, and the field with its name."""
+"""The kinds of a graph's inputs that hold a tensor, each with the field of its name."""
 _BY_NAME, _STRIDED = 2, 7
 _MEMORY_FORMATS = {1: 0, 2: 2, 3: 3, 4: 1}
 """torch's numbers of memory formats in a graph, and those that its operators take."""
@@ -77,7 +77,7 @@ _UNCHECKED = frozenset(f"aten::{name}" for name in _KERNELS.split())
 
 @dataclass(frozen=True)
 class Value:
-    """The name of a value in an exported graph, where one stands among arguments."""
+    """A value of an exported graph among arguments, by its name."""
 
     name: str
 
@@ -87,10 +87,10 @@ class Operation:
     """One operation of an exported graph.
 
     Attributes:
-        operator: Such as ``aten::conv2d`` or ``_operator.add``.
-        args: Numbers, texts, None, lists of them, and :class:`Value`.
-        named: Likewise, by name.
-        outputs: The names of its results; one that is not used is an empty text.
+        operator: Name of the operator, such as ``aten::conv2d`` or ``_operator.add``.
+        args: Positional arguments: numbers, texts, None, lists of these, and :class:`Value`.
+        named: Keyword arguments of the same kinds, by name.
+        outputs: Names of the results; an unused result has an empty name.
     """
 
     operator: str
@@ -101,17 +101,17 @@ class Operation:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """The graph of a ``torch.export`` archive, with nothing known of what its operators do.
+    """The graph of a ``torch.export`` archive.
 
     Attributes:
-        input: The name of its one input.
-        input_shape: Of it; None where a size is not fixed.
-        input_dtype: Of it, as torch calls it.
-        outputs: The names of its outputs that are tensors.
-        operations: In an order in which they can run.
-        tensors: Its weights and constants by the names of their values.
-        names: The names that the exported module gave them, by the same.
-        parameters: Which of them are parameters.
+        input: Name of the only input.
+        input_shape: Shape of the input, with None for a size that is not fixed.
+        input_dtype: Type of the input, by its name in torch.
+        outputs: Names of the outputs that are tensors.
+        operations: The operations, each after those that it depends on.
+        tensors: Weights and constants, by the names of their values.
+        names: Names in the exported module, by the names of the values.
+        parameters: Names of the values that are parameters.
     """
 
     input: str
@@ -238,12 +238,12 @@ def _program(archive: TorchArchive, module: dict[str, Any]) -> Program:
     names: dict[str, str] = {}
     parameters, inputs = set(), []
     for spec in signature["input_specs"]:
-        ((kind, told),) = spec.items()
+        ((kind, given),) = spec.items()
         if kind == "user_input":
-            inputs.append(told["arg"].get("as_tensor", {}).get("name"))
+            inputs.append(given["arg"].get("as_tensor", {}).get("name"))
         elif kind in _HELD:
-            names[told["arg"]["name"]] = told[_HELD[kind]]
-            parameters.update([told["arg"]["name"]] if kind == "parameter" else [])
+            names[given["arg"]["name"]] = given[_HELD[kind]]
+            parameters.update([given["arg"]["name"]] if kind == "parameter" else [])
         else:
             raise _unfit(archive.path, f"it takes a {kind}")
     outputs = [spec.get("user_output", {}).get("arg", {}) for spec in signature["output_specs"]]
@@ -291,17 +291,17 @@ def _operation(path: Path, node: dict[str, Any]) -> Operation:
     )
 
 
-def _results(told: dict[str, Any]) -> list[str]:
-    """The names of an output of an operation: several of a list; an empty text where it is unused."""
-    ((_, value),) = told.items()
+def _results(given: dict[str, Any]) -> list[str]:
+    """The names of an output of an operation, several for a list; an unused output has an empty name."""
+    ((_, value),) = given.items()
     named = value if isinstance(value, list) else [value]
     tables = [each if isinstance(each, dict) else {} for each in named]
     return [str(each.get("name", each.get("as_name", ""))) for each in tables]
 
 
-def _argument(path: Path, told: dict[str, Any]) -> Any:
+def _argument(path: Path, given: dict[str, Any]) -> Any:
     """The value of an argument; names of other values as :class:`Value`."""
-    ((kind, value),) = told.items()
+    ((kind, value),) = given.items()
     if kind == "as_none":
         return None
     if kind in {"as_tensor", "as_optional_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"}:
@@ -319,7 +319,7 @@ def _argument(path: Path, told: dict[str, Any]) -> Any:
     if kind == "as_memory_format":
         return _MEMORY_FORMATS[value]
     if kind == "as_device" or (kind == "as_layout" and value == _STRIDED):
-        return None  # all of it is strided, and where the network is
+        return None  # all tensors are strided, and on the device of the network
     raise _unfit(path, f"an operator of it takes a value of the kind {kind}")
 
 
@@ -327,10 +327,12 @@ def _one(value: dict[str, Any]) -> Any:
     """A tensor, number or None among arguments: ``{"name": ...}`` or one of a few such kinds."""
     if "name" in value:
         return Value(value["name"])
-    ((kind, told),) = value.items()
+    ((kind, given),) = value.items()
     if kind == "as_none":
         return None
-    return Value(told["name"] if kind == "as_tensor" else told) if kind in {"as_tensor", "as_name"} else told
+    if kind == "as_tensor":
+        return Value(given["name"])
+    return Value(given) if kind == "as_name" else given
 
 
 def _find_pickled_tensors(archive: TorchArchive) -> list[Finding]:

@@ -34,7 +34,10 @@ class Effect(enum.IntEnum):
     """It may run, import, open or write anything."""
 
 
-_KINDS = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble"
+_KINDS = (
+    "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble "
+    "Float8_e4m3fn Float8_e5m2 Float8_e4m3fnuz Float8_e5m2fnuz Float8_e8m0fnu"  # as TorchScript names them
+)
 _TYPES = (
     "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool "
     "complex64 complex128 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
@@ -46,30 +49,14 @@ STORAGES = frozenset(
 """Storage classes of torch."""
 DTYPES = frozenset(f"torch.{name}" for name in _TYPES.split())
 """Element types of torch."""
-_WEIGHTS = (
-    STORAGES
-    | DTYPES
-    | {
-        "_codecs.encode",
-        "builtins.complex",
-        "builtins.set",
-        "__builtin__.complex",
-        "__builtin__.set",
-        "collections.Counter",
-        "collections.OrderedDict",
-        "torch.Size",
-        "torch.Tensor",
-        "torch.device",
-        "torch.nn.parameter.Parameter",
-        "torch.serialization._get_layout",
-        "torch._tensor._rebuild_from_type_v2",
-        "torch._utils._rebuild_parameter",
-        "torch._utils._rebuild_parameter_with_state",
-        "torch._utils._rebuild_tensor",
-        "torch._utils._rebuild_tensor_v2",
-        "torch._utils._rebuild_tensor_v3",
-    }
-)
+_FOR_WEIGHTS = """
+    _codecs.encode builtins.complex builtins.set __builtin__.complex __builtin__.set collections.Counter
+    collections.OrderedDict torch.Size torch.Tensor torch.device torch.nn.parameter.Parameter
+    torch.serialization._get_layout torch._tensor._rebuild_from_type_v2 torch._utils._rebuild_parameter
+    torch._utils._rebuild_parameter_with_state torch._utils._rebuild_tensor
+    torch._utils._rebuild_tensor_v2 torch._utils._rebuild_tensor_v3
+"""
+_WEIGHTS = STORAGES | DTYPES | set(_FOR_WEIGHTS.split())
 
 _VALUES = re.compile(  # classes of the standard library whose constructors only compute a value
     r"builtins\.(bool|bytearray|bytes|complex|dict|float|frozenset|int|list|object|range|set|slice|str|tuple)"
@@ -123,16 +110,12 @@ def script_effect(name: str | None) -> Effect:
     return Effect.NONE if own or name in _SCRIPT else _effect_of_name(name)
 
 
-_SCRIPT = STORAGES | {
-    "collections.OrderedDict",
-    "torch._utils._rebuild_tensor_v2",
-    "torch.device",
-    "torch.jit._pickle.build_boollist",
-    "torch.jit._pickle.build_doublelist",
-    "torch.jit._pickle.build_intlist",
-    "torch.jit._pickle.build_tensorlist",
-    "torch.jit._pickle.restore_type_tag",
-}
+_FOR_SCRIPT = """
+    collections.OrderedDict torch._utils._rebuild_tensor_v2 torch.device
+    torch.jit._pickle.build_boollist torch.jit._pickle.build_doublelist torch.jit._pickle.build_intlist
+    torch.jit._pickle.build_tensorlist torch.jit._pickle.restore_type_tag
+"""
+_SCRIPT = STORAGES | set(_FOR_SCRIPT.split())
 
 
 def _effect_of_name(name: str) -> Effect:

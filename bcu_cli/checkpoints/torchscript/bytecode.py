@@ -7,49 +7,13 @@ from typing import Any
 from bcu_cli.checkpoints.pickles.inert import open_inertly
 
 BYTECODE = "bytecode.pkl"
-_INSTRUCTIONS = frozenset(
-    [
-        "OP",
-        "OPN",
-        "LOAD",
-        "MOVE",
-        "STORE",
-        "STOREN",
-        "DROP",
-        "DROPR",
-        "LOADC",
-        "JF",
-        "JMP",
-        "LOOP",
-        "RET",
-        "GET_ATTR",
-        "SET_ATTR",
-        "LIST_CONSTRUCT",
-        "LIST_UNPACK",
-        "TUPLE_CONSTRUCT",
-        "TUPLE_SLICE",
-        "DICT_CONSTRUCT",
-        "NAMED_TUPLE_CONSTRUCT",
-        "CREATE_OBJECT",
-        "ISINSTANCE",
-        "WARN",
-        "RAISE_EXCEPTION",
-        "UNCHECKED_CAST",
-        "__IS__",
-        "UN_INITIALIZED",
-        "__ISNOT__",
-        "FORMAT",
-        "DEVICE",
-        "DTYPE",
-        "DIM",
-        "__NOT__",
-        "TO_LIST",
-        "NUM_TO_TENSOR",
-        "IS_CUDA",
-        "CALL",
-        "INTERFACE_CALL",
-    ]
-)
+_KNOWN = """
+    OP OPN LOAD MOVE STORE STOREN DROP DROPR LOADC JF JMP LOOP RET GET_ATTR SET_ATTR LIST_CONSTRUCT
+    LIST_UNPACK TUPLE_CONSTRUCT TUPLE_SLICE DICT_CONSTRUCT NAMED_TUPLE_CONSTRUCT CREATE_OBJECT ISINSTANCE
+    WARN RAISE_EXCEPTION UNCHECKED_CAST __IS__ UN_INITIALIZED __ISNOT__ FORMAT DEVICE DTYPE DIM __NOT__
+    TO_LIST NUM_TO_TENSOR IS_CUDA CALL INTERFACE_CALL
+"""
+_INSTRUCTIONS = frozenset(_KNOWN.split())
 _TABLES = ("instructions", "operators", "constants", "types", "register_size")
 
 

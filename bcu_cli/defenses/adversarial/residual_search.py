@@ -9,10 +9,10 @@ on some images and judged on others. A class that is reached clearly more often 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,17 +58,38 @@ class TriggerSuccess:
         target: Target class.
         before: Success on the original, or on the copy in which it was planted.
         after: Success on the cleansed network.
+        change: Puts the trigger on images.
     """
 
     trigger: str
     target: int
     before: Proportion
     after: Proportion
+    change: Change = field(compare=False, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a report."""
         measured = {"before": self.before.as_json(), "after": self.after.as_json()}
         return {"trigger": self.trigger, "target_class": self.target, **measured}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundTrigger:
+    """A trigger that a search found, to be drawn.
+
+    Args:
+        found_on: The network that was searched.
+        success: The trigger, and its success on both networks.
+        stands_out: Whether it works far more often than those for the other classes.
+    """
+
+    found_on: Literal["original", "result"]
+    success: TriggerSuccess
+    stands_out: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a page."""
+        return {**self.success.as_json(), "found_on": self.found_on, "stands_out": self.stands_out}
 
 
 class ModelPair:
@@ -140,7 +161,7 @@ class ModelPair:
         before, after = (
             self._success(network, change, target, on_test=True) for network in (self.original, self.cleansed)
         )
-        return TriggerSuccess(trigger=trigger, target=target, before=before, after=after)
+        return TriggerSuccess(trigger=trigger, target=target, before=before, after=after, change=change)
 
     def _success(
         self,

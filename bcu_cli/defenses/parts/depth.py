@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.architectures.dispatch import DispatchMode
+from bcu_cli.models.hooks import watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,19 +112,11 @@ def _watch(network: nn.Module, layers: dict[str, nn.Module], example: Tensor) ->
     depths: dict[str, int] = {}
     flow = _Depths()
 
-    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001 - the shape of a hook
-            depth = flow.deepest(inputs) + 1
-            flow.mark(output, depth)
-            depths.setdefault(name, depth)
+    def note(name: str, inputs: Any, output: Any) -> None:
+        depth = flow.deepest(inputs) + 1
+        flow.mark(output, depth)
+        depths.setdefault(name, depth)
 
-        return hook
-
-    handles = [module.register_forward_hook(hook_for(name)) for name, module in layers.items()]
-    try:
-        with torch.no_grad(), flow:
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(((module, name) for name, module in layers.items()), note), torch.no_grad(), flow:
+        network(example)
     return depths

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.models.hooks import watching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,20 +33,13 @@ def last_of_each_resolution(network: nn.Module, example: Tensor, most: int) -> l
     calls: dict[str, int] = {}
     last: dict[tuple[int, ...], list[str]] = {}
 
-    def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001 - the shape of a hook
-            calls[name] = calls.get(name, 0) + 1
-            if isinstance(output, Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
-                last.setdefault(tuple(output.shape[2:]), []).append(name)
+    def note(name: str, _: Any, output: Any) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        if isinstance(output, Tensor) and output.dim() == 4 and output[0, 0].numel() > 1:
+            last.setdefault(tuple(output.shape[2:]), []).append(name)
 
-        return hook
-
-    handles = [module.register_forward_hook(hook_for(name)) for name, module in network.named_modules()]
-    try:
+    with watching(((module, name) for name, module in network.named_modules()), note):
         network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
     once = [[name for name in names if calls[name] == 1] for names in last.values()]
     found = [names[-1] for names in once if names]
     if not found:
@@ -59,17 +53,7 @@ def last_of_each_resolution(network: nn.Module, example: Tensor, most: int) -> l
 def recorded(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """The latest output of each named module, by name, while the context lasts."""
     maps: dict[str, Tensor] = {}
-
-    def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001 - the shape of a hook
-            maps[name] = output
-
-        return hook
-
     modules = dict(network.named_modules())
-    handles = [modules[name].register_forward_hook(hook_for(name)) for name in names]
-    try:
+    chosen = ((modules[name], name) for name in names)
+    with watching(chosen, lambda name, _, output: maps.update({name: output})):
         yield maps
-    finally:
-        for handle in handles:
-            handle.remove()

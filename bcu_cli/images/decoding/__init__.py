@@ -1,1 +1,1 @@
-"""Decoding of images to arrays, in processes of its own."""
+"""Decoding of images to arrays, in separate processes."""

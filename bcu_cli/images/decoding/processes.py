@@ -1,6 +1,7 @@
 """Decoding in separate processes, so that an image that crashes its decoder is skipped alone.
 
-This module does not import torch.
+It is kept by hand because a pool of ``concurrent.futures`` is lost as a whole when one of its processes dies,
+and does not say which image that was decoding. This module does not import torch.
 """
 
 from __future__ import annotations

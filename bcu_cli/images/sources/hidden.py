@@ -9,21 +9,8 @@ if TYPE_CHECKING:
     from pathlib import Path, PurePath
 
 SYSTEM_NAMES = frozenset(
-    (
-        "__macosx",
-        "__pycache__",
-        "@eadir",
-        "@recycle",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-        "desktop.ini",
-        "ehthumbs.db",
-        "thumbs.db",
-        "icon\r",
-    )
+    {"__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin"}
+    | {"system volume information", "lost+found", "desktop.ini", "ehthumbs.db", "thumbs.db", "icon\r"}
 )
 """Names, in lower case, of files and folders that operating systems, Python and network drives create."""
 

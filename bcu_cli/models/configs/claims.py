@@ -124,17 +124,7 @@ def _names(table: Mapping[str, Any]) -> dict[str, str]:
 
 def _bcu_claim(metadata: Mapping[str, str]) -> Claim:
     fields = {key: _parse(text) for key, text in metadata.items() if key.startswith("bcu.")}
-    return _checked(
-        BCU_SOURCE,
-        arch=fields.get(ARCH),
-        input_size=fields.get(INPUT_SIZE),
-        mean=fields.get(MEAN),
-        std=fields.get(STD),
-        crop_pct=fields.get(CROP_PCT),
-        crop_mode=fields.get(CROP_MODE),
-        interpolation=fields.get(INTERPOLATION),
-        channel_order=fields.get(CHANNEL_ORDER),
-    )
+    return _checked(BCU_SOURCE, **{name: fields.get(f"bcu.{name}") for name in _CONVERTERS})
 
 
 def _config_claim(path: Path) -> Claim:
@@ -189,8 +179,8 @@ def _transformers_claim(path: Path, config: dict[str, Any]) -> Claim:
     claim = _with_problems(_checked(path.name, **(usual | parsed.fields)), parsed)
     problem = config.get("problem_type")
     if problem in _OTHER_PROBLEMS:
-        said = f"problem_type {problem}: {_OTHER_PROBLEMS[problem]}"
-        claim = replace(claim, refusals=(said, *claim.refusals))
+        refusal = f"problem_type {problem}: {_OTHER_PROBLEMS[problem]}"
+        claim = replace(claim, refusals=(refusal, *claim.refusals))
     return replace(claim, arch=arch, classes=config_classes(config))
 
 
@@ -212,29 +202,16 @@ def _parse(text: str) -> Any:
 def _checked(source: str, **fields: Any) -> Claim:
     """The claim of the valid fields; the invalid ones become complaints."""
     complaints: list[str] = []
-
-    def take(name: str, convert: Callable[[Any], T]) -> T | None:
+    valid: dict[str, Any] = {}
+    for name, convert in _CONVERTERS.items():
         value = fields.get(name)
         if value is None:
-            return None
+            continue
         try:
-            return convert(value)
+            valid[name] = convert(value)
         except (ValueError, TypeError, OverflowError):
             complaints.append(f"{name} {str(value)[:60]!r} makes no sense")
-            return None
-
-    return Claim(
-        source=source,
-        arch=take("arch", _arch),
-        input_size=take("input_size", _size),
-        mean=take("mean", _mean),
-        std=take("std", _std),
-        crop_pct=take("crop_pct", _crop),
-        crop_mode=take("crop_mode", _crop_mode),
-        interpolation=take("interpolation", _interpolation),
-        channel_order=take("channel_order", _channel_order),
-        complaints=tuple(complaints),
-    )
+    return Claim(source=source, **valid, complaints=tuple(complaints))
 
 
 def _arch(value: Any) -> str:
@@ -259,18 +236,6 @@ def _size(value: Any) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _mean(value: Any) -> tuple[float, ...]:
-    mean = _numbers(value)
-    check_normalisation(mean, ())
-    return mean
-
-
-def _std(value: Any) -> tuple[float, ...]:
-    std = _numbers(value)
-    check_normalisation((), std)
-    return std
-
-
 def _numbers(value: Any) -> tuple[float, ...]:
     """One number for each channel."""
     if not isinstance(value, list | tuple) or not 1 <= len(value) <= _MOST_CHANNELS:
@@ -284,22 +249,25 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _crop(value: Any) -> float:
-    crop = _number(value)
-    check_crop(crop)
-    return crop
+def _passing(convert: Callable[[Any], T], check: Callable[[T], object]) -> Callable[[Any], T]:
+    """A conversion whose result must pass a check, which raises an error if it does not."""
+
+    def checked(value: Any) -> T:
+        converted = convert(value)
+        check(converted)
+        return converted
+
+    return checked
 
 
-def _crop_mode(value: Any) -> str:
-    check_crop_mode(_text(value))
-    return _text(value)
-
-
-def _channel_order(value: Any) -> str:
-    check_channel_order(_text(value))
-    return _text(value)
-
-
-def _interpolation(value: Any) -> str:
-    check_interpolation(_text(value))
-    return _text(value)
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "arch": _arch,
+    "input_size": _size,
+    "mean": _passing(_numbers, lambda mean: check_normalisation(mean, ())),
+    "std": _passing(_numbers, lambda std: check_normalisation((), std)),
+    "crop_pct": _passing(_number, check_crop),
+    "crop_mode": _passing(_text, check_crop_mode),
+    "interpolation": _passing(_text, check_interpolation),
+    "channel_order": _passing(_text, check_channel_order),
+}
+"""Conversions of the fields of a claim; an error means that the value makes no sense."""

@@ -1,7 +1,7 @@
 """Tensor names of transformers' files, under which bcu reads, shows and writes the tensors.
 
-transformers 5 names the modules of older architectures anew, and renames the tensors of a file while it loads
-them. A network that bcu builds takes the names of its file: ``state_dict()`` gives them, and
+transformers 5 gives the modules of older architectures new names, and renames the tensors of a file while it
+loads them. A network that bcu builds takes the names of its file: ``state_dict()`` gives them, and
 ``load_state_dict()`` takes them.
 """
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torch import Tensor, nn
+
+    Names = Mapping[str, str]
+    Tensors = Mapping[str, Tensor]
 
 _COMPUTED = frozenset({"relative_position_index", "relative_coords_table", "position_ids"})
 """Last parts of the names of tensors in old files that transformers computes instead of loading them."""
@@ -67,12 +70,7 @@ def _file_names(network: Any, own: dict[str, Tensor], names: Iterable[str]) -> d
 
 
 def _show(
-    names: Mapping[str, str],
-    computed: Mapping[str, Tensor],
-    module: nn.Module,  # noqa: ARG001 - what a hook is given
-    state: dict[str, Any],
-    prefix: str,
-    metadata: Any,  # noqa: ARG001
+    names: Names, computed: Tensors, _: nn.Module, state: dict[str, Any], prefix: str, *__: Any
 ) -> None:
     """Rename the entries of a state dict to the names of the file."""
     renamed = {prefix + name: state.pop(prefix + own) for own, name in names.items()}
@@ -81,12 +79,7 @@ def _show(
 
 
 def _take(
-    names: Mapping[str, str],
-    computed: Mapping[str, Tensor],
-    module: nn.Module,  # noqa: ARG001 - what a hook is given
-    state: dict[str, Any],
-    prefix: str,
-    *more: Any,  # noqa: ARG001
+    names: Names, computed: Tensors, _: nn.Module, state: dict[str, Any], prefix: str, *__: Any
 ) -> None:
     """Rename the entries of a state dict from the names of the file to the network's own."""
     found = {own: state.pop(prefix + name) for own, name in names.items() if prefix + name in state}

@@ -282,8 +282,8 @@ def with_normalisation(
 
 def _says(fields: dict[str, Any], model_type: str, mean: Sequence[float], std: Sequence[float]) -> bool:
     """Whether a table says this normalisation, up to rounding."""
-    said = read(fields, model_type, len(mean)).fields
-    found, wanted = [*(said.get("mean") or ()), *(said.get("std") or ())], [*mean, *std]
+    stated = read(fields, model_type, len(mean)).fields
+    found, wanted = [*(stated.get("mean") or ()), *(stated.get("std") or ())], [*mean, *std]
     return len(found) == len(wanted) and all(
         math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) for one, other in zip(found, wanted, strict=True)
     )

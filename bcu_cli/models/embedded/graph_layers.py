@@ -155,10 +155,6 @@ def _gemm(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
     return _filled(layer, weight=weight, bias=bias)
 
 
-def _matmul(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
-    return _gemm(a, weights)
-
-
 def _batch_norm(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
     if len(weights) != 4 or any(weight is None for weight in weights):
         raise UnsupportedError("a BatchNormalization without one of its inputs")
@@ -173,43 +169,27 @@ def _batch_norm(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
 
 
 def _max_pool(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:  # noqa: ARG001 - it has none
-    kernel = _kernel(a)
-    before, padding = _window(a, list(kernel), -torch.inf)
-    return _joined(
-        before,
-        nn.MaxPool2d(
-            kernel,
-            stride=_pair(a, "strides"),
-            padding=padding,
-            dilation=_pair(a, "dilations"),
-            ceil_mode=bool(a.get("ceil_mode", 0)),
-        ),
-    )
+    return _pool(nn.MaxPool2d, a, -torch.inf, dilation=_pair(a, "dilations"))
 
 
 def _average_pool(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:  # noqa: ARG001
-    kernel = _kernel(a)
-    before, padding = _window(a, list(kernel), 0.0)
-    if before is not None and not a.get("count_include_pad", 0):
+    counts_padding = bool(a.get("count_include_pad", 0))
+    layer = _pool(nn.AvgPool2d, a, 0.0, count_include_pad=counts_padding)
+    if isinstance(layer, _Composite) and not counts_padding:
         raise UnsupportedError("an AveragePool with uneven padding")
     if _pair(a, "dilations") != (1, 1):
         raise UnsupportedError("an AveragePool with dilation")
-    return _joined(
-        before,
-        nn.AvgPool2d(
-            kernel,
-            stride=_pair(a, "strides"),
-            padding=padding,
-            ceil_mode=bool(a.get("ceil_mode", 0)),
-            count_include_pad=bool(a.get("count_include_pad", 0)),
-        ),
-    )
+    return layer
 
 
-def _kernel(a: dict[str, Any]) -> tuple[int, int]:
+def _pool(kind: Callable[..., nn.Module], a: dict[str, Any], value: float, **settings: Any) -> nn.Module:
+    """A pooling, after a padding by ``value`` where torch's layer cannot pad so."""
     if "kernel_shape" not in a:
         raise UnsupportedError("a pooling that lacks something: its window")
-    return _pair(a, "kernel_shape")
+    kernel, ceil_mode = _pair(a, "kernel_shape"), bool(a.get("ceil_mode", 0))
+    before, padding = _window(a, list(kernel), value)
+    layer = kind(kernel, stride=_pair(a, "strides"), padding=padding, ceil_mode=ceil_mode, **settings)
+    return _joined(before, layer)
 
 
 def refuse_excess(layer: nn.Module, shape: Sequence[int], limits: Limits) -> Sequence[int]:
@@ -277,7 +257,7 @@ def _filled(layer: nn.Module, **tensors: Tensor | None) -> nn.Module:
 _MAKERS: dict[str, tuple[Callable[[dict[str, Any], list[Tensor | None]], nn.Module], frozenset[str]]] = {
     "Conv": (_convolution, _WINDOW | {"group"}),
     "Gemm": (_gemm, frozenset({"alpha", "beta", "transA", "transB"})),
-    "MatMul": (_matmul, frozenset()),
+    "MatMul": (_gemm, frozenset()),
     "BatchNormalization": (_batch_norm, frozenset({"epsilon", "momentum", "training_mode", "spatial"})),
     "MaxPool": (_max_pool, _WINDOW | {"ceil_mode", "storage_order"}),
     "AveragePool": (_average_pool, _WINDOW | {"ceil_mode", "count_include_pad"}),

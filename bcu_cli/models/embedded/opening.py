@@ -68,44 +68,36 @@ def open_embedded(checkpoint: Checkpoint) -> EmbeddedFunction:
         from bcu_cli.models.embedded.script import ScriptNetwork
 
         embedded = EmbeddedFunction(network=ScriptNetwork(open_script(checkpoint)), what=what)
-    elif checkpoint.format is Format.EXPORTED:
-        from bcu_cli.checkpoints import load_program
-        from bcu_cli.models.embedded.program import ProgramNetwork
-
-        program = load_program(checkpoint)
-        embedded = EmbeddedFunction(
-            network=ProgramNetwork(program, checkpoint.path.name),
-            what=what,
-            input_size=_fixed_size(program.input_shape),
-            exported=_fixed_batch(program.input_shape),
-            input_dtype=getattr(torch, program.input_dtype),
-        )
     else:
-        from bcu_cli.checkpoints import load_graph
-        from bcu_cli.models.embedded.graph import GraphNetwork
-
-        graph = load_graph(checkpoint)
+        network, shape, dtype = _graph(checkpoint)
+        sides = tuple(side for side in shape[1:] if side)
         embedded = EmbeddedFunction(
-            network=GraphNetwork(graph, checkpoint.path.name),
+            network=network,
             what=what,
-            input_size=_fixed_size(graph.input_shape),
-            exported=_fixed_batch(graph.input_shape),
-            input_dtype=torch.float16 if graph.takes_half else torch.float32,
+            input_size=sides if len(sides) == 3 else None,
+            exported=shape[0] if shape else None,
+            input_dtype=dtype,
         )
     embedded.network.file = checkpoint.path.name
     embedded.network.float().eval()
     return embedded
 
 
-def _fixed_size(shape: tuple[int | None, ...]) -> tuple[int, int, int] | None:
-    """Channels, height and width of a graph's input ``[N, C, H, W]``, where all are fixed."""
-    size = tuple(side for side in shape[1:] if side)
-    return size if len(size) == 3 else None
+def _graph(checkpoint: Checkpoint) -> tuple[EmbeddedNetwork, tuple[int | None, ...], torch.dtype]:
+    """The network of a graph, with shape and type of its input; a side that is not fixed is None."""
+    name = checkpoint.path.name
+    if checkpoint.format is Format.EXPORTED:
+        from bcu_cli.checkpoints import load_program
+        from bcu_cli.models.embedded.program import ProgramNetwork
 
+        program = load_program(checkpoint)
+        return ProgramNetwork(program, name), program.input_shape, getattr(torch, program.input_dtype)
+    from bcu_cli.checkpoints import load_graph
+    from bcu_cli.models.embedded.graph import GraphNetwork
 
-def _fixed_batch(shape: tuple[int | None, ...]) -> int | None:
-    """The number of images that a graph's input ``[N, C, H, W]`` is fixed to; None where it is not."""
-    return shape[0] if shape else None
+    graph = load_graph(checkpoint)
+    dtype = torch.float16 if graph.takes_half else torch.float32
+    return GraphNetwork(graph, name), graph.input_shape, dtype
 
 
 def settle_batch(embedded: EmbeddedFunction, size: tuple[int, int, int], name: str) -> None:

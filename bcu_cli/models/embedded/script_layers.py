@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bcu_cli.checkpoints.torchscript.script_code import ScriptClass
 
 _MODULES = "__torch__.torch.nn.modules."
+_WINDOW = {"stride": 3, "padding": 4, "dilation": 5}
 
 
 class ScriptLayer(ScriptModule):
@@ -41,17 +42,8 @@ class ScriptLayer(ScriptModule):
 
 class _Convolution(ScriptLayer):
     operators: ClassVar[dict[str, dict[str, int]]] = {
-        "_convolution": {
-            "stride": 3,
-            "padding": 4,
-            "dilation": 5,
-            "transposed": 6,
-            "output_padding": 7,
-            "groups": 8,
-        },
-        "conv1d": {"stride": 3, "padding": 4, "dilation": 5, "groups": 6},
-        "conv2d": {"stride": 3, "padding": 4, "dilation": 5, "groups": 6},
-        "conv3d": {"stride": 3, "padding": 4, "dilation": 5, "groups": 6},
+        "_convolution": {**_WINDOW, "transposed": 6, "output_padding": 7, "groups": 8},
+        **{name: {**_WINDOW, "groups": 6} for name in ("conv1d", "conv2d", "conv3d")},
     }
 
     def describe(self, part: ScriptObject) -> None:
@@ -75,30 +67,6 @@ class _Convolution(ScriptLayer):
             in_channels=first if transposed else second,
             out_channels=second if transposed else first,
         )
-
-
-class ScriptConv1d(_Convolution, nn.Conv1d):
-    """A ``Conv1d`` of a TorchScript file."""
-
-    weight_dims = 3
-
-
-class ScriptConv2d(_Convolution, nn.Conv2d):
-    """A ``Conv2d`` of a TorchScript file."""
-
-    weight_dims = 4
-
-
-class ScriptConv3d(_Convolution, nn.Conv3d):
-    """A ``Conv3d`` of a TorchScript file."""
-
-    weight_dims = 5
-
-
-class ScriptConvTranspose2d(_Convolution, nn.ConvTranspose2d):
-    """A ``ConvTranspose2d`` of a TorchScript file."""
-
-    weight_dims = 4
 
 
 class ScriptLinear(ScriptLayer, nn.Linear):
@@ -134,18 +102,6 @@ class _BatchNorm(ScriptLayer):
         )
 
 
-class ScriptBatchNorm1d(_BatchNorm, nn.BatchNorm1d):
-    """A ``BatchNorm1d`` of a TorchScript file."""
-
-
-class ScriptBatchNorm2d(_BatchNorm, nn.BatchNorm2d):
-    """A ``BatchNorm2d`` of a TorchScript file."""
-
-
-class ScriptBatchNorm3d(_BatchNorm, nn.BatchNorm3d):
-    """A ``BatchNorm3d`` of a TorchScript file."""
-
-
 class ScriptGroupNorm(ScriptLayer, nn.GroupNorm):
     """A ``GroupNorm`` of a TorchScript file."""
 
@@ -160,16 +116,21 @@ class ScriptGroupNorm(ScriptLayer, nn.GroupNorm):
         self.num_channels = len(part.attributes["weight"]) if self.affine else 0
 
 
+def _kind(base: type[ScriptLayer], layer: type[nn.Module], dims: int) -> type[ScriptLayer]:
+    """A layer of a TorchScript file as a subclass of torch's layer, with a weight of ``dims`` dimensions."""
+    return type(f"Script{layer.__name__}", (base, layer), {"weight_dims": dims, "__module__": __name__})
+
+
 _KINDS: dict[str, type[ScriptLayer]] = {
-    "conv.Conv1d": ScriptConv1d,
-    "conv.Conv2d": ScriptConv2d,
-    "conv.Conv3d": ScriptConv3d,
-    "conv.ConvTranspose2d": ScriptConvTranspose2d,
+    "conv.Conv1d": _kind(_Convolution, nn.Conv1d, 3),
+    "conv.Conv2d": _kind(_Convolution, nn.Conv2d, 4),
+    "conv.Conv3d": _kind(_Convolution, nn.Conv3d, 5),
+    "conv.ConvTranspose2d": _kind(_Convolution, nn.ConvTranspose2d, 4),
     "linear.Linear": ScriptLinear,
     "linear.NonDynamicallyQuantizableLinear": ScriptLinear,
-    "batchnorm.BatchNorm1d": ScriptBatchNorm1d,
-    "batchnorm.BatchNorm2d": ScriptBatchNorm2d,
-    "batchnorm.BatchNorm3d": ScriptBatchNorm3d,
+    "batchnorm.BatchNorm1d": _kind(_BatchNorm, nn.BatchNorm1d, 1),
+    "batchnorm.BatchNorm2d": _kind(_BatchNorm, nn.BatchNorm2d, 1),
+    "batchnorm.BatchNorm3d": _kind(_BatchNorm, nn.BatchNorm3d, 1),
     "normalization.GroupNorm": ScriptGroupNorm,
 }
 _TENSORS = ("weight", "bias", "running_mean", "running_var")

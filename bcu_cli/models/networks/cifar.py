@@ -7,11 +7,12 @@ global generator: convolutions as in He et al. 2015 (fan out), BatchNorm at iden
 Papers: He et al. 2016a, "Deep Residual Learning for Image Recognition" (``resnet*``); He et al. 2016b,
 "Identity Mappings in Deep Residual Networks" (``preact_resnet18``); Zagoruyko & Komodakis 2016, "Wide
 Residual Networks" (``wrn*``); Simonyan & Zisserman 2015, "Very Deep Convolutional Networks"
-(``vgg16_bn_cifar``).
+(``vgg*``).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,13 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 def _conv1x1(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """A shortcut where the shape changes: a 1x1 convolution with BatchNorm; None where it does not."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 def initialise(network: nn.Module) -> None:
@@ -51,11 +59,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = _conv3x3(out_channels, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                _conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
-            )
+        self.downsample = _projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C_in, H, W]`` to ``[N, C_out, H / stride, W / stride]``."""
@@ -84,11 +88,7 @@ class Bottleneck(nn.Module):
         self.conv3 = _conv1x1(width, out_channels, 1)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                _conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
-            )
+        self.downsample = _projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C_in, H, W]`` to ``[N, C_out, H / stride, W / stride]``."""
@@ -307,183 +307,67 @@ class CifarVgg(nn.Module):
         return logits
 
 
-_BEHIND = PaddedBehindBlock
-_RESNET_WIDTHS = (64, 128, 256, 512)
-_SMALL_WIDTHS = (16, 32, 64)
+def doubling(first: int, stages: int = 4) -> tuple[int, ...]:
+    """Channels of the stages, which double from one to the next."""
+    return tuple(first * 2**stage for stage in range(stages))
 
 
-def scaled(widths: Sequence[int], first: int) -> tuple[int, ...]:
-    """Widths in the same proportions, the first of which is ``first``."""
-    return tuple(width * first // widths[0] for width in widths)
+def _resnet(
+    depths: Sequence[int],
+    num_classes: int,
+    in_channels: int = 3,
+    *,
+    width: int,
+    block: type[BasicBlock | Bottleneck | PaddedBlock] = BasicBlock,
+) -> nn.Module:
+    widths = doubling(width * getattr(block, "expansion", 1), len(depths))
+    return CifarResNet(depths, widths, num_classes, in_channels, block)
 
 
-def resnet18_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """ResNet-18 with a 3x3 stem and no max-pool: 11,173,962 parameters at ten classes."""
-    return CifarResNet((2, 2, 2, 2), scaled(_RESNET_WIDTHS, width), num_classes, in_channels)
-
-
-def resnet34_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """ResNet-34 with a 3x3 stem and no max-pool: 21.3 M parameters."""
-    return CifarResNet((3, 4, 6, 3), scaled(_RESNET_WIDTHS, width), num_classes, in_channels)
-
-
-def resnet50_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """ResNet-50 with a 3x3 stem and no max-pool: 23.5 M parameters; the 3x3 convolutions are strided."""
-    widths = scaled(_RESNET_WIDTHS, width * Bottleneck.expansion)
-    return CifarResNet((3, 4, 6, 3), widths, num_classes, in_channels, Bottleneck)
-
-
-def resnet8(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """ResNet-8 of He et al. 2016a, section 4.2: 0.08 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((1, 1, 1), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
-
-
-def resnet14(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """ResNet-14 of He et al. 2016a, section 4.2: 0.18 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((2, 2, 2), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
-
-
-def resnet20(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """ResNet-20 of He et al. 2016a, section 4.2: 0.27 M parameters.
-
-    Deviation: the paper's CIFAR networks pad the shortcut with zeros (option A,
-    :func:`resnet20_padded`). Here it is a 1x1 convolution with BatchNorm (option B): 1 % more parameters.
-    """
-    return CifarResNet((3, 3, 3), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
-
-
-def resnet32(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """ResNet-32 of He et al. 2016a, section 4.2: 0.47 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((5, 5, 5), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
-
-
-def resnet44(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """ResNet-44 of He et al. 2016a, section 4.2: 0.66 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((7, 7, 7), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
-
-
-def resnet56(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """ResNet-56 of He et al. 2016a, section 4.2: 0.86 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((9, 9, 9), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
-
-
-def resnet110(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """ResNet-110 of He et al. 2016a, section 4.2: 1.7 M parameters; shortcuts as in :func:`resnet20`."""
-    return CifarResNet((18, 18, 18), scaled(_SMALL_WIDTHS, width), num_classes, in_channels)
-
-
-def resnet20_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet20` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((3, 3, 3), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
-
-
-def resnet20_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet20` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((3, 3, 3), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
-
-
-def resnet32_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet32` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((5, 5, 5), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
-
-
-def resnet32_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet32` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((5, 5, 5), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
-
-
-def resnet44_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet44` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((7, 7, 7), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
-
-
-def resnet44_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet44` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((7, 7, 7), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
-
-
-def resnet56_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet56` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((9, 9, 9), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
-
-
-def resnet56_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet56` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((9, 9, 9), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
-
-
-def resnet110_padded(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet110` whose shortcuts have no parameters, and add channels of zeros on both sides."""
-    return CifarResNet((18, 18, 18), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, PaddedBlock)
-
-
-def resnet110_padded_behind(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`resnet110` whose shortcuts have no parameters, and add channels of zeros behind the others."""
-    return CifarResNet((18, 18, 18), scaled(_SMALL_WIDTHS, width), num_classes, in_channels, _BEHIND)
-
-
-def wrn16_1(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """WRN-16-1 of Zagoruyko & Komodakis 2016, Table 1 (two blocks per stage, widening 1), no dropout."""
-    return _wide_resnet(2, 1, num_classes, in_channels, width)
-
-
-def wrn16_2(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """WRN-16-2: two blocks per stage, widening 2, no dropout."""
-    return _wide_resnet(2, 2, num_classes, in_channels, width)
-
-
-def wrn28_10(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """WRN-28-10 of Zagoruyko & Komodakis 2016, Table 1 (four blocks per stage, widening 10), no dropout."""
-    return _wide_resnet(4, 10, num_classes, in_channels, width)
-
-
-def wrn40_2(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """WRN-40-2: six blocks per stage, widening 2, no dropout."""
-    return _wide_resnet(6, 2, num_classes, in_channels, width)
-
-
-def _wide_resnet(depth: int, widening: int, num_classes: int, in_channels: int, width: int) -> nn.Module:
-    widths = scaled(_SMALL_WIDTHS, width * widening)
-    return PreactResNet((depth, depth, depth), width, widths, num_classes, in_channels)
+def _preact_resnet(
+    depths: Sequence[int],
+    widening: int,
+    num_classes: int,
+    in_channels: int = 3,
+    *,
+    width: int,
+    last_norm: bool = True,
+) -> nn.Module:
+    widths = doubling(width * widening, len(depths))
+    return PreactResNet(depths, width, widths, num_classes, in_channels, last_norm=last_norm)
 
 
 _VGG_DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions before each max-pool, by the number of layers (Simonyan & Zisserman 2015, Table 1)."""
 
 
-def _vgg(layers: int, num_classes: int, in_channels: int, width: int) -> nn.Module:
+def _vgg(layers: int, num_classes: int, in_channels: int = 3, *, width: int) -> nn.Module:
     stages = zip(_VGG_DEPTHS[layers], (1, 2, 4, 8, 8), strict=True)
     widths = [one for depth, factor in stages for one in (*[width * factor] * depth, 0)]
     return CifarVgg(widths, num_classes, in_channels)
 
 
-def vgg11_bn_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """VGG-11 (configuration A of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 9.2 M."""
-    return _vgg(11, num_classes, in_channels, width)
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18_cifar": partial(_resnet, (2, 2, 2, 2), width=64),
+    "resnet34_cifar": partial(_resnet, (3, 4, 6, 3), width=64),
+    "resnet50_cifar": partial(_resnet, (3, 4, 6, 3), width=64, block=Bottleneck),
+    "preact_resnet18": partial(_preact_resnet, (2, 2, 2, 2), 1, width=64),
+    "preact_resnet18_no_last_bn": partial(_preact_resnet, (2, 2, 2, 2), 1, width=64, last_norm=False),
+    "wrn16_1": partial(_preact_resnet, (2, 2, 2), 1, width=16),
+    "wrn16_2": partial(_preact_resnet, (2, 2, 2), 2, width=16),
+    "wrn28_10": partial(_preact_resnet, (4, 4, 4), 10, width=16),
+    "wrn40_2": partial(_preact_resnet, (6, 6, 6), 2, width=16),
+    **{f"vgg{layers}_bn_cifar": partial(_vgg, layers, width=64) for layers in _VGG_DEPTHS},
+    **{f"resnet{6 * n + 2}": partial(_resnet, (n, n, n), width=16) for n in (1, 2, 3, 5, 7, 9, 18)},
+    **{
+        f"resnet{6 * n + 2}_{name}": partial(_resnet, (n, n, n), width=16, block=block)
+        for name, block in (("padded", PaddedBlock), ("padded_behind", PaddedBehindBlock))
+        for n in (3, 5, 7, 9, 18)
+    },
+}
+"""Builders by name; each takes the number of classes, the input channels, and the ``width`` of the stem.
 
-
-def vgg13_bn_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """VGG-13 (configuration B of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 9.4 M."""
-    return _vgg(13, num_classes, in_channels, width)
-
-
-def vgg16_bn_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """VGG-16 (configuration D of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 14.7 M."""
-    return _vgg(16, num_classes, in_channels, width)
-
-
-def vgg19_bn_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """VGG-19 (configuration E of Simonyan & Zisserman 2015) with BatchNorm and one linear layer: 20.0 M."""
-    return _vgg(19, num_classes, in_channels, width)
-
-
-def preact_resnet18(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """ResNet-18 with pre-activation blocks (He et al. 2016b) and a last BatchNorm-ReLU before the pooling."""
-    widths = scaled(_RESNET_WIDTHS, width)
-    return PreactResNet((2, 2, 2, 2), width, widths, num_classes, in_channels)
-
-
-def preact_resnet18_no_last_bn(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """:func:`preact_resnet18` without the BatchNorm and the ReLU behind the last block."""
-    widths = scaled(_RESNET_WIDTHS, width)
-    return PreactResNet((2, 2, 2, 2), width, widths, num_classes, in_channels, last_norm=False)
+Deviation: the shortcuts of ``resnet8`` to ``resnet110`` (He et al. 2016a, section 4.2) are 1x1 convolutions
+with BatchNorm (option B). The paper pads with zeros (option A), as those called ``padded`` do. The wide ones
+(Zagoruyko & Komodakis 2016, Table 1) have no dropout, and the VGGs a single linear layer.
+"""

@@ -10,6 +10,7 @@ Rethinking Model Scaling for Convolutional Neural Networks".
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from bcu_cli.models.networks.cifar import initialise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def _conv_norm(
@@ -188,8 +189,7 @@ _SQUEEZED_STAGES = (
 """Expansion, channels, blocks, stride and kernel (Tan & Le 2019, Table 1, for 32x32)."""
 
 
-def mobilenetv2_cifar(num_classes: int, in_channels: int = 3, width: int = 32) -> nn.Module:
-    """MobileNetV2 with strides for 32x32: 2,296,922 parameters at ten classes."""
+def _mobilenetv2(num_classes: int, in_channels: int = 3, *, width: int) -> nn.Module:
     blocks: list[nn.Module] = []
     channels = width
     for expansion, full, depth, stride in _INVERTED_STAGES:
@@ -202,8 +202,7 @@ def mobilenetv2_cifar(num_classes: int, in_channels: int = 3, width: int = 32) -
     return DepthwiseNetwork(_conv_norm(in_channels, width, 3), blocks, last, features, num_classes)
 
 
-def efficientnet_b0_cifar(num_classes: int, in_channels: int = 3, width: int = 32) -> nn.Module:
-    """EfficientNet-B0 with strides for 32x32 and no last convolution: 3,599,686 parameters at ten classes."""
+def _efficientnet_b0(num_classes: int, in_channels: int = 3, *, width: int) -> nn.Module:
     blocks: list[nn.Module] = []
     channels = width
     for expansion, full, depth, stride, kernel in _SQUEEZED_STAGES:
@@ -218,27 +217,7 @@ def efficientnet_b0_cifar(num_classes: int, in_channels: int = 3, width: int = 3
     )
 
 
-def shufflenetv2_x0_5_cifar(num_classes: int, in_channels: int = 3) -> nn.Module:
-    """ShuffleNetV2 0.5x with a stem of stride 1 and no max-pool: 0.35 M parameters."""
-    return _shufflenet((48, 96, 192), 1024, num_classes, in_channels)
-
-
-def shufflenetv2_x1_cifar(num_classes: int, in_channels: int = 3) -> nn.Module:
-    """ShuffleNetV2 1x with a stem of stride 1 and no max-pool: 1,263,854 parameters at ten classes."""
-    return _shufflenet((116, 232, 464), 1024, num_classes, in_channels)
-
-
-def shufflenetv2_x1_5_cifar(num_classes: int, in_channels: int = 3) -> nn.Module:
-    """ShuffleNetV2 1.5x with a stem of stride 1 and no max-pool: 2.5 M parameters."""
-    return _shufflenet((176, 352, 704), 1024, num_classes, in_channels)
-
-
-def shufflenetv2_x2_cifar(num_classes: int, in_channels: int = 3) -> nn.Module:
-    """ShuffleNetV2 2x with a stem of stride 1 and no max-pool: 5.3 M parameters."""
-    return _shufflenet((224, 488, 976), 2048, num_classes, in_channels)
-
-
-def _shufflenet(widths: Sequence[int], features: int, num_classes: int, in_channels: int) -> nn.Module:
+def _shufflenet(widths: Sequence[int], features: int, num_classes: int, in_channels: int = 3) -> nn.Module:
     blocks: list[nn.Module] = []
     channels = 24
     for width, depth in zip(widths, (3, 7, 3), strict=True):
@@ -246,3 +225,14 @@ def _shufflenet(widths: Sequence[int], features: int, num_classes: int, in_chann
         channels = width
     last = _conv_norm(channels, features)
     return DepthwiseNetwork(_conv_norm(in_channels, 24, 3), blocks, last, features, num_classes)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mobilenetv2_cifar": partial(_mobilenetv2, width=32),
+    "efficientnet_b0_cifar": partial(_efficientnet_b0, width=32),
+    "shufflenetv2_x0_5_cifar": partial(_shufflenet, (48, 96, 192), 1024),
+    "shufflenetv2_x1_cifar": partial(_shufflenet, (116, 232, 464), 1024),
+    "shufflenetv2_x1_5_cifar": partial(_shufflenet, (176, 352, 704), 1024),
+    "shufflenetv2_x2_cifar": partial(_shufflenet, (224, 488, 976), 2048),
+}
+"""Builders by name, as in :mod:`bcu_cli.models.networks.cifar`; EfficientNet has no last convolution."""

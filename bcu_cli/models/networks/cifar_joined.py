@@ -9,15 +9,16 @@ Aggregation".
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from bcu_cli.models.networks.cifar import BasicBlock, PreactBlock, add_stages, initialise, scaled
+from bcu_cli.models.networks.cifar import BasicBlock, PreactBlock, add_stages, doubling, initialise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel: int = 3, *, bias: bool = False) -> nn.Sequential:
@@ -232,19 +233,10 @@ class WeighedResNet(nn.Module):
         return logits
 
 
-def densenet121_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """DenseNet-121-BC of growth 32, newest channels first: 6,956,298 parameters at ten classes."""
-    return DenseNet((6, 12, 24, 16), width // 2, num_classes, in_channels, newest_first=True)
-
-
-def densenet121_cifar_appended(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """:func:`densenet121_cifar` whose layers append their channels, as in the paper."""
-    return DenseNet((6, 12, 24, 16), width // 2, num_classes, in_channels, newest_first=False)
-
-
-def densenet_bc100(num_classes: int, in_channels: int = 3, width: int = 24) -> nn.Module:
-    """DenseNet-BC of depth 100 and growth 12 (Huang et al. 2017, Table 2): 0.8 M parameters."""
-    return DenseNet((16, 16, 16), width // 2, num_classes, in_channels, newest_first=False)
+def _densenet(
+    depths: Sequence[int], num_classes: int, in_channels: int = 3, *, width: int, newest_first: bool = False
+) -> nn.Module:
+    return DenseNet(depths, width // 2, num_classes, in_channels, newest_first=newest_first)
 
 
 _INCEPTIONS: tuple[tuple[int, ...], ...] = (
@@ -263,8 +255,7 @@ _INCEPTIONS: tuple[tuple[int, ...], ...] = (
 """Widths of each inception (Szegedy et al. 2015, Table 1); () is a max-pool of stride 2."""
 
 
-def googlenet_cifar(num_classes: int, in_channels: int = 3, width: int = 192) -> nn.Module:
-    """GoogLeNet with BatchNorm and a single 3x3 convolution as stem: 6,166,250 parameters at ten classes."""
+def _googlenet(num_classes: int, in_channels: int = 3, *, width: int) -> nn.Module:
     layers: list[nn.Module] = [_conv_norm(in_channels, width, bias=True)]
     channels = width
     for row in _INCEPTIONS:
@@ -277,22 +268,11 @@ def googlenet_cifar(num_classes: int, in_channels: int = 3, width: int = 192) ->
     return PooledNetwork(nn.Sequential(*layers), channels, num_classes)
 
 
-def senet18_cifar(num_classes: int, in_channels: int = 3, width: int = 64) -> nn.Module:
-    """Pre-activation ResNet-18 with squeeze-and-excitation: 11,260,354 parameters at ten classes."""
-    return WeighedResNet(scaled((64, 128, 256, 512), width), num_classes, in_channels)
+def _senet18(num_classes: int, in_channels: int = 3, *, width: int) -> nn.Module:
+    return WeighedResNet(doubling(width), num_classes, in_channels)
 
 
-def dla34_cifar(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """DLA-34 with strides for 32x32: 16,291,386 parameters at ten classes."""
-    return _dla(num_classes, in_channels, width, simple=False)
-
-
-def dla34_simple_cifar(num_classes: int, in_channels: int = 3, width: int = 16) -> nn.Module:
-    """:func:`dla34_cifar` with :class:`PairedAggregation`: 15,142,970 parameters at ten classes."""
-    return _dla(num_classes, in_channels, width, simple=True)
-
-
-def _dla(num_classes: int, in_channels: int, width: int, *, simple: bool) -> nn.Module:
+def _dla(num_classes: int, in_channels: int = 3, *, width: int, simple: bool) -> nn.Module:
     def deep(inner: int, outer: int) -> nn.Module:
         return PairedAggregation(inner, outer, 2) if simple else Aggregation(inner, outer, 2, nested=True)
 
@@ -306,3 +286,19 @@ def _dla(num_classes: int, in_channels: int, width: int, *, simple: bool) -> nn.
         Aggregation(16 * width, 32 * width, 2),
     ]
     return PooledNetwork(nn.Sequential(*layers), 32 * width, num_classes)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "densenet121_cifar": partial(_densenet, (6, 12, 24, 16), width=64, newest_first=True),
+    "densenet121_cifar_appended": partial(_densenet, (6, 12, 24, 16), width=64),
+    "densenet_bc100": partial(_densenet, (16, 16, 16), width=24),
+    "googlenet_cifar": partial(_googlenet, width=192),
+    "senet18_cifar": partial(_senet18, width=64),
+    "dla34_cifar": partial(_dla, width=16, simple=False),
+    "dla34_simple_cifar": partial(_dla, width=16, simple=True),
+}
+"""Builders by name, as in :mod:`bcu_cli.models.networks.cifar`.
+
+The newest channels of ``densenet121_cifar`` stand first, in the others last, as in the paper. GoogLeNet has a
+single 3x3 convolution as stem; ``dla34_simple_cifar`` consists of :class:`PairedAggregation`.
+"""
