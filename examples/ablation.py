@@ -23,19 +23,15 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial.adversary import KINDS, UNIVERSAL, Adversary
+from bcu_cli.defenses.adversarial.adversary import KINDS, Adversary
 from bcu_cli.defenses.bcu import distillation_loss
-from bcu_cli.evaluation.measures import above_others
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-    from bcu_cli.evaluation.measures import Proportion
 
 AS_IT_IS = "as it is"
 NEVER = 1_000_000
-STANDING_OUT = (0.05, 1.0)
-"""Least and most share of the images that a universal change is put on, by how far it stands out."""
 
 
 def _nothing(*_given: object) -> list[Any]:
@@ -92,33 +88,19 @@ def _half() -> None:
     )
 
 
-def _what_stands_out() -> None:
-    """Universal changes count by how far their success stands out from that for the other classes."""
-    set_weights, apply = Adversary.set_sampling_weights, Adversary._apply_kind
-    shares: dict[str, Tensor] = {}
+def _no_gentle_level() -> None:
+    """The gentle level does what the next one does: it re-initialises, and changes images for all classes."""
+    cleansing = auto.Auto._cleansing
 
-    def set_sampling_weights(self: Adversary, successes: Mapping[tuple[str, int], Proportion]) -> None:
-        set_weights(self, successes)
-        kept = torch.full_like(self.sampling_weights, STANDING_OUT[0])
-        slots = {target: slot for slot, target in enumerate(self.targets.tolist())}
-        for position, kind in enumerate(UNIVERSAL):
-            of_kind = {target: share for (each, target), share in successes.items() if each == kind}
-            log_odds = torch.tensor([auto._log_odds(share) for share in of_kind.values()])
-            gaps = above_others(log_odds) / auto.MIN_LOG_ODDS_GAP
-            for target, gap in zip(of_kind, gaps.tolist(), strict=True):
-                kept[slots[target], position] = min(max(gap, STANDING_OUT[0]), STANDING_OUT[1])
-        shares["kept"] = kept
-        sys.stderr.write(f"kept: {kept[:, : len(UNIVERSAL)].t().tolist()}\n")
+    def strong(self: auto.Auto, student: Any, level: int, title: str) -> Any:
+        return cleansing(self, student, max(level, auto.GENTLE + 1), title)
 
-    def apply_kind(self: Adversary, kind: int, images: Tensor, slots: Tensor) -> Tensor:
-        changed = apply(self, kind, images, slots)
-        if kind >= len(UNIVERSAL) or bool((self.sampling_weights == 1.0).all()):
-            return changed
-        kept = torch.rand(len(slots), device=images.device) < shares["kept"][slots, kind]
-        return torch.where(kept[:, None, None, None], changed, images)
+    auto.Auto._cleansing = strong  # type: ignore[method-assign]
 
-    Adversary.set_sampling_weights = set_sampling_weights  # type: ignore[method-assign]
-    Adversary._apply_kind = apply_kind  # type: ignore[method-assign]
+
+def _gentle_for_all() -> None:
+    """The gentle level changes images for all classes."""
+    Adversary.set_shares = _nothing  # type: ignore[assignment,method-assign]
 
 
 def _objective(
@@ -208,7 +190,8 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "with all images counting alike": _all_alike,
     "without the moving average": _no_average,
     "with half of the adversary's limits": _half,
-    "with what stands out alone": _what_stands_out,
+    "without the gentle level": _no_gentle_level,
+    "gentle, with changes for all classes": _gentle_for_all,
     "with shared errors alone": lambda: _objective(shared_errors=True),
     "with shared errors alone, both attacked": lambda: _objective(shared_errors=True, both_attacked=True),
     "with statistics of their own": lambda: _objective(own_statistics=True),

@@ -16,14 +16,17 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
    for the same reason; Wang et al., S&P 2019). Sinusoidal patterns that succeed on the original are added.
-3. A search for the strength, where no trigger stands out. A copy of the network is taught known backdoors
-   (``canary.py``). The first of ``LEVELS`` that removes them is taken.
-4. Verification. All triggers of step 2 come from the original, and the student was trained against similar
+3. A gentle level, where a trigger stands out. The student starts at the original's weights, and universal
+   changes are used by how far they stand out. Re-initialisation and changes for all classes cost accuracy.
+4. A search for the strength, where no trigger stands out. A copy of the network is taught known backdoors
+   (``canary.py``). The first of ``LEVELS`` but the gentle one that removes them is taken.
+5. Verification. All triggers of step 2 come from the original, and the student was trained against similar
    ones. So before the verdict is ``cleansed``, triggers are searched on the cleansed network itself
    (``residual_search.py``), for the suspected classes and for control classes.
 
-If a trigger of step 2 still works, or a class is reached clearly more often than the others in step 4, the
-next level is taken. The verdict uses no labels and no trigger of the attacker.
+If a trigger of step 2 still works, or a class is reached clearly more often than the others in step 5, the
+next level is taken; after the gentle one whenever the verdict is not good. The verdict uses no labels and no
+trigger of the attacker.
 """
 
 from __future__ import annotations
@@ -126,12 +129,17 @@ MOST_DRAWN = 4
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
 """Predictions while triggers are tried on a network: fewest for each trigger, and most for all together."""
 
-LEVELS = (
-    Limits(patch=0.03, perturbation=0.06, warp=0.125),
-    Limits(patch=0.06, perturbation=0.12, warp=0.25),
-)
-"""Limits of the adversary, from weak to strong."""
-VERIFICATION_LIMITS = replace(LEVELS[0], patch=LEVELS[0].patch / 2)
+LIMITS = Limits(patch=0.03, perturbation=0.06, warp=0.125)
+"""Limits of the searches, and of the adversary at the first levels."""
+LEVELS = (LIMITS, LIMITS, LIMITS.scaled(2.0))
+"""Limits of the adversary by level; the first is the ``GENTLE`` one."""
+GENTLE = 0
+"""The level that re-initialises nothing, and that changes images by what stands out."""
+GENTLE_LEARNING_RATE = 0.2
+"""Learning rate of the gentle level, as a share of the others'."""
+LEAST_SHARE = 0.05
+"""Least share of the images that a universal change is used on at the gentle level."""
+VERIFICATION_LIMITS = replace(LIMITS, patch=LIMITS.patch / 2)
 """Limits of the search on the cleansed network: larger patches fool many networks for any class."""
 
 
@@ -144,7 +152,7 @@ class AutoOptions(TrainedOptions):
             ``MOST_STEPS``.
         batch_size: Most images in a step; the same number of changed images is added.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls.
-        quick: Whether to plant no canaries and try only the first level.
+        quick: Whether to plant no canaries and try no level above 1.
     """
 
     batch_size: int = 128
@@ -190,10 +198,10 @@ class Auto(TrainedDefense[AutoOptions]):
     def stages(self) -> Iterator[Stage]:
         """Search the original, tune the strength on canaries where needed, cleanse, and verify."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.level, self.trials, self.residual_searches = 0, [], []
+        self.trials, self.residual_searches = [], []
         self._teacher_answers, self._confident = self._answers_and_confident()
         yield from self._choose_classes()
-        self._initial_adversary = self._adversary(LEVELS[0], self.options.seed)
+        self._initial_adversary = self._adversary(LIMITS, self.options.seed)
         yield self._search(self._initial_adversary, self.teacher, "looking for weaknesses")
         self._initial_adversary.set_sampling_weights(self._successes(self._initial_adversary, self.teacher))
         successes = [share for _, _, share in self._try_sinusoids(self.options.seed)]
@@ -201,18 +209,25 @@ class Auto(TrainedDefense[AutoOptions]):
         self._sinusoid_weights = torch.tensor(weights, device=self.device.torch)
         yield from self._search_for_triggers()
         self._sinusoids_before = self._try_sinusoids(self.options.seed + 1)
-        if not self.options.quick and not any(_stand_out(_by_kind(self._success_before))):
+        self.level = GENTLE if any(_stand_out(_by_kind(self._success_before))) else GENTLE + 1
+        if not self.options.quick and self.level != GENTLE:
             yield from self._tune_on_canaries()
         while True:
-            yield self._cleansing(self.student, LEVELS[self.level], f"cleansing, level {self.level + 1}")
+            yield self._cleansing(self.student, self.level, f"cleansing, level {self.level}")
             self._measure_triggers()
             self.confident_agreement = self._confident_agreement()
             if self._verdict_on_known_triggers().good:
                 yield from self._verify()
-            if self.options.quick or self.level + 1 == len(LEVELS) or not self._triggers_remain():
+            if self._is_last_level():
                 break
             self.level, self.residual_searches = self.level + 1, []
             self.student = copy_of(self.teacher)
+
+    def _is_last_level(self) -> bool:
+        """Whether no further level is tried."""
+        if self.level == GENTLE:
+            return self.verdict().good
+        return self.options.quick or self.level + 1 == len(LEVELS) or not self._triggers_remain()
 
     def measure_again(self) -> None:
         """See :meth:`Defense.measure_again`."""
@@ -225,8 +240,8 @@ class Auto(TrainedDefense[AutoOptions]):
         """The level taken, and the evidence for the verdict."""
         outstanding = self._outstanding_triggers()
         return {
-            "level": self.level + 1,
-            "levels": len(LEVELS),
+            "level": self.level,
+            "levels": len(LEVELS) - 1,
             "limits": asdict(LEVELS[self.level]),
             "classes_searched": len(self._classes),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
@@ -426,9 +441,9 @@ class Auto(TrainedDefense[AutoOptions]):
         objective = canary.teaching(taught, self.teacher, triggers, targets)
         planting = self._training(taught, objective, **self._length(CANARY_STEPS))
         yield Stage(title="planting canaries", training=planting)
-        for level in range(len(LEVELS)):
+        for level in range(GENTLE + 1, len(LEVELS)):
             trial = copy_of(taught)
-            yield self._cleansing(trial, LEVELS[level], f"cleansing canaries, level {level + 1}")
+            yield self._cleansing(trial, level, f"cleansing canaries, level {level}")
             self.level = level
             successes = [
                 TriggerSuccess(
@@ -460,15 +475,25 @@ class Auto(TrainedDefense[AutoOptions]):
             taken[targets[-1]] += 1
         return targets
 
-    def _cleansing(self, student: Classifier, limits: Limits, title: str) -> Stage:
-        """Re-initialise part of a copy of the network, then distil into it against an adversary."""
-        student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
-        reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
-        adversary = self._adversary(limits, self.options.seed)
+    def _cleansing(self, student: Classifier, level: int, title: str) -> Stage:
+        """Distil into a copy of the network, re-initialised in part, against an adversary."""
+        adversary = self._adversary(LEVELS[level], self.options.seed)
         adversary.load_state_dict(self._initial_adversary.state_dict())
+        learning_rate = self.options.learning_rate
+        if level == GENTLE:
+            learning_rate *= GENTLE_LEARNING_RATE
+            adversary.set_shares(_distinction(self._success_before), LEAST_SHARE)
+        else:
+            student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
+            reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)
         objective = self._training_objective(student, adversary)
-        how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
+        how: dict[str, Any] = {
+            "epochs": self.options.epochs,
+            "epoch_steps": MOST_STEPS,
+            "ema": EMA_DECAY,
+            "learning_rate": learning_rate,
+        }
         training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
 
@@ -659,14 +684,28 @@ def _stand_out(successes: Sequence[tuple[str, Proportion]]) -> list[bool]:
     Args:
         successes: Kind and success of each trigger.
     """
-    stands_out = [False] * len(successes)
+    return [
+        gap >= MIN_LOG_ODDS_GAP and success.value >= MIN_TRIGGER_SUCCESS
+        for gap, (_, success) in zip(_gaps(successes), successes, strict=True)
+    ]
+
+
+def _gaps(successes: Sequence[tuple[str, Proportion]]) -> list[float]:
+    """How far each trigger's log-odds lie above the median of those of its kind for other classes."""
+    gaps = [0.0] * len(successes)
     for kind in UNIVERSAL:
         alike = [i for i, (each, _) in enumerate(successes) if each == kind]
         if len(alike) > 1:
             log_odds = torch.tensor([_log_odds(successes[i][1]) for i in alike])
             for i, gap in zip(alike, above_others(log_odds).tolist(), strict=True):
-                stands_out[i] = gap >= MIN_LOG_ODDS_GAP and successes[i][1].value >= MIN_TRIGGER_SUCCESS
-    return stands_out
+                gaps[i] = gap
+    return gaps
+
+
+def _distinction(successes: Mapping[tuple[str, int], Proportion]) -> dict[tuple[str, int], float]:
+    """How far each trigger stands out, as a share of the gap that counts as standing out."""
+    gaps = _gaps(_by_kind(successes))
+    return {key: gap / MIN_LOG_ODDS_GAP for key, gap in zip(successes, gaps, strict=True)}
 
 
 def _saturated(successes: Sequence[tuple[str, Proportion]]) -> bool:

@@ -168,12 +168,12 @@ def test_a_canary_target_is_no_class_that_every_image_already_has() -> None:
 def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it was compared with the original before, which takes it to a GPU: on no device here."""
     cleansing = method(small(), pictures(), epochs=1)
-    cleansing._initial_adversary = cleansing._adversary(auto.LEVELS[0], 0)
+    cleansing._initial_adversary = cleansing._adversary(auto.LIMITS, 0)
     called: list[str] = []
     monkeypatch.setattr(type(cleansing.student), "cpu", lambda self: called.append("cpu"))
     monkeypatch.setattr(auto, "reinitialise", lambda *_: called.append("drawn"))
     monkeypatch.setattr(cleansing, "_sinusoid_weights", torch.ones(NUM_KINDS), raising=False)
-    cleansing._cleansing(cleansing.student, auto.LEVELS[0], "cleansing")
+    cleansing._cleansing(cleansing.student, 1, "cleansing")
     assert called == ["cpu", "drawn"]
 
 
@@ -233,8 +233,8 @@ SEARCHES = ["looking for weaknesses", "looking for triggers"]
 @pytest.mark.usefixtures("brief")
 def test_no_canaries_are_planted_where_a_trigger_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing, titles = staged(monkeypatch)
-    assert titles == [*SEARCHES, "cleansing, level 1"]
-    assert (cleansing.details()["level"], cleansing.details()["trials"]) == (1, [])
+    assert titles == [*SEARCHES, "cleansing, level 0"]
+    assert (cleansing.details()["level"], cleansing.details()["trials"]) == (0, [])
     assert cleansing.verdict().word == "cleansed"
 
 
@@ -254,32 +254,32 @@ def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> N
     assert titles == [*SEARCHES, *tried, "cleansing, level 2"]
     did = cleansing.details()
     assert [{each["after"]["value"] for each in trial} for trial in did["trials"]] == [{0.8}, {0.05}]
-    assert (did["level"], did["limits"]) == (2, asdict(auto.LEVELS[1]))
+    assert (did["level"], did["limits"]) == (2, asdict(auto.LEVELS[2]))
 
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_a_trigger_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing, titles = staged(monkeypatch, triggers=[60, 5], sinusoids=[5, 5])
-    assert titles == [*SEARCHES, "cleansing, level 1", "cleansing, level 2"]
+    assert titles == [*SEARCHES, "cleansing, level 0", "cleansing, level 1"]
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_a_sinusoid_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, triggers=[5, 5], sinusoids=[41, 5])
-    assert titles == [*SEARCHES, "cleansing, level 1", "cleansing, level 2"]
+    cleansing, titles = staged(monkeypatch, triggers=[5, 5, 5], sinusoids=[41, 41, 5])
+    assert titles == [*SEARCHES, "cleansing, level 0", "cleansing, level 1", "cleansing, level 2"]
     assert cleansing.details()["sinusoids"]["working"][0]["after"]["value"] == 0.05
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
-@pytest.mark.parametrize(("left", "levels"), [([True, False], 2), ([False], 1), ([True, True], 2)])
+@pytest.mark.parametrize(("left", "levels"), [([True, False], 2), ([False], 1), ([True] * 3, 3)])
 def test_more_is_tried_where_a_trigger_is_found_on_the_cleansed_network(
     monkeypatch: pytest.MonkeyPatch, left: list[bool], levels: int
 ) -> None:
     """What one level left has no say in the verdict on the next."""
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
-    give(monkeypatch, cleansing, [50, 99, 5, 5])
+    give(monkeypatch, cleansing, [50, 99, 5, 5, 5])
     remaining = iter(left)
 
     def verify() -> Iterator[Stage]:
@@ -291,15 +291,38 @@ def test_more_is_tried_where_a_trigger_is_found_on_the_cleansed_network(
     monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
     monkeypatch.setattr(cleansing, "_confident_agreement", lambda: share(99))
     titles = [stage.title for stage in stages_of(cleansing)]
-    assert titles == [*SEARCHES, *[f"cleansing, level {level + 1}" for level in range(levels)]]
+    assert titles == [*SEARCHES, *[f"cleansing, level {level}" for level in range(levels)]]
     assert cleansing.verdict().word == ("not cleansed" if left[-1] else "cleansed")
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_gentle_level_keeps_the_weights_and_uses_what_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32, learning_rate=0.1)
+    give(monkeypatch, cleansing, [50, 99, 60, 5])
+    monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))
+    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    seen: dict[str, tuple[bool, float, list[float]]] = {}
+    for stage in stages_of(cleansing):
+        if stage.title.startswith("cleansing, level"):
+            parameters = zip(cleansing.student.parameters(), cleansing.teacher.parameters(), strict=True)
+            _, companion = stage.training._learners
+            seen[stage.title] = (
+                all(torch.equal(a, b) for a, b in parameters),
+                stage.training.options.learning_rate,
+                companion.module.shares[:, 0].tolist(),
+            )
+    of_patches = [1.0, *[pytest.approx(auto.LEAST_SHARE)] * 3]
+    assert seen == {
+        "cleansing, level 0": (True, pytest.approx(0.02), of_patches),
+        "cleansing, level 1": (False, 0.1, [1.0] * 4),
+    }
 
 
 @pytest.mark.usefixtures("brief")
 def test_limits_are_halved_until_classes_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch of the full size reaches all classes, a quarter of it the backdoor's class alone."""
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
-    full = auto.LEVELS[0]
+    full = auto.LIMITS
     asked: list[tuple[str, float]] = []
 
     def successes(
@@ -351,7 +374,7 @@ def test_what_is_answered_otherwise_counts_more_and_changed_images_nothing_else(
 ) -> None:
     cleansing, student, views = method(small(), pictures()), Undecided(preferred), torch.rand(12, 3, 16, 16)
     cleansing.teacher, cleansing._sinusoid_weights = Undecided(2.0), torch.ones(NUM_KINDS)  # type: ignore[assignment]
-    adversary = Adversary(range(2), (3, 16, 16), auto.LEVELS[0], seed=0)
+    adversary = Adversary(range(2), (3, 16, 16), auto.LIMITS, seed=0)
     loss = cleansing._training_objective(student, adversary)(views, torch.arange(12), 0.0)
     of_unchanged = distillation_loss(student(views), cleansing.teacher(views), auto.TEMPERATURE)
     assert loss.item() == pytest.approx(counts * of_unchanged.item())
@@ -359,7 +382,7 @@ def test_what_is_answered_otherwise_counts_more_and_changed_images_nothing_else(
 
 @pytest.mark.usefixtures("brief")
 def test_the_last_level_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, triggers=[60, 60], sinusoids=[5, 5])
+    cleansing, titles = staged(monkeypatch, triggers=[60, 60, 60], sinusoids=[5, 5, 5])
     assert titles[-1] == "cleansing, level 2"
     assert cleansing.verdict().word == "not cleansed"
 
@@ -371,7 +394,7 @@ def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch
     The first is marked before it is trained: were the second its copy, it would have some of the mark.
     """
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, learning_rate=1e-9, weight_decay=0.0)
-    give(monkeypatch, cleansing, [50, 99, 60, 5])
+    give(monkeypatch, cleansing, [50, 99, 60, 60, 5])
     students, drawn = [], []
     for stage in stages_of(cleansing):
         if stage.title.startswith("cleansing, level"):
@@ -380,17 +403,21 @@ def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch
             with torch.no_grad():
                 for parameter in cleansing.student.network.parameters():
                     parameter.add_(1.0)
-    first, second = drawn
-    assert students[0] is not students[1]
+    _, first, second = drawn  # nothing is re-initialised at the gentle level
+    assert len(set(map(id, students))) == 3
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.usefixtures("brief")
-def test_quick_plants_nothing_and_tries_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("before", "levels"), [(99, [0, 1]), (60, [1])])
+def test_quick_plants_nothing_and_goes_no_further_than_level_1(
+    monkeypatch: pytest.MonkeyPatch, before: int, levels: list[int]
+) -> None:
+    """The gentle level is for a trigger that stands out."""
     cleansing = method(small(), pictures(), epochs=1, quick=True)
-    give(monkeypatch, cleansing, [50, 99, 60])
+    give(monkeypatch, cleansing, [50, before, *[60] * len(levels)])
     titles = [stage.title for stage in stages_of(cleansing)]
-    assert titles == ["looking for weaknesses", "looking for triggers", "cleansing, level 1"]
+    assert titles == [*SEARCHES, *[f"cleansing, level {level}" for level in levels]]
     assert cleansing.details()["trials"] == []
 
 

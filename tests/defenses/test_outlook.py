@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +28,7 @@ def test_every_stage_is_listed_and_those_that_are_sure_come(quick: bool) -> None
     in_order = iter([stage.title for stage in listed.stages])
     assert all(title in in_order for title in titles)
     sure = {stage.title for stage in listed.stages if stage.sure}
-    begun = {title.replace("cleansing, level 2", "cleansing, level 1") for title in titles}  # canaries decide
+    begun = {re.sub("^cleansing, level .", "cleansing, level 0", title) for title in titles}
     tuned = {"planting canaries", "cleansing canaries, level 1"}  # where no trigger stands out
     assert sure - begun <= {"looking for remaining triggers", *tuned}  # only a good verdict is verified
     assert set(listed.shorter) == (set() if quick else {"--quick"})
@@ -52,7 +53,7 @@ def test_passes_are_those_of_the_networks() -> None:
         stage.training.run()
         if stage.title == "looking for weaknesses":
             assert planned[stage.title].passes == 2 * seen[0]
-        if stage.title == "cleansing, level 1":
+        if stage.title.startswith("cleansing, level"):
             forward = FORWARD + 0.5 + 2.0
             assert planned[stage.title].passes == seen[0] * (FORWARD + 1.0 + 2 * TO_WEIGHTS) / forward
 

@@ -145,7 +145,7 @@ def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch)
             )
 
     monkeypatch.setattr(auto, "VERIFICATION_STEPS", 60)
-    monkeypatch.setattr(auto, "VERIFICATION_LIMITS", auto.LEVELS[0])
+    monkeypatch.setattr(auto, "VERIFICATION_LIMITS", auto.LIMITS)
     monkeypatch.setattr(patches, "SIDES", (2,))
     original, student = network(), network()
     original.network, student.network = Tinted(WHITE, 2, ()), Tinted(WHITE, 2, ())

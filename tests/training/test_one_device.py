@@ -8,6 +8,7 @@ Steps run backward, and with the optimizer.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,8 @@ from bcu_cli.attacks.base import AttackOptions
 from bcu_cli.attacks.base import find as find_attack
 from bcu_cli.attacks.lc import LabelConsistent
 from bcu_cli.defenses.adversarial import sinusoids
-from bcu_cli.defenses.auto import LEVELS, Auto
+from bcu_cli.defenses.adversarial.adversary import Adversary
+from bcu_cli.defenses.auto import LIMITS, Auto
 from bcu_cli.defenses.base import Defense
 from bcu_cli.defenses.base import find as find_defense
 from bcu_cli.defenses.fp import FinePruning
@@ -75,15 +77,18 @@ def test_every_method(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stages
 
 
-def test_method_auto() -> None:
+def test_method_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Adversary, "set_shares", lambda *_: None)  # reads classes back, once
     auto = on_meta("auto")
     assert isinstance(auto, Auto)
     auto.teacher.to("meta")
     auto._classes = list(range(auto.teacher.num_classes))
-    auto._initial_adversary = auto._adversary(LEVELS[0], seed=0)
+    auto._initial_adversary = auto._adversary(LIMITS, seed=0)
     auto._sinusoid_weights = torch.ones(sinusoids.NUM_KINDS, device="meta")
     step(auto._search(auto._initial_adversary, auto.teacher, "looking for weaknesses"))
-    step(auto._cleansing(auto.student, LEVELS[0], "cleansing, level 1"))
+    auto._success_before = {}
+    for level, student in enumerate([auto.student, deepcopy(auto.student)]):
+        step(auto._cleansing(student, level, "cleansing"))
 
 
 @pytest.mark.parametrize("name", [*attacks.names(), "none"])

@@ -46,13 +46,14 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
         PlannedStage(title="looking for smaller triggers", passes=searching, after=trying, sure=False)
         for _ in range(auto.MOST_HALVINGS)
     ]
+    levels = range(auto.GENTLE + 1, len(auto.LEVELS))
     return (
         *([screening] if screened else []),
         PlannedStage(title="looking for weaknesses", passes=searching, after=trying),
         PlannedStage(title="looking for triggers", passes=searching, after=trying),
         *halved,
         *([] if quick else _tuning(defense, batch)),
-        *(stage for level in range(len(auto.LEVELS)) for stage in _level(defense, batch, level)),
+        *(stage for level in [auto.GENTLE, *levels] for stage in _level(defense, batch, level)),
     )
 
 
@@ -73,12 +74,12 @@ def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
     trying = 2 * len(canary.NAMES) * len(defense.held_out)
     cleansings = [
         PlannedStage(
-            title=f"cleansing canaries, level {level + 1}",
+            title=f"cleansing canaries, level {level}",
             passes=_cleansing(defense, batch),
             after=trying,
-            sure=level == 0,
+            sure=level == auto.GENTLE + 1,
         )
-        for level in range(len(auto.LEVELS))
+        for level in range(auto.GENTLE + 1, len(auto.LEVELS))
     ]
     return [PlannedStage(title="planting canaries", passes=planting), *cleansings]
 
@@ -89,9 +90,7 @@ def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
 
     small = min(len(defense.data), auto.VERIFICATION_BATCH)
     return [
-        PlannedStage(
-            title=f"cleansing, level {level + 1}", passes=_cleansing(defense, batch), sure=level == 0
-        ),
+        PlannedStage(title=f"cleansing, level {level}", passes=_cleansing(defense, batch), sure=level == 0),
         PlannedStage(
             title="looking for remaining triggers",
             passes=TO_IMAGES * auto.VERIFICATION_STEPS * small,
