@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bcu_cli.detectors.base import EXAMPLES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -38,6 +40,20 @@ def margin(answers: Tensor, targets: Tensor) -> Tensor:
     target_logits = answers.gather(1, targets[:, None])[:, 0]
     is_target = F.one_hot(targets, answers.shape[1]).bool()
     return target_logits - answers.masked_fill(is_target, float("-inf")).amax(1)
+
+
+@torch.no_grad()
+def of_other_classes(model: nn.Module, images: Tensor, target: int, device: Device) -> Tensor:
+    """The first ``EXAMPLES`` images that the network predicts as another class; of all, if there are none.
+
+    Args:
+        model: Maps images in [0, 1] to logits.
+        images: Float ``[N, C, H, W]`` in [0, 1].
+        target: Target class.
+        device: Device and precision.
+    """
+    others = images[logits(model, images, device).argmax(1) != target]
+    return (others if len(others) else images)[:EXAMPLES]
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcu_cli.detectors.base import EXAMPLES, Detector, Scores, Subject, outlier
-from bcu_cli.detectors.input_optimisation import logits, success_rates
+from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
+from bcu_cli.detectors.input_optimisation import logits, of_other_classes, success_rates
 from bcu_cli.training.forecast import TO_IMAGES
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
@@ -63,7 +63,7 @@ class Inversion(Detector):
         score, target = outlier(per_class)
         evidence = {"pixels": float(sizes[target]), "success": float(rates[target]), "images": len(judge)}
         mask = masks[target].sigmoid()
-        shown = judge[:EXAMPLES]
+        shown = of_other_classes(subject.model, judge, target, subject.device)
         changed = _pasted(shown, masks[target : target + 1], patterns[target : target + 1])
         return Scores(
             detector=self.name,

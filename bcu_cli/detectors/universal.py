@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from bcu_cli.detectors.base import EXAMPLES, Detector, Scores, Subject, outlier
-from bcu_cli.detectors.input_optimisation import logits, margin, success_rates
+from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
+from bcu_cli.detectors.input_optimisation import logits, margin, of_other_classes, success_rates
 from bcu_cli.training.forecast import TO_IMAGES
 from bcu_cli.training.inference import frozen
 
@@ -69,6 +69,7 @@ class UniversalChange(Detector):
         )
         per_class = rates.logit(eps=0.5 / len(judge))
         score, target = outlier(per_class)
+        shown = of_other_classes(model, judge, target, device)
         return Scores(
             detector=self.name,
             score=score,
@@ -76,7 +77,7 @@ class UniversalChange(Detector):
             per_class=per_class,
             evidence={"success": float(rates[target]), "images": len(judge), "radius": self.radius},
             pictures=self.pictures(judge[:1], changes[target : target + 1]),
-            examples=(judge[:EXAMPLES], self.apply(judge[:EXAMPLES], changes[target : target + 1])),
+            examples=(shown, self.apply(shown, changes[target : target + 1])),
         )
 
     def _find(self, subject: Subject, images: Tensor) -> Tensor:

@@ -196,6 +196,8 @@ def test_a_found_trigger_is_shown_on_three_given_images(name: str) -> None:
     assert before.shape == after.shape == (3, 3, SIDE, SIDE)
     given = looked_at.images.float() / 255.0
     assert all(any(torch.equal(image, each) for each in given) for image in before)
+    if (looked_at.model(given).argmax(1) != scores.target).any():  # others would show nothing
+        assert scores.target not in looked_at.model(before).argmax(1)
     assert not torch.equal(before, after)
     assert 0.0 <= float(after.min()) <= float(after.max()) <= 1.0
     (shown,) = _examples(looked_at.model, [DetectorRun(scores=scores, seconds=0.0)])
