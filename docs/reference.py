@@ -39,7 +39,7 @@ _EXITS = {
     "recognised; a folder holds no models; there are too few images; `--scan` is `inconclusive`; the verdict "
     "of `cleanse` is `could not tell`.",
     exit_codes.INTERRUPTED: "Interrupted by Ctrl-C, SIGTERM or SIGHUP.",
-    exit_codes.UNREAD: "The program that reads the output ended first, as `head -1` does.",
+    exit_codes.UNREAD: "The program that reads the output ended first, as `head -1` may.",
 }
 _VALUES = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}
 _GENERAL = "Options"
@@ -206,7 +206,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def _cell(text: str) -> str:
     """A text as it may stand in one cell of a table."""
     shown = " ".join(text.split()).replace("|", "\\|")
-    return shown if shown.startswith("`") else _code(shown.replace("<", "&lt;"))
+    return shown if "`" in shown else _code(shown.replace("<", "&lt;"))
 
 
 def _code(text: str) -> str:

@@ -56,6 +56,7 @@ _FOREIGN = [  # other model and archive formats: (pattern at the start of the fi
     (rb"BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive", _UNPACK),
     (rb"\x7fELF|MZ", "a program", _NO_MODEL),
 ]
+_STATE = b"bcu: the state of an interrupted run, "
 _NO_MODELS = [  # other files that often lie beside models, in the same form
     (_PNG + rb"|\xff\xd8\xff|GIF8|BM....\0\0\0\0|RIFF....WEBP|II\*\0|MM\0\*", "an image", _NO_MODEL),
     (rb"%PDF", "a PDF document", _NO_MODEL),
@@ -110,7 +111,11 @@ def _refuse_hidden_archives(path: Path, head: bytes) -> None:
         is_archive = any(re.match(pattern, head, re.DOTALL) for pattern, *_ in _FOREIGN)
         if not is_archive and ends_as_zip(file, size):
             message = f"{path} does not begin as a zip archive and ends as one; it was not opened"
-            raise UnsafeFileError(message, "other programs could open another model in it", rule="polyglot")
+            hint = "other programs could open another model in it"
+            if head.startswith(_STATE):  # anybody can begin a file so
+                message = f"{path} begins as the state of an interrupted run of bcu; it was not opened"
+                hint = "if it is yours, the same command with --resume goes on with it, or remove it"
+            raise UnsafeFileError(message, hint, rule="polyglot")
         place = 512  # an HDF5 file may begin at offset 512, 1024, 2048, …
         while place < size:
             file.seek(place)

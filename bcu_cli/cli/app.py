@@ -155,6 +155,7 @@ def _explain(error: Exception) -> tuple[str, str]:
         context = error.ctx
         return (
             error.format_message(),
-            f"{context.command_path if context else 'bcu'} --help lists the options",
+            f"{context.command_path if context and context.parent else 'bcu'} --help lists the "
+            + ("options" if context and context.parent else "commands"),
         )
     return explain(error)

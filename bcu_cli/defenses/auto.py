@@ -195,6 +195,14 @@ class Auto(TrainedDefense[AutoOptions]):
         """See :meth:`Defense.outlook`."""
         return outlook.outlook(self)
 
+    def doubts(self) -> list[str]:
+        """See :meth:`Defense.doubts`."""
+        if len(self.held_out) >= MIN_HELD_OUT:
+            return []
+        count = len(self.data) + len(self.held_out)
+        why = f"{count} images are too few for a verdict: with 500 or more the result can be called cleansed"
+        return [f"{why}, with fewer only --force writes it"]
+
     def stages(self) -> Iterator[Stage]:
         """Search the original, tune the strength on canaries where needed, cleanse, and verify."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -214,6 +214,10 @@ class Defense(ABC, Generic[O]):
         """The stages to come with their work, after :meth:`decide`; None if they are not known beforehand."""
         return None
 
+    def doubts(self) -> list[str]:
+        """What keeps the verdict from being good whatever the training does, a sentence each."""
+        return []
+
     def measure_again(self) -> None:
         """Repeat the measurements behind :meth:`verdict` after rounding the student to its file's types."""
 

@@ -196,7 +196,8 @@ def _load_states(state_file: StateFile, *, resume: bool) -> dict[str, list[Any]]
         events.say(f"there is no {state_file.path} to resume from; starting over")
     elif not resume and state_file.path.exists():
         events.say(
-            f"ignoring {state_file.path} of an interrupted run; --resume would have continued that run"
+            f"starting over: {state_file.path} of an interrupted run will be replaced; "
+            "to go on with it, end this run now and add --resume"
         )
     return {} if kept is None else _states(kept, state_file)
 

@@ -70,6 +70,8 @@ def choose(name: str = "auto", precision: str = "auto") -> Device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):
+            raise UsageError(f"there is no device {name}", "auto, cpu, cuda, cuda:1 or mps") from error
         raise UsageError(f"device {name} cannot be used: {reason}", "use --device auto") from error
     if precision not in {"auto", "bf16", "fp16", "fp32"}:
         raise UsageError(f"there is no precision {precision}", "auto, bf16, fp16 or fp32")

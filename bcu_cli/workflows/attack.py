@@ -255,7 +255,7 @@ class _Attacking:
         )
         start = self._start()
         trigger = self._trigger(start.shape, settings)
-        for path in (request.trigger, request.preview):
+        for path in (request.out, request.trigger, request.preview):
             if path:
                 check_writable(path, inputs=request.inputs)
         with resuming.writing(request.out, inputs=request.inputs):

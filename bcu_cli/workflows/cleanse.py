@@ -165,7 +165,8 @@ def _writing(request: CleanseRequest, out: Path) -> Iterator[None]:
     from bcu_cli.report import card, provenance
 
     inputs = _inputs(request)
-    check_writable(provenance.path_beside(out), inputs=inputs)
+    for path in (out, provenance.path_beside(out)):
+        check_writable(path, inputs=inputs)
     if request.card:
         card.refuse_existing(out)
     with resuming.writing(out, inputs=inputs):
@@ -238,6 +239,8 @@ class _Cleansing:
 
         self.clock.lap("reading images")
         defense = self.kind(self.loaded.classifier, used, self.options, device=self.device, held_out=held_out)
+        for doubt in defense.doubts():
+            events.warn(doubt)
         profile.watch(defense.teacher, profile.TEACHER)
         images = self._about(used, held_out)
         in_force = document.options(defense.options)

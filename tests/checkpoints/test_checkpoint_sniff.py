@@ -16,6 +16,7 @@ import torch
 from checkpoint_files import save_safetensors, saved_bytes, zip_of
 
 from bcu_cli.checkpoints import Format, inspect_only, read
+from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.errors import CheckpointError, UnsafeFileError
 
 FOREIGN = {
@@ -131,3 +132,12 @@ def test_headers_are_read_without_torch(tmp_path: Path) -> None:
     )
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_the_state_of_an_interrupted_run_is_named_and_trusted_no_more_than_others(tmp_path: Path) -> None:
+    """torch.load opens the zip archive at its end, and anybody can write the line at its beginning."""
+    state = StateFile(tmp_path / "out.safetensors", "a run")
+    state.save({"weights": torch.zeros(3)})
+    with pytest.raises(UnsafeFileError, match="the state of an interrupted run of bcu") as caught:
+        inspect_only(state.path)
+    assert "--resume" in caught.value.hint

@@ -140,6 +140,7 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     judge(monkeypatch, "cleansed")
     ran = cleanse()
     assert ran.code == 0, ran.err
+    assert "warning: 64 images are too few for a verdict" in ran.err
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ran.out.splitlines() if "│" in line]
     assert [row[:2] for row in rows if len(row) == 4][:8] == [
         [level, trigger] for level in "12" for trigger in ("patch", "blend", "sinusoid", "warp")
