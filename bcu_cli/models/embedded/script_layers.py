@@ -133,6 +133,7 @@ _KINDS: dict[str, type[ScriptLayer]] = {
     "batchnorm.BatchNorm3d": _kind(_BatchNorm, nn.BatchNorm3d, 1),
     "normalization.GroupNorm": ScriptGroupNorm,
 }
+globals().update({kind.__name__: kind for kind in _KINDS.values()})  # pickle looks a class up by its name
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 _TYPES: dict[str, tuple[type, ...]] = {
     "eps": (float,),
