@@ -86,7 +86,7 @@ def cleanse(bcu: Any, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Cleanses with the model, the images and the output alone, in a few steps; returns what was said."""
     for name in ("CANARY_STEPS", "SEARCH_STEPS", "FEWEST_STEPS", "EPOCHS"):
         monkeypatch.setattr(auto, name, 1)
-    monkeypatch.setattr(auto, "LEVELS", auto.LEVELS[:1])
+    monkeypatch.setattr(auto, "LEVELS", auto.LEVELS[:2])
     good = Verdict(word="cleansed", why="it was told so")
     monkeypatch.setattr(auto.Auto, "verdict", lambda self: good)
 
