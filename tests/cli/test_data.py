@@ -116,8 +116,8 @@ def test_what_a_model_does_not_say_is_found_with_any_kind_of_pictures(
     miniatures.cifar10(tmp_path, monkeypatch, per_batch=100)
     spec = str({"folder": labelled, "zip": packed, "cifar10": f"cifar10:{tmp_path}"}[kind])
     path = trained_on(spec, tmp_path / "model.safetensors")
-    opened, open_source = [], labelled.open_source
-    monkeypatch.setattr(labelled, "open_source", lambda *a, **b: opened.append(a) or open_source(*a, **b))
+    opened, open_source = [], sources.open_source
+    monkeypatch.setattr(sources, "open_source", lambda *a, **b: opened.append(a) or open_source(*a, **b))
     preprocessing = loading.load_model(path, NOTHING_SAID, pictures=spec).classifier.preprocessing
     assert "BatchNorm statistics" in preprocessing.source
     assert (preprocessing.mean, preprocessing.std) == ((0.5,) * 3, (0.5,) * 3)
