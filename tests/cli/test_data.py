@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.folder import Part
+from bcu_cli.images.sources import labelled as sources
 from bcu_cli.models import build
 from bcu_cli.workflows import loading
 
