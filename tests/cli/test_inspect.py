@@ -215,7 +215,7 @@ def test_every_rule_is_used_and_none_is_unknown() -> None:
     root = Path(bcu_cli.__file__).parent
     texts = [
         file.read_text()
-        for folder in ("checkpoints", "detectors", "workflows")
+        for folder in ("checkpoints", "detectors", "report", "workflows")
         for file in (root / folder).rglob("*.py")
         if file.name != "rules.py"
     ]
