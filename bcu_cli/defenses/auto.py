@@ -200,8 +200,9 @@ class Auto(TrainedDefense[AutoOptions]):
         if len(self.held_out) >= MIN_HELD_OUT:
             return []
         count = len(self.data) + len(self.held_out)
-        why = f"{count} images are too few for a verdict: with 500 or more the result can be called cleansed"
-        return [f"{why}, with fewer only --force writes it"]
+        return [
+            f"{count} images are too few for a verdict: only with 500 or more is a result called cleansed"
+        ]
 
     def stages(self) -> Iterator[Stage]:
         """Search the original, tune the strength on canaries where needed, cleanse, and verify."""
