@@ -16,7 +16,7 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
    for the same reason; Wang et al., S&P 2019). Sinusoidal patterns that succeed on the original are added.
-3. A gentle level, where a trigger stands out. The student starts at the original's weights, and universal
+3. A gentle level, where a patch stands out. The student starts at the original's weights, and universal
    changes are used by how far they stand out. Re-initialisation and changes for all classes cost accuracy.
 4. A search for the strength, where no trigger stands out. A copy of the network is taught known backdoors
    (``canary.py``). The first of ``LEVELS`` but the gentle one that removes them is taken.
@@ -135,6 +135,8 @@ LEVELS = (LIMITS, LIMITS, LIMITS.scaled(2.0))
 """Limits of the adversary by level; the first is the ``GENTLE`` one."""
 GENTLE = 0
 """The level that re-initialises nothing, and that changes images by what stands out."""
+GENTLE_KIND = "patch"
+"""The kind of trigger that must stand out for it; perturbations do so by nature, too (``auto-log.md``)."""
 GENTLE_LEARNING_RATE = 0.2
 """Learning rate of the gentle level, as a share of the others'."""
 LEAST_SHARE = 0.05
@@ -218,8 +220,10 @@ class Auto(TrainedDefense[AutoOptions]):
         self._sinusoid_weights = torch.tensor(weights, device=self.device.torch)
         yield from self._search_for_triggers()
         self._sinusoids_before = self._try_sinusoids(self.options.seed + 1)
-        self.level = GENTLE if any(_stand_out(_by_kind(self._success_before))) else GENTLE + 1
-        if not self.options.quick and self.level != GENTLE:
+        stands_out = _stand_out(_by_kind(self._success_before))
+        kinds = {kind for (kind, _), far in zip(self._success_before, stands_out, strict=True) if far}
+        self.level = GENTLE if GENTLE_KIND in kinds else GENTLE + 1
+        if not self.options.quick and not kinds:
             yield from self._tune_on_canaries()
         while True:
             yield self._cleansing(self.student, self.level, f"cleansing, level {self.level}")

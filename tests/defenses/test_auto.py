@@ -239,6 +239,25 @@ def test_no_canaries_are_planted_where_a_trigger_stands_out(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("brief")
+def test_the_gentle_level_is_for_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another kind may stand out by nature, beside a backdoor that does not: all classes are changed."""
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32)
+    monkeypatch.setattr(
+        cleansing,
+        "_successes",
+        lambda *_: {("perturbation", target): share(50 if target else 99) for target in range(4)},
+    )
+    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    titles = []
+    for stage in cleansing.stages():
+        titles.append(stage.title)
+        if len(titles) > len(SEARCHES):
+            break
+        stage.training.run()
+    assert titles == [*SEARCHES, "cleansing, level 1"]
+
+
+@pytest.mark.usefixtures("brief")
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing, titles = staged(monkeypatch, canaries=[5])
     tried = ["planting canaries", "cleansing canaries, level 1"]
