@@ -33,6 +33,9 @@ def main() -> None:
     except KeyboardInterrupt:
         signals.end_at_once()
     signals.handle(signals.end_at_once)
+    if code == signals.INTERRUPTED:  # at once: the supervisor would kill a slow exit, and say it once more
+        sys.stdout.flush()
+        signals.end_at_once()
     sys.exit(code)
 
 

@@ -15,6 +15,7 @@ from bcu_cli import events
 from bcu_cli.cli import output
 from bcu_cli.cli.exit_codes import DONE, FAILED, INTERRUPTED, UNREAD
 from bcu_cli.cli.options import Version
+from bcu_cli.runs import signals
 from bcu_cli.runs.error_text import explain
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def _drop_stdout() -> None:
 
 
 def _interrupted() -> int:
-    output.say("interrupted")
+    with signals.last_word():
+        output.say("interrupted")
     return INTERRUPTED
 
 

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from bcu_cli.limits import PIPE
-from bcu_cli.runs import supervisor
+from bcu_cli.runs import signals, supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,13 +35,16 @@ def run(words: Sequence[str]) -> int:
     ended = supervisor.run(supervisor.command(words))
     fault = None if ended.interrupted else ended.fault
     if ended.code >= 0 and fault is None:
+        if ended.code == signals.INTERRUPTED:
+            signals.last_word_was_said()  # by the child
         return ended.code
     from bcu_cli.cli import output
-    from bcu_cli.cli.exit_codes import FAILED, INTERRUPTED
+    from bcu_cli.cli.exit_codes import FAILED
 
     if fault is None:
-        output.say("interrupted")
-        return INTERRUPTED
+        with signals.last_word():
+            output.say("interrupted")
+        return signals.INTERRUPTED
     output.fail(*fault)
     if "--json" in words:
         output.document({"error": {"message": fault[0], "hint": fault[1]}})

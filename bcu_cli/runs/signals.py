@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False  # type checkers know this name; importing typing would be slow
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
     from typing import Any, NoReturn
 
 _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_INTERRUPTED = 130
-_LAST_WORD = b"interrupted\n"
+INTERRUPTED = 130
+"""Exit code of a run that a signal has ended."""
+_last_word = b"interrupted\n"
 
 
 def handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> dict[int, Any]:
@@ -47,6 +48,24 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
 
 def end_at_once(number: int = 0, frame: FrameType | None = None) -> NoReturn:  # noqa: ARG001
     """End the process immediately, without cleaning up; the arguments are those of a signal handler."""
+    handle(signal.SIG_IGN)
     with suppress(OSError):  # stderr may be closed
-        os.write(2, _LAST_WORD)
-    os._exit(_INTERRUPTED)
+        os.write(2, _last_word)
+    os._exit(INTERRUPTED)
+
+
+@contextmanager
+def last_word() -> Iterator[None]:
+    """Ignore signals while the block says that the run was interrupted, so that it is said once."""
+    before = handle(signal.SIG_IGN)
+    try:
+        yield
+        last_word_was_said()
+    finally:
+        restore(before)
+
+
+def last_word_was_said() -> None:
+    """Let :func:`end_at_once` be silent from now on: it was said that the run was interrupted."""
+    global _last_word
+    _last_word = b""

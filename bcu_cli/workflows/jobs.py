@@ -31,7 +31,7 @@ Request: TypeAlias = AttackRequest | CleanseRequest | EvaluateRequest
 
 PROGRAM = tuple(supervisor.program("from bcu_cli.workflows.jobs import main; main()"))
 """The command that runs a job; the job follows as an argument."""
-_DONE, _FAILED, _INTERRUPTED = 0, 2, 130
+_DONE, _FAILED = 0, 2
 _JUDGED = {"not cleansed": 1, "could not tell": 2}
 """Exit codes of jobs that end with a document, but whose verdict is bad."""
 _VALUES: dict[str, type] = {
@@ -98,7 +98,7 @@ def main() -> NoReturn:
     if fault is not None:
         sys.stdout.write(_error(*fault))
         sys.exit(_FAILED)
-    sys.exit(ended.code if ended.code >= 0 else _INTERRUPTED)
+    sys.exit(ended.code if ended.code >= 0 else signals.INTERRUPTED)
 
 
 def _serve(job: str) -> NoReturn:
@@ -113,7 +113,7 @@ def _serve(job: str) -> NoReturn:
             result = _run(from_plain(json.loads(job)))
         text, code = json.dumps(result.to_json(), allow_nan=False), _code(result)
     except KeyboardInterrupt:
-        text, code = "", _INTERRUPTED
+        text, code = "", signals.INTERRUPTED
     except Exception as error:  # the parent reports it
         text, code = _error(*explain(error)), _FAILED
     signals.handle(signals.end_at_once)

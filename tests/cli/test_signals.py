@@ -15,12 +15,14 @@ from bcu_cli.limits import PIPE
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 PROGRAM = """
-import os, signal, sys
+import atexit, os, signal, sys
 number, when, handled = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(each, signal.SIG_DFL if each != signal.SIGINT else signal.default_int_handler)
 if handled == "ignored":
     signal.signal(number, signal.SIG_IGN)
+if handled == "again":
+    atexit.register(lambda: os.kill(os.getpid(), number))
 
 class Sender:
     def find_spec(self, name, path, target=None):
@@ -59,6 +61,29 @@ def signalled(number: int, when: str, *words: object, handled: str = "") -> subp
 def test_a_signal_ends_a_run_in_one_line_while_it_starts(number: signal.Signals, when: str) -> None:
     ran = signalled(number, when, "inspect", MODEL)
     assert (ran.returncode, ran.stderr, ran.stdout) == (130, "interrupted\n", "")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_while_it_exits_says_nothing_more(number: signal.Signals) -> None:
+    ran = signalled(number, "bcu_cli.workflows.reader", "inspect", MODEL, handled="again")
+    assert (ran.returncode, ran.stderr, ran.stdout) == (130, "interrupted\n", "")
+
+
+@pytest.mark.parametrize("code", [130, -signal.SIGKILL])
+def test_what_a_stopped_child_said_is_not_said_again(code: int) -> None:
+    """A child that was killed has not said it; in both cases a further signal ends the run silently."""
+    program = (
+        "import os, signal, sys; from bcu_cli.cli import supervised; from bcu_cli.runs import signals\n"
+        "ended = supervised.supervisor.ChildExit(code=int(sys.argv[1]), output=b'', doing='',\n"
+        "                                        seconds=None, interrupted=True)\n"
+        "supervised.supervisor.run = lambda words: ended\n"
+        "signals.handle(signals.end_at_once)\n"
+        "assert supervised.run(['cleanse']) == 130\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    command = [sys.executable, "-c", program, str(int(code))]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (130, "" if code == 130 else "interrupted\n")
 
 
 def test_ctrl_c_at_the_very_first_import(tmp_path: Path) -> None:
