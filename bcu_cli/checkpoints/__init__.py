@@ -14,10 +14,11 @@ from bcu_cli.checkpoints.torchscript.script_code import ScriptCode
 from bcu_cli.checkpoints.torchscript.script_file import Script, ScriptObject, open_script
 
 from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline, Placeholder
-from .reading import MODEL_SUFFIXES, WHOLE_BYTES, inspect_only, outline, read
+from .reading import WHOLE_BYTES, inspect_only, outline, read
 from .rules import RULES, Rule
 from .safetensors_file import Header, TensorInfo, count_not_finite, read_header
 from .sniff import sniff
+from .suffixes import MODEL_SUFFIXES, check_suffix
 from .writing import atomic_write, check_writable, sha256_of, write, write_bytes, write_torchscript
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "TensorInfo",
     "Value",
     "atomic_write",
+    "check_suffix",
     "check_writable",
     "count_not_finite",
     "forbidden_operators",

@@ -14,9 +14,11 @@ from bcu_cli.checkpoints.pickles import saved
 from bcu_cli.checkpoints.pickles.weights import Weights, flat_weights, no_weights, split_prefix
 from bcu_cli.checkpoints.torchscript import script_file
 from bcu_cli.errors import CheckpointError
+from bcu_cli.words import number_of
 
 from .checkpoint import Checkpoint, Description, Finding, Format, Omission, Outline
 from .sniff import Kind, sniff
+from .suffixes import MODEL_SUFFIXES, SUFFIXES
 from .writing import sha256_of
 
 _FORMATS = {
@@ -28,18 +30,6 @@ _FORMATS = {
     Kind.LEGACY_PICKLE: Format.PICKLE,
     Kind.PLAIN_PICKLE: Format.PICKLE,
 }
-_PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".tar", ".ckpt", ".pkl", ".pickle")
-_SUFFIXES = {
-    Format.SAFETENSORS: (".safetensors",),
-    Format.PICKLE: _PICKLE_SUFFIXES,
-    Format.EXPORTED: (".pt2",),
-    Format.ONNX: (".onnx",),
-    Format.TORCHSCRIPT: (*_PICKLE_SUFFIXES, ".torchscript", ".ts", ".jit"),
-}
-
-_OTHER_SUFFIXES = (".h5", ".hdf5", ".keras", ".tflite", ".pb", ".gguf", ".npy", ".npz", ".joblib")
-MODEL_SUFFIXES = frozenset([*_OTHER_SUFFIXES, *(one for suffixes in _SUFFIXES.values() for one in suffixes)])
-"""The suffixes of model files, in formats that bcu reads and in others."""
 
 _HUB_NAMES = (  # file names of timm and transformers on the hub, in order of preference
     "model.safetensors",
@@ -213,7 +203,7 @@ def _describe_shards(path: Path, *, hashed: bool) -> Description:
     return Description(
         path=path,
         format=parts[0].format,
-        kind=f"{parts[0].kind} in {len(parts)} files",
+        kind=f"{parts[0].kind} in {number_of(len(parts), 'file')}",
         sha256=_hash(hashes) if hashed else None,
         size=path.stat().st_size + sum(part.size for part in parts),
         findings=tuple(findings),
@@ -228,7 +218,7 @@ def _hash(hashes: list[str]) -> str:
 
 def _renamed(path: Path, kind: Kind) -> Finding | None:
     suffix = path.suffix.lower()
-    if suffix not in MODEL_SUFFIXES or suffix in _SUFFIXES[_FORMATS[kind]]:
+    if suffix not in MODEL_SUFFIXES or suffix in SUFFIXES[_FORMATS[kind]]:
         return None
     message = f"has the suffix {suffix}, but its content is a {kind.value}"
     return Finding(rule="renamed-file", message=message, severity="note")

@@ -247,7 +247,7 @@ class _Attacking:
 
     def run(self) -> dict[str, Any]:
         """Train, measure, write, and report."""
-        from bcu_cli.checkpoints import check_writable
+        from bcu_cli.checkpoints import Format, check_suffix, check_writable
 
         request = self.request
         settings = settings_of(
@@ -258,6 +258,7 @@ class _Attacking:
         for path in (request.out, request.trigger, request.preview):
             if path:
                 check_writable(path, inputs=request.inputs)
+        check_suffix(request.out, Format.SAFETENSORS)
         with resuming.writing(request.out, inputs=request.inputs):
             return self._run(start, trigger)
 

@@ -207,6 +207,7 @@ class _Cleansing:
     def __init__(
         self, request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], device: Device
     ) -> None:
+        from bcu_cli.checkpoints import check_suffix
         from bcu_cli.models.configs.config_beside import configs_for, refuse_other_configs
         from bcu_cli.report import document
 
@@ -217,6 +218,8 @@ class _Cleansing:
         self.options = kind.Options() if request.options is None else request.options
         self.device = device
         self.format = _format(loaded, request.format)
+        if request.out:
+            check_suffix(request.out, self.format, _formats(loaded))
         needed = configs_for(loaded.architecture, loaded.preprocessing, self.format) if request.out else {}
         self.configs = needed
         if request.out:
@@ -486,7 +489,7 @@ def _format(loaded: Loaded, name: str) -> Format:
     from bcu_cli.checkpoints import Format
 
     original = loaded.checkpoint.format
-    if loaded.architecture.name == original:
+    if _only_its_graph_runs(loaded):
         if name not in {"same", Format.TORCHSCRIPT}:
             what = "code" if original is Format.TORCHSCRIPT else "graph"
             message = f"only its {what} tells how to run {loaded.checkpoint.path}, and {name} has none"
@@ -495,6 +498,19 @@ def _format(loaded: Loaded, name: str) -> Format:
     if name != "same":
         return Format(name)
     return Format.SAFETENSORS if original in {Format.EXPORTED, Format.ONNX} else original
+
+
+def _formats(loaded: Loaded) -> tuple[Format, ...]:
+    """The formats that can be written of a model."""
+    from bcu_cli.checkpoints import Format
+
+    graph_alone = _only_its_graph_runs(loaded)
+    return (Format.TORCHSCRIPT,) if graph_alone else tuple(map(Format, FORMATS[1:]))
+
+
+def _only_its_graph_runs(loaded: Loaded) -> bool:
+    """Whether only the code or graph in the file defines the network."""
+    return loaded.architecture.name == loaded.checkpoint.format
 
 
 def check(request: CleanseRequest) -> None:

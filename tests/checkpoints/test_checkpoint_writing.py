@@ -13,7 +13,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bcu_cli.checkpoints import Format, atomic_write, check_writable, read, sha256_of, write, writing
+from bcu_cli.checkpoints import (
+    Format,
+    atomic_write,
+    check_suffix,
+    check_writable,
+    read,
+    sha256_of,
+    write,
+    writing,
+)
+from bcu_cli.checkpoints.suffixes import SUFFIXES
 from bcu_cli.errors import CheckpointError, OutputError
 
 DTYPES = [
@@ -165,3 +175,41 @@ def test_torch_reads_the_written_pickle_from_memory_too(tmp_path: Path) -> None:
     write(tmp_path / "m.pth", {"a": torch.ones(2)}, format=Format.PICKLE, metadata={"k": "v"})
     value = torch.load(io.BytesIO((tmp_path / "m.pth").read_bytes()), weights_only=True)
     assert value["metadata"] == {"k": "v"}
+
+
+@pytest.mark.parametrize(
+    ("name", "format_", "free"),
+    [
+        ("x.safetensors", Format.SAFETENSORS, True),
+        ("X.SafeTensors", Format.SAFETENSORS, True),
+        ("x", Format.SAFETENSORS, True),
+        ("x.v2.1", Format.SAFETENSORS, True),  # a version
+        ("x.pt", Format.PICKLE, True),
+        ("x.tar", Format.PICKLE, True),
+        ("x.pt", Format.TORCHSCRIPT, True),
+        ("x.ts", Format.TORCHSCRIPT, True),
+        ("x.ts", Format.PICKLE, False),
+        ("x.onnx", Format.SAFETENSORS, False),
+        ("x.pt2", Format.SAFETENSORS, False),
+        ("x.pt2", Format.TORCHSCRIPT, False),
+        ("x.pth", Format.SAFETENSORS, False),
+        ("x.safetensors", Format.PICKLE, False),
+        ("x.h5", Format.PICKLE, False),
+        ("x.txt", Format.SAFETENSORS, False),
+        ("x.json", Format.SAFETENSORS, False),
+        ("x.html", Format.SAFETENSORS, False),
+        ("x.tar.gz", Format.PICKLE, False),
+    ],
+)
+def test_a_name_says_what_is_written_or_nothing(name: str, format_: Format, free: bool) -> None:
+    if free:
+        check_suffix(Path(name), format_)
+        return
+    with pytest.raises(
+        OutputError, match=f"{name} ends in .*, and a {format_} file would be written"
+    ) as caught:
+        check_suffix(Path(name), format_, [Format.SAFETENSORS, Format.PICKLE])
+    assert caught.value.hint.startswith(f"name a file that ends in {SUFFIXES[format_][0]}")
+    assert f"--format {format_} " not in caught.value.hint
+    other = Format.PICKLE if format_ is Format.SAFETENSORS else Format.SAFETENSORS
+    assert f"--format {other} writes {SUFFIXES[other][0]}" in caught.value.hint

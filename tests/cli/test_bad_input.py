@@ -294,7 +294,7 @@ def leaving_zip(path: Path, labelled: Path) -> Path:
 
 
 DATA = {
-    "one_class": (one_class_folder, "has one class alone, stop", "has 1 classes, the model has 10 classes"),
+    "one_class": (one_class_folder, "has one class alone, stop", "has 1 class, the model has 10"),
     "empty_class": (empty_class, "class zebra in .* no readable image", "has 9 classes, the model has 10"),
     "no_zip": (no_zip, "data is no zip file", "data is no zip file"),
     "damaged_zip": (damaged_zip, r"data\.zip is damaged", r"data\.zip is damaged"),
@@ -444,6 +444,21 @@ def test_nothing_that_is_read_is_written(bcu, untrained: Path, labelled: Path, t
         assert ran.code == 2
         assert "is the input" in ran.error
         assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["clean.onnx", "clean.pt2", "clean.pth", "clean.txt"])
+def test_no_model_is_written_under_the_name_of_another_kind_of_file(
+    bcu, untrained: Path, photos: Path, labelled: Path, tmp_path: Path, name: str
+) -> None:
+    attack = ["attack", "badnets", "--data", labelled, "--arch", "resnet8"]
+    for words in (["cleanse", untrained, "--images", photos], attack):
+        ran = bcu(*words, "--out", tmp_path / name)
+        assert ran.code == 2
+        suffix = Path(name).suffix
+        assert f"{tmp_path / name} ends in {suffix}, and a safetensors file would be written" in ran.error
+        assert "hint: name a file that ends in .safetensors" in ran.err
+        assert ("--format pickle writes .pt" in ran.err) is (words[0] == "cleanse")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_the_users_in_the_place_of_the_state_stays(

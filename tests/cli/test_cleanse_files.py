@@ -133,6 +133,20 @@ def test_onnx(cleanse: Callable[..., str], unknown: nn.Module, inputs: Tensor, t
     assert torch.jit.load(str(out))(inputs[:3]).shape == (3, 8)
 
 
+def test_what_only_a_graph_can_run_is_not_written_as_onnx(
+    bcu: Any, few: Path, unknown: nn.Module, inputs: Tensor, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    model, out = tmp_path / "model.onnx", tmp_path / "clean.onnx"
+    keeps_norms = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+    torch.onnx.export(unknown, (inputs[:2],), model, dynamo=False, **keeps_norms)
+    ran = bcu("cleanse", model, "--images", few, "--out", out)
+    assert ran.code == 2
+    assert ran.error == f"error: {out} ends in .onnx, and a torchscript file would be written"
+    assert "hint: name a file that ends in .pt\n" in ran.err
+    assert not out.exists()
+
+
 def test_a_network_of_grey_images(cleanse: Callable[..., str], few: Path, tmp_path: Path) -> None:
     raw = np.stack([np.asarray(Image.open(file).convert("L")) for file in sorted(few.iterdir())])
     grey = (torch.from_numpy(raw)[:, None] / 255 - 0.5) / 0.5
