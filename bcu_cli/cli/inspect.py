@@ -16,12 +16,14 @@ from bcu_cli.cli import output, scan_output
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std, panel
 from bcu_cli.errors import UsageError
+from bcu_cli.words import number_of
 from bcu_cli.workflows.texts import model_options
 
 _MOST_SHOWN = 20
 _output = panel("Output")
 _scan = panel("Scan for backdoors (--scan)")
 _UNKNOWN = "unknown-architecture"
+_AUTO = "auto"
 _FAIL_ON = ("unsafe", "suspicious", "inconclusive", _UNKNOWN)
 
 
@@ -89,8 +91,8 @@ def inspect(
     input_size: InputSize = None,
     mean: Mean = None,
     std: Std = None,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
+    device: DeviceName = _AUTO,
+    precision: Precision = _AUTO,
     seed: Seed = 0,
     fail_on: FailOn = "unsafe,suspicious",
     baseline: Baseline = None,
@@ -111,8 +113,10 @@ def inspect(
         raise UsageError(f"--json and --format {output_format} cannot both be", "leave one of them out")
     failing = _failing(fail_on)
     if not scan:
-        of_scan = {"--images": images, "--evidence": evidence, "--page": page, "--input-size": input_size}
-        _refuse_without_scan({**of_scan, "--mean": mean, "--std": std})
+        files = {"--images": images, "--evidence": evidence, "--page": page}
+        of_model = {"--input-size": input_size, "--mean": mean, "--std": std}
+        running = {"--device": device != _AUTO, "--precision": precision != _AUTO, "--seed": seed}
+        _refuse_without_scan({**files, **of_model, **running})
     looking = ScanRequest(
         images=images,
         evidence=evidence,
@@ -148,8 +152,8 @@ def _failing(fail_on: str) -> frozenset[str]:
 
 
 def _refuse_without_scan(given: dict[str, object]) -> None:
-    """Refuse options of a scan without ``--scan``."""
-    if names := [name for name, value in given.items() if value is not None]:
+    """Refuse options of a scan without ``--scan``; those that were left out are None, False or 0."""
+    if names := [name for name, value in given.items() if value not in (None, False)]:
         raise UsageError(f"{names[0]} is for a scan", "add --scan")
 
 
@@ -190,7 +194,12 @@ def _show(inspected: dict[str, Any]) -> None:
     if since := inspected.get("baseline"):
         output.say(f"{since['new']} new, {since['known']} known by the baseline {since['path']}")
     if inspected["passed_over"]:
-        output.say(f"{len(inspected['passed_over'])} images, texts and empty files were skipped")
+        skipped = number_of(
+            len(inspected["passed_over"]),
+            "image, text or empty file was skipped",
+            "images, texts and empty files were skipped",
+        )
+        output.say(skipped)
 
 
 def _row(file: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -240,7 +249,7 @@ def _tensor_facts(file: dict[str, Any]) -> list[tuple[str, str]]:
         "not looked for: the file is large" if file["not_finite"] is None else ", ".join(file["not_finite"])
     )
     rows = [
-        ("tensors", f"{file['tensors']} ({dtypes}), {file['parameters']:,} values"),
+        ("tensors", f"{file['tensors']} ({dtypes}), {number_of(file['parameters'], 'value')}"),
         ("NaN or Inf", broken or "none"),
     ]
     rows += list(file["metadata"].items())[:_MOST_SHOWN]

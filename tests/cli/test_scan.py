@@ -231,6 +231,9 @@ def test_evidence_needs_a_folder_before_anything_is_inspected(bcu, network: Path
         ["--mean", "0.5"],
         ["--std", "1"],
         ["--input-size", 8],
+        ["--device", "cpu"],
+        ["--precision", "fp32"],
+        ["--seed", 1],
     ],
 )
 def test_options_of_a_scan_need_it(bcu, network: Path, words: list[object]) -> None:
