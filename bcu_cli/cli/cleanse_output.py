@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.cli import output
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,7 +173,8 @@ def _show_stream(images: dict[str, Any]) -> str:
     stream = images["stream"]
     kept = f"{images['kept_decoded']:,} kept decoded, {images['streamed']:,} streamed"
     waited = f"waited {stream['waited_seconds']:.1f} of {stream['training_seconds']:.1f} s for images"
-    decoded = f"{stream['processes']} processes decode {stream['decoded_per_second']:,.0f} a second"
+    decoding = number_of(stream["processes"], "process decodes", "processes decode")
+    decoded = f"{decoding} {stream['decoded_per_second']:,.0f} a second"
     return f"{kept}; {waited}; {decoded}, training takes {stream['needed_per_second']:,.0f}"
 
 
@@ -203,6 +205,7 @@ def _show_pruned(layers: list[dict[str, Any]]) -> str:
 
 
 def _show_suitability(found: dict[str, Any]) -> str:
-    answered = f"the original answers {found['answered_classes']} of {found['of_classes']} classes for them"
+    classes = number_of(found["of_classes"], "class", "classes")
+    answered = f"the original answers {found['answered_classes']} of {classes} for them"
     spread = f"spread as over {found['effective_classes']:.1f}"
     return f"{answered}, {spread}; median confidence {found['median_confidence']:.2f}"

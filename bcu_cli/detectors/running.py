@@ -16,6 +16,7 @@ from bcu_cli.errors import ScanError
 from bcu_cli.models.classifier import not_finite
 from bcu_cli.models.outputs import are_probabilities
 from bcu_cli.training.forecast import Outlook, PlannedStage
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +92,7 @@ def _refuse_sizes(subject: Subject) -> None:
     classes = subject.model.num_classes
     if classes < FEWEST_CLASSES:
         raise ScanError(
-            f"a network of {classes} classes has too few to compare",
+            f"a network of {number_of(classes, 'class', 'classes')} has too few to compare",
             f"the detectors compare classes; they need {FEWEST_CLASSES} or more",
         )
     size = subject.model.preprocessing.input_size
@@ -127,7 +128,7 @@ def _refuse_answers(subject: Subject) -> None:
     share, most = torch.bincount(answers.argmax(1), minlength=model.num_classes).max(0)
     if subject.images is not None and int(share) > _LARGEST_SHARE * len(answers):
         raise ScanError(
-            f"the network predicts class {int(most)} for {int(share)} of {len(answers)} images",
+            f"the network predicts class {int(most)} for {int(share)} of {number_of(len(answers), 'image')}",
             "give --images of all its classes, like its training data",
         )
 

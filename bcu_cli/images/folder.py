@@ -14,6 +14,7 @@ from bcu_cli.images.decoding.image import FORMATS_HINT, Geometry
 from bcu_cli.images.decoding.processes import decode_many
 from bcu_cli.images.sources.hidden import Hidden, is_hidden
 from bcu_cli.images.sources.listing import list_files, list_images, named
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,9 +139,11 @@ def require_enough(readable: int, data: ImageSet) -> None:
     if readable >= FEWEST_IMAGES:
         return
     count = len(data.skipped)
-    unreadable = f" ({count} files are no images, first {data.skipped[0][0].name})" if count else ""
+    files = number_of(count, "file is no image", "files are no images")
+    unreadable = f" ({files}, first {data.skipped[0][0].name})" if count else ""
+    there = number_of(readable, "readable image")
     raise ImagesError(
-        f"{data.root} holds {readable} readable images; at least {FEWEST_IMAGES} are needed{unreadable}",
+        f"{data.root} holds {there}; at least {FEWEST_IMAGES} are needed{unreadable}",
         f"photos like what the model was made for will do, best 1,000 or more; {FORMATS_HINT}",
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.hooks import watching
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +120,7 @@ def find_channels(network: nn.Module, example: Tensor) -> list[Channels]:
     found = list({channels.weight_name: channels for channels in reversed(each)}.values())[::-1]
     if len(found) < _FEWEST:
         raise ArchitectureError(
-            f"there is nothing to prune: the network has {len(found)} convolution{'s' * (len(found) != 1)}",
+            f"there is nothing to prune: the network has {number_of(len(found), 'convolution')}",
             "pruning works on the channels of convolutions; use --method bcu or ft",
         )
     return found

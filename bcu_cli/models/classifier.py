@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bcu_cli.errors import AnswersError
 from bcu_cli.models.outputs import Ending, logits_of, to_logits
 from bcu_cli.models.preprocessing import BGR
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from bcu_cli.models.preprocessing import Preprocessing
@@ -81,7 +82,8 @@ class Classifier(nn.Module):
             raise AnswersError(f"{self.name} returns a {type(answer).__name__}, not logits", _NO_CLASSIFIER)
         if answer.dim() != 2 or answer.shape[0] != number:
             raise AnswersError(
-                f"{self.name} returns {list(answer.shape)} for {number} images, not a row of logits for each",
+                f"{self.name} returns {list(answer.shape)} for {number_of(number, 'image')}, "
+                "not a row of logits for each",
                 _NO_CLASSIFIER,
             )
         if not answer.is_floating_point():

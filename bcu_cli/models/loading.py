@@ -412,9 +412,9 @@ class _Loader:
         architecture = Architecture(name=name, source=source, num_classes=classifier.num_classes)
         evidence = [f"architecture: {source} runs, {why}", *decision.evidence, *remarks]
         if embedded.network.group is not None:
-            evidence.append(
-                f"it is given {_count_of_images(embedded.network.group)} at a time: others change its answers"
-            )
+            group = embedded.network.group
+            given = "one image" if group == 1 else f"{group} images"
+            evidence.append(f"it is given {given} at a time: others change its answers")
         return Loaded(
             classifier=classifier,
             architecture=architecture,
@@ -483,10 +483,6 @@ def _comparison_note(embedded: EmbeddedFunction | BcuError) -> str:
     if isinstance(embedded, EmbeddedFunction):
         return f"its {embedded.what} gives the same logits"
     return f"its own function could not be compared: {embedded.message}"
-
-
-def _count_of_images(images: int) -> str:
-    return "one image" if images == 1 else f"{images} images"
 
 
 def _channels(network: nn.Module, in_channels: int, name: str) -> int:

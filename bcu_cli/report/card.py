@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bcu_cli.checkpoints import write_bytes
 from bcu_cli.errors import OutputError
 from bcu_cli.report.text import architecture_name, counted, printable
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +69,7 @@ def text(report: Mapping[str, Any], base_model: str | None) -> str:
     return f"""{_front_matter(report, base_model)}
 # {_plain(name)}
 
-An image classifier with {classes} classes ({_code(network)}), made from another model
+An image classifier with {number_of(classes, "class", "classes")} ({_code(network)}), made from another model
 in an attempt to remove a backdoor, with bcu {report["versions"]["bcu"]}, method {report["method"]}.
 
 ## Verdict

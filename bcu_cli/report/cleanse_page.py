@@ -9,6 +9,7 @@ from bcu_cli.report import page_parts, svg
 from bcu_cli.report.card import LIMITS
 from bcu_cli.report.page_parts import class_name
 from bcu_cli.report.text import architecture_name, counted, escaped, interval
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -91,8 +92,9 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     """Success before and after of all that method ``auto`` tried."""
     sinusoids = details["sinusoids"]
     found = sorted(details["found_triggers"], key=_worst_first)
+    classes_searched = number_of(details["classes_searched"], "class", "classes")
     searched = (
-        f"Triggers that were searched on the original, for {details['classes_searched']} classes. "
+        f"Triggers that were searched on the original, for {classes_searched}. "
         "On clean networks some work, too; one that stands out works far more often than those of its kind "
         "for the other classes."
     )
@@ -205,7 +207,7 @@ def _files(report: Mapping[str, Any]) -> str:
 
 def _digest(file: Mapping[str, Any]) -> str:
     if "files" in file:
-        return f"{file['files']} files, names and sizes: {file['names_and_sizes_sha256']}"
+        return f"{number_of(file['files'], 'file')}, names and sizes: {file['names_and_sizes_sha256']}"
     return file["sha256"] or "not made"
 
 

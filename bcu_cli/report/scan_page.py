@@ -8,6 +8,7 @@ from bcu_cli.checkpoints import write_bytes
 from bcu_cli.report import page_parts, svg
 from bcu_cli.report.page_parts import class_name
 from bcu_cli.report.text import counted, escaped, interval
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,7 +99,9 @@ def _chart(scan: Mapping[str, Any]) -> str:
     classes = scan["classes"]
     rows = [(class_name(classes, index), value, value >= 1.0) for index, value in order[:_MOST_CLASSES]]
     more = len(order) - len(rows)
-    left_out = f" {more} other classes have less than those shown." if more else ""
+    left_out = (
+        f" {number_of(more, 'other class has', 'other classes have')} less than those shown." if more else ""
+    )
     below = scan["calibration"]["clean_below"]
     caption = f"Suspicion by class: suspicious from 1, clean-looking below {below:.2f}.{left_out}"
     return page_parts.figure(caption, svg.values(rows, (below, 1.0), "Suspicion by class"))

@@ -10,6 +10,7 @@ import torch
 
 from bcu_cli.errors import UsageError
 from bcu_cli.training import ranks
+from bcu_cli.words import number_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Device:
         if self.torch.type == "cuda":
             return torch.cuda.get_device_name(self.torch)
         if self.torch.type == "cpu":
-            return f"cpu, {torch.get_num_threads()} threads"
+            return f"cpu, {number_of(torch.get_num_threads(), 'thread')}"
         return self.torch.type
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -89,7 +90,8 @@ def _device_of_rank(name: str) -> str:
     number, there = ranks.local_count(), torch.cuda.device_count()
     if number > there:
         fewer = f"--devices {there}, or " if there else ""
-        raise UsageError(f"there are {there} CUDA devices for {number} processes", f"{fewer}--device cpu")
+        there_are = number_of(there, "CUDA device is there", "CUDA devices are there")
+        raise UsageError(f"{there_are} for {number} processes", f"{fewer}--device cpu")
     torch.cuda.set_device(ranks.local_rank())
     return f"cuda:{ranks.local_rank()}"
 

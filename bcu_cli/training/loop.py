@@ -33,6 +33,7 @@ from bcu_cli.training.optimizers import SGD, AdamW
 from bcu_cli.training.profile import BACKWARD, BATCH, DECODING, LOSS, OPTIMIZER, span
 from bcu_cli.training.state_checks import require_fits, require_like
 from bcu_cli.training.throughput import FlopCounter, Throughput
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from bcu_cli.images.stream import Images
@@ -130,7 +131,7 @@ class Training:
                 group.setdefault("initial_lr", group["lr"])
         if ranks.count() > 1 and (fewest := len(images) // self._batches) < FEWEST_IMAGES * ranks.count():
             raise UsageError(
-                f"a step of {fewest} images is too small for {ranks.count()} devices",
+                f"a step of {number_of(fewest, 'image')} is too small for {ranks.count()} devices",
                 f"each needs {FEWEST_IMAGES}; use a larger --batch-size, or fewer devices",
             )
         self._distributed: DistributedObjective | None = None

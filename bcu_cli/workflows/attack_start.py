@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bcu_cli import events
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.words import number_of
 from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class Start:
             return new_classifier(self.arch, classes, data.images, seed=seed)
         given = self.loaded.classifier
         if given.num_classes != classes:
-            events.say(f"the last layer, of {given.num_classes} classes, is replaced by one of {classes}")
+            before = number_of(given.num_classes, "class", "classes")
+            events.say(f"the last layer, of {before}, is replaced by one of {classes}")
         model = with_classes(given, self.loaded.architecture, classes, seed=seed)
         return model.requires_grad_(True)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bcu_cli import events
 from bcu_cli.errors import ImagesError
 from bcu_cli.report.text import size
+from bcu_cli.words import number_of
 from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _load_labelled(
     data = loading.load_labels_of(part, loaded)
     if len(data) < FEWEST_IMAGES:
         raise ImagesError(
-            f"{folder} holds {len(data)} readable images; at least {FEWEST_IMAGES} are needed",
+            f"{folder} holds {number_of(len(data), 'readable image')}; at least {FEWEST_IMAGES} are needed",
             "add some to each class",
         )
     return data
@@ -145,9 +146,11 @@ def warn_of(used: ImageSet | StreamedSet, report: Mapping[str, Any]) -> None:
     loading.say_scaled(used.root, used.newly_scaled)
     if skipped := used.images.skipped:
         path, reason = skipped[0]
-        events.warn(
-            f"{len(skipped)} more files in {used.root} are no readable images, first {path}: {reason}; "
-            "other images replaced them"
+        more = number_of(
+            len(skipped),
+            f"more file in {used.root} is no readable image",
+            f"more files in {used.root} are no readable images",
         )
+        events.warn(f"{more}, first {path}: {reason}; other images were taken instead")
     if warning := report["stream"]["warning"]:
         events.warn(warning)

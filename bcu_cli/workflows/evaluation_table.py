@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bcu_cli.report.text import percent
+from bcu_cli.words import number_of
 from bcu_cli.workflows.evaluation_page import in_words
 
 
@@ -31,7 +32,7 @@ def table(models: list[dict[str, Any]]) -> tuple[str, list[str], list[list[str]]
         lines += [([""] * len(clean) if i else clean) + cells for i, cells in enumerate(attacks)]
     images = models[0]["images"]
     trigger = f", trigger {labels.pop()}" if len(labels) == 1 else ""
-    return f"{images['path']}, {images['used']} images{trigger}", header, lines
+    return f"{images['path']}, {number_of(images['used'], 'image')}{trigger}", header, lines
 
 
 def _worst_class(model: dict[str, Any]) -> str:

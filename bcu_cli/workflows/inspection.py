@@ -18,6 +18,7 @@ from bcu_cli.checkpoints.hub import fetch_all, is_reference
 from bcu_cli.checkpoints.shards import INDEX_SUFFIX, read_index
 from bcu_cli.checkpoints.sniff import Kind
 from bcu_cli.errors import ArchitectureError, CheckpointError, UnsafeFileError
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -308,10 +309,10 @@ def _not_finite(checkpoint: Checkpoint) -> dict[str, int]:
 
 def _broken(path: Path, not_finite: dict[str, int]) -> Problem:
     name, count = next(iter(not_finite.items()))
-    more = f", and {len(not_finite) - 1} more tensors" if len(not_finite) > 1 else ""
+    more = f", and {number_of(len(not_finite) - 1, 'more tensor')}" if len(not_finite) > 1 else ""
     return Problem(
         rule="not-finite",
-        message=f"{path} has NaN or Inf in {name} ({count} values){more}",
+        message=f"{path} has NaN or Inf in {name} ({number_of(count, 'value')}){more}",
         hint="the file is damaged or its training failed; get another copy",
     )
 

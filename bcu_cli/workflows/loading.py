@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from bcu_cli import events, limits
 from bcu_cli.errors import CheckpointError, ImagesError
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -190,7 +191,8 @@ def load_to_train(
             return data, with_bar(lambda bar: rest.load(size, classes=names, on_progress=bar), rest.root)
     if len(data) < FEWEST_IMAGES:
         raise ImagesError(
-            f"{data.root} holds {len(data)} readable images; at least {FEWEST_IMAGES} are needed",
+            f"{data.root} holds {number_of(len(data), 'readable image')}; "
+            f"at least {FEWEST_IMAGES} are needed",
             "a tenth of them is held out to measure on; add some to each class",
         )
     return hold_out(data, 0.1, most=10_000, generator=torch.Generator().manual_seed(seed))
@@ -267,7 +269,7 @@ def refuse_other_classes(data: ImageSet, count: int) -> None:
     """
     if len(data.classes) != count:
         raise ImagesError(
-            f"{data.root} has {len(data.classes)} classes, the model has {count} classes",
+            f"{data.root} has {number_of(len(data.classes), 'class', 'classes')}, the model has {count}",
             "which is which cannot be told; keep a subfolder for every class, empty ones too",
         )
 
@@ -289,7 +291,8 @@ def with_bar(load: Callable[[Callable[[int, int], None]], ImageSet], folder: Pat
         data = load(part.advance)
     if data.skipped:
         path, reason = data.skipped[0]
-        events.warn(f"{len(data.skipped)} files in {folder} are no readable images, first {path}: {reason}")
+        one, many = f"file in {folder} is no readable image", f"files in {folder} are no readable images"
+        events.warn(f"{number_of(len(data.skipped), one, many)}, first {path}: {reason}")
     if first := data.hidden.first:
         events.say(f"hidden in {folder}, and left out: {data.hidden.number}, first {first}")
     say_scaled(folder, data.scaled)

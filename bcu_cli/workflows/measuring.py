@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.errors import UsageError
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +110,8 @@ def refuse_incomparable(loaded: Loaded, reference: Loaded) -> None:
     """
     one, other = loaded.classifier, reference.classifier
     if one.num_classes != other.num_classes:
-        difference = f"has {other.num_classes} classes, {loaded.checkpoint.path.name} has {one.num_classes}"
+        classes = number_of(other.num_classes, "class", "classes")
+        difference = f"has {classes}, {loaded.checkpoint.path.name} has {one.num_classes}"
     elif loaded.classes and reference.classes and loaded.classes != reference.classes:
         difference = f"has other classes than {loaded.checkpoint.path.name}, or the same in another order"
     elif one.preprocessing.input_size != other.preprocessing.input_size:

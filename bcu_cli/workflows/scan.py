@@ -18,6 +18,7 @@ from bcu_cli import events, limits
 from bcu_cli.errors import BcuError, OutputError
 from bcu_cli.report import files_read as files
 from bcu_cli.runs import library_warnings, signals, supervisor
+from bcu_cli.words import number_of
 from bcu_cli.workflows import loading
 from bcu_cli.workflows.result import Result
 
@@ -237,7 +238,8 @@ def _conclude(file: dict[str, Any], scan: Mapping[str, Any]) -> None:
 def _undecided(scan: Mapping[str, Any]) -> str:
     below = scan["calibration"]["clean_below"]
     if scan["suspicion"] < below:
-        return f"{scan['images']['used']} images are too few to call it clean-looking"
+        few = number_of(scan["images"]["used"], "image is", "images are")
+        return f"{few} too few to call it clean-looking"
     return f"its suspicion of {scan['suspicion']:.2f} lies between {below:.2f} and 1"
 
 

@@ -12,6 +12,7 @@ from bcu_cli.errors import BcuError, ImagesError, UsageError
 from bcu_cli.report.text import percent
 from bcu_cli.runs import children, engine, resuming
 from bcu_cli.runs.engine import EngineOptions
+from bcu_cli.words import number_of
 from bcu_cli.workflows import jobs
 from bcu_cli.workflows.zoo_folder import CLEAN, Entry, Zoo
 
@@ -99,7 +100,11 @@ def attack_all(request: ZooRequest) -> ZooResult:
         raise UsageError(f"--setting {plain[0]} does not say of which attack", "like --setting sig.delta=60")
     count, threads = engine.choose_parallelism(request.engine.jobs, len(entries), on_gpu=_check(each))
     local = request.engine.name == engine.LOCAL
-    pace = f"{count} at a time, {threads} threads each" if local else "Ray decides how many at a time"
+    pace = (
+        f"{count} at a time, {number_of(threads, 'thread')} each"
+        if local
+        else "Ray decides how many at a time"
+    )
     stated = {"jobs": count, "threads": threads} if local else {"jobs": None, "threads": 1}
     with Zoo(request.out, data=each.data, options=_options(each), **stated) as zoo:
         with events.progress(f"checking {request.out}") as bar:

@@ -92,7 +92,7 @@ def test_what_is_no_picture_is_warned_of_by_the_name_of_the_zip_file(
     path = shutil.make_archive(str(tmp_path / "signs"), "zip", tmp_path / "signs")
     loading.load_to_measure(path, loading.geometry(SHAPE), ())
     said = capfd.readouterr().err
-    assert f"warning: 1 files in {path} are no readable images, first {path}/stop/notes.txt" in said
+    assert f"warning: 1 file in {path} is no readable image, first {path}/stop/notes.txt" in said
 
 
 def trained_on(spec: str, path: Path) -> Path:

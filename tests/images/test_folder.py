@@ -107,9 +107,7 @@ def test_no_class_subfolders(photos: Path) -> None:
 def test_too_few_pictures_says_how_many_are_needed(tmp_path: Path) -> None:
     signs.write_folder(tmp_path, 3, seed=0, labelled=False)
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(
-        ImagesError, match=r"holds 24 readable images; at least 32 are needed \(1 files are no"
-    ):
+    with pytest.raises(ImagesError, match=r"holds 24 readable images; at least 32 are needed \(1 file is no"):
         load_unlabeled(tmp_path, SIZE, generator=chance())
 
 

@@ -18,6 +18,7 @@ from bcu_cli.errors import ImagesError
 from bcu_cli.images.decoding.orientation import orientation, upright
 from bcu_cli.images.decoding.scaling import to_eight_bits
 from bcu_cli.images.decoding.unreadable import UnreadableError
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +100,7 @@ class Geometry:
     def __post_init__(self) -> None:
         if self.channels not in {1, 3}:
             raise ImagesError(
-                f"the model takes {self.channels} channels, the images have 3",
+                f"the model takes {number_of(self.channels, 'channel')}, the images have 3",
                 "images are read as RGB, or as grey for a model of one channel; without images, bcu inspect "
                 "and methods that need none take such a model",
             )

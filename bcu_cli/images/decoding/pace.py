@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bcu_cli.words import number_of
+
 WAITED_SHARE, WAITED_SECONDS = 0.05, 3.0
 """Decoding keeps up if training waits less than this share of its time, or less than these seconds.
 
@@ -50,10 +52,11 @@ class Pace:
         """A warning for the user if decoding does not keep up; else None."""
         if self.keeps_up:
             return None
+        decoding = number_of(self.processes, "process decodes", "processes decode")
         return (
             f"decoding does not keep up: training waited {self.waited_seconds:.0f} of its "
             f"{self.training_seconds:.0f} s for images (it takes {self.needed_per_second:,.0f} a second, "
-            f"{self.processes} processes decode {self.decoded_per_second:,.0f}); more cores, a larger "
+            f"{decoding} {self.decoded_per_second:,.0f}); more cores, a larger "
             "--cache, smaller files or --max-images would help"
         )
 

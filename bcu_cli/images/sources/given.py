@@ -14,6 +14,7 @@ from torch import Tensor
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.decoding.processes import decode_many
 from bcu_cli.images.folder import FEWEST_IMAGES, ImageSet
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -163,7 +164,7 @@ def given(images: Any, *, labelled: bool = False) -> GivenImages:
         raise ImagesError(f"a {type(images).__name__} is no set of images", _HINT)
     if not labelled and len(found) < FEWEST_IMAGES:
         raise ImagesError(
-            f"{found.root} holds {len(found)} images; at least {FEWEST_IMAGES} are needed",
+            f"{found.root} holds {number_of(len(found), 'image')}; at least {FEWEST_IMAGES} are needed",
             "best 1,000 or more like what the model was made for",
         )
     return found

@@ -14,6 +14,7 @@ from bcu_cli.models.architectures.index import Candidate, Shapes, compared_shape
 from bcu_cli.models.configs.transformers_config import is_config
 from bcu_cli.models.limits import no_larger
 from bcu_cli.models.registry import blueprint, is_described
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -208,6 +209,6 @@ def refuse_broken(tensors: Mapping[str, Tensor], what: str) -> None:
             )
         if counted(name) and (broken := number_not_finite(tensor)):
             raise ArchitectureError(
-                f"{what}: NaN or Inf in tensor {name} ({broken} value{'s' if broken > 1 else ''})",
+                f"{what}: NaN or Inf in tensor {name} ({number_of(broken, 'value')})",
                 "the file is damaged or its training diverged; get another copy",
             )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli.models.configs.config_fields import ConfigFields, abbreviated
 from bcu_cli.models.preprocessing import BGR, CENTER, SQUASH
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -197,7 +198,8 @@ class _Reader:
         numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
         if not numbers or len(values) != self.channels:
             raise _RefusedError(
-                f"{name} {abbreviated(value)} is not one number for each of {self.channels} channels"
+                f"{name} {abbreviated(value)} is not one number for each of "
+                f"{number_of(self.channels, 'channel')}"
             )
         return [float(one) for one in values]
 

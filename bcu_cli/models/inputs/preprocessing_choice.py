@@ -23,6 +23,7 @@ from bcu_cli.models.preprocessing import (
     check_size,
     format_values,
 )
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -287,7 +288,8 @@ def _given(
             raise UsageError(f"--{name} {format_values(values)} is of pixels up to 255", hint)
         if len(values) != question.channels:
             raise UsageError(
-                f"--{name} has {len(values)} values for {question.channels} channels",
+                f"--{name} has {number_of(len(values), 'value')} "
+                f"for {number_of(question.channels, 'channel')}",
                 f"give one value, or one per channel: --{name} {format_values((0.5,) * question.channels)}",
             )
         return values, "option"
