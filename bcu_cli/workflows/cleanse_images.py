@@ -151,6 +151,6 @@ def warn_of(used: ImageSet | StreamedSet, report: Mapping[str, Any]) -> None:
             f"more file in {used.root} is no readable image",
             f"more files in {used.root} are no readable images",
         )
-        events.warn(f"{more}, first {path}: {reason}; other images were taken instead")
+        events.warn(f"{more}, first {path}: {reason}; other images replaced them")
     if warning := report["stream"]["warning"]:
         events.warn(warning)

@@ -214,7 +214,7 @@ def test_a_damaged_picture_is_skipped_with_a_warning(
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     ran = cleanse(bcu, untrained, tmp_path / "out.safetensors", folder, "--json")
     assert ran.code == 0
-    assert "warning: 1 files in" in ran.err
+    assert "warning: 1 file in" in ran.err
     assert "warning: 52 training images are few" in ran.err
     assert [Path(entry["path"]).name for entry in ran.json["images"]["skipped"]] == ["broken.png"]
 
