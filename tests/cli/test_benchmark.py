@@ -411,16 +411,14 @@ def test_a_table_of_nothing(keeper: Keeper) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not hear of its parent's death")
-def test_killed_ten_times_it_loses_no_cell_and_repeats_none(keeper: Keeper) -> None:
-    keeper.plan.write_text(
-        PLAN.replace("max-images = [2]", "max-images = [1, 2, 3]").replace("[0, 1]", "[0, 1, 2]")
-    )
+def test_killed_five_times_it_loses_no_cell_and_repeats_none(keeper: Keeper) -> None:
+    keeper.plan.write_text(PLAN.replace("max-images = [2]", "max-images = [1, 2, 3]"))
     keeper.tell(seconds=0.02)
     chance = random.Random(1)
     finished: dict[str, bytes] = {}
     done_at: dict[str, int] = {}  # how long the log was when a cell was first seen finished
     trained_at: dict[str, int] = {}
-    for _ in range(10):
+    for _ in range(5):
         process = keeper.start()
         wanted = len(finished) + chance.randint(0, 3)
         deadline = time.monotonic() + 120
@@ -440,13 +438,13 @@ def test_killed_ten_times_it_loses_no_cell_and_repeats_none(keeper: Keeper) -> N
             if ".clean" not in report.name:
                 trained_at.setdefault(report.stem, length)
         finished = found
-    assert 0 < len(finished) < 36
+    assert 0 < len(finished) < 24
     process = keeper.start()
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert f"{len(finished)} of 36 cells are there" in err
+    assert f"{len(finished)} of 24 cells are there" in err
     cells = keeper.cells()
-    assert len(cells) == 36
+    assert len(cells) == 24
     assert finished.items() <= cells.items()
     starts = keeper.log()
     for name, length in done_at.items():
