@@ -68,7 +68,9 @@ def test_a_bad_verdict_is_said_once_and_is_the_exit_code(
         tmp_path / "out.safetensors",
     ]
     words += ["--mean", 0.5, "--std", 0.5, "--input-size", 16]
-    ran = bcu_process("cleanse", small, *words, "--devices", 2, "--json")
+    few_steps = Telling().environment | {"BCU_FEW_STEPS": "1"}
+    ran = bcu_process("cleanse", small, *words, "--devices", 2, "--json", env=few_steps)
+    assert ran.json["training"][0]["images"] < 32 * 10  # each search is short
     word = ran.json["verdict"]["word"]
     assert (word, ran.code) in {("not cleansed", 1), ("could not tell", 2)}
     assert ran.error.startswith(f"error: {word}: ")
@@ -151,6 +153,7 @@ def test_ctrl_c_stops_all_in_the_same_step_and_the_run_goes_on_to_the_same_bytes
     ran = run.end()
     assert ran.code == 130, ran.err
     assert ran.err.count("--resume continues from there") == 1
+    assert ran.err.count("interrupted") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors.resume"]
     resumed = bcu_process("cleanse", *words, "--resume", "--devices", 2)
     assert resumed.code == 0, resumed.err
