@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL.Image import Resampling
 from torch import nn
 
 from bcu_cli.checkpoints import read
@@ -28,13 +29,14 @@ DATA = Path(__file__).parent / "data"
 CPU = Device(torch=torch.device("cpu"), precision="fp32")
 
 
-def drawn(per_class: int, seed: int) -> ImageSet:
-    """Road signs, labelled."""
+def drawn(per_class: int, seed: int, side: int = signs.SIDE) -> ImageSet:
+    """Road signs, labelled, ``side`` pixels wide."""
     chance = random.Random(seed)
     names = sorted(signs.CLASSES)
     pictures = [signs.draw(name, chance) for name in names for _ in range(per_class)]
-    pixels = [torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) for picture in pictures]
-    images = torch.stack([each.view(32, 32, 3).permute(2, 0, 1) for each in pixels]).contiguous()
+    sized = [picture.resize((side, side), Resampling.BILINEAR) for picture in pictures]
+    pixels = [torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8) for picture in sized]
+    images = torch.stack([each.view(side, side, 3).permute(2, 0, 1) for each in pixels]).contiguous()
     labels = torch.arange(len(names)).repeat_interleave(per_class)
     return ImageSet(images=images, labels=labels, classes=tuple(names))
 
@@ -69,11 +71,12 @@ def run(defense: Defense[Any]) -> list[list[float]]:
     return losses
 
 
-def backdoored_setting() -> Setting:
-    """The network of tests/data, which answers class 0 to its trigger."""
-    model = load(read(DATA / "backdoored.safetensors")).classifier.eval()
-    trigger = load_trigger(DATA / "backdoored.trigger.safetensors", model.preprocessing.input_size).trigger
-    return Setting(model, trigger, drawn(20, seed=3), drawn(16, seed=2))
+def backdoored_setting(name: str = "backdoored") -> Setting:
+    """A network of tests/data, which answers class 0 to its trigger."""
+    model = load(read(DATA / f"{name}.safetensors")).classifier.eval()
+    shape = model.preprocessing.input_size
+    trigger = load_trigger(DATA / f"{name}.trigger.safetensors", shape).trigger
+    return Setting(model, trigger, drawn(20, seed=3, side=shape[1]), drawn(16, seed=2, side=shape[1]))
 
 
 QUICK = {

@@ -473,8 +473,9 @@ def test_a_canary_target_is_rarely_caused_by_its_trigger_already() -> None:
 
 
 def test_it_removes_a_backdoor_and_proves_it() -> None:
-    """The network is the one that the tests share; trigger, target and labels are not given."""
-    setting = backdoored_setting()
+    """The network is one that the tests share; trigger, target and labels are not given."""
+    setting = backdoored_setting("backdoored16")
+    assert setting.measure(setting.model) == (1.0, 1.0)
     cleansing = method(setting.model, setting.data, epochs=40, batch_size=32)
     run(cleansing)
     acc, asr = setting.measure(cleansing.student)
