@@ -558,7 +558,7 @@ def test_a_true_zoo_is_interrupted_goes_on_and_is_repaired(tmp_path: Path) -> No
     data, folder = tmp_path / "signs", tmp_path / "zoo"
     signs.write_folder(data / "train", 20, seed=1)
     signs.write_folder(data / "test", 5, seed=2)
-    own = ["--data", data, "--out", folder, "--arch", "resnet8", "--input-size", 16, "--epochs", 30]
+    own = ["--data", data, "--out", folder, "--arch", "resnet8", "--input-size", 16, "--epochs", 8]
     words = [*map(str, own), "--batch-size", "32", "--only", "badnets,sig", "--jobs", "2", "--json"]
     command = [sys.executable, "-m", "bcu_cli", "attack", "all", *words]
 
