@@ -149,7 +149,7 @@ def cleansing(name: str) -> Callable[[Session], dict[str, Any]]:
 
     def step(session: Session) -> dict[str, Any]:
         model, images = drawn(session, name)
-        short = ("--epochs", 1, "--quick", "--batch-size", 32) if session.smoke else ()
+        short = ("--method", "bcu", "--epochs", 1, "--batch-size", 32) if session.smoke else ()
         words = ("--images", images, "--out", session.folder / f"{name}.out.safetensors", "--force", "--json")
         on = ("--device", session.device.torch)
         report = session.document(*BCU, "cleanse", model, *words, *short, *on, codes=(0, 1, 2))
