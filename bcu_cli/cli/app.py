@@ -146,8 +146,9 @@ def _drop_stdout() -> None:
 
 
 def _interrupted() -> int:
-    with signals.last_word():
-        output.say("interrupted")
+    with signals.last_word() as unsaid:
+        if unsaid:
+            output.say("interrupted")
     return INTERRUPTED
 
 

@@ -15,6 +15,7 @@ from bcu_cli import limits
 from bcu_cli.cli import output
 from bcu_cli.cli.exit_codes import INTERRUPTED
 from bcu_cli.errors import RankLostError, TrainingError, UsageError
+from bcu_cli.runs import signals
 from bcu_cli.runs.children import with_threads
 
 if TYPE_CHECKING:
@@ -86,13 +87,20 @@ def launch(words: Sequence[str], devices: int) -> int:
         with limits.keeping_state():  # waits while the processes save their state
             elastic_launch(config, sys.executable)("-m", "bcu_cli", *words)
     except SignalException:
-        return INTERRUPTED
+        return _said(INTERRUPTED)
     except ChildFailedError as error:
-        return _outcome(error.failures, devices)
+        return _said(_outcome(error.failures, devices))
     finally:
         logging.disable(logging.NOTSET)
         del os.environ[_LAUNCHED]
     return 0
+
+
+def _said(code: int) -> int:
+    """The exit code; where the processes were interrupted, the first of them has said so."""
+    if code == INTERRUPTED:
+        signals.last_word_was_said()
+    return code
 
 
 def check(devices: int | None) -> None:

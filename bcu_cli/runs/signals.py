@@ -55,11 +55,11 @@ def end_at_once(number: int = 0, frame: FrameType | None = None) -> NoReturn:  #
 
 
 @contextmanager
-def last_word() -> Iterator[None]:
-    """Ignore signals while the block says that the run was interrupted, so that it is said once."""
+def last_word() -> Iterator[bool]:
+    """Ignore signals while the block says that the run was interrupted; yields whether it is unsaid."""
     before = handle(signal.SIG_IGN)
     try:
-        yield
+        yield bool(_last_word)
         last_word_was_said()
     finally:
         restore(before)
