@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bcu_cli.cli import output
+from bcu_cli.report.text import searched_of_all
 
 
 def show(scan: dict[str, Any]) -> None:
@@ -25,10 +26,11 @@ def show(scan: dict[str, Any]) -> None:
     )
     rates = scan["calibration"]
     suspect = f", class {scan['class']}" if scan["verdict"] == "suspicious" else ""
+    some = searched_of_all(scan)
     thresholds = f"clean-looking below {rates['clean_below']:.2f}, suspicious from 1"
     output.facts(
         [
-            ("verdict", f"{scan['verdict']}{suspect}"),
+            ("verdict", f"{scan['verdict']}{suspect}{some and f' ({some})'}"),
             ("suspicion", f"{scan['suspicion']:.2f} ({thresholds})"),
             ("clean ones called suspicious", output.measure(rates["false_alarms"])),
             ("backdoored ones called clean-looking", output.measure(rates["misses"])),
