@@ -277,3 +277,25 @@ def test_a_page_shows_the_scan(
     assert text.count("data:image/png;base64,") == 6
     assert "class 2" in text
     assert bcu("inspect", network, "--scan", *SAID, "--page", tmp_path / "scan.pdf").code == 2
+
+
+def test_classes_that_were_not_searched_are_said_beside_the_verdict(
+    bcu, network: Path, thresholds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bcu_cli.detectors.base import Scores
+    from bcu_cli.detectors.running import DetectorRun
+
+    values = torch.full((9,), float("nan"))
+    values[[1, 4, 6, 8]] = torch.tensor([0.0, 0.0, 0.1, 0.0])
+    scores = Scores(detector="mmbd", score=0.1, target=6, per_class=values, searched=(1, 4, 6, 8))
+    runs = [DetectorRun(scores=scores, seconds=0.0)]
+    thresholds("clean-looking")
+    monkeypatch.setattr("bcu_cli.workflows.scan._run_detectors", lambda *_: runs)  # they take long
+    ran = bcu("inspect", network, "--scan", *SAID, "--json")
+    assert ran.code == 0, ran.err
+    scan = ran.json["files"][0]["scan"]
+    assert scan["searched"] == [1, 4, 6, 8]
+    assert [value is None for value in scan["suspicions"]] == [n not in {1, 4, 6, 8} for n in range(9)]
+    assert "searched 4 of 9 classes" in " ".join(bcu("inspect", network, "--scan", *SAID).out.split())
+    sarif = bcu("inspect", network, "--scan", *SAID, "--format", "sarif").out
+    assert "it searched 4 of 9 classes" in sarif
