@@ -296,6 +296,12 @@ def test_classes_that_were_not_searched_are_said_beside_the_verdict(
     scan = ran.json["files"][0]["scan"]
     assert scan["searched"] == [1, 4, 6, 8]
     assert [value is None for value in scan["suspicions"]] == [n not in {1, 4, 6, 8} for n in range(9)]
-    assert "searched 4 of 9 classes" in " ".join(bcu("inspect", network, "--scan", *SAID).out.split())
     sarif = bcu("inspect", network, "--scan", *SAID, "--format", "sarif").out
     assert "it searched 4 of 9 classes" in sarif
+    said = " ".join(bcu("inspect", network, "--scan", *SAID).out.split())
+    assert "searched 4 of 9 classes" in said
+    assert "not known for one like this" in said
+    values[:] = 0.0
+    assert "not known" not in bcu("inspect", network, "--scan", *SAID).out
+    larger = (*SAID[:-1], "40")
+    assert "not known for one like this" in bcu("inspect", network, "--scan", *larger).out
