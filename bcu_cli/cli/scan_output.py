@@ -44,7 +44,7 @@ def show(scan: dict[str, Any]) -> None:
 
 def _is_larger(scan: dict[str, Any]) -> bool:
     """Whether the network takes larger images than those that the rates were measured on."""
-    return max(scan["model"]["preprocessing"]["input_size"][1:]) > _MEASURED_SIDE
+    return bool(max(scan["model"]["preprocessing"]["input_size"][1:]) > _MEASURED_SIDE)
 
 
 def _plain(value: object) -> str:
