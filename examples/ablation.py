@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial.adversary import KINDS, Adversary
 from bcu_cli.defenses.bcu import distillation_loss
+from bcu_cli.evaluation.adversary import KINDS, Adversary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

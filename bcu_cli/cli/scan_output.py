@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bcu_cli.cli import output
+from bcu_cli.report.text import searched_of_all
+
+_MEASURED_SIDE = 32
+_UNLIKE = f"are of small networks for {_MEASURED_SIDE}x{_MEASURED_SIDE} images; not known for one like this"
 
 
 def show(scan: dict[str, Any]) -> None:
@@ -25,15 +29,22 @@ def show(scan: dict[str, Any]) -> None:
     )
     rates = scan["calibration"]
     suspect = f", class {scan['class']}" if scan["verdict"] == "suspicious" else ""
+    some = searched_of_all(scan)
     thresholds = f"clean-looking below {rates['clean_below']:.2f}, suspicious from 1"
     output.facts(
         [
-            ("verdict", f"{scan['verdict']}{suspect}"),
+            ("verdict", f"{scan['verdict']}{suspect}{some and f' ({some})'}"),
             ("suspicion", f"{scan['suspicion']:.2f} ({thresholds})"),
             ("clean ones called suspicious", output.measure(rates["false_alarms"])),
             ("backdoored ones called clean-looking", output.measure(rates["misses"])),
+            *([("these rates", _UNLIKE)] if some or _is_larger(scan) else []),
         ]
     )
+
+
+def _is_larger(scan: dict[str, Any]) -> bool:
+    """Whether the network takes larger images than those that the rates were measured on."""
+    return bool(max(scan["model"]["preprocessing"]["input_size"][1:]) > _MEASURED_SIDE)
 
 
 def _plain(value: object) -> str:

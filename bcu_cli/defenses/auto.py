@@ -39,15 +39,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses.adversarial import canary, class_screening, outlook, patches, sinusoids
-from bcu_cli.defenses.adversarial.adversary import (
-    KINDS,
-    UNIVERSAL,
-    WEIGHT_FLOOR,
-    Adversary,
-    Limits,
-    odds,
-)
+from bcu_cli.defenses.adversarial import canary, outlook, patches, sinusoids
 from bcu_cli.defenses.adversarial.corruptions import corrupt
 from bcu_cli.defenses.adversarial.residual_search import (
     SELECTION_IMAGES,
@@ -60,6 +52,15 @@ from bcu_cli.defenses.adversarial.residual_search import (
 )
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
+from bcu_cli.evaluation import class_screening
+from bcu_cli.evaluation.adversary import (
+    KINDS,
+    UNIVERSAL,
+    WEIGHT_FLOOR,
+    Adversary,
+    Limits,
+    odds,
+)
 from bcu_cli.evaluation.measures import Proportion, above_others, agreement
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
@@ -423,7 +424,12 @@ class Auto(TrainedDefense[AutoOptions]):
             for kind in range(len(UNIVERSAL))
         ]
         success = torch.tensor(reached).view(class_screening.STARTS, len(UNIVERSAL), count)
-        self._classes = class_screening.candidates(success, seed)
+        self._classes = class_screening.candidates(
+            success.amax(0),
+            seed,
+            most=class_screening.MOST_CLASSES,
+            controls=class_screening.RANDOM_CLASSES,
+        )
 
     def _search_for_triggers(self) -> Iterator[Stage]:
         """Search the original for the triggers to judge by, within limits that tell the classes apart.

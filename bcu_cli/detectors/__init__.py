@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pkgutil import iter_modules
 
-_HELPERS = {"base", "input_optimisation", "running", "universal", "verdict"}
+_HELPERS = {"base", "input_optimisation", "running", "screening", "universal", "verdict"}
 
 
 def names() -> tuple[str, ...]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcu_cli.detectors.base import EXAMPLES
+from bcu_cli.detectors.base import EXAMPLES, LARGE, MOST_VALUES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -21,10 +21,17 @@ BATCH = 256
 """Most images in one forward pass."""
 
 
+def batches(images: Tensor) -> tuple[Tensor, ...]:
+    """Images ``[N, C, H, W]`` in parts that fit into one forward pass."""
+    return torch.split(images, max(1, min(BATCH, MOST_VALUES // images[0].numel())))
+
+
 def logits(model: nn.Module, images: Tensor, device: Device) -> Tensor:
     """Logits, float32 ``[N, K]``, of float images in [0, 1], in the device's precision."""
+    if images.shape[2] * images.shape[3] > LARGE:  # convolutions are faster then
+        images = images.contiguous(memory_format=torch.channels_last)
     passes = []
-    for part in torch.split(images, BATCH):
+    for part in batches(images):
         with device.autocast():
             passes.append(model(part))
     return torch.cat(passes).float()
@@ -58,27 +65,31 @@ def of_other_classes(model: nn.Module, images: Tensor, target: int, device: Devi
 
 @torch.no_grad()
 def success_rates(
-    model: nn.Module, images: Tensor, change: Callable[[Tensor, int], Tensor], classes: int, device: Device
+    model: nn.Module,
+    images: Tensor,
+    change: Callable[[Tensor, int], Tensor],
+    classes: Sequence[int],
+    device: Device,
 ) -> Tensor:
     """Success of a change for each class, on the images that the network predicts as another class.
 
     Args:
         model: Maps images in [0, 1] to logits.
         images: Float ``[N, C, H, W]`` in [0, 1].
-        change: Maps such images and a target class to changed images.
-        classes: Number of classes K.
+        change: Maps such images and the index of a class in ``classes`` to changed images.
+        classes: The S classes.
         device: Device and precision.
 
     Returns:
-        Shares, float32 ``[K]`` in [0, 1], on the CPU. A share is 0 where all images are predicted as the
+        Shares, float32 ``[S]`` in [0, 1], on the CPU. A share is 0 where all images are predicted as the
         class, and NaN where a logit is not finite.
     """
     before = logits(model, images, device).argmax(1)
-    rates = torch.zeros(classes)
-    for target in range(classes):
+    rates = torch.zeros(len(classes))
+    for place, target in enumerate(classes):
         others = images[before != target]
         if len(others):
-            answers = logits(model, change(others, target), device)
+            answers = logits(model, change(others, place), device)
             success = (answers.argmax(1) == target).float().mean()
-            rates[target] = success if answers.isfinite().all() else torch.nan
+            rates[place] = success if answers.isfinite().all() else torch.nan
     return rates

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,9 +11,13 @@ from torch.nn import functional as F
 
 from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
 from bcu_cli.detectors.input_optimisation import logits, of_other_classes, success_rates
+from bcu_cli.evaluation.adversary import resized, resolution
 from bcu_cli.training.forecast import TO_IMAGES
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,8 @@ class Inversion(Detector):
     """Neural Cleanse: for each class a minimal mask and a pattern that make all images be predicted as it.
 
     A class with a much smaller mask than the others stands out. As in the paper, the weight of the mask's
-    size grows while the patch works and shrinks while it does not, separately for each class.
+    size grows while the patch works and shrinks while it does not, separately for each class. On images of
+    more than 32x32, mask and pattern are searched at that resolution and interpolated.
 
     Args:
         steps: Steps of Adam.
@@ -34,6 +39,13 @@ class Inversion(Detector):
     name: ClassVar[str] = "inversion"
     paper: ClassVar[str] = "Wang et al., Neural Cleanse, IEEE S&P 2019"
     needs_images: ClassVar[bool] = True
+    searches: ClassVar[bool] = True
+    at_large_size: ClassVar[Mapping[str, float]] = {
+        "steps": 40,
+        "batch": 4,
+        "most": 32,
+        "learning_rate": 0.3,
+    }
 
     steps: int = 120
     batch: int = 16
@@ -43,49 +55,55 @@ class Inversion(Detector):
 
     def passes(self, subject: Subject) -> float:
         """See :meth:`Detector.passes`."""
-        return subject.model.num_classes * (TO_IMAGES * self.steps * self.batch + self.most)
+        return len(subject.searched) * (TO_IMAGES * self.steps * self.batch + self.most)
 
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
         learn, judge = subject.divided(self.most)
         with frozen(subject.model):
-            masks, patterns = self._smallest(subject, learn)
+            parts = [self._smallest(part, learn) for part in subject.in_parts(self.batch)]
+            masks, patterns = (torch.cat(each) for each in zip(*parts, strict=True))
             rates = success_rates(
                 subject.model,
                 judge,
-                lambda images, c: _pasted(images, masks[c : c + 1], patterns[c : c + 1]),
-                len(masks),
+                lambda images, place: _pasted(images, masks[place, None], patterns[place, None]),
+                subject.searched,
                 subject.device,
             )
         sizes = masks.sigmoid().sum((1, 2, 3)).cpu()
         # A mask that does not work counts as large.
-        per_class = -(sizes / rates.clamp(min=1e-2)).log()
-        score, target = outlier(per_class)
-        evidence = {"pixels": float(sizes[target]), "success": float(rates[target]), "images": len(judge)}
-        mask = masks[target].sigmoid()
+        values = -(sizes / rates.clamp(min=1e-2)).log()
+        score, place = outlier(values)
+        target, mask, pattern = subject.searched[place], masks[place, None], patterns[place, None]
+        height, width = judge.shape[2:]
+        pixels = float(sizes[place]) * (height * width) / mask.numel()
+        evidence = {"pixels": pixels, "success": float(rates[place]), "images": len(judge)}
         shown = of_other_classes(subject.model, judge, target, subject.device)
-        changed = _pasted(shown, masks[target : target + 1], patterns[target : target + 1])
+        drawn, covered = (resized(each, (height, width))[0].sigmoid().cpu() for each in (pattern, mask))
         return Scores(
             detector=self.name,
             score=score,
             target=target,
-            per_class=per_class,
+            per_class=subject.of_all(values),
             evidence=evidence,
-            pictures={"mask": mask.cpu(), "trigger": (mask * patterns[target].sigmoid()).cpu()},
-            examples=(shown, changed),
+            pictures={"mask": covered, "trigger": covered * drawn},
+            examples=(shown, _pasted(shown, mask, pattern)),
+            searched=subject.classes,
         )
 
     def _smallest(self, subject: Subject, learn: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters, before the sigmoid, of each class's smallest working patch, or of its last patch."""
         model, device, generator = subject.model, subject.device, subject.generator()
-        count, (channels, height, width) = model.num_classes, learn.shape[1:]
+        classes = torch.tensor(subject.searched).to(device.torch)
+        count, channels = len(classes), learn.shape[1]
+        height, width = resolution((learn.shape[2], learn.shape[3]))
         masks = torch.full((count, 1, height, width), -1.0, device=device.torch, requires_grad=True)
         patterns = torch.zeros(count, channels, height, width, device=device.torch, requires_grad=True)
         optimizer = Adam([masks, patterns], lr=self.learning_rate, betas=(0.5, 0.9))
         weights = torch.full((count,), 1e-3, device=device.torch)
         kept_masks, kept_patterns = masks.detach().clone(), patterns.detach().clone()
         kept_sizes = torch.full((count,), float("inf"), device=device.torch)
-        targets = torch.arange(count, device=device.torch).repeat_interleave(self.batch)
+        targets = classes.repeat_interleave(self.batch)
         for step in range(self.steps):
             index = torch.randint(len(learn), (self.batch,), generator=generator)
             seen = learn[index.to(device.torch, non_blocking=True)]
@@ -108,5 +126,6 @@ class Inversion(Detector):
 
 def _pasted(images: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
     """Every image with every class's patch, ``[K * N, C, H, W]``, grouped by class."""
-    shown, drawn = masks.sigmoid()[:, None], patterns.sigmoid()[:, None]
+    height, width = images.shape[2:]
+    shown, drawn = (resized(each, (height, width)).sigmoid()[:, None] for each in (masks, patterns))
     return ((1.0 - shown) * images[None] + shown * drawn).flatten(0, 1)

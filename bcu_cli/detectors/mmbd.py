@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -12,6 +12,11 @@ from bcu_cli.detectors.input_optimisation import logits, margin
 from bcu_cli.training.forecast import TO_IMAGES
 from bcu_cli.training.inference import frozen
 from bcu_cli.training.optimizers import Adam
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
 
 SMALLEST_MARGIN = 0.01
 """Floor of the margins, since a class that is never predicted has a negative one."""
@@ -33,6 +38,8 @@ class MaximumMargin(Detector):
     name: ClassVar[str] = "mmbd"
     paper: ClassVar[str] = "Wang et al., MM-BD, IEEE S&P 2024, arXiv:2205.06900"
     needs_images: ClassVar[bool] = False
+    searches: ClassVar[bool] = True
+    at_large_size: ClassVar[Mapping[str, float]] = {"starts": 2, "steps": 40}
 
     starts: int = 8
     steps: int = 100
@@ -40,12 +47,28 @@ class MaximumMargin(Detector):
 
     def passes(self, subject: Subject) -> float:
         """See :meth:`Detector.passes`."""
-        return TO_IMAGES * self.steps * self.starts * subject.model.num_classes
+        return TO_IMAGES * self.steps * self.starts * len(subject.searched)
 
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
+        parts = [self._furthest(part) for part in subject.in_parts(self.starts)]
+        margins, inputs = (torch.cat(each) for each in zip(*parts, strict=True))
+        values = margins.clamp(min=SMALLEST_MARGIN).log()
+        score, place = outlier(values)
+        return Scores(
+            detector=self.name,
+            score=score,
+            target=subject.searched[place],
+            per_class=subject.of_all(values),
+            evidence={"margin": float(margins[place]), "median": float(margins.median())},
+            pictures={"input": inputs[place]},
+            searched=subject.classes,
+        )
+
+    def _furthest(self, subject: Subject) -> tuple[Tensor, Tensor]:
+        """The largest margin of each class, ``[S]``, and the input that reaches it, ``[S, C, H, W]``."""
         model, device = subject.model, subject.device
-        classes = torch.arange(model.num_classes).repeat_interleave(self.starts).to(device.torch)
+        classes = torch.tensor(subject.searched).repeat_interleave(self.starts).to(device.torch)
         shape = (len(classes), *model.preprocessing.input_size)
         inputs = torch.rand(shape, generator=subject.generator()).to(device.torch)
         inputs.requires_grad_(True)
@@ -59,17 +82,7 @@ class MaximumMargin(Detector):
                     inputs.clamp_(0.0, 1.0)
                 subject.report(step + 1, self.steps)
             with torch.no_grad():
-                reached = margin(model(inputs).float(), classes)
-        margins = reached.view(-1, self.starts).amax(1).cpu()
-        per_class = margins.clamp(min=SMALLEST_MARGIN).log()
-        score, target = outlier(per_class)
-        evidence = {"margin": float(margins[target]), "median": float(margins.median())}
-        picture = inputs.detach()[target * self.starts + int(reached.view(-1, self.starts)[target].argmax())]
-        return Scores(
-            detector=self.name,
-            score=score,
-            target=target,
-            per_class=per_class,
-            evidence=evidence,
-            pictures={"input": picture.cpu()},
-        )
+                reached = margin(model(inputs).float(), classes).view(-1, self.starts)
+        margins, starts = reached.max(1)
+        best = inputs.detach().view(-1, self.starts, *shape[1:])[torch.arange(len(starts)), starts]
+        return margins.cpu(), best.cpu()

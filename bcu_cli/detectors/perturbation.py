@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bcu_cli.detectors.universal import UniversalChange
+from bcu_cli.evaluation.adversary import resized, resolution
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,13 +29,17 @@ class UniversalPerturbation(UniversalChange):
     batch: int = 32
 
     def shape(self, subject: Subject) -> tuple[int, ...]:
-        """The shape of an image."""
-        return subject.model.preprocessing.input_size
+        """The shape of an image, at the resolution of the search."""
+        channels, *size = subject.model.preprocessing.input_size
+        return channels, *resolution((size[0], size[1]))
 
     def apply(self, images: Tensor, changes: Tensor) -> Tensor:
         """Add the perturbations to the images."""
-        return (images[None] + changes[:, None]).clamp(0.0, 1.0).flatten(0, 1)
+        height, width = images.shape[2:]
+        return (images[None] + resized(changes, (height, width))[:, None]).clamp(0.0, 1.0).flatten(0, 1)
 
-    def pictures(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:  # noqa: ARG002 - it is seen alone
+    def pictures(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:
         """The perturbation as an image, in which grey is zero."""
-        return {"perturbation": (0.5 + change[0] / (2.0 * self.radius)).clamp(0.0, 1.0).cpu()}
+        height, width = image.shape[2:]
+        shown = resized(change, (height, width))[0]
+        return {"perturbation": (0.5 + shown / (2.0 * self.radius)).clamp(0.0, 1.0).cpu()}

@@ -11,7 +11,8 @@ import torch
 
 from bcu_cli import detectors
 from bcu_cli.detectors.base import FEWEST_CLASSES, find
-from bcu_cli.detectors.input_optimisation import BATCH
+from bcu_cli.detectors.input_optimisation import batches
+from bcu_cli.detectors.screening import TITLE, Screening, is_needed, most_searched
 from bcu_cli.errors import ScanError
 from bcu_cli.models.classifier import not_finite
 from bcu_cli.models.outputs import are_probabilities
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 
 SUSPICIOUS, UNDECIDED, FAILED = "scan-suspicious", "scan-undecided", "scan-failed"
 """Rules of a scan: the network looks backdoored, is undecided, or could not be scanned."""
-_IMAGES_A_CLASS, _MOST_VALUES = 32, 2**27
-"""Most images for each class that a detector feeds to the network at once, and most values of them all."""
-_NOISE, _IMAGES = 64, 512
+_NOISE, _IMAGES, _LARGE_IMAGES = 64, 512, 64
 """Number of random inputs, or most images, that the network is checked with before the scan."""
 _SMALLEST_RANGE, _LARGEST_SHARE = 0.1, 0.9
 """Least median range of an image's logits, and most images that are predicted as one class."""
@@ -47,59 +46,74 @@ class DetectorRun:
             "detector": scores.detector,
             "score": scores.score,
             "class": scores.target,
-            "per_class": [float(value) for value in scores.per_class],
+            "per_class": [None if math.isnan(value) else value for value in scores.per_class.tolist()],
             "evidence": scores.evidence,
             "seconds": self.seconds,
         }
 
 
 def run_all(subject: Subject, on_start: Callable[[str], OnStep]) -> list[DetectorRun]:
-    """Run all detectors in alphabetical order; without images, only those that need none.
+    """Run all detectors; without images, only those that need none.
+
+    Those that search nothing run first. Where there are too many classes to search all, they and untargeted
+    changes choose the classes that the others search.
 
     Args:
         subject: The network, with or without images.
         on_start: Called with the name of a detector before it starts; returns its progress callback.
 
+    Returns:
+        The results in alphabetical order of the detectors' names.
+
     Raises:
         AnswersError: The network outputs NaN, infinity, or no logits at all.
-        ScanError: Detectors cannot judge the network or the images, or would need too much memory.
+        ScanError: Detectors cannot judge the network or the images.
     """
-    _refuse_sizes(subject)
+    _refuse_few_classes(subject)
     _refuse_answers(subject)
-    runs = []
-    for kind in _kinds(subject):
-        started = time.perf_counter()
-        scores = kind().scan(replace(subject, on_step=on_start(kind.name)))
-        if not _is_finite(scores):
-            raise not_finite(subject.model.name)
-        runs.append(DetectorRun(scores=scores, seconds=time.perf_counter() - started))
-    return runs
+    quick, searching = _detectors(subject)
+    runs = [_run(each, subject, on_start) for each in quick]
+    if is_needed(subject):
+        screening = Screening().sized(subject)
+        classes = screening.choose(replace(subject, on_step=on_start(TITLE)), [run.scores for run in runs])
+        subject = replace(subject, classes=classes)
+    runs += [_run(each, subject, on_start) for each in searching]
+    return sorted(runs, key=lambda run: run.scores.detector)
 
 
 def outlook(subject: Subject) -> Outlook:
-    """The detectors that :func:`run_all` runs, as stages with their work."""
-    stages = (PlannedStage(title=kind.name, passes=kind().passes(subject)) for kind in _kinds(subject))
+    """The stages of :func:`run_all`, with their work."""
+    quick, searching = _detectors(subject)
+    stages = [PlannedStage(title=each.name, passes=each.passes(subject)) for each in quick]
+    if is_needed(subject):
+        stages.append(PlannedStage(title=TITLE, passes=Screening().sized(subject).passes(subject)))
+        subject = replace(subject, classes=tuple(range(most_searched(subject))))
+    stages += [PlannedStage(title=each.name, passes=each.passes(subject)) for each in searching]
     return Outlook(stages=tuple(stages), advice="a GPU shortens it")
 
 
-def _kinds(subject: Subject) -> list[type[Detector]]:
-    """The detectors in alphabetical order; without images, only those that need none."""
+def _run(detector: Detector, subject: Subject, on_start: Callable[[str], OnStep]) -> DetectorRun:
+    started = time.perf_counter()
+    scores = detector.scan(replace(subject, on_step=on_start(detector.name)))
+    if not _is_finite(scores):
+        raise not_finite(subject.model.name)
+    return DetectorRun(scores=scores, seconds=time.perf_counter() - started)
+
+
+def _detectors(subject: Subject) -> tuple[list[Detector], list[Detector]]:
+    """The detectors that search nothing and those that search; without images, those that need none."""
     kinds = map(find, detectors.names())
-    return [kind for kind in kinds if subject.images is not None or not kind.needs_images]
+    used = [kind() for kind in kinds if subject.images is not None or not kind.needs_images]
+    sized = [each.sized(subject) for each in used]
+    return [each for each in sized if not each.searches], [each for each in sized if each.searches]
 
 
-def _refuse_sizes(subject: Subject) -> None:
+def _refuse_few_classes(subject: Subject) -> None:
     classes = subject.model.num_classes
     if classes < FEWEST_CLASSES:
         raise ScanError(
             f"a network of {number_of(classes, 'class', 'classes')} has too few to compare",
             f"the detectors compare classes; they need {FEWEST_CLASSES} or more",
-        )
-    size = subject.model.preprocessing.input_size
-    if classes * _IMAGES_A_CLASS * math.prod(size) > _MOST_VALUES:
-        raise ScanError(
-            f"{classes} classes of {size[1]}x{size[2]} images are too many to be scanned together",
-            "larger networks are not supported yet",
         )
 
 
@@ -111,8 +125,8 @@ def _refuse_answers(subject: Subject) -> None:
         shape = (_NOISE, *model.preprocessing.input_size)
         images = torch.rand(shape, generator=subject.generator()).to(subject.device.torch)
     else:
-        images = subject.drawn(_IMAGES)
-    answers = torch.cat([model(part).float() for part in torch.split(images, BATCH)])
+        images = subject.drawn(_LARGE_IMAGES if subject.large else _IMAGES)
+    answers = torch.cat([model(part).float() for part in batches(images)])
     if not answers.isfinite().all():
         raise not_finite(subject.model.name)
     if are_probabilities(answers):
@@ -135,7 +149,8 @@ def _refuse_answers(subject: Subject) -> None:
 
 def _is_finite(scores: Scores) -> bool:
     numbers = [value for value in scores.evidence.values() if isinstance(value, float)]
-    tensors = [scores.per_class, *scores.pictures.values()]
+    values = scores.per_class if scores.searched is None else scores.per_class[list(scores.searched)]
+    tensors = [values, *scores.pictures.values()]
     return all(map(math.isfinite, [scores.score, *numbers])) and all(
         bool(tensor.isfinite().all()) for tensor in tensors
     )

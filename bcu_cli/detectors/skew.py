@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from bcu_cli.detectors.base import Detector, Scores, Subject, outlier
-from bcu_cli.detectors.input_optimisation import BATCH
+from bcu_cli.detectors.input_optimisation import batches
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +27,19 @@ class Skew(Detector):
     name: ClassVar[str] = "skew"
     paper: ClassVar[str] = "own"
     needs_images: ClassVar[bool] = True
+    at_large_size: ClassVar[Mapping[str, float]] = {"most": 300}
 
     most: int = 2_000
+
+    def passes(self, subject: Subject) -> float:
+        """See :meth:`Detector.passes`."""
+        return float(min(self.most, 0 if subject.images is None else len(subject.images)))
 
     @torch.no_grad()
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
         model = subject.model
-        parts = torch.split(subject.drawn(self.most), BATCH)
+        parts = batches(subject.drawn(self.most))
         top = []
         for done, part in enumerate(parts, start=1):
             top.append(model(part).topk(2, dim=1).indices.cpu())

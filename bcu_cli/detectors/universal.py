@@ -14,6 +14,8 @@ from bcu_cli.training.forecast import TO_IMAGES
 from bcu_cli.training.inference import frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 
@@ -32,6 +34,8 @@ class UniversalChange(Detector):
     """
 
     needs_images: ClassVar[bool] = True
+    searches: ClassVar[bool] = True
+    at_large_size: ClassVar[Mapping[str, float]] = {"steps": 15, "batch": 4, "most": 32}
 
     radius: float
     steps: int = 40
@@ -57,34 +61,41 @@ class UniversalChange(Detector):
 
     def passes(self, subject: Subject) -> float:
         """See :meth:`Detector.passes`."""
-        return subject.model.num_classes * (TO_IMAGES * self.steps * self.batch + self.most)
+        return len(subject.searched) * (TO_IMAGES * self.steps * self.batch + self.most)
 
     def scan(self, subject: Subject) -> Scores:
         """See :meth:`Detector.scan`."""
         model, device = subject.model, subject.device
         learn, judge = subject.divided(self.most)
-        changes = self._find(subject, learn)
+        changes = torch.cat([self._find(part, learn) for part in subject.in_parts(self.batch)])
         rates = success_rates(
-            model, judge, lambda images, c: self.apply(images, changes[c : c + 1]), len(changes), device
+            model,
+            judge,
+            lambda images, place: self.apply(images, changes[place : place + 1]),
+            subject.searched,
+            device,
         )
-        per_class = rates.logit(eps=0.5 / len(judge))
-        score, target = outlier(per_class)
+        values = rates.logit(eps=0.5 / len(judge))
+        score, place = outlier(values)
+        target, change = subject.searched[place], changes[place : place + 1]
         shown = of_other_classes(model, judge, target, device)
         return Scores(
             detector=self.name,
             score=score,
             target=target,
-            per_class=per_class,
-            evidence={"success": float(rates[target]), "images": len(judge), "radius": self.radius},
-            pictures=self.pictures(judge[:1], changes[target : target + 1]),
-            examples=(shown, self.apply(shown, changes[target : target + 1])),
+            per_class=subject.of_all(values),
+            evidence={"success": float(rates[place]), "images": len(judge), "radius": self.radius},
+            pictures=self.pictures(judge[:1], change),
+            examples=(shown, self.apply(shown, change)),
+            searched=subject.classes,
         )
 
     def _find(self, subject: Subject, images: Tensor) -> Tensor:
         """Optimise by signed gradients of the margin; steps fall from a quarter of the range to nearly 0."""
         model, device, generator = subject.model, subject.device, subject.generator()
-        changes = torch.zeros(model.num_classes, *self.shape(subject), device=device.torch)
-        targets = torch.arange(model.num_classes, device=device.torch).repeat_interleave(self.batch)
+        classes = torch.tensor(subject.searched).to(device.torch)
+        changes = torch.zeros(len(classes), *self.shape(subject), device=device.torch)
+        targets = classes.repeat_interleave(self.batch)
         with frozen(model):
             for step in range(self.steps):
                 index = torch.randint(len(images), (self.batch,), generator=generator)

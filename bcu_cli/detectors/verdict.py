@@ -3,7 +3,8 @@
 Each detector that distinguishes classes gives every class a value. Its gap to the median of the other classes
 is measured in units of the gaps of clean networks. The root of the sum of squares over detectors is the
 *suspicion* of a class: one confident detector suffices, and agreement of several adds up. A network has the
-suspicion of its most suspicious class; from 1 on it is called suspicious.
+suspicion of its most suspicious class; from 1 on it is called suspicious. In a network of many classes, a row
+of the last layer that stands far out makes its class suspicious as well.
 
 Units and thresholds are in ``calibration.json``. ``examples/calibration/calibrate.py`` fits them to networks
 trained with ``bcu attack``. A third of these is held out and gives the error rates.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from bcu_cli.detectors.last_layer import FEWEST_ROWS, MOST_DEVIATIONS, LastLayerOutliers
 from bcu_cli.evaluation.measures import above_others
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ class Verdict:
         word: The verdict in a word.
         target: The most suspicious class.
         suspicion: Suspicion of that class.
-        suspicions: Suspicion of each class, 0 or more.
+        suspicions: Suspicion of each class, 0 or more; NaN for a class that was not searched.
         calibration: The calibration that was used.
     """
 
@@ -73,7 +75,7 @@ class Verdict:
 
 
 def suspicion(values: Mapping[str, Tensor], units: Mapping[str, float]) -> Tensor:
-    """The suspicion of each class, float32 ``[K]``.
+    """The suspicion of each class, float32 ``[K]``; NaN for a class that a detector has no value of.
 
     Args:
         values: Values of each detector, float ``[K]``, larger is more suspicious.
@@ -96,8 +98,8 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
     """
     values = {each.detector: each.per_class for each in scores if each.target is not None}
     calibration = calibrations()["no images" if images is None else "images"]
-    each_class = suspicion(values, calibration.units)
-    target = int(each_class.argmax())
+    each_class = _with_last_layer(suspicion(values, calibration.units), values.get(LastLayerOutliers.name))
+    target = int(each_class.nan_to_num(nan=-1.0).argmax())
     highest = float(each_class[target])
     word: Word = "inconclusive"
     if highest >= 1.0:
@@ -111,6 +113,21 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
         suspicions=tuple(each_class.tolist()),
         calibration=calibration,
     )
+
+
+def _with_last_layer(suspicions: Tensor, deviations: Tensor | None) -> Tensor:
+    """Suspicions ``[K]``, raised to 1 or more where the last layer of a network of many classes stands out.
+
+    Below its threshold the last layer changes nothing, since it was not calibrated on such networks.
+
+    Args:
+        suspicions: Suspicion of each class.
+        deviations: Robust deviations of the rows' means, ``[K]``; None where they are not known.
+    """
+    if deviations is None or len(deviations) < FEWEST_ROWS:
+        return suspicions
+    outlying = deviations >= MOST_DEVIATIONS
+    return torch.where(outlying, torch.fmax(suspicions, deviations / MOST_DEVIATIONS), suspicions)
 
 
 @cache

@@ -155,8 +155,15 @@ def above_others(per_class: Tensor) -> Tensor:
     clean networks with similar classes would have the largest gaps.
 
     Args:
-        per_class: Values of the classes, float ``[K]``.
+        per_class: Values of the classes, float ``[K]``; NaN for a class without a value, which has no gap and
+            counts for no other class.
     """
-    count = len(per_class)
-    others = per_class.expand(count, count)[~torch.eye(count, dtype=torch.bool)].view(count, count - 1)
-    return per_class - others.median(1).values
+    given = ~per_class.isnan()
+    values = per_class[given]
+    ordered, order = values.sort()
+    middle = (len(values) - 2) // 2  # of the others; the lower one of two
+    ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    medians = torch.where(ranks > middle, ordered[middle], ordered[middle + 1])
+    gaps = per_class.clone()
+    gaps[given] = values - medians
+    return gaps

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bcu_cli import __version__
 from bcu_cli.checkpoints import RULES
 from bcu_cli.report import baseline
-from bcu_cli.report.text import as_uri, printable
+from bcu_cli.report.text import as_uri, printable, searched_of_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,13 +99,14 @@ def _results(file: Mapping[str, Any]) -> list[dict[str, Any]]:
     verdict = file["scan"]["verdict"] if "scan" in file else None
     if verdict in _VERDICTS:
         rule, kind, message = _VERDICTS[verdict]
+        some = searched_of_all(file["scan"])
         results.append(
             {
                 "ruleId": rule,
                 "ruleIndex": _IDS.index(rule),
                 "kind": kind,
                 "level": "none",
-                "message": {"text": _text(f"{file['path']}: {message}")},
+                "message": {"text": _text(f"{file['path']}: {message}{some and f'; it {some}'}")},
                 "locations": _locations(file["path"]),
             }
         )

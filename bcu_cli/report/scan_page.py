@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bcu_cli.checkpoints import write_bytes
 from bcu_cli.report import page_parts, svg
 from bcu_cli.report.page_parts import class_name
-from bcu_cli.report.text import counted, escaped, interval
+from bcu_cli.report.text import counted, escaped, interval, searched_of_all
 from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def as_html(document: Mapping[str, Any]) -> str:
 def _section(file: Mapping[str, Any]) -> str:
     scan = file["scan"]
     lines = [_WORDS[scan["verdict"]]]
+    if some := searched_of_all(scan):
+        lines.append(f"{some.capitalize()}: see below.")
     if scan["verdict"] == "suspicious":
         target = class_name(scan["classes"], scan["class"])
         lines.append(f"The class that a trigger seems to lead to: {target}.")
@@ -95,15 +97,18 @@ def _rates(calibration: Mapping[str, Any]) -> list[str]:
 
 def _chart(scan: Mapping[str, Any]) -> str:
     """The suspicion of the most suspicious classes."""
-    order = sorted(enumerate(scan["suspicions"]), key=lambda each: -each[1])
+    known = [(index, value) for index, value in enumerate(scan["suspicions"]) if value is not None]
+    order = sorted(known, key=lambda each: -each[1])
     classes = scan["classes"]
     rows = [(class_name(classes, index), value, value >= 1.0) for index, value in order[:_MOST_CLASSES]]
     more = len(order) - len(rows)
     left_out = (
         f" {number_of(more, 'other class has', 'other classes have')} less than those shown." if more else ""
     )
+    some = searched_of_all(scan)
+    unknown = f" {some.capitalize()}; the others have no value." if some else ""
     below = scan["calibration"]["clean_below"]
-    caption = f"Suspicion by class: suspicious from 1, clean-looking below {below:.2f}.{left_out}"
+    caption = f"Suspicion by class: suspicious from 1, clean-looking below {below:.2f}.{left_out}{unknown}"
     return page_parts.figure(caption, svg.values(rows, (below, 1.0), "Suspicion by class"))
 
 
@@ -134,10 +139,15 @@ def _before_and_after(image: Mapping[str, Any], classes: Sequence[str]) -> list[
 
 def _not_looked_at(scan: Mapping[str, Any]) -> list[str]:
     ran = ", ".join(each["detector"] for each in scan["detectors"])
+    lines = list(_NOT_LOOKED_AT)
+    if some := searched_of_all(scan):
+        lines.insert(
+            0, f"Triggers to other classes: it only {some}, those that stood out first and random ones."
+        )
     if scan["images"]:
-        return [f"Other images than the {scan['images']['used']} that were used.", *_NOT_LOOKED_AT]
+        return [f"Other images than the {scan['images']['used']} that were used.", *lines]
     missing = f"Whatever shows on images only: without --images, only these detectors ran: {ran}."
-    return [missing, *_NOT_LOOKED_AT]
+    return [missing, *lines]
 
 
 def _why_not(file: Mapping[str, Any]) -> str:

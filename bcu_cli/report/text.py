@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 LONGEST_NAME = 22
 
@@ -54,6 +54,12 @@ def shortened(name: str) -> str:
 def numbered(name: str, number: int) -> str:
     """The name of a class with its index, unless the name is the index."""
     return name if name.isdecimal() and int(name) == number else f"{shortened(name)} · {number}"
+
+
+def searched_of_all(scan: Mapping[str, Any]) -> str:
+    """How many classes a scan searched, in words; empty if it searched all."""
+    searched, count = len(scan["searched"]), len(scan["suspicions"])
+    return "" if searched == count else f"searched {searched} of {count:,} classes"
 
 
 def percent(share: float) -> str:

@@ -7,6 +7,7 @@ reports of other files.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -72,7 +73,7 @@ class ScanResult(Result):
 
     Example:
         >>> sorted(bcu.scan("model.safetensors").scores)
-        ['lipschitz', 'mmbd']
+        ['last_layer', 'lipschitz', 'mmbd']
     """
 
     triggers: dict[str, Tensor] = field(repr=False)
@@ -86,6 +87,11 @@ class ScanResult(Result):
     def target_class(self) -> int:
         """The most suspicious class."""
         return int(self.document["class"])
+
+    @property
+    def searched(self) -> tuple[int, ...]:
+        """The classes that all detectors looked at: all, or those that a screening of many classes chose."""
+        return tuple(self.document["searched"])
 
     @property
     def scores(self) -> dict[str, float]:
@@ -294,7 +300,8 @@ def scan_loaded(
         "class": verdict.target,
         "classes": list(loaded.classes),
         "suspicion": verdict.suspicion,
-        "suspicions": list(verdict.suspicions),
+        "suspicions": [None if math.isnan(value) else value for value in verdict.suspicions],
+        "searched": [index for index, value in enumerate(verdict.suspicions) if not math.isnan(value)],
         "calibration": _rates(verdict.calibration),
         **document.environment(device),
         "seed": seed,

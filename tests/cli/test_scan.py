@@ -45,7 +45,8 @@ def test_detectors_lead_to_the_class_of_the_backdoor(bcu, photos: Path, tmp_path
     assert scan["suspicion"] > scan["calibration"]["suspicious_from"]
     assert scan["images"]["used"] == 320
     found = {each["detector"]: each for each in scan["detectors"]}
-    assert list(found) == ["inversion", "lipschitz", "mmbd", "perturbation", "skew", "warping"]
+    assert list(found) == ["inversion", "last_layer", "lipschitz", "mmbd", "perturbation", "skew", "warping"]
+    assert scan["searched"] == list(range(8))
     assert all(len(each["per_class"]) == (0 if each["class"] is None else 8) for each in found.values())
     assert found["inversion"]["class"] == 0
     assert found["inversion"]["evidence"]["success"] > 0.5
@@ -279,3 +280,31 @@ def test_a_page_shows_the_scan(
     assert text.count("data:image/png;base64,") == 6
     assert "class 2" in text
     assert bcu("inspect", network, "--scan", *SAID, "--page", tmp_path / "scan.pdf").code == 2
+
+
+def test_classes_that_were_not_searched_are_said_beside_the_verdict(
+    bcu, network: Path, thresholds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bcu_cli.detectors.base import Scores
+    from bcu_cli.detectors.running import DetectorRun
+
+    values = torch.full((9,), float("nan"))
+    values[[1, 4, 6, 8]] = torch.tensor([0.0, 0.0, 0.1, 0.0])
+    scores = Scores(detector="mmbd", score=0.1, target=6, per_class=values, searched=(1, 4, 6, 8))
+    runs = [DetectorRun(scores=scores, seconds=0.0)]
+    thresholds("clean-looking")
+    monkeypatch.setattr("bcu_cli.workflows.scan._run_detectors", lambda *_: runs)  # they take long
+    ran = bcu("inspect", network, "--scan", *SAID, "--json")
+    assert ran.code == 0, ran.err
+    scan = ran.json["files"][0]["scan"]
+    assert scan["searched"] == [1, 4, 6, 8]
+    assert [value is None for value in scan["suspicions"]] == [n not in {1, 4, 6, 8} for n in range(9)]
+    sarif = bcu("inspect", network, "--scan", *SAID, "--format", "sarif").out
+    assert "it searched 4 of 9 classes" in sarif
+    said = " ".join(bcu("inspect", network, "--scan", *SAID).out.split())
+    assert "searched 4 of 9 classes" in said
+    assert "not known for one like this" in said
+    values[:] = 0.0
+    assert "not known" not in bcu("inspect", network, "--scan", *SAID).out
+    larger = (*SAID[:-1], "40")
+    assert "not known for one like this" in bcu("inspect", network, "--scan", *larger).out

@@ -11,11 +11,11 @@ from defending import CPU, backdoored_setting, classifier, pictures, run, small
 from torch import Tensor, nn
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial.adversary import UNIVERSAL, Adversary
 from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess, spread
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.defenses.bcu import distillation_loss
+from bcu_cli.evaluation.adversary import UNIVERSAL, Adversary
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
 from bcu_cli.training.inference import predict

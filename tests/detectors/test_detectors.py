@@ -176,7 +176,7 @@ def test_margins_and_rates() -> None:
     def change(x: Tensor, target: int) -> Tensor:
         return x + 2.0 * (target == 1) * torch.eye(3)[target].view(3, 1, 1)
 
-    rates = success_rates(First(), images, change, 3, CPU)
+    rates = success_rates(First(), images, change, range(3), CPU)
     assert rates.tolist() == [0.0, 1.0, 0.0]
 
 

@@ -32,6 +32,7 @@ def document(verdict: str = "suspicious", classes: int = 9) -> dict[str, Any]:
         "class": 3,
         "classes": [],
         "suspicions": [2.5 if index == 3 else index / classes / 2 for index in range(classes)],
+        "searched": list(range(classes)),
         "calibration": {"clean_below": 0.9, "false_alarms": share(0, 8), "misses": share(2, 15)},
         "detectors": [{"detector": "inversion"}, {"detector": "mmbd"}],
         "images": {"path": "photos", "used": 320},
@@ -73,6 +74,18 @@ def test_the_chart_has_the_most_suspicious_classes_first_and_says_how_many_are_l
     assert "10 other classes have less" in words(content)
     assert float(chart.get("width")) <= 360  # 400 pixels without the margins
     assert len(list(chart.iter("line"))) == 2  # the thresholds
+
+
+def test_classes_that_were_not_searched_have_no_bar_and_are_named() -> None:
+    content = document("clean-looking", classes=1000)
+    scan = content["files"][0]["scan"]
+    assert "searched" not in words(content)
+    scan["searched"] = [1, 3, 700]
+    scan["suspicions"] = [0.1 if index in scan["searched"] else None for index in range(1000)]
+    (chart,) = parsed(content).iter("svg")
+    assert len(list(chart.iter("rect"))) == 3
+    assert "Searched 3 of 1,000 classes: see below." in words(content)
+    assert "it only searched 3 of 1,000 classes" in words(content)
 
 
 def test_each_trigger_is_shown_on_three_images_before_and_after() -> None:

@@ -1,6 +1,6 @@
 """Random corruptions that do not change what an image shows; they complement the adversary.
 
-An :class:`~bcu_cli.defenses.adversarial.adversary.Adversary` finds only the changes that a gradient
+An :class:`~bcu_cli.evaluation.adversary.Adversary` finds only the changes that a gradient
 points to. Backdoors that respond to fewer colours or to a second scene blended in have no such gradient;
 nor do sinusoidal patterns (``sinusoids.py``). So a student also learns to give the teacher's answer to the
 clean image on each randomly corrupted one. Every image gets a new draw.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING
 
-from bcu_cli.defenses.adversarial import canary, class_screening, sinusoids
-from bcu_cli.defenses.adversarial.adversary import UNIVERSAL
+from bcu_cli.defenses.adversarial import canary, sinusoids
+from bcu_cli.evaluation import class_screening
+from bcu_cli.evaluation.adversary import UNIVERSAL
 from bcu_cli.training.forecast import FORWARD, TO_IMAGES, TO_WEIGHTS, Outlook, PlannedStage
 
 if TYPE_CHECKING:

@@ -95,7 +95,7 @@ class Adversary(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         channels, height, width = shape
-        rows, columns = min(height, MAX_RESOLUTION), min(width, MAX_RESOLUTION)
+        rows, columns = resolution((height, width))
         count = len(targets)
         self.limits = limits
         self.size = (height, width)
@@ -224,10 +224,7 @@ class Adversary(nn.Module):
 
     def _resized(self, parameters: Tensor, slots: Tensor) -> Tensor:
         """The parameters of the slots, ``[N, C, H, W]``, interpolated to the size of the images."""
-        chosen = _rows(parameters, slots)
-        if chosen.shape[2:] == self.size:
-            return chosen
-        return F.interpolate(chosen, size=self.size, mode="bilinear")
+        return resized(_rows(parameters, slots), self.size)
 
     @torch.no_grad()
     def _clamp_parameters(self) -> None:
@@ -241,6 +238,18 @@ def _rows(parameters: Tensor, slots: Tensor) -> Tensor:
     Plain indexing adds gradients up from all threads at once, in whatever order they arrive.
     """
     return parameters.index_select(0, slots)
+
+
+def resolution(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the parameters of a change, for images of a height and width."""
+    return min(size[0], MAX_RESOLUTION), min(size[1], MAX_RESOLUTION)
+
+
+def resized(parameters: Tensor, size: tuple[int, int]) -> Tensor:
+    """Parameters ``[N, C, h, w]``, interpolated to the height and width of the images."""
+    if parameters.shape[2:] == size:
+        return parameters
+    return F.interpolate(parameters, size=size, mode="bilinear")
 
 
 def odds(success: Proportion) -> float:

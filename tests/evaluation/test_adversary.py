@@ -7,7 +7,7 @@ import torch
 from defending import small
 from torch import Tensor, nn
 
-from bcu_cli.defenses.adversarial.adversary import KINDS, UNIVERSAL, Adversary, Limits
+from bcu_cli.evaluation.adversary import KINDS, UNIVERSAL, Adversary, Limits
 from bcu_cli.evaluation.measures import Proportion
 
 SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 64

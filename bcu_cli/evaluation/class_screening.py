@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcu_cli.defenses.adversarial.adversary import Adversary
+from bcu_cli.evaluation.adversary import Adversary
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bcu_cli.defenses.adversarial.adversary import Limits
+    from bcu_cli.evaluation.adversary import Limits
 
 MOST_CLASSES = 64
 """Most classes to search triggers for; networks of no more classes are not screened."""
@@ -35,10 +35,13 @@ class UntargetedAdversary(Adversary):
         shape: Shape of the images, (C, H, W).
         limits: Limits of the changes.
         seed: Seed of the initial changes.
+        starts: Changes of each kind.
     """
 
-    def __init__(self, shape: tuple[int, int, int], limits: Limits, *, seed: int) -> None:
-        super().__init__(range(STARTS), shape, limits, seed=seed)
+    def __init__(
+        self, shape: tuple[int, int, int], limits: Limits, *, seed: int, starts: int = STARTS
+    ) -> None:
+        super().__init__(range(starts), shape, limits, seed=seed)
 
     def _loss(self, network: nn.Module, images: Tensor, logits: Tensor, slots: Tensor) -> Tensor:  # noqa: ARG002 - no targets
         with torch.no_grad():
@@ -46,20 +49,21 @@ class UntargetedAdversary(Adversary):
         return -F.cross_entropy(logits.float(), predicted, reduction="none").clamp(max=10.0).sum()
 
 
-def candidates(success: Tensor, seed: int) -> list[int]:
+def candidates(rankings: Tensor, seed: int, *, most: int, controls: int) -> list[int]:
     """The classes to search triggers for, in ascending order.
 
-    The kinds of changes take turns, since one kind often reaches many classes without a backdoor.
+    The rankings take turns, since one of them often has many classes in front without a backdoor.
 
     Args:
-        success: Share of the images of other classes that each change sends to each class, float
-            ``[STARTS, kinds, K]``.
+        rankings: Values by which classes are ranked, largest first, float ``[R, K]``: for each kind of
+            universal change the share of images that it sends to each class, and other values.
         seed: Seed of the classes that are drawn at random.
+        most: Number of classes to choose, at most K.
+        controls: How many of them are drawn at random.
     """
-    num_classes = success.shape[-1]
-    by_kind = success.amax(0).argsort(dim=1, descending=True, stable=True)
-    in_turns = dict.fromkeys(by_kind.t().flatten().tolist())
-    chosen = dict.fromkeys(list(in_turns)[: MOST_CLASSES - RANDOM_CLASSES])
-    shuffled = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed))
+    orders = rankings.argsort(dim=1, descending=True, stable=True)
+    in_turns = dict.fromkeys(orders.t().flatten().tolist())
+    chosen = dict.fromkeys(list(in_turns)[: most - controls])
+    shuffled = torch.randperm(rankings.shape[1], generator=torch.Generator().manual_seed(seed))
     others = [each for each in shuffled.tolist() if each not in chosen]
-    return sorted([*chosen, *others[: MOST_CLASSES - len(chosen)]])
+    return sorted([*chosen, *others[: most - len(chosen)]])
