@@ -37,6 +37,8 @@ def show(report: dict[str, Any]) -> None:
     if "trials" in details:
         _show_evidence(details, report["classes"])
         facts.append(("strength", f"level {details['level']} of {details['levels']}"))
+        if details["mix"] < 1.0:
+            facts.append(("mixed with the original", f"{details['mix']:.0%} of the cleansed weights"))
     for name, share in (report["agreement"] or {}).items():
         if share:
             facts.append((f"agreement {name.replace('_', ' ')}", output.measure(share)))

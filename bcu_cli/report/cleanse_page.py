@@ -102,7 +102,7 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     )
     parts = [
         "<h2>Before and after</h2>",
-        f"<p>{_BARS} Level {details['level']} of {details['levels']} was taken.</p>",
+        f"<p>{_BARS} Level {details['level']} of {details['levels']} was taken.{_mixed(details['mix'])}</p>",
         _chart(searched, found, classes),
         _chart(patterns, sorted(sinusoids["working"], key=_worst_first), classes, always=True),
     ]
@@ -119,6 +119,13 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
         )
         parts.append(_chart(again, sorted(search["found"], key=_worst_first), classes))
     return parts
+
+
+def _mixed(share: float) -> str:
+    """A sentence on the mix of the cleansed weights with the original's; empty where they were not mixed."""
+    return (
+        f" Its weights are mixed with the original's: {share:.0%} are cleansed ones." if share < 1.0 else ""
+    )
 
 
 def _chart(
