@@ -102,7 +102,7 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     )
     parts = [
         "<h2>Before and after</h2>",
-        f"<p>{_BARS} Level {details['level']} of {details['levels']} was taken.{_mixed(details['mix'])}</p>",
+        f"<p>{_BARS} {_strength(details)}</p>",
         _chart(searched, found, classes),
         _chart(patterns, sorted(sinusoids["working"], key=_worst_first), classes, always=True),
     ]
@@ -121,11 +121,12 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     return parts
 
 
-def _mixed(share: float) -> str:
-    """A sentence on the mix of the cleansed weights with the original's; empty where they were not mixed."""
-    return (
-        f" Its weights are mixed with the original's: {share:.0%} are cleansed ones." if share < 1.0 else ""
-    )
+def _strength(details: Mapping[str, Any]) -> str:
+    """The level taken, and the mix with the original's weights where there is one."""
+    level = f"Level {details['level']} of {details['levels']} was taken."
+    if details["mix"] == 1.0:
+        return level
+    return f"{level} The weights are mixed with the original's: {details['mix']:.0%} are cleansed ones."
 
 
 def _chart(
