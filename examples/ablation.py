@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses import auto
+from bcu_cli.defenses.adversarial import mixing
 from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.adversary import KINDS, Adversary
 
@@ -89,7 +90,8 @@ def _half() -> None:
 
 
 def _no_gentle_level() -> None:
-    """The gentle level does what the next one does: it re-initialises, and changes images for all classes."""
+    """The gentle level does what the next one does: it re-initialises, and mixes nothing."""
+    mixing.SHARES = ()  # type: ignore[assignment]
     cleansing = auto.Auto._cleansing
 
     def strong(self: auto.Auto, student: Any, level: int, title: str) -> Any:
@@ -98,9 +100,9 @@ def _no_gentle_level() -> None:
     auto.Auto._cleansing = strong  # type: ignore[method-assign]
 
 
-def _gentle_for_all() -> None:
-    """The gentle level changes images for all classes."""
-    Adversary.set_shares = _nothing  # type: ignore[assignment,method-assign]
+def _no_mixes() -> None:
+    """The gentle level keeps the student as it was trained."""
+    mixing.SHARES = ()  # type: ignore[assignment]
 
 
 def _objective(
@@ -191,7 +193,7 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without the moving average": _no_average,
     "with half of the adversary's limits": _half,
     "without the gentle level": _no_gentle_level,
-    "gentle, with changes for all classes": _gentle_for_all,
+    "without mixes with the original": _no_mixes,
     "with shared errors alone": lambda: _objective(shared_errors=True),
     "with shared errors alone, both attacked": lambda: _objective(shared_errors=True, both_attacked=True),
     "with statistics of their own": lambda: _objective(own_statistics=True),

@@ -37,7 +37,7 @@ def show(report: dict[str, Any]) -> None:
         facts.append(("pruned", _show_pruned(details["pruned"])))
     if "trials" in details:
         _show_evidence(details, report["classes"])
-        facts.append(("strength", f"level {details['level']} of {details['levels']}"))
+        facts.append(("strength", _show_strength(details)))
     for name, share in (report["agreement"] or {}).items():
         if share:
             facts.append((f"agreement {name.replace('_', ' ')}", output.measure(share)))
@@ -194,6 +194,11 @@ def _show_reinitialised(layers: list[dict[str, Any]]) -> str:
     output.table("Re-initialised weights, from shallow to deep", header, rows)
     weights, replaced = (sum(layer[key] for layer in layers) for key in ("weights", "reinitialised_weights"))
     return f"{replaced:,} of {weights:,} weights ({output.percent(replaced / weights)})"
+
+
+def _show_strength(details: dict[str, Any]) -> str:
+    level = f"level {details['level']} of {details['levels']}"
+    return level if details["mix"] == 1.0 else f"{level}, {details['mix']:.0%} of it mixed with the original"
 
 
 def _show_pruned(layers: list[dict[str, Any]]) -> str:

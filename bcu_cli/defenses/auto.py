@@ -16,8 +16,9 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
    for the same reason; Wang et al., S&P 2019). Sinusoidal patterns that succeed on the original are added.
-3. A gentle level, where a patch stands out. The student starts at the original's weights, and universal
-   changes are used by how far they stand out. Re-initialisation and changes for all classes cost accuracy.
+3. A gentle level, where a patch stands out. The student starts at the original's weights, since
+   re-initialisation costs accuracy. Its weights are then mixed with the original's (``mixing.py``): with as
+   little of the student's as removes the patches that stand out.
 4. A search for the strength, where no trigger stands out. A copy of the network is taught known backdoors
    (``canary.py``). The first of ``LEVELS`` but the gentle one that removes them is taken.
 5. Verification. All triggers of step 2 come from the original, and the student was trained against similar
@@ -41,6 +42,7 @@ from torch import Tensor
 
 from bcu_cli.defenses.adversarial import canary, outlook, patches, sinusoids
 from bcu_cli.defenses.adversarial.corruptions import corrupt
+from bcu_cli.defenses.adversarial.mixing import MAX_IMAGES, Mixture
 from bcu_cli.defenses.adversarial.residual_search import (
     SELECTION_IMAGES,
     FoundTrigger,
@@ -135,13 +137,9 @@ LIMITS = Limits(patch=0.03, perturbation=0.06, warp=0.125)
 LEVELS = (LIMITS, LIMITS, LIMITS.scaled(2.0))
 """Limits of the adversary by level; the first is the ``GENTLE`` one."""
 GENTLE = 0
-"""The level that re-initialises nothing, and that changes images by what stands out."""
+"""The level that re-initialises nothing, and that stays as close to the original as it can."""
 GENTLE_KIND = "patch"
 """The kind of trigger that must stand out for it; perturbations do so by nature, too (``auto-log.md``)."""
-GENTLE_LEARNING_RATE = 0.2
-"""Learning rate of the gentle level, as a share of the others'."""
-LEAST_SHARE = 0.05
-"""Least share of the images that a universal change is used on at the gentle level."""
 VERIFICATION_LIMITS = replace(LIMITS, patch=LIMITS.patch / 2)
 """Limits of the search on the cleansed network: larger patches fool many networks for any class."""
 
@@ -172,6 +170,7 @@ class Auto(TrainedDefense[AutoOptions]):
     needs_labels = False
 
     level: int
+    mix: float = 1.0
     trials: list[list[TriggerSuccess]]
     found: list[TriggerSuccess]
     sinusoids: list[TriggerSuccess]
@@ -228,14 +227,45 @@ class Auto(TrainedDefense[AutoOptions]):
             yield from self._tune_on_canaries()
         while True:
             yield self._cleansing(self.student, self.level, f"cleansing, level {self.level}")
-            self._measure_triggers()
-            self.confident_agreement = self._confident_agreement()
-            if self._verdict_on_known_triggers().good:
-                yield from self._verify()
+            yield from self._judge()
             if self._is_last_level():
                 break
-            self.level, self.residual_searches = self.level + 1, []
+            self.level, self.mix = self.level + 1, 1.0
             self.student = copy_of(self.teacher)
+
+    def _judge(self) -> Iterator[Stage]:
+        """Judge the student; at the gentle level its mildest mix with the original first."""
+        if self.level != GENTLE:
+            yield from self._judge_as_it_is()
+            return
+        mixture = Mixture(self.teacher, self.student)
+        for share in dict.fromkeys([self._mildest(mixture), 1.0]):
+            self.mix = share
+            mixture.take(share)
+            yield from self._judge_as_it_is()
+            if self.verdict().good:
+                return
+
+    def _judge_as_it_is(self) -> Iterator[Stage]:
+        """Measure the known triggers on the student, and search it unless these have decided already."""
+        self.residual_searches = []
+        self._measure_triggers()
+        self.confident_agreement = self._confident_agreement()
+        if self._verdict_on_known_triggers().good:
+            yield from self._verify()
+
+    def _mildest(self, mixture: Mixture) -> float:
+        """The least share of the student in a mix that removes what stands out, on images learnt from."""
+        selection = self.data.images[spread(torch.arange(len(self.data)), MAX_IMAGES)]
+        pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
+        stands_out = _stand_out(_by_kind(self._success_before))
+        found = [
+            (self._judging_change(kind, target), target)
+            for (kind, target), far in zip(self._success_before, stands_out, strict=True)
+            if far and kind == GENTLE_KIND
+        ]
+        working = [(pattern, target) for pattern, target, _ in self._working_sinusoids()]
+        return mixture.mildest(pair, found, working)
 
     def _is_last_level(self) -> bool:
         """Whether no further level is tried."""
@@ -255,6 +285,7 @@ class Auto(TrainedDefense[AutoOptions]):
         outstanding = self._outstanding_triggers()
         return {
             "level": self.level,
+            "mix": self.mix,
             "levels": len(LEVELS) - 1,
             "limits": asdict(LEVELS[self.level]),
             "classes_searched": len(self._classes),
@@ -308,7 +339,7 @@ class Auto(TrainedDefense[AutoOptions]):
         one that survives only keeps the verdict from ``cleansed`` (``docs/auto.md``).
         """
         planted, outstanding = self._planted_canaries(), self._outstanding_triggers()
-        if remaining := _surviving(outstanding, MAX_TRIGGER_SUCCESS):
+        if remaining := [each for each in outstanding if each.after.interval[0] > self._most_success(each)]:
             share = _highest_success(remaining)
             why = f"a trigger found on the original still works on {share:.0%} of the images"
             return Verdict(word="not cleansed", why=why)
@@ -329,7 +360,7 @@ class Auto(TrainedDefense[AutoOptions]):
             return _undecided(
                 f"{len(self.held_out)} held-out images are too few for a verdict; 500 images in all suffice"
             )
-        if unclear := [each for each in outstanding if each.after.interval[1] > MAX_TRIGGER_SUCCESS]:
+        if unclear := [each for each in outstanding if each.after.interval[1] > self._most_success(each)]:
             worst = max(unclear, key=lambda each: each.after.value).after
             return _undecided(
                 f"a trigger found on the original works on {worst.hits} of {worst.of} held-out images; "
@@ -343,14 +374,33 @@ class Auto(TrainedDefense[AutoOptions]):
         what = "the canary backdoors and the triggers found" if planted else "the triggers found"
         return Verdict(word="cleansed", why=f"{what} no longer work")
 
+    def _most_success(self, trigger: TriggerSuccess) -> float:
+        """Most success on the result of a trigger that counts as removed.
+
+        Universal perturbations and warps fool many networks for any class. So they may succeed as often as
+        those that were searched anew on the result for the control classes, by their median. Before that
+        search they are not judged.
+        """
+        if trigger.trigger == GENTLE_KIND:
+            return MAX_TRIGGER_SUCCESS
+        if not self.residual_searches:
+            return 1.0
+        controls = [
+            each.after.value
+            for search in self.residual_searches
+            for each in search.found
+            if each.trigger == trigger.trigger and each.target not in search.suspects
+        ]
+        return max([MAX_TRIGGER_SUCCESS, *([median(controls)] if controls else [])])
+
     def _outliers(self) -> list[TriggerSuccess]:
         """The triggers found on the cleansed network that reach a class clearly more often than others."""
         return [each for search in self.residual_searches for each in search.outliers]
 
     def _triggers_remain(self) -> bool:
         """Whether a trigger found on either network still works."""
-        known = self._outstanding_triggers() + self.sinusoids
-        return _highest_success(known) > MAX_TRIGGER_SUCCESS or bool(self._outliers())
+        known = [each for each in self._outstanding_triggers() if each.after.value > self._most_success(each)]
+        return bool(known or self._outliers()) or _highest_success(self.sinusoids) > MAX_TRIGGER_SUCCESS
 
     def _measure_triggers(self) -> None:
         """Measure on the student the triggers and sinusoidal patterns that succeeded on the original."""
@@ -375,9 +425,12 @@ class Auto(TrainedDefense[AutoOptions]):
                 after=self._success_by_class(self.student, pattern)[target],
                 change=pattern,
             )
-            for pattern, target, share in self._sinusoids_before
-            if share.value >= MIN_TRIGGER_SUCCESS
+            for pattern, target, share in self._working_sinusoids()
         ]
+
+    def _working_sinusoids(self) -> list[tuple[Change, int, Proportion]]:
+        """The sinusoidal patterns that succeed on the original."""
+        return [each for each in self._sinusoids_before if each[2].value >= MIN_TRIGGER_SUCCESS]
 
     def _answers_and_confident(self) -> tuple[Tensor, Tensor]:
         """The original's predictions on the held-out images, and the half with its highest confidence."""
@@ -498,21 +551,12 @@ class Auto(TrainedDefense[AutoOptions]):
         """Distil into a copy of the network, re-initialised in part, against an adversary."""
         adversary = self._adversary(LEVELS[level], self.options.seed)
         adversary.load_state_dict(self._initial_adversary.state_dict())
-        learning_rate = self.options.learning_rate
-        if level == GENTLE:
-            learning_rate *= GENTLE_LEARNING_RATE
-            adversary.set_shares(_distinction(self._success_before), LEAST_SHARE)
-        else:
+        if level != GENTLE:
             student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
             reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)
         objective = self._training_objective(student, adversary)
-        how: dict[str, Any] = {
-            "epochs": self.options.epochs,
-            "epoch_steps": MOST_STEPS,
-            "ema": EMA_DECAY,
-            "learning_rate": learning_rate,
-        }
+        how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
         training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
 
@@ -703,28 +747,14 @@ def _stand_out(successes: Sequence[tuple[str, Proportion]]) -> list[bool]:
     Args:
         successes: Kind and success of each trigger.
     """
-    return [
-        gap >= MIN_LOG_ODDS_GAP and success.value >= MIN_TRIGGER_SUCCESS
-        for gap, (_, success) in zip(_gaps(successes), successes, strict=True)
-    ]
-
-
-def _gaps(successes: Sequence[tuple[str, Proportion]]) -> list[float]:
-    """How far each trigger's log-odds lie above the median of those of its kind for other classes."""
-    gaps = [0.0] * len(successes)
+    stand_out = [False] * len(successes)
     for kind in UNIVERSAL:
         alike = [i for i, (each, _) in enumerate(successes) if each == kind]
         if len(alike) > 1:
-            log_odds = torch.tensor([_log_odds(successes[i][1]) for i in alike])
-            for i, gap in zip(alike, above_others(log_odds).tolist(), strict=True):
-                gaps[i] = gap
-    return gaps
-
-
-def _distinction(successes: Mapping[tuple[str, int], Proportion]) -> dict[tuple[str, int], float]:
-    """How far each trigger stands out, as a share of the gap that counts as standing out."""
-    gaps = _gaps(_by_kind(successes))
-    return {key: gap / MIN_LOG_ODDS_GAP for key, gap in zip(successes, gaps, strict=True)}
+            gaps = above_others(torch.tensor([_log_odds(successes[i][1]) for i in alike]))
+            for i, gap in zip(alike, gaps.tolist(), strict=True):
+                stand_out[i] = gap >= MIN_LOG_ODDS_GAP and successes[i][1].value >= MIN_TRIGGER_SUCCESS
+    return stand_out
 
 
 def _saturated(successes: Sequence[tuple[str, Proportion]]) -> bool:

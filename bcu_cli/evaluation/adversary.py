@@ -77,12 +77,10 @@ class Adversary(nn.Module):
     Attributes:
         targets: Target class of each change, int64 ``[S]``; a *slot* is an index into it.
         sampling_weights: Sampling weight of each change by kind, float ``[S, len(KINDS)]``.
-        shares: Share of the images drawn for a change that it is used on, float ``[S, len(KINDS)]``.
     """
 
     targets: Tensor
     sampling_weights: Tensor
-    shares: Tensor
 
     def __init__(
         self,
@@ -101,7 +99,6 @@ class Adversary(nn.Module):
         self.size = (height, width)
         self.register_buffer("targets", torch.tensor(list(targets)))
         self.register_buffer("sampling_weights", torch.ones(count, len(KINDS)))
-        self.register_buffer("shares", torch.ones(count, len(KINDS)))
 
         def drawn(*size: int, within: float) -> nn.Parameter:
             return nn.Parameter(torch.empty(count, *size).uniform_(-within, within, generator=generator))
@@ -159,8 +156,7 @@ class Adversary(nn.Module):
         parameters = list(self.parameters())
         seen = images.detach().requires_grad_()
         with _frozen_in_eval(network), torch.enable_grad():
-            used = torch.rand(len(slots), device=images.device) < self._shares_of(slots, counts)
-            changed = torch.where(used[:, None, None, None], self(seen, slots, counts), seen)
+            changed = self(seen, slots, counts)
             logits = network(changed.contiguous(memory_format=torch.channels_last))
             loss = self._loss(network, images, logits, slots)
             *gradients, of_images = torch.autograd.grad(loss, [*parameters, seen], allow_unused=True)
@@ -183,23 +179,6 @@ class Adversary(nn.Module):
         slots = {target: slot for slot, target in enumerate(self.targets.tolist())}
         for (kind, target), success in successes.items():
             self.sampling_weights[slots[target], KINDS.index(kind)] += odds(success)
-
-    def set_shares(self, distinction: Mapping[tuple[str, int], float], least: float) -> None:
-        """Use each universal change on a share of its images only, by how far it stands out.
-
-        Args:
-            distinction: How far a change stands out, by universal kind and target class; 1 or more is all.
-            least: Share of the images of those that do not stand out at all, or are missing.
-        """
-        self.shares[:, : len(UNIVERSAL)] = least
-        slots = {target: slot for slot, target in enumerate(self.targets.tolist())}
-        for (kind, target), distance in distinction.items():
-            self.shares[slots[target], KINDS.index(kind)] = min(max(distance, least), 1.0)
-
-    def _shares_of(self, slots: Tensor, counts: list[int]) -> Tensor:
-        """The share of each image's change, float ``[N]``, for images in the order of their kinds."""
-        shares = zip(self.shares.t(), torch.split(slots, counts), strict=True)
-        return torch.cat([of_kind[drawn] for of_kind, drawn in shares])
 
     def _loss(self, network: nn.Module, images: Tensor, logits: Tensor, slots: Tensor) -> Tensor:  # noqa: ARG002 - for subclasses
         """The loss of the changed images, summed: the cross-entropy to the target classes."""

@@ -104,7 +104,7 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     )
     parts = [
         "<h2>Before and after</h2>",
-        f"<p>{_BARS} Level {details['level']} of {details['levels']} was taken.</p>",
+        f"<p>{_BARS} {_strength(details)}</p>",
         _chart(searched, found, classes),
         _chart(patterns, sorted(sinusoids["working"], key=_worst_first), classes, always=True),
     ]
@@ -121,6 +121,14 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
         )
         parts.append(_chart(again, sorted(search["found"], key=_worst_first), classes))
     return parts
+
+
+def _strength(details: Mapping[str, Any]) -> str:
+    """The level taken, and the mix with the original's weights where there is one."""
+    level = f"Level {details['level']} of {details['levels']} was taken."
+    if details["mix"] == 1.0:
+        return level
+    return f"{level} The weights are mixed with the original's: {details['mix']:.0%} are cleansed ones."
 
 
 def _chart(

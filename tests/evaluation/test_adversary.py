@@ -185,16 +185,3 @@ def test_on_large_images_changes_keep_their_limits() -> None:
         else:
             masks = adversary._patches(torch.ones(2, dtype=torch.int64))[0].detach()
             assert float(masks.mean((1, 2, 3)).max()) <= LIMITS.patch + 1e-6
-
-
-def test_a_change_is_used_on_its_share_of_the_images() -> None:
-    adversary = Adversary(range(3), (3, 16, 16), Limits(patch=0.05, perturbation=0.1, warp=0.2), seed=0)
-    network, images = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3)), torch.rand(60, 3, 16, 16)
-    adversary.set_shares({("patch", 1): 0.5, ("warp", 2): 7.0}, 0.0)
-    assert adversary.shares.tolist() == [[0.0, 0.0, 0.0, 1.0], [0.5, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
-    adversary.shares[:, : len(UNIVERSAL)] = 0.0
-    changed, _ = adversary.attack(network, images, len(UNIVERSAL))
-    assert torch.equal(changed, images)
-    adversary.shares[:] = 1.0
-    changed, _ = adversary.attack(network, images, len(UNIVERSAL))
-    assert not any(torch.equal(one, other) for one, other in zip(changed, images, strict=True))

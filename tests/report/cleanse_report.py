@@ -27,6 +27,7 @@ def report(word: str | None = "cleansed", **changed: Any) -> dict[str, Any]:
     found.append(success("warp", 3, 99, 2, stands_out=True))
     details = {
         "level": 1,
+        "mix": 1.0,
         "levels": 2,
         "classes_searched": 4,
         "trials": [[success("blend", 1, 97, 5)]],

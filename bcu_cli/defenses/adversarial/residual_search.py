@@ -146,7 +146,7 @@ class ModelPair:
     def most_affected(self, changes: Mapping[int, Sequence[Change]], most: int) -> list[int]:
         """The classes whose first change succeeds most often on ``SCREENING_IMAGES`` images, worst first."""
         success = {
-            target: self._success(self.cleansed, each[0], target, most=SCREENING_IMAGES).value
+            target: self.success(self.cleansed, each[0], target, most=SCREENING_IMAGES).value
             for target, each in changes.items()
         }
         return sorted(success, key=lambda target: -success[target])[:most]
@@ -154,16 +154,16 @@ class ModelPair:
     def best(self, changes: Sequence[Change], target: int) -> Change:
         """The change with the highest success on the selection images, on both networks together."""
         networks = (self.original, self.cleansed)
-        return max(changes, key=lambda each: sum(self._success(n, each, target).value for n in networks))
+        return max(changes, key=lambda each: sum(self.success(n, each, target).value for n in networks))
 
     def trigger_success(self, trigger: str, change: Change, target: int) -> TriggerSuccess:
         """Success of a change on the test images, on both networks."""
         before, after = (
-            self._success(network, change, target, on_test=True) for network in (self.original, self.cleansed)
+            self.success(network, change, target, on_test=True) for network in (self.original, self.cleansed)
         )
         return TriggerSuccess(trigger=trigger, target=target, before=before, after=after, change=change)
 
-    def _success(
+    def success(
         self,
         network: Classifier,
         change: Change,

@@ -1,0 +1,80 @@
+"""Mixes of the weights of an original and of the network that was cleansed from it.
+
+A network that is trained from the weights of another can be mixed with it, weight by weight: on the way from
+one to the other both of them predict well (WiSE-FT, Wortsman et al., CVPR 2022). The way back to the original
+gives accuracy back, and at last the backdoor as well. Networks with re-initialised weights cannot be mixed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from bcu_cli.defenses.adversarial.residual_search import Change, ModelPair
+
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of the cleansed network that are tried, beside all of it."""
+MAX_IMAGES = 1000
+"""Most images that mixes are compared on."""
+TOLERANCE = 0.03
+"""Most success of a patch above that on the cleansed network itself."""
+MAX_SINUSOID_SUCCESS = 0.3
+"""Most success of a sinusoidal pattern; the verdict allows 0.4, on other images."""
+
+
+class Mixture:
+    """The weights of two networks of one architecture; the second one takes mixes of them.
+
+    Args:
+        original: The network before the cleansing, which does not change.
+        cleansed: The cleansed one.
+    """
+
+    def __init__(self, original: nn.Module, cleansed: nn.Module) -> None:
+        self._original = original.state_dict()
+        self._network = cleansed
+        self._cleansed = {name: value.clone() for name, value in cleansed.state_dict().items()}
+
+    def take(self, share: float) -> None:
+        """Give the second network a mix.
+
+        Args:
+            share: Share of the cleansed weights and running statistics, from 0 to 1. Counters and other
+                values that are not floats are the cleansed network's.
+        """
+        mixed = {
+            name: torch.lerp(self._original[name], value, share) if value.is_floating_point() else value
+            for name, value in self._cleansed.items()
+        }
+        self._network.load_state_dict(mixed)
+
+    def mildest(
+        self,
+        pair: ModelPair,
+        patches: Sequence[tuple[Change, int]],
+        sinusoids: Sequence[tuple[Change, int]],
+    ) -> float:
+        """The least of ``SHARES`` that removes the given triggers; 1 where none does.
+
+        Args:
+            pair: The two networks, and images to compare the mixes on.
+            patches: Patches and their target classes. A mix may leave hardly more of them than the cleansed
+                network does.
+            sinusoids: Sinusoidal patterns and their target classes.
+        """
+        limits = [
+            (change, target, pair.success(pair.cleansed, change, target).value + TOLERANCE)
+            for change, target in patches
+        ]
+        limits += [(change, target, MAX_SINUSOID_SUCCESS) for change, target in sinusoids]
+        for share in SHARES:
+            self.take(share)
+            if all(pair.success(pair.cleansed, change, to).value <= most for change, to, most in limits):
+                return share
+        return 1.0
