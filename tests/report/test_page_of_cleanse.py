@@ -104,7 +104,7 @@ def test_files_and_options_are_listed() -> None:
         for name, value in zip(root.iter("dt"), root.iter("dd"), strict=True)
     }
     assert pairs["read: m.pt"] == "a" * 64
-    assert pairs["read: photos"] == f"1000 files, names and sizes: {'b' * 64}"
+    assert pairs["read: photos"] == f"1,000 files, names and sizes: {'b' * 64}"
     assert pairs["written: clean.pt"] == "c" * 64
     assert pairs["written: x.json"] == "d" * 64
     assert (pairs["flip"], pairs["learning rate"], pairs["crop padding"]) == ("no", "0.05", "none")
