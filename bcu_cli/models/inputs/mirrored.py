@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from bcu_cli.models.preprocessing import Preprocessing
 
-# EfficientNet-Lite0 of TensorFlow, with 24 images of Tiny-ImageNet: its median disagreement was 0.07. With the
-# padding of PyTorch it was 0.16 and with that library's normalisation, too, 0.23, each higher for 23 images.
+# EfficientNet-Lite0 of TensorFlow, with 24 images of Tiny-ImageNet: its median disagreement was 0.07. With
+# the padding of PyTorch it was 0.16, and 0.23 with timm's normalisation for that, each higher for 23 images.
 # The other direction is the same case: turned kernels and images exchange the two paddings.
 #: Images to compare.
 IMAGES = 64
