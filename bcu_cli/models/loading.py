@@ -26,7 +26,7 @@ from bcu_cli.models.embedded.opening import (
     open_embedded,
     settle_batch,
 )
-from bcu_cli.models.inputs import fingerprint, preprocessing_choice, size_choice
+from bcu_cli.models.inputs import consistency, fingerprint, mirrored, preprocessing_choice, size_choice
 from bcu_cli.models.metadata import class_names
 from bcu_cli.models.networks.builtin import is_builtin
 from bcu_cli.models.outputs import find_ending
@@ -220,14 +220,14 @@ class _Loader:
 
     def _load_rebuilt(self, found: Found, networks: list[nn.Module]) -> Loaded:
         choices = self._choices(found, networks)
-        best, distance = self._best(found, choices)
+        best, distance, decided = self._best(found, choices)
         architecture, network, decision = choices[best]
         if distance is not None:
             architecture = replace(
                 architecture, source=f"{architecture.source}; BatchNorm statistics agree ({distance:.2f})"
             )
-        if len(choices) > 1:
-            architecture = replace(architecture, source=f"{architecture.source}, then BatchNorm statistics")
+        if decided:
+            architecture = replace(architecture, source=f"{architecture.source}, then {decided}")
         classifier, remarks = as_classifier(network, decision.preprocessing, self.what)
         if architecture.num_classes != classifier.num_classes:
             architecture = replace(architecture, num_classes=classifier.num_classes)
@@ -316,21 +316,42 @@ class _Loader:
 
     def _best(
         self, found: Found, choices: list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]
-    ) -> tuple[int, float | None]:
-        """Index of the choice whose BatchNorm statistics the images clearly reproduce best, and its distance.
+    ) -> tuple[int, float | None, str]:
+        """Index of the choice that the images fit best, its BatchNorm distance, and what decided.
 
-        The distance is None where there was nothing to decide or to confirm.
+        Its BatchNorm statistics must be the nearest. If they are not clearly so, its answers to mirrored
+        images must also be clearly the most alike. The distance is None where there was nothing to decide or
+        to confirm, and the reason is empty for an only choice.
+
+        Raises:
+            ArchitectureError: The images do not decide, or contradict an only choice.
         """
         if len(choices) == 1:
-            return 0, self._confirm(found, *choices[0][1:]) if found.unconfirmed else None
+            return 0, self._confirm(found, *choices[0][1:]) if found.unconfirmed else None, ""
         distances = []
         for _, network, decision in choices:
             distance = self._distance(network, decision)
             distances.append(math.inf if distance is None else distance)
         smallest, runner_up = sorted(distances)[:2]
-        if not fingerprint.is_clear(smallest, runner_up, fingerprint.CLEAR_RATIO_OF_ARCHITECTURES):
-            raise ambiguous(found.groups, self.what)
-        return distances.index(smallest), smallest
+        best = distances.index(smallest)
+        if fingerprint.is_clear(smallest, runner_up, fingerprint.CLEAR_RATIO_OF_ARCHITECTURES):
+            return best, smallest, "BatchNorm statistics"
+        if smallest <= fingerprint.LARGEST_DISTANCE and self._is_most_alike(best, choices):
+            return best, smallest, "BatchNorm statistics and the answers to mirrored images"
+        raise ambiguous(found.groups, self.what)
+
+    def _is_most_alike(
+        self, best: int, choices: list[tuple[Architecture, nn.Module, preprocessing_choice.Decision]]
+    ) -> bool:
+        """Whether one choice answers mirrored images clearly the most like the images themselves."""
+        if self.images is None:
+            return False
+        values = []
+        for _, network, decision in choices:
+            some = consistency.evenly(self.images(decision.preprocessing), mirrored.IMAGES)
+            values.append(mirrored.disagreement(network, decision.preprocessing, some, self.what))
+        others = [value for i, value in enumerate(values) if i != best]
+        return len({len(value) for value in values}) == 1 and mirrored.is_clearly_least(values[best], others)
 
     def _confirm(
         self, found: Found, network: nn.Module, decision: preprocessing_choice.Decision

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for
 from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.inputs import fingerprint
 from bcu_cli.models.preprocessing import NORMALISATIONS, Normalisation, nearly_equal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 HALF = (0.5, 0.5, 0.5)
@@ -30,10 +32,17 @@ def pictures(seed: int, size: int = 32, count: int = 64) -> Tensor:
     return (0.25 + coarse * 0.5 + bright - 0.2).clamp(0, 1)
 
 
-def trained(name: str, normalisation: Normalisation, size: int = 32, num_classes: int = 7) -> nn.Module:
+def trained(
+    name: str,
+    normalisation: Normalisation,
+    size: int = 32,
+    num_classes: int = 7,
+    prepare: Callable[[nn.Module], None] = lambda _: None,
+) -> nn.Module:
     """A network whose BatchNorm statistics come from normalised images, and with uneven scales."""
     torch.manual_seed(0)
     network = build(name, num_classes=num_classes)
+    prepare(network)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
@@ -209,6 +218,47 @@ def test_batchnorm_decides_between_architectures(name: str, checkpoint_of) -> No
         return
     assert name in (found.name, *found.alternatives)
     assert "BatchNorm" in found.source
+
+
+def answer_mirrored_alike(network: nn.Module, *, first: bool) -> None:
+    """Give a network kernels with which it answers images of 64 × 64 and their mirror images alike.
+
+    Where the stride is 2, a kernel of 3 columns sees two that mirroring exchanges: the first two under the
+    padding of TensorFlow, the last two under that of PyTorch. A kernel of 5 columns sees four.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size[1] > 1:
+            weight = module.weight.detach()
+            if module.stride[1] == 2:
+                weight[..., -1 if first else 0] = 0
+                weight = weight[..., :-1] if first else weight[..., 1:]
+            weight.copy_((weight + weight.flip(3)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "agree"),
+    [
+        ("timm:mobilenetv3_small_100", True),
+        ("timm:tf_mobilenetv3_small_100", True),
+        ("timm:tf_mobilenetv3_small_100", False),
+    ],
+)
+def test_mirrored_images_decide_if_statistics_do_not(
+    name: str, agree: bool, checkpoint_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "CLEAR_RATIO_OF_ARCHITECTURES", 1e9)
+    imagenet = BY_NAME["ImageNet"]
+    network = trained(
+        name, imagenet, size=64, prepare=lambda n: answer_mirrored_alike(n, first=("tf_" in name) == agree)
+    )
+    options = {"mean": imagenet.mean, "std": imagenet.std, "input_size": 64}
+    if not agree:
+        with pytest.raises(ArchitectureError, match="differ in what tensor shapes can't show"):
+            load(checkpoint_of(network), images=source(), **options)
+        return
+    found = load(checkpoint_of(network), images=source(), **options).architecture
+    assert name in (found.name, *found.alternatives)
+    assert found.source.endswith("then BatchNorm statistics and the answers to mirrored images")
 
 
 def test_ambiguous_without_pictures_asks(checkpoint_of) -> None:
