@@ -49,7 +49,9 @@ class Mixture:
                 values that are not floats are the cleansed network's.
         """
         mixed = {
-            name: torch.lerp(self._original[name], value, share) if value.is_floating_point() else value
+            name: torch.lerp(self._original[name].to(value), value, share)
+            if value.is_floating_point()
+            else value
             for name, value in self._cleansed.items()
         }
         self._network.load_state_dict(mixed)
