@@ -94,7 +94,8 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
     Args:
         scores: Results of all detectors that ran.
         images: Number of images, or None for a scan without images, which has a separate calibration. With
-            fewer than ``ENOUGH_IMAGES`` no network is called clean-looking, since rates are too coarse.
+            fewer than ``ENOUGH_IMAGES`` no network is called clean-looking, since rates are too coarse. Nor
+            is one of which only some classes were searched, since what that finds was not measured.
     """
     values = {each.detector: each.per_class for each in scores if each.target is not None}
     calibration = calibrations()["no images" if images is None else "images"]
@@ -105,7 +106,7 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
     if highest >= 1.0:
         word = "suspicious"
     elif highest < calibration.clean_below and (images is None or images >= ENOUGH_IMAGES):
-        word = "clean-looking"
+        word = "inconclusive" if bool(each_class.isnan().any()) else "clean-looking"
     return Verdict(
         word=word,
         target=target,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bcu_cli import events, limits
 from bcu_cli.errors import BcuError, OutputError
 from bcu_cli.report import files_read as files
+from bcu_cli.report.text import searched_of_all
 from bcu_cli.runs import library_warnings, signals, supervisor
 from bcu_cli.words import number_of
 from bcu_cli.workflows import loading
@@ -244,6 +245,8 @@ def _conclude(file: dict[str, Any], scan: Mapping[str, Any]) -> None:
 def _undecided(scan: Mapping[str, Any]) -> str:
     below = scan["calibration"]["clean_below"]
     if scan["suspicion"] < below:
+        if some := searched_of_all(scan):
+            return f"nothing stands out, but the scan {some}"
         few = number_of(scan["images"]["used"], "image is", "images are")
         return f"{few} too few to call it clean-looking"
     return f"its suspicion of {scan['suspicion']:.2f} lies between {below:.2f} and 1"
