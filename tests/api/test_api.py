@@ -162,7 +162,7 @@ def test_cleanse_and_attack(tmp_path: Path, labelled: Path) -> None:
 def test_a_module_is_cleansed_and_written(tmp_path: Path, untrained: Path) -> None:
     loaded = bcu.load(untrained)
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
-    out = tmp_path / "clean.pt"
+    out = tmp_path / "clean.safetensors"
     result = bcu.cleanse(
         loaded.classifier.network,
         preprocessing=loaded.preprocessing,
