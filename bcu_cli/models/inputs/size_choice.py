@@ -180,9 +180,11 @@ def _doubt(network: nn.Module, images: Tensor, ratio: float, measure: str) -> st
         return "it has no BatchNorm statistics to confirm that, and runs"
     if ratio < _CONFIRMED:
         return f"they fit {'as well' if ratio >= 1 else 'better'}"
-    distance = _distance(network, fingerprint.sample(images), images.shape[-1])
+    sampled = fingerprint.sample(images)
+    distance = _distance(network, sampled, images.shape[-1])
     if distance is not None and distance > _MATCHING:
-        return f"all {len(images)} are unlike those of its training (distance {distance:.2f}), and it runs"
+        measured = f"distance {distance:.2f} for {len(sampled)} images"
+        return f"they are unlike those of its training ({measured}), and it runs"
     return ""
 
 
