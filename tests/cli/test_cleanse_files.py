@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import field_names
@@ -131,6 +132,25 @@ def test_onnx(cleanse: Callable[..., str], unknown: nn.Module, inputs: Tensor, t
     assert "the file's own ONNX graph runs" in said
     assert f"input size 32x32: the ONNX graph; {CIFAR_10}" in said
     assert torch.jit.load(str(out))(inputs[:3]).shape == (3, 8)
+
+
+@pytest.mark.parametrize("any_size", [False, True])
+def test_onnx_with_folded_batchnorm_asks_and_names_the_best_two(
+    bcu: Any, few: Path, unknown: nn.Module, inputs: Tensor, tmp_path: Path, any_size: bool
+) -> None:
+    pytest.importorskip("onnx")
+    model, out = tmp_path / "model.onnx", tmp_path / "clean.pt"
+    axes = {"x": {0: "n", 2: "h", 3: "w"}} if any_size else None
+    torch.onnx.export(unknown, (inputs[:2],), model, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    ran = bcu("cleanse", model, "--images", few, "--out", out)
+    assert ran.code == 2
+    if any_size:
+        assert re.search(r"32 wide \(consistency .*, and runs at \d+ \(consistency ", ran.err)
+        assert re.search(r"hint: give --input-size \d+ or --input-size \d+", ran.err)
+    else:
+        assert re.search(r"do not decide between .* \(consistency .*\), .* \(consistency ", ran.err)
+        assert "hint: give --mean and --std" in ran.err
+    assert not out.exists()
 
 
 def test_what_only_a_graph_can_run_is_not_written_as_onnx(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,6 +157,29 @@ def test_statistics_that_contradict_the_size_of_the_images_ask(folder: Path, tmp
     path = scripted(adapted(Pooled(), folder), tmp_path / "m.pt")
     with pytest.raises(ArchitectureError, match="fit better at"):
         loading.load_model(path, NOTHING_SAID, pictures=images)
+
+
+def test_images_unlike_those_of_the_training_do_not_tell_the_size(folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for file in folder.iterdir():
+        Image.open(file).point(lambda value: 60 + 0.4 * value).save(images / file.name)
+    path = scripted(adapted(Pooled(), folder), tmp_path / "m.pt")
+    with pytest.raises(
+        ArchitectureError, match=r"are unlike those of its training .*, and it runs at"
+    ) as caught:
+        loading.load_model(path, NOTHING_SAID, pictures=images)
+    assert "--input-size 32 or --input-size" in caught.value.hint
+
+
+def test_without_statistics_the_images_do_not_tell_the_size(folder: Path, tmp_path: Path) -> None:
+    path = scripted(Pooled(nn.Identity).eval(), tmp_path / "m.pt")
+    options = loading.ModelOptions(mean=(0.5,), std=(0.5,))
+    with pytest.raises(ArchitectureError, match="no BatchNorm statistics to confirm that") as caught:
+        loading.load_model(path, options, pictures=folder)
+    assert re.search(r"32 wide \(consistency .* runs at \d+ \(consistency", caught.value.message)
+    assert len(re.findall(r"--input-size \d+", caught.value.hint)) == 2
+    assert "--input-size 32" in caught.value.hint
 
 
 @pytest.mark.parametrize("trained_at", [32, 96])

@@ -29,8 +29,15 @@ _FAR = 8
 """Sides beyond this ratio of that of the images are not tried."""
 _CONTRADICTION = 1.1
 """Ratio of distances by which the size of the images contradicts an architecture's."""
-_CONFIRMED = {"distance": 1.1, "consistency": 1.0}
-"""Ratio by which the side of the images must fit better than any unlike one."""
+_CONFIRMED = 1.1
+"""Ratio of distances by which the side of the images must fit better than any unlike one."""
+_MATCHING = 0.025
+"""Largest distance of images that match a network's training images, at their own side.
+
+Twice the largest one (0.012) of test images with networks of their own data, in the calibration half of
+``examples/benchmarks/preprocessing.py``. Other images may fit the first layers best unresized, whatever the
+network was trained at. Few images are further away by chance (32 by about 0.015), so they ask sooner.
+"""
 _IMAGES, _LAYERS = 32, 4
 """Images and layers by which sides are compared: the same images at each, since few fit worse than many."""
 _TINY = 1e-3
@@ -47,8 +54,8 @@ def infer_side(
     """Infer height and width of a network's input, in pixels, and the source of the value.
 
     A network that flattens its features before a linear layer accepts only one size. Any other network is
-    given the size of the images, if they all have the same one, unless BatchNorm statistics or the
-    consistency of its answers speak for another one.
+    given the size of the images, if they all have the same one and BatchNorm statistics confirm it. Answers
+    do not: they are as consistent on other images at the size of those.
 
     Args:
         network: The network without normalisation.
@@ -67,7 +74,7 @@ def infer_side(
         others = [s for s in usual if _LIKE < max(s, side_of_images) / min(s, side_of_images) <= _FAR]
         if images is not None and others:
             sampled = images(identity_preprocessing((channels, side_of_images, side_of_images))).float()
-            _refuse_contradiction(network, sampled, [side_of_images, *others], what)
+            _refuse_unconfirmed(network, sampled, [side_of_images, *others], what)
         return side_of_images, "size of the images, which the network accepts"
     if len(usual) == 1 and usual[0] != USUAL_SIDES[-1]:
         return usual[0], "the only usual size that its layers accept"
@@ -112,7 +119,8 @@ def refuse_other_side(
     alike = max(side, side_of_images) <= _LIKE * min(side, side_of_images)
     if alike or _refusal(network, channels, side_of_images, what) is not None:
         return
-    sampled = images(identity_preprocessing((channels, side_of_images, side_of_images))).float()
+    sampled = images(identity_preprocessing((channels, side_of_images, side_of_images)))
+    sampled = consistency.evenly(sampled, _IMAGES)
     usual, own = (_distance(network, sampled, one) for one in (side, side_of_images))
     if usual is not None and own is not None and usual > _CONTRADICTION * own:
         raise ArchitectureError(
@@ -133,8 +141,8 @@ def _refusal(network: nn.Module, channels: int, side: int, what: str) -> BcuErro
     return None
 
 
-def _refuse_contradiction(network: nn.Module, images: Tensor, sides: Sequence[int], what: str) -> None:
-    """Refuse the side of the images unless the network fits them better so than at any other usual side.
+def _refuse_unconfirmed(network: nn.Module, images: Tensor, sides: Sequence[int], what: str) -> None:
+    """Refuse the side of the images unless BatchNorm statistics confirm it.
 
     Args:
         network: The network without normalisation.
@@ -143,21 +151,41 @@ def _refuse_contradiction(network: nn.Module, images: Tensor, sides: Sequence[in
         what: Name of the file in errors.
 
     Raises:
-        ArchitectureError: They fit as well or better at another side.
+        ArchitectureError: There are no statistics, another side fits as well, or the images are unlike those
+            of the training.
     """
     own = sides[0]
     fits, measure = _fits(network, images, sides, what)
     other = max(sides[1:], key=lambda side: fits[side])
-    if fits[own] >= _CONFIRMED[measure] * fits[other]:
-        return
-    if measure == "consistency" and fits[other] < consistency.LEAST:
-        return  # the network knows the images at no side
-    better = "as well" if fits[own] >= fits[other] else "better"
-    raise ArchitectureError(
-        f"the input size of {what} is not known: the images are {own} wide ({_shown(fits[own], measure)}), "
-        f"but they fit {better} at {other} ({_shown(fits[other], measure)})",
-        f"give --input-size {other} or --input-size {own}",
-    )
+    doubt = _doubt(network, images, fits[own] / fits[other], measure)
+    if doubt:
+        first, second = sorted((own, other), key=lambda side: -fits[side])
+        raise ArchitectureError(
+            f"the input size of {what} is not known: the images are {own} wide "
+            f"({_shown(fits[own], measure)}), but {doubt} at {other} ({_shown(fits[other], measure)})",
+            f"give --input-size {first} or --input-size {second}, whichever it was trained at",
+        )
+
+
+def _doubt(network: nn.Module, images: Tensor, ratio: float, measure: str) -> str:
+    """Why the side of the images is not sure, before the words "at" and another side; empty if it is sure.
+
+    Args:
+        network: The network without normalisation.
+        images: Images ``float [N, C, H, W]`` in [0, 1] as they are.
+        ratio: How well they fit as they are, relative to the best unlike side.
+        measure: What was measured, ``distance`` or ``consistency``.
+    """
+    if measure == "consistency":
+        return "it has no BatchNorm statistics to confirm that, and runs"
+    if ratio < _CONFIRMED:
+        return f"they fit {'as well' if ratio >= 1 else 'better'}"
+    sampled = fingerprint.sample(images)
+    distance = _distance(network, sampled, images.shape[-1])
+    if distance is not None and distance > _MATCHING:
+        measured = f"distance {distance:.2f} for {len(sampled)} images"
+        return f"they are unlike those of its training ({measured}), and it runs"
+    return ""
 
 
 def _fits(
@@ -170,9 +198,10 @@ def _fits(
     """
     channels, own = images.shape[1], sides[0]
     usual = {1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(channels, ())
-    if _nearest(network, images, own, usual[:1])[0] is not None:
-        best = _nearest(network, images, own, usual)[1]
-        distances = {side: _nearest(network, images, side, best)[0] for side in sides}
+    few = consistency.evenly(images, _IMAGES)
+    if _nearest(network, few, own, usual[:1])[0] is not None:
+        best = _nearest(network, few, own, usual)[1]
+        distances = {side: _nearest(network, few, side, best)[0] for side in sides}
         return {side: 1 / max(distance or 0.0, _TINY) for side, distance in distances.items()}, "distance"
     provisional = identity_preprocessing((channels, own, own))
     some = consistency.evenly(images, consistency.FEW)
@@ -194,16 +223,15 @@ def _shown(fit: float, measure: str) -> str:
 
 def _distance(network: nn.Module, images: Tensor, side: int) -> float | None:
     """Smallest distance of BatchNorm statistics at a side, over the usual normalisations."""
-    return _nearest(
-        network, images, side, {1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(images.shape[1], ())
-    )[0]
+    usual = {1: GREY_NORMALISATIONS, 3: NORMALISATIONS}.get(images.shape[1], ())
+    return _nearest(network, images, side, usual)[0]
 
 
 def _nearest(
     network: nn.Module, images: Tensor, side: int, normalisations: Sequence[Normalisation]
 ) -> tuple[float | None, Sequence[Normalisation]]:
     """Smallest distance of BatchNorm statistics at a side, and the normalisation that has it."""
-    resized = _resized(consistency.evenly(images, _IMAGES), side)
+    resized = _resized(images, side)
     nearest: tuple[float | None, Sequence[Normalisation]] = (None, ())
     for one in normalisations:
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (one.mean, one.std))
