@@ -252,6 +252,8 @@ def _row(name: str, model: Path, images: Path, data: Path, handed_on: list[str])
         "device": cleansed["device"],
         "seconds": cleansed["seconds"]["total"],
         "verdict": cleansed["verdict"]["word"],
+        "level": cleansed["details"]["level"],
+        "mix": cleansed["details"]["mix"],
         **{
             f"{what}_{when}": of[what]
             for when, of in (("before", before), ("after", after))

@@ -360,7 +360,7 @@ class Auto(TrainedDefense[AutoOptions]):
             return _undecided(
                 f"{len(self.held_out)} held-out images are too few for a verdict; 500 images in all suffice"
             )
-        if unclear := [each for each in outstanding if each.after.interval[1] > self._most_success(each)]:
+        if unclear := [each for each in outstanding if self._is_unclear(each)]:
             worst = max(unclear, key=lambda each: each.after.value).after
             return _undecided(
                 f"a trigger found on the original works on {worst.hits} of {worst.of} held-out images; "
@@ -392,6 +392,12 @@ class Auto(TrainedDefense[AutoOptions]):
             if each.trigger == trigger.trigger and each.target not in search.suspects
         ]
         return max([MAX_TRIGGER_SUCCESS, *([median(controls)] if controls else [])])
+
+    def _is_unclear(self, trigger: TriggerSuccess) -> bool:
+        """Whether a trigger may still work: by its interval, or by itself beside what control classes reach."""
+        most = self._most_success(trigger)
+        success = trigger.after.interval[1] if most == MAX_TRIGGER_SUCCESS else trigger.after.value
+        return success > most
 
     def _outliers(self) -> list[TriggerSuccess]:
         """The triggers found on the cleansed network that reach a class clearly more often than others."""

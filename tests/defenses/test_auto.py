@@ -111,7 +111,9 @@ def of_kind(kind: str, before: int, after: int, target: int = 0) -> TriggerSucce
         (60, (5, 5, 5), "not cleansed"),
         (60, (5, 60, 5), "not cleansed"),  # the median counts
         (60, (80, 80, 5), "cleansed"),  # no more than what any class can be reached with
-        (85, (80, 80, 5), "could not tell"),
+        (80, (80, 80, 5), "cleansed"),
+        (81, (80, 80, 5), "could not tell"),
+        (40, (5, 5, 5), "could not tell"),  # 40 of 100 may be more than 40 %
         (95, (80, 80, 5), "not cleansed"),
     ],
 )
