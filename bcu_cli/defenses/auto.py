@@ -394,7 +394,7 @@ class Auto(TrainedDefense[AutoOptions]):
         return max([MAX_TRIGGER_SUCCESS, *([median(controls)] if controls else [])])
 
     def _is_unclear(self, trigger: TriggerSuccess) -> bool:
-        """Whether a trigger may still work: by its interval, or by itself beside what control classes reach."""
+        """Whether a trigger may still work: by its interval, unless control classes set the limit."""
         most = self._most_success(trigger)
         success = trigger.after.interval[1] if most == MAX_TRIGGER_SUCCESS else trigger.after.value
         return success > most
