@@ -198,7 +198,9 @@ def _show_reinitialised(layers: list[dict[str, Any]]) -> str:
 
 def _show_strength(details: dict[str, Any]) -> str:
     level = f"level {details['level']} of {details['levels']}"
-    return level if details["mix"] == 1.0 else f"{level}, {details['mix']:.0%} of it mixed with the original"
+    if details["mix"] == 1.0:
+        return level
+    return f"{level}; {details['mix']:.0%} of the cleansed weights, the rest is the original's"
 
 
 def _show_pruned(layers: list[dict[str, Any]]) -> str:
