@@ -10,6 +10,7 @@ from defending import CPU, pictures, small
 from torch import nn
 
 from bcu_cli.defenses import auto
+from bcu_cli.defenses.adversarial import mixing
 from bcu_cli.defenses.adversarial.mixing import Mixture
 from bcu_cli.defenses.adversarial.residual_search import ModelPair
 from bcu_cli.defenses.auto import Auto, AutoOptions
@@ -90,6 +91,26 @@ def test_the_mildest_mix_leaves_hardly_more_than_the_network(
     monkeypatch.setattr(mixture, "take", taken)
     sinusoids = [(torch.clone, 1)] if sinusoid else []
     assert mixture.mildest(pair, [(torch.clone, 0)], sinusoids) == share
+
+
+def test_many_sinusoids_are_tried_on_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, other = moved(1.0)
+    pair = Stubbed(other, {each: {0: 0, 1: 0} for each in (*mixing.SHARES, 1.0)})
+    tried: list[tuple[int, int]] = []
+
+    def success(network: object, change: object, target: int, *, most: int) -> Proportion:
+        tried.append((target, most))
+        return Proportion(hits=0, of=100)
+
+    monkeypatch.setattr(pair, "success", success)
+    assert Mixture(original, other).mildest(pair, [(torch.clone, 0)], [(torch.clone, 1)]) == 0.5
+    assert tried == [(0, 1000), (0, 1000), (1, 200)]
+
+
+def test_the_comparison_of_mixes_is_in_the_outlook() -> None:
+    stages = {stage.title: stage for stage in cleansing().outlook().stages}
+    assert stages["cleansing, level 0"].after > 0
+    assert stages["cleansing, level 1"].after == 0
 
 
 def cleansing() -> Auto:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from many_classes import CLASSES, TARGET, Tinted
+from torch import nn
 
 from bcu_cli import detectors
 from bcu_cli.checkpoints import read
@@ -21,23 +21,7 @@ from bcu_cli.models import Classifier, Preprocessing, load
 from bcu_cli.training.devices import choose
 
 CPU = choose("cpu", "fp32")
-CLASSES, TARGET = 80, 77
 SEARCHING = [name for name in detectors.names() if find(name).searches]
-
-
-class Tinted(nn.Module):
-    """Answers one of eight classes by the image, or the target where the image is a little green."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(8, 3 * 4 * 4, generator=generator))
-
-    def forward(self, images: Tensor) -> Tensor:
-        usual = F.adaptive_avg_pool2d(images - images.mean((1, 2, 3), keepdim=True), 4).flatten(1)
-        logits = F.pad(5.0 * usual @ self.weight.t(), (0, CLASSES - 8))
-        tint = images[:, 1].mean((1, 2)) - images[:, 0].mean((1, 2))
-        return logits + (300.0 * tint)[:, None] * F.one_hot(torch.tensor(TARGET), CLASSES)
 
 
 def subject(network: nn.Module, classes: int, side: int = 16, images: int | None = 100) -> Subject:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the cleansed network that are tried, beside all of it."""
-MAX_IMAGES = 1000
-"""Most images that mixes are compared on."""
+MAX_IMAGES, MAX_SINUSOID_IMAGES = 1000, 200
+"""Most images that mixes are compared on with each patch, and with each of the many sinusoidal patterns."""
 TOLERANCE = 0.03
 """Most success of a patch above that on the cleansed network itself."""
 MAX_SINUSOID_SUCCESS = 0.3
@@ -70,13 +70,19 @@ class Mixture:
                 network does.
             sinusoids: Sinusoidal patterns and their target classes.
         """
+
+        def left(change: Change, target: int, most: int) -> float:
+            return pair.success(pair.cleansed, change, target, most=most).value
+
         limits = [
-            (change, target, pair.success(pair.cleansed, change, target).value + TOLERANCE)
+            (change, target, MAX_IMAGES, left(change, target, MAX_IMAGES) + TOLERANCE)
             for change, target in patches
         ]
-        limits += [(change, target, MAX_SINUSOID_SUCCESS) for change, target in sinusoids]
+        limits += [
+            (change, target, MAX_SINUSOID_IMAGES, MAX_SINUSOID_SUCCESS) for change, target in sinusoids
+        ]
         for share in SHARES:
             self.take(share)
-            if all(pair.success(pair.cleansed, change, to).value <= most for change, to, most in limits):
+            if all(left(change, target, most) <= limit for change, target, most, limit in limits):
                 return share
         return 1.0

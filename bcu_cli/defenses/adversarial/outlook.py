@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING
 
-from bcu_cli.defenses.adversarial import canary, sinusoids
+from bcu_cli.defenses.adversarial import canary, mixing, sinusoids
 from bcu_cli.evaluation import class_screening
 from bcu_cli.evaluation.adversary import UNIVERSAL
 from bcu_cli.training.forecast import FORWARD, TO_IMAGES, TO_WEIGHTS, Outlook, PlannedStage
@@ -85,13 +85,24 @@ def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
     return [PlannedStage(title="planting canaries", passes=planting), *cleansings]
 
 
+def _mixing(defense: Auto) -> float:
+    """Passes while mixes are compared: a patch on each and on the student, sinusoidal patterns on few."""
+    patches = (1 + len(mixing.SHARES)) * min(mixing.MAX_IMAGES, len(defense.data))
+    return patches + sinusoids.NUM_KINDS * min(mixing.MAX_SINUSOID_IMAGES, len(defense.data))
+
+
 def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
     """A cleansing and the search for what remains."""
     from bcu_cli.defenses import auto
 
     small = min(len(defense.data), auto.VERIFICATION_BATCH)
     return [
-        PlannedStage(title=f"cleansing, level {level}", passes=_cleansing(defense, batch), sure=level == 0),
+        PlannedStage(
+            title=f"cleansing, level {level}",
+            passes=_cleansing(defense, batch),
+            after=_mixing(defense) if level == auto.GENTLE else 0.0,
+            sure=level == 0,
+        ),
         PlannedStage(
             title="looking for remaining triggers",
             passes=TO_IMAGES * auto.VERIFICATION_STEPS * small,

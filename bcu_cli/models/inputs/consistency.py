@@ -50,19 +50,33 @@ def consistency(network: nn.Module, preprocessing: Preprocessing, images: Tensor
     Raises:
         BcuError: The output is no logits of at least two classes.
     """
+    logits = logits_of_views(network, preprocessing, _views(images), name)
+    logs = torch.stack([each.log_softmax(1) for each in logits])  # [V, N, K]
+    return _information(logs) if logs.isfinite().all() else -math.inf
+
+
+@torch.no_grad()
+def logits_of_views(
+    network: nn.Module, preprocessing: Preprocessing, views: Sequence[Tensor], name: str
+) -> list[Tensor]:
+    """A network's logits for views of images, float64 ``[N, K]`` for each view; its ending is unwrapped.
+
+    Args:
+        network: The network without normalisation, in evaluation mode.
+        preprocessing: Preprocessing of its images, of which channel order, mean and std are applied here.
+        views: Views of the images, each ``float [N, C, H, W]`` in [0, 1]; the first tells the ending.
+        name: Name of the network in errors.
+
+    Raises:
+        BcuError: The output is no logits of at least two classes.
+    """
     classifier = Classifier(network, preprocessing, 0, name=name).eval()
     chunk = getattr(network, "group", None) or CHUNK  # some networks take a fixed number of images
-    with torch.no_grad():
-        classifier.ending = find_ending(network, classifier.normalised(images[:chunk]), name)[0]
-        logs = torch.stack(
-            [
-                torch.cat([classifier(view[i : i + chunk]) for i in range(0, len(view), chunk)])
-                .double()
-                .log_softmax(1)
-                for view in _views(images)
-            ]
-        )  # [V, N, K]
-    return _information(logs) if logs.isfinite().all() else -math.inf
+    classifier.ending = find_ending(network, classifier.normalised(views[0][:chunk]), name)[0]
+    return [
+        torch.cat([classifier(view[i : i + chunk]) for i in range(0, len(view), chunk)]).double()
+        for view in views
+    ]
 
 
 def _information(logs: Tensor) -> float:

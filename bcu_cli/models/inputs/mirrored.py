@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bcu_cli.models.classifier import Classifier
-from bcu_cli.models.inputs.fingerprint import CHUNK
-from bcu_cli.models.outputs import find_ending
+from bcu_cli.models.inputs.consistency import logits_of_views
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,15 +47,8 @@ def disagreement(network: nn.Module, preprocessing: Preprocessing, images: Tenso
     Raises:
         BcuError: The output is no logits of at least two classes.
     """
-    classifier = Classifier(network, preprocessing, 0, name=name).eval()
-    chunk = getattr(network, "group", None) or CHUNK  # some networks take a fixed number of images
-    with torch.no_grad():
-        classifier.ending = find_ending(network, classifier.normalised(images[:chunk]), name)[0]
-        plain, mirrored = (
-            torch.cat([classifier(view[i : i + chunk]) for i in range(0, len(view), chunk)]).double()
-            for view in (images, images.flip(3))
-        )
-    plain, mirrored = (logits - logits.mean(1, keepdim=True) for logits in (plain, mirrored))
+    views = logits_of_views(network, preprocessing, [images, images.flip(3)], name)
+    plain, mirrored = (logits - logits.mean(1, keepdim=True) for logits in views)
     variance = (plain - plain.mean(0)).square().sum(1).mean()
     ratios = (plain - mirrored).square().sum(1) / variance
     return ratios if ratios.isfinite().all() else torch.full_like(ratios, torch.inf)
