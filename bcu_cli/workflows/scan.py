@@ -237,9 +237,16 @@ def _conclude(file: dict[str, Any], scan: Mapping[str, Any]) -> None:
         file["findings"].append(asdict(Finding(rule=SUSPICIOUS, message=message, severity="suspicious")))
     elif scan["verdict"] == "inconclusive":
         message = f"whether {file['path']} has a backdoor was not decided: {_undecided(scan)}"
-        more = "scan it with more --images, or with another --seed"
-        hint = more if scan["images"] else "scan it with --images, a folder of unlabeled images"
-        file["problem"] = {"rule": UNDECIDED, "message": message, "hint": hint}
+        file["problem"] = {"rule": UNDECIDED, "message": message, "hint": _advice(scan)}
+
+
+def _advice(scan: Mapping[str, Any]) -> str:
+    """What to do where the scan could not decide."""
+    if not scan["images"]:
+        return "scan it with --images, a folder of unlabeled images"
+    if searched_of_all(scan) and scan["suspicion"] < scan["calibration"]["clean_below"]:
+        return "no option searches the other classes; bcu cleanse works whatever a scan says"
+    return "scan it with more --images, or with another --seed"
 
 
 def _undecided(scan: Mapping[str, Any]) -> str:

@@ -310,3 +310,22 @@ def test_classes_that_were_not_searched_are_said_beside_the_verdict(
     assert bcu("inspect", network, "--scan", *SAID).code == 0
     larger = (*SAID[:-1], "40")
     assert "not known for one like this" in bcu("inspect", network, "--scan", *larger).out
+
+
+@pytest.mark.parametrize(
+    ("searched", "suspicion", "images", "advice"),
+    [
+        (4, 0.1, {}, "no option searches the other classes"),
+        (4, 0.7, {}, "more --images"),
+        (9, 0.1, {}, "more --images"),
+        (4, 0.1, None, "scan it with --images"),
+    ],
+)
+def test_advice_is_of_use(
+    searched: int, suspicion: float, images: dict[str, int] | None, advice: str
+) -> None:
+    from bcu_cli.workflows.scan import _advice
+
+    given = {"used": 10, **images} if images is not None else None
+    scan = {"searched": range(searched), "suspicions": [0.0] * 9, "suspicion": suspicion, "images": given}
+    assert advice in _advice({**scan, "calibration": {"clean_below": 0.5}})
