@@ -45,8 +45,9 @@ def _run_here(words: list[str]) -> int:
     limits.join_supervisor()
     from bcu_cli.cli import output
     from bcu_cli.cli.app import run
-    from bcu_cli.runs import library_warnings
+    from bcu_cli.runs import allocation, library_warnings
 
+    allocation.keep_freed_memory()
     library_warnings.neutralise(output.warn)
     return run(words)
 

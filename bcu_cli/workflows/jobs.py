@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from bcu_cli import events, limits
 from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice
 from bcu_cli.report.text import printable
-from bcu_cli.runs import library_warnings, signals, supervisor
+from bcu_cli.runs import allocation, library_warnings, signals, supervisor
 from bcu_cli.runs.error_text import explain
 from bcu_cli.workflows.attack import AttackRequest, attack
 from bcu_cli.workflows.cleanse import CleanseRequest, CleanseResult, cleanse
@@ -105,6 +105,7 @@ def _serve(job: str) -> NoReturn:
     """Run a job, print its result, and exit."""
     signals.handle(signals.interrupt)
     limits.join_supervisor()
+    allocation.keep_freed_memory()
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keeps output of libraries out of the answer
     library_warnings.neutralise(events.warn)

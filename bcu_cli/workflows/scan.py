@@ -19,7 +19,7 @@ from bcu_cli import events, limits
 from bcu_cli.errors import BcuError, OutputError
 from bcu_cli.report import files_read as files
 from bcu_cli.report.text import searched_of_all
-from bcu_cli.runs import library_warnings, signals, supervisor
+from bcu_cli.runs import allocation, library_warnings, signals, supervisor
 from bcu_cli.words import number_of
 from bcu_cli.workflows import loading
 from bcu_cli.workflows.result import Result
@@ -175,6 +175,7 @@ def serve() -> None:
     os.dup2(2, 1)  # keeps output of libraries out of the answer
     signals.handle(signal.SIG_DFL)  # there is nothing to clean up, and the parent reports
     limits.join_supervisor()
+    allocation.keep_freed_memory()
     library_warnings.neutralise(events.warn)
     from bcu_cli.training import devices
 
