@@ -19,6 +19,7 @@ from helpers import DATA, IdleReader, Ran, inputs_unchanged, reuse_readers
 from hypothesis import settings
 
 from bcu_cli.images.sources import signs
+from bcu_cli.runs import allocation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # The same cases each time, however slow the machine is.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+allocation.keep_freed_memory()  # as each command does
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
