@@ -2,11 +2,11 @@
 
     python examples/benchmarks/fidelity.py MODEL --images DIR --data DIR [--epochs 5] --out FILE.json
 
-MODEL is a backdoored network of ``bcu attack`` with its trigger beside it. For each seed it is cleansed twice, by
-bcu and by the procedure as the authors published it (``published_procedure.py``). Both begin at the same student
-and learn from the same images in fp32, in another order and with other random crops. Then both students answer
-the labelled images: ACC, ASR, and the agreement with the original, that is the share of images on which the
-predictions are the same. Seeds that FILE holds already are not computed again.
+MODEL is a backdoored network of ``bcu attack`` with its trigger beside it. For each seed it is cleansed
+twice, by bcu and by the procedure as the authors published it (``published_procedure.py``). Both begin at
+the same student and learn from the same images in fp32, in another order and with other random crops. Then
+both students answer the labelled images: ACC, ASR, and the agreement with the original, that is the share
+of images on which the predictions are the same. Seeds that FILE holds already are not computed again.
 """
 
 from __future__ import annotations
