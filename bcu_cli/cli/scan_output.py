@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bcu_cli.cli import output
-from bcu_cli.report.text import searched_of_all
-
-_MEASURED_SIDE = 32
-_UNLIKE = f"are of small networks for {_MEASURED_SIDE}x{_MEASURED_SIDE} images; not known for one like this"
+from bcu_cli.report.text import rates_of_others, searched_of_all
 
 
 def show(scan: dict[str, Any]) -> None:
@@ -37,14 +34,9 @@ def show(scan: dict[str, Any]) -> None:
             ("suspicion", f"{scan['suspicion']:.2f} ({thresholds})"),
             ("clean ones called suspicious", output.measure(rates["false_alarms"])),
             ("backdoored ones called clean-looking", output.measure(rates["misses"])),
-            *([("these rates", _UNLIKE)] if some or _is_larger(scan) else []),
+            *([("these rates", others)] if (others := rates_of_others(scan)) else []),
         ]
     )
-
-
-def _is_larger(scan: dict[str, Any]) -> bool:
-    """Whether the network takes larger images than those that the rates were measured on."""
-    return bool(max(scan["model"]["preprocessing"]["input_size"][1:]) > _MEASURED_SIDE)
 
 
 def _plain(value: object) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bcu_cli.checkpoints import write_bytes
 from bcu_cli.report import page_parts, svg
 from bcu_cli.report.page_parts import class_name
-from bcu_cli.report.text import counted, escaped, interval, searched_of_all
+from bcu_cli.report.text import counted, escaped, interval, rates_of_others, searched_of_all
 from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _section(file: Mapping[str, Any]) -> str:
         lines.append(f"{file['problem']['message']}; {file['problem']['hint']}")
     return f"""<section>
 <h2>{escaped(scan["verdict"])}: {escaped(file["path"])}</h2>
-{page_parts.verdict([*lines, *_rates(scan["calibration"])])}
+{page_parts.verdict([*lines, *_rates(scan)])}
 {_chart(scan)}
 {_triggers(scan)}
 {page_parts.listed("What was not looked at", _not_looked_at(scan))}
@@ -86,13 +86,15 @@ def _section(file: Mapping[str, Any]) -> str:
 </section>"""
 
 
-def _rates(calibration: Mapping[str, Any]) -> list[str]:
+def _rates(scan: Mapping[str, Any]) -> list[str]:
     """How often the verdict was wrong on held-out networks, in words."""
-    alarms, misses = calibration["false_alarms"], calibration["misses"]
-    return [
+    alarms, misses = scan["calibration"]["false_alarms"], scan["calibration"]["misses"]
+    lines = [
         f"Clean networks called suspicious: {counted(alarms)}, 95 % interval {interval(alarms)}.",
         f"Backdoored networks called clean-looking: {counted(misses)}, 95 % interval {interval(misses)}.",
     ]
+    others = rates_of_others(scan)
+    return [*lines, f"These rates {others}."] if others else lines
 
 
 def _chart(scan: Mapping[str, Any]) -> str:

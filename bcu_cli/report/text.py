@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 LONGEST_NAME = 22
+_MEASURED_SIDE = 32
+"""Largest side of the images of the networks that a scan's error rates were measured on, in pixels."""
 
 
 def printable(text: str) -> str:
@@ -60,6 +62,14 @@ def searched_of_all(scan: Mapping[str, Any]) -> str:
     """How many classes a scan searched, in words; empty if it searched all."""
     searched, count = len(scan["searched"]), len(scan["suspicions"])
     return "" if searched == count else f"searched {searched} of {count:,} classes"
+
+
+def rates_of_others(scan: Mapping[str, Any]) -> str:
+    """What the error rates of a scan do not cover, in words; empty if they hold for this network."""
+    larger = max(scan["model"]["preprocessing"]["input_size"][1:]) > _MEASURED_SIDE
+    if not larger and not searched_of_all(scan):
+        return ""
+    return f"are of small networks for {_MEASURED_SIDE}x{_MEASURED_SIDE} images; not known for one like this"
 
 
 def percent(share: float) -> str:

@@ -37,7 +37,11 @@ def document(verdict: str = "suspicious", classes: int = 9) -> dict[str, Any]:
         "detectors": [{"detector": "inversion"}, {"detector": "mmbd"}],
         "images": {"path": "photos", "used": 320},
         "examples": [{"detector": "inversion", "class": 3, "success": share(9, 10), "images": images}],
-        "model": {"sha256": "0" * 64, "architecture": {"name": "resnet8"}},
+        "model": {
+            "sha256": "0" * 64,
+            "architecture": {"name": "resnet8"},
+            "preprocessing": {"input_size": [3, 32, 32]},
+        },
         "seed": 0,
         "versions": {"bcu": "1"},
     }
@@ -64,6 +68,13 @@ def test_it_says_the_verdict_and_how_often_it_is_wrong() -> None:
     assert "Sinusoidal" in said
 
 
+def test_it_says_whose_the_error_rates_are_where_images_are_larger() -> None:
+    content = document()
+    assert "These rates" not in words(content)
+    content["files"][0]["scan"]["model"]["preprocessing"]["input_size"] = [3, 33, 32]
+    assert "These rates are of small networks for 32x32 images; not known for one like this." in words(content)
+
+
 def test_the_chart_has_the_most_suspicious_classes_first_and_says_how_many_are_left_out() -> None:
     content = document(classes=30)
     (chart,) = parsed(content).iter("svg")
@@ -86,6 +97,7 @@ def test_classes_that_were_not_searched_have_no_bar_and_are_named() -> None:
     assert len(list(chart.iter("rect"))) == 3
     assert "Searched 3 of 1,000 classes: see below." in words(content)
     assert "it only searched 3 of 1,000 classes" in words(content)
+    assert "These rates are of small networks for 32x32 images" in words(content)
 
 
 def test_each_trigger_is_shown_on_three_images_before_and_after() -> None:
