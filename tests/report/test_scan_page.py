@@ -72,7 +72,8 @@ def test_it_says_whose_the_error_rates_are_where_images_are_larger() -> None:
     content = document()
     assert "These rates" not in words(content)
     content["files"][0]["scan"]["model"]["preprocessing"]["input_size"] = [3, 33, 32]
-    assert "These rates are of small networks for 32x32 images; not known for one like this." in words(content)
+    said = words(content)
+    assert "These rates are of small networks for 32x32 images; not known for one like this." in said
 
 
 def test_the_chart_has_the_most_suspicious_classes_first_and_says_how_many_are_left_out() -> None:
