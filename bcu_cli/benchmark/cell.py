@@ -15,6 +15,8 @@ KEYS = ("data", "arch", "attack", "target", "seed", "defense", "images", "max-im
 """Coordinates of the cells of a plan, which --only may name."""
 PAPERS_METHOD = "bcu"
 """Method of a defense that names none."""
+CLEAN = "none"
+"""The attack of a network without a backdoor."""
 JUDGING = ("auto",)
 """Methods with a verdict; their result is measured whatever the verdict."""
 

@@ -7,7 +7,18 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli import attacks
-from bcu_cli.benchmark.cell import KEYS, OWN, PAPERS_METHOD, Backdoored, Cell, DataSet, Images, Plan, Target
+from bcu_cli.benchmark.cell import (
+    CLEAN,
+    KEYS,
+    OWN,
+    PAPERS_METHOD,
+    Backdoored,
+    Cell,
+    DataSet,
+    Images,
+    Plan,
+    Target,
+)
 from bcu_cli.benchmark.toml_table import Table, merged
 from bcu_cli.errors import UsageError
 
@@ -174,7 +185,7 @@ def _data_set(table: Table, name: str) -> tuple[DataSet, dict[str, Any]]:
 
 def _attack(table: Table, name: str) -> tuple[str, dict[str, Any]]:
     attack = table.text("attack", name)
-    known = [one for one in attacks.names() if one != "none"]
+    known = (*attacks.names(), CLEAN)
     if attack not in known:
         hint = f"name it with attack, one of {', '.join(known)}"
         raise table.error(f"no attack is called {attack}", hint)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from bcu_cli.benchmark import published
+from bcu_cli.benchmark import published, verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,7 +50,8 @@ class Row:
         place: The other coordinates of the cells.
         classes: Number of classes that their images were drawn of; None for all.
         failed: Number of failed cells.
-        before: Measures of the backdoored networks by name; empty where all cells have failed.
+        before: Measures of the networks by name; empty where all cells have failed. Those without a backdoor
+            have ACC alone.
         after: Measures of the cleansed networks by name.
         drop: ``before`` − ``after`` by name, averaged over networks.
         paper: Results of the paper; None where there are none.
@@ -105,12 +106,14 @@ class TableOf:
         rows: Rows in the order of the plan, and the mean over several attacks after them.
         errors: Failed cells and their errors.
         facts: Names and values that all cells share.
+        verdicts: Networks by verdict and true ASR; empty without verdicts.
     """
 
     plan: dict[str, str]
     rows: tuple[Row, ...]
     errors: tuple[tuple[str, str], ...]
     facts: tuple[tuple[str, str], ...]
+    verdicts: dict[str, dict[str, int]]
 
     @property
     def heading(self) -> str:
@@ -152,7 +155,14 @@ class TableOf:
             for row in self.rows
         ]
         errors = [{"cell": name, "error": error} for name, error in self.errors]
-        return {"plan": self.plan, "rows": rows, "errors": errors, "facts": dict(self.facts)}
+        facts = dict(self.facts)
+        return {
+            "plan": self.plan,
+            "rows": rows,
+            "errors": errors,
+            "facts": facts,
+            "verdicts": self.verdicts,
+        }
 
 
 def of(cells: Iterable[dict[str, Any]]) -> list[TableOf]:
@@ -214,6 +224,7 @@ def _table(cells: list[dict[str, Any]]) -> TableOf:
             if cell["error"]
         ),
         facts=tuple((name, "; ".join(sorted(values))) for name, values in facts.items() if values),
+        verdicts=verdicts.counts(cells),
     )
 
 
@@ -229,6 +240,8 @@ def _row(place: dict[str, Any], cells: list[dict[str, Any]], paper: str) -> Row:
     good = [cell for cell in cells if not cell["error"]]
     sides: dict[str, dict[str, Spread]] = {"before": {}, "after": {}, "drop": {}}
     for measure in MEASURES if good else ():
+        if any(cell[side][measure] is None for cell in good for side in ("before", "after")):
+            continue
         before, after = ([cell[side][measure]["value"] for cell in good] for side in ("before", "after"))
         drop = [one - other for one, other in zip(before, after, strict=True)]
         for side, values in zip(sides, (before, after, drop), strict=True):
@@ -249,7 +262,8 @@ def _means(rows: Sequence[Row]) -> list[Row]:
     """Rows with the mean over several attacks, for the measured and the paper's results."""
     alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        alike[tuple(value for key, value in row.place.items() if key != "attack")].append(row)
+        if not row.after or "asr" in row.after:  # a network without a backdoor is no attack
+            alike[tuple(value for key, value in row.place.items() if key != "attack")].append(row)
     means = []
     for some in alike.values():
         good = [row for row in some if row.after]

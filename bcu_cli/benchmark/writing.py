@@ -6,6 +6,7 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
+from bcu_cli.benchmark import verdicts
 from bcu_cli.benchmark.table import MEAN, MEASURES
 from bcu_cli.checkpoints import atomic_write
 from bcu_cli.report import page_parts, svg
@@ -24,6 +25,7 @@ _PERCENT = (
 
 
 _DIFFERENCES = "Differences of more than 2 points to the paper"
+_VERDICTS = "Networks by the verdict of method auto, and by the ASR that was left"
 _CHARTED = ("asr", "acc")
 
 
@@ -46,13 +48,13 @@ def as_markdown(tables: Sequence[TableOf]) -> str:
     parts = ["# Benchmark", _PERCENT]
     for table in tables:
         header, rows = table.as_text()
-        lines = [header, ["---"] * len(header), *rows]
         parts += [
             f"## {_in_markdown(table.heading)}",
             "\n".join(f"- {name}: {_in_markdown(value)}" for name, value in table.facts),
-            "\n".join("| " + " | ".join(map(_in_markdown, line)) + " |" for line in lines),
+            _table_in_markdown(header, rows),
             "\n".join(f"- failed: {_in_markdown(f'{name}: {why}')}" for name, why in table.errors),
             *_differences_in_markdown(table),
+            *_verdicts_in_markdown(table),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -90,21 +92,43 @@ def as_html(tables: Sequence[TableOf]) -> str:
         parts.append(f"<nav><ul>{links}</ul></nav>")
     for i, table in enumerate(tables):
         header, rows = table.as_text()
-        head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows
-        )
         parts += [
             f'<section id="s{i}"><h2>{escaped(table.heading)}</h2>',
             page_parts.facts(table.facts),
-            f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>',
+            _table_in_html(header, rows),
             page_parts.verdict(f"failed: {name}: {why}" for name, why in table.errors),
             page_parts.listed(_DIFFERENCES, table.differences()),
+            *_verdicts_in_html(table),
             *_by_attack(table),
             *_curves(table),
             "</section>",
         ]
     return page_parts.framed("Benchmark", parts)
+
+
+def _table_in_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(_in_markdown, line)) + " |" for line in lines)
+
+
+def _table_in_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _verdicts_in_markdown(table: TableOf) -> list[str]:
+    if not table.verdicts:
+        return []
+    said = " ".join(verdicts.shares(table.verdicts))
+    return [f"{_VERDICTS}. {said}", _table_in_markdown(*verdicts.lines(table.verdicts))]
+
+
+def _verdicts_in_html(table: TableOf) -> list[str]:
+    if not table.verdicts:
+        return []
+    said = " ".join(verdicts.shares(table.verdicts))
+    return [f"<p>{escaped(f'{_VERDICTS}. {said}')}</p>", _table_in_html(*verdicts.lines(table.verdicts))]
 
 
 def _differences_in_markdown(table: TableOf) -> list[str]:
@@ -114,7 +138,7 @@ def _differences_in_markdown(table: TableOf) -> list[str]:
 
 def _by_attack(table: TableOf) -> list[str]:
     """One picture of a table with several attacks: ASR and ACC after cleansing, beside the paper's."""
-    rows = [row for row in table.rows if row.after]
+    rows = [row for row in table.rows if "asr" in row.after]
     varying = [key for key in ("arch", "images", "max-images", "defense") if _several(rows, key)]
     panels: dict[str, list[Row]] = {}
     for row in rows:
@@ -146,7 +170,7 @@ def _several(rows: Sequence[Row], key: str) -> bool:
 
 def _curves(table: TableOf) -> list[str]:
     """Line charts over the number of images or classes, where a plan has several (figures 4 and 5)."""
-    rows = [row for row in table.rows if row.after]
+    rows = [row for row in table.rows if "asr" in row.after]
     over, name = _numbers(rows)
     if over is None:
         return []

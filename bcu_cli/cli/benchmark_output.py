@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bcu_cli.benchmark import verdicts
 from bcu_cli.cli import output
 from bcu_cli.events import duration
 
@@ -38,4 +39,6 @@ def show_outlook(outlook: Outlook) -> None:
 def show_table(table: TableOf) -> None:
     """Print a table, the values that all rows share, and the failed cells."""
     output.table(table.heading, *table.as_text())
+    if table.verdicts:
+        output.table("Networks by verdict, and by the ASR that was left", *verdicts.lines(table.verdicts))
     output.facts([*table.facts, *(("failed", f"{name}: {why}") for name, why in table.errors)])

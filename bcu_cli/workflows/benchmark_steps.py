@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcu_cli import events
 from bcu_cli.benchmark import results as files
+from bcu_cli.benchmark.cell import CLEAN
 from bcu_cli.errors import BcuError, UsageError
 from bcu_cli.evaluation.trigger_choice import Own, TriggerChoice, trigger_beside
 from bcu_cli.runs import children
@@ -180,9 +181,8 @@ class Run:
     def _evaluate(self, cell: Cell) -> list[str]:
         model = self._results.network(cell.model)
         none = Own(picture=None, mask=None, mode="replace", alpha=None)
-        trigger = TriggerChoice(
-            name=str(trigger_beside(model)), target_class=None, target_said=False, own=none
-        )
+        name = None if cell.model.attack == CLEAN else str(trigger_beside(model))
+        trigger = TriggerChoice(name=name, target_class=None, target_said=False, own=none)
         request = EvaluateRequest(
             models=(model, self._results.cleansed(cell)),
             data=str(self._pictures.labelled(cell.model.data)),

@@ -181,7 +181,6 @@ def test_the_least_plan(tmp_path: Path) -> None:
         ("architecture = ['a']\n" + LEAST, None, "no key architecture", "did you mean architectures?"),
         ("[data.a]\nzip = 1\n[attacks.sig]\n[defenses.bcu]", None, "no key zip in [data.a]", "folder"),
         (LEAST + "[attacks.trojan]", None, "no attack is called trojan", "wanet"),
-        (LEAST + "[attacks.none]", None, "no attack is called none", "wanet"),
         (LEAST + "[attacks.'a b']", None, "[attacks.a b]", "letters"),
         (LEAST + "[attacks.x]\nattack = 3", None, "attack in [attacks.x] is no text", "like"),
         (LEAST + "[attacks.sig]\nseed = 3", None, "gives seed", "leave it out"),

@@ -78,6 +78,61 @@ def test_a_failed_attack_leaves_no_mean() -> None:
     assert len({len(line) for line in [header, *lines]}) == 1
 
 
+def clean(**more: Any) -> dict[str, Any]:
+    """A cell of a network without a backdoor, which has no ASR."""
+    one = cell(500, 0.0, attack="none")
+    sides = {side: one[side] | {"asr": None, "ra": None} for side in ("before", "after")}
+    return one | sides | more
+
+
+def test_a_network_without_a_backdoor_has_acc_alone_and_is_no_part_of_the_mean() -> None:
+    some = [cell(500, 0.1), cell(500, 0.3, attack="wanet"), clean()]
+    (made,) = tables.of(some)
+    rows = {row.place["attack"]: row for row in made.rows}
+    assert (rows["none"].after["acc"].mean, "asr" in rows["none"].after) == (0.5, False)
+    assert (rows["mean"].count, rows["mean"].after["asr"].mean) == (2, pytest.approx(0.2))
+    _, lines = made.as_text()
+    assert lines[2] == ["none", "bcu", "1", "–", "–", "–", "75.00", "50.00", "25.00"]
+    root = ET.fromstring(writing.as_html([made]).removeprefix("<!DOCTYPE html>"))
+    named = {title.text for title in root.iter("title")}
+    assert named >= {"sig", "wanet"}
+    assert "none" not in named
+    assert writing.as_csv([made]).count(",none,") == 1
+
+
+def judged(word: str) -> dict[str, Any]:
+    return {"made": MADE | {"verdict": {"word": word, "why": ""}}}
+
+
+def test_verdicts_are_counted_by_what_was_left() -> None:
+    failed = {"error": {"step": "attack", "message": "no", "hint": ""}, "before": None, "after": None}
+    some = [
+        cell(500, 0.0, **judged("cleansed")),
+        cell(500, 0.05, seed=1, **judged("cleansed")),
+        cell(500, 0.04, seed=2, **judged("could not tell")),
+        cell(500, 0.0501, seed=3, **judged("cleansed")),
+        cell(500, 0.11, seed=4, **judged("not cleansed")),
+        clean(**judged("could not tell")),
+        cell(500, 0.9, seed=5),  # of a method without a verdict
+        cell(500, 0.9, seed=6, made=None, **failed),
+    ]
+    (made,) = tables.of(some)
+    assert {word: list(row.values()) for word, row in made.verdicts.items()} == {
+        "cleansed": [2, 1, 0, 0],
+        "not cleansed": [0, 0, 1, 0],
+        "could not tell": [1, 0, 0, 1],
+    }
+    markdown, page = writing.as_markdown([made]), writing.as_html([made])
+    assert "| could not tell | 1 | 0 | 0 | 1 |" in markdown
+    for said in (
+        "Of 3 whose backdoor was removed, 2 are called cleansed.",
+        "Of 1 whose backdoor was left, 0 are",
+    ):
+        assert said in markdown
+        assert said in page
+    assert "could not tell" not in writing.as_markdown(tables.of([cell(500, 0.1)]))
+
+
 def test_curves_over_the_number_of_images() -> None:
     made = tables.of([cell(1000, 0.25, acc=0.5), cell(500, 1.0, acc=0.0), cell(5000, 0.0, acc=1.0)])
     root = ET.fromstring(writing.as_html(made).removeprefix("<!DOCTYPE html>"))
