@@ -30,7 +30,8 @@ from torchvision.datasets import ImageFolder
 
 from bcu_cli.checkpoints import Format, read
 from bcu_cli.defenses.bcu import BcuOptions, reinitialise
-from bcu_cli.images.folder import ImageSet, hold_out, list_files
+from bcu_cli.images.folder import ImageSet, hold_out
+from bcu_cli.images.sources.listing import list_files
 from bcu_cli.models import load
 from bcu_cli.models.export import write_like
 from bcu_cli.triggers.base import Implanted
@@ -112,8 +113,9 @@ def main() -> None:
     whole = [transforms.Resize((height, width))]
     views = [transforms.RandomCrop((height, width), padding=height // 8)]
     mirror = [transforms.RandomHorizontalFlip()] if options.flip else []
+    files, _ = list_files(options.images)
     train = ImageLinks(
-        used_of(list_files(options.images), options.seed),
+        used_of(files, options.seed),
         transforms.Compose([*whole, *views, *mirror, transforms.ToTensor()]),
     )
     workers = {"num_workers": options.workers, "pin_memory": device.type == "cuda"}
