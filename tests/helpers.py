@@ -173,3 +173,14 @@ def bcu_process(*arguments: object, **options: Any) -> Ran:
             **options,
         )
     return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+def shorten_detectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each detector that searches take 3 steps, where its scores do not matter."""
+    from bcu_cli import detectors
+    from bcu_cli.detectors.base import find
+
+    searching = [find(name) for name in detectors.names() if find(name).searches]
+    assert len(searching) == 4
+    for each in searching:
+        monkeypatch.setitem(each.__init__.__kwdefaults__, "steps", 3)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers import shorten_detectors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from bcu_cli.detectors import verdict
-from bcu_cli.detectors.mmbd import MaximumMargin
 from bcu_cli.errors import OutputError
 from bcu_cli.models import build
 
@@ -61,9 +61,8 @@ def test_detectors_lead_to_the_class_of_the_backdoor(bcu, photos: Path, tmp_path
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one detector that searches without images takes 3 steps, where its scores do not matter."""
-    assert MaximumMargin().steps == 100
-    monkeypatch.setitem(MaximumMargin.__init__.__kwdefaults__, "steps", 3)
+    """Scores do not matter."""
+    shorten_detectors(monkeypatch)
 
 
 @pytest.fixture
