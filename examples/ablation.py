@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import mixing
+from bcu_cli.defenses.adversarial import mixing, sinusoids
 from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.adversary import KINDS, Adversary
 
@@ -72,7 +72,7 @@ def _neither() -> None:
 
 
 def _no_new_weights() -> None:
-    auto.reinitialise = _nothing  # type: ignore[attr-defined]
+    auto.reinitialise = _nothing  # type: ignore[attr-defined, assignment]
 
 
 def _all_alike() -> None:
@@ -84,7 +84,7 @@ def _no_average() -> None:
 
 
 def _half() -> None:
-    auto.LEVELS = tuple(
+    auto.LEVELS = tuple(  # type: ignore[assignment]
         replace(level, **{name: limit / 2 for name, limit in asdict(level).items()}) for level in auto.LEVELS
     )
 
@@ -128,8 +128,9 @@ def _objective(
             half = len(views) // 2
             quota = half // auto.SINUSOID_DIVISOR
             adversarial, surrogate = adversary.attack(attacked, views[half:])
-            with_sinusoids = auto.sinusoids.add_sinusoids(views[:quota], self._sinusoid_weights)
-            parts = [with_sinusoids, auto.corrupt(views[quota:half]), adversarial]
+            with_sinusoids = sinusoids.add_sinusoids(views[:quota], self._sinusoid_weights)
+            disturbed = auto.corrupt(views[quota:half])  # type: ignore[attr-defined]  # or its replacement
+            parts = [with_sinusoids, disturbed, adversarial]
             changed = torch.cat(parts).contiguous(memory_format=torch.channels_last)
             if own_statistics:
                 on_clean = student(views)

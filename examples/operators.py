@@ -15,10 +15,11 @@ import json
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from hostile_calls import Outcome, run_in_children
-from script_subjects import raw_kernels, subjects
+from hostile_calls import Outcome, run_in_children  # type: ignore[import-not-found]  # in tests/
+from script_subjects import raw_kernels, subjects  # type: ignore[import-not-found]
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     for subject in subjects():
         groups[subject.name.split(" ")[0].split(".")[0]].append(subject)
     start = time.monotonic()
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for name, group in groups.items():
         calls = -(-options.calls // len(group))
         table[name] = _row(run_in_children(group, calls, seed=options.seed))

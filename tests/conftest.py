@@ -140,14 +140,14 @@ def backdoored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random weights that says itself what it is: resnet8, 8 classes."""
+    """A file of random weights that says itself what it is: resnet8, 8 classes, 16x16 pixels."""
     from bcu_cli.checkpoints import Format, write
     from bcu_cli.models import Architecture, metadata_for
     from bcu_cli.models.new_classifier import new_classifier
 
     path = tmp_path_factory.mktemp("untrained") / "model.safetensors"
     pictures = torch.randint(
-        0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     model = new_classifier("resnet8", 8, pictures, seed=0)
     metadata = metadata_for(

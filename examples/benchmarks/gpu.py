@@ -206,7 +206,7 @@ def outcome(session: Session, step: Callable[[Session], dict[str, Any]]) -> dict
     """What a step finds, with its seconds; an error is a finding too, since other steps may succeed."""
     started = time.perf_counter()
     try:
-        found = {"found": step(session)}
+        found: dict[str, Any] = {"found": step(session)}
     except (TimeoutError, RuntimeError, OSError, ValueError) as error:
         found = {"error": f"{type(error).__name__}: {error}"}
     return {**found, "seconds": round(time.perf_counter() - started, 1)}

@@ -136,6 +136,7 @@ class WrongStatistics(Small):
 
     def __init__(self) -> None:
         super().__init__()
+        self.one: Tensor
         self.register_buffer("one", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -304,7 +305,7 @@ def measured(
         err.seek(0)
         said = err.read().decode(errors="replace")
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    result = {
+    result: dict[str, Any] = {
         "exit_code": process.returncode,
         "seconds": round(now - started, 1),
         "peak_bytes": usage.ru_maxrss * 1024,

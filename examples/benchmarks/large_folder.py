@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from importlib.metadata import version
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -123,7 +124,7 @@ def child(root: Path, started: float, steps: int, cache: str, device: str) -> No
         )
         raise loop.Interrupted
 
-    loop.Training._timed_step = timed  # type: ignore[method-assign]
+    loop.Training._timed_step = timed  # type: ignore[method-assign, assignment]
     words = ["cleanse", str(root / "model.safetensors"), "--images", str(root / "links"), "--cache", cache]
     run([*words, "--method", "bcu", "--device", device, "--out", str(root / "out.safetensors")])
     times = {
@@ -195,7 +196,7 @@ def measure(root: Path, given: argparse.Namespace) -> dict[str, object]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "pillow": Image.__version__,
+            "pillow": version("pillow"),
         },
     }
 

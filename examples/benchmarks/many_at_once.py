@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,13 @@ class Grouped(nn.Module):
 def _widened(layer: nn.Module, copies: int) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
         channels = layer.in_channels * copies, layer.out_channels * copies
-        shape = {"stride": layer.stride, "padding": layer.padding, "bias": layer.bias is not None}
-        return nn.Conv2d(*channels, layer.kernel_size, groups=layer.groups * copies, **shape)
+        shape: dict[str, Any] = {
+            "kernel_size": layer.kernel_size,
+            "stride": layer.stride,
+            "padding": layer.padding,
+            "bias": layer.bias is not None,
+        }
+        return nn.Conv2d(*channels, groups=layer.groups * copies, **shape)
     if isinstance(layer, nn.BatchNorm2d):
         return nn.BatchNorm2d(layer.num_features * copies)
     if isinstance(layer, nn.Linear):  # each copy computes all outputs, which costs little

@@ -33,6 +33,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,14 +126,15 @@ def cleanse(setting: Setting, model: Path, images: Path, out: Path, *more: objec
 def against_published(setting: Setting) -> dict[str, Any]:
     """Cleansing beside the authors' procedure, by turns; ACC and ASR of both results."""
     theirs, ours = setting.folder / "published.safetensors", setting.folder / "bcu.safetensors"
+    model, images = setting.model, setting.images
+    if model is None or images is None:
+        raise ValueError("the comparison needs a network and images")
     given = ("--images", setting.images, "--data", setting.data, "--trigger", setting.trigger)
     on = ("--out", theirs, "--epochs", setting.epochs, "--device", setting.device.torch)
     rounds = []
     for _ in range(setting.repeats):
         slow, details = run((*PUBLISHED, *map(str, (setting.model, *given, *on))))
-        fast, report = cleanse(
-            setting, setting.model, setting.images, ours, "--epochs", setting.epochs, "--no-flip"
-        )
+        fast, report = cleanse(setting, model, images, ours, "--epochs", setting.epochs, "--no-flip")
         measuring = details["seconds_evaluating"]
         rounds.append(
             {
@@ -186,7 +188,7 @@ def start_up(setting: Setting) -> dict[str, Any]:
         "bcu inspect FILE": (*BCU, "inspect", str(model), "--json"),
     }
     found: dict[str, Any] = {
-        name: timed(lambda command=command: run(command)[0], setting) for name, command in commands.items()
+        name: timed(partial(seconds_of, command), setting) for name, command in commands.items()
     }
     found["a usage error"] = timed(usage_error, setting)
     out = setting.folder / "start.out.safetensors"
@@ -237,6 +239,11 @@ def usage_error() -> float:
     if code != 2:
         raise RuntimeError(f"a usage error ended with {code}")
     return time.perf_counter() - started
+
+
+def seconds_of(command: tuple[str, ...]) -> float:
+    """Seconds from the start to the end of a process."""
+    return run(command)[0]
 
 
 def timed(work: Callable[[], float], setting: Setting) -> dict[str, Any]:

@@ -21,13 +21,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bcu_cli.detectors.verdict import suspicion
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images.sources import signs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ATTACKS = ("none", "badnets", "blended", "iab", "lc", "sig", "wanet")
 ARCHITECTURES = {
@@ -262,7 +265,8 @@ def main() -> None:
         if name in {"scan", "fit"}:
             step.add_argument("--scores" if name == "scan" else "--out", type=Path, required=True)
     said = vars(parser.parse_args())
-    {"draw": draw, "train": train, "scan": scan, "fit": fit}[said.pop("step")](**said)
+    acts: dict[str, Callable[..., None]] = {"draw": draw, "train": train, "scan": scan, "fit": fit}
+    acts[said.pop("step")](**said)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers import shorten_detectors
 
 import bcu_cli as bcu
 from bcu_cli.images.sources import signs
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES = [name for name in bcu.__all__ if not name.startswith("__")]
-SLOW = {"scan", "ScanResult"}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_example_of_a_public_name(place: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
+    shorten_detectors(monkeypatch)
     found = getattr(bcu, name)
     parser = doctest.DocTestParser()
     test = parser.get_doctest(found.__doc__, {"bcu": bcu, "torch": torch}, name, None, None)

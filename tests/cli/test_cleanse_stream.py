@@ -27,7 +27,7 @@ def in_memory(untrained: Path, photos: Path, tmp_path_factory: pytest.TempPathFa
     return out.read_bytes()
 
 
-@pytest.mark.parametrize(("cache", "kept"), [("0", 0), ("300kB", 97), ("1MB", 288)])
+@pytest.mark.parametrize(("cache", "kept"), [("0", 0), ("75kB", 97), ("1MB", 288)])
 def test_the_same_bytes_with_any_cache(
     bcu, untrained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     in_memory: bytes, cache: str, kept: int,
@@ -98,11 +98,11 @@ def test_a_method_that_learns_from_labels_needs_them_all_in_memory(
     bcu, untrained: Path, labelled: Path, tmp_path: Path, labels: list[str]
 ) -> None:
     words = ["--images", labelled / "train", "--method", "ft", "--out", tmp_path / "x.safetensors", *labels]
-    ran = bcu("cleanse", untrained, *words, "--cache", "1MB")
+    ran = bcu("cleanse", untrained, *words, "--cache", "250kB")
     assert ran.code == 2
-    assert "--method ft learns from labels and needs all images in memory: 640 take 2 MB" in ran.error
+    assert "--method ft learns from labels and needs all images in memory: 640 take 492 kB" in ran.error
     assert "hint: --max-images 325 draws as many as fit" in ran.err
-    fits = bcu("cleanse", untrained, *words, "--cache", "1MB", "--max-images", 325, "--epochs", 1)
+    fits = bcu("cleanse", untrained, *words, "--cache", "250kB", "--max-images", 325, "--epochs", 1)
     assert fits.code == 0, fits.err
 
 
@@ -141,7 +141,7 @@ def test_ctrl_c_reaches_all_processes_and_none_stays_and_the_run_goes_on_to_the_
     words = ["cleanse", untrained, "--images", photos, *QUICK, "--epochs", 5]
     assert bcu(*words, "--out", whole).code == 0
     words += ["--out", out]
-    command = [sys.executable, "-m", "bcu_cli", *map(str, words), "--cache", "300kB"]
+    command = [sys.executable, "-m", "bcu_cli", *map(str, words), "--cache", "75kB"]
     telling = Telling()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, **pipes, text=True, start_new_session=True, env=telling.environment)
@@ -160,7 +160,7 @@ def test_ctrl_c_reaches_all_processes_and_none_stays_and_the_run_goes_on_to_the_
     while any(map(is_there, [child, *decoding])) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_there, [child, *decoding]))
-    resumed = bcu(*words, "--cache", "600kB", "--resume")
+    resumed = bcu(*words, "--cache", "150kB", "--resume")
     assert resumed.code == 0, resumed.err
     assert "resuming after step" in resumed.err
     assert out.read_bytes() == whole.read_bytes()
