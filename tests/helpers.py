@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +173,14 @@ def bcu_process(*arguments: object, **options: Any) -> Ran:
             **options,
         )
     return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+
+def lessen_effort(monkeypatch: pytest.MonkeyPatch, **numbers: int) -> None:
+    """Let method auto take these numbers of steps and images, whatever the size of the images."""
+    from bcu_cli.defenses.adversarial import effort
+
+    for name in ("USUAL", "LARGE"):
+        monkeypatch.setattr(effort, name, replace(getattr(effort, name), **numbers))
 
 
 def shorten_detectors(monkeypatch: pytest.MonkeyPatch) -> None:

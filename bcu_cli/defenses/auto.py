@@ -40,11 +40,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from bcu_cli.defenses.adversarial import canary, outlook, patches, sinusoids
+from bcu_cli.defenses.adversarial import canary, effort, outlook, patches, sinusoids
 from bcu_cli.defenses.adversarial.corruptions import corrupt
-from bcu_cli.defenses.adversarial.mixing import MAX_IMAGES, Mixture
+from bcu_cli.defenses.adversarial.mixing import Mixture
 from bcu_cli.defenses.adversarial.residual_search import (
-    SELECTION_IMAGES,
     FoundTrigger,
     ModelPair,
     ResidualSearch,
@@ -76,21 +75,19 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from bcu_cli.defenses.adversarial.effort import Effort
     from bcu_cli.defenses.adversarial.residual_search import Change
     from bcu_cli.models import Classifier
     from bcu_cli.training.forecast import Outlook
     from bcu_cli.training.loop import Objective
     from bcu_cli.triggers.base import Trigger
 
-FEWEST_STEPS, EPOCHS, MOST_STEPS = 400, 20, 3000
-"""A training makes ``EPOCHS`` passes over the images, but takes no fewer and no more steps than these."""
-CANARY_STEPS, SEARCH_STEPS = 200, 120
+MOST_STEPS = 3000
+"""Most steps of a cleansing."""
 MOST_HALVINGS = 2
 """Most halvings of the limits while triggers are searched that tell the classes apart."""
 SATURATED = 0.75
 """Median success over the classes above which the limits are halved; 3.5 in log-odds above it is 99 %."""
-VERIFICATION_STEPS, VERIFICATION_BATCH = 160, 128
-"""Steps of the search on the cleansed network, and the most images in a step."""
 STARTS_PER_CLASS = 3
 """Changes of each kind that this search starts from for each class, where there are suspected classes."""
 MOST_SUSPECTS, MOST_CONTROLS = 3, 6
@@ -125,8 +122,6 @@ SINUSOID_DIVISOR = 3
 """One in this many images of the half without an adversary gets a sinusoid; the others, corruptions."""
 MIN_HELD_OUT = 50
 """Fewest held-out images for a verdict, a tenth of all: of ten, one misclassified by chance is 10 %."""
-MAX_SINUSOID_IMAGES = 200
-"""Most held-out images that each sinusoidal pattern is tried on."""
 MOST_DRAWN = 4
 """Most triggers of the original, and most sinusoidal patterns, that a page draws."""
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
@@ -149,14 +144,15 @@ class AutoOptions(TrainedOptions):
     """Options of method ``auto``.
 
     Args:
-        epochs: Passes over the images in each cleansing. None is ``EPOCHS`` within ``FEWEST_STEPS`` and
-            ``MOST_STEPS``.
-        batch_size: Most images in a step; the same number of changed images is added.
+        epochs: Passes over the images in each cleansing. None is 20 of them, or 4 of images of more than
+            64x64 pixels, but at least 400 steps (100) and at most ``MOST_STEPS``.
+        batch_size: Most images in a step; the same number of changed images is added. None is 128, or 32 for
+            images of more than 64x64 pixels.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls.
         quick: Whether to plant no canaries and try no level above 1.
     """
 
-    batch_size: int = 128
+    batch_size: int | None = None  # type: ignore[assignment]  # known from ``decide`` on
     learning_rate: float = 0.05
     quick: bool = False
 
@@ -187,11 +183,23 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def decide(self, options: AutoOptions) -> AutoOptions:
         """See :meth:`Defense.decide`."""
+        batch_size = options.batch_size or self.effort.batch_size
+        options = replace(options, batch_size=batch_size)
         if options.epochs is None:
-            per_epoch = min(ceil(len(self.data) / options.batch_size), MOST_STEPS)
-            steps = min(max(EPOCHS * per_epoch, FEWEST_STEPS), MOST_STEPS)
+            per_epoch = min(ceil(len(self.data) / batch_size), MOST_STEPS)
+            steps = min(max(self.effort.epochs * per_epoch, self.effort.fewest_steps), MOST_STEPS)
             options = replace(options, epochs=ceil(steps / per_epoch))
         return super().decide(options)
+
+    @property
+    def effort(self) -> Effort:
+        """Numbers of steps and images that suit the size of the images."""
+        return effort.suited(self.teacher.preprocessing.input_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Most images in a step, as decided."""
+        return self.options.batch_size or self.effort.batch_size
 
     def outlook(self) -> Outlook:
         """See :meth:`Defense.outlook`."""
@@ -256,7 +264,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _mildest(self, mixture: Mixture) -> float:
         """The least share of the student in a mix that removes what stands out, on images learnt from."""
-        selection = self.data.images[spread(torch.arange(len(self.data)), MAX_IMAGES)]
+        selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.mixing_images)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         stands_out = _stand_out(_by_kind(self._success_before))
         found = [
@@ -265,7 +273,7 @@ class Auto(TrainedDefense[AutoOptions]):
             if far and kind == GENTLE_KIND
         ]
         working = [(pattern, target) for pattern, target, _ in self._working_sinusoids()]
-        return mixture.mildest(pair, found, working)
+        return mixture.mildest(pair, found, working, self.effort.sinusoid_images)
 
     def _is_last_level(self) -> bool:
         """Whether no further level is tried."""
@@ -517,7 +525,7 @@ class Auto(TrainedDefense[AutoOptions]):
         triggers = canary.draw(self.teacher.preprocessing.input_size, self.options.seed)
         targets = self._targets(triggers)
         objective = canary.teaching(taught, self.teacher, triggers, targets)
-        planting = self._training(taught, objective, **self._length(CANARY_STEPS))
+        planting = self._training(taught, objective, **self._length(self.effort.canary_steps))
         yield Stage(title="planting canaries", training=planting)
         for level in range(GENTLE + 1, len(LEVELS)):
             trial = copy_of(taught)
@@ -584,10 +592,10 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _verify(self) -> Iterator[Stage]:
         """Search the cleansed network for triggers to the suspected classes and to control classes."""
-        selection = self.data.images[spread(torch.arange(len(self.data)), SELECTION_IMAGES)]
+        selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.selection_images)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         shape, seed = self.teacher.preprocessing.input_size, self.options.seed + 2
-        listed = pair.promising(patches.draw(shape, seed))
+        listed = pair.promising(patches.draw(shape, seed)[:: self.effort.patch_interval])
         suspects = self._suspects()
         if suspects:
             listed = {target: listed[target] for target in self._add_controls(suspects, list(listed))}
@@ -596,7 +604,8 @@ class Auto(TrainedDefense[AutoOptions]):
         )
         adversary = Adversary(targets, shape, VERIFICATION_LIMITS, seed=seed)
         adversary.to(self.device.torch)
-        how = {"batch_size": VERIFICATION_BATCH, **self._length(VERIFICATION_STEPS, VERIFICATION_BATCH)}
+        steps, batch = self.effort.verification_steps, self.effort.batch_size
+        how = {"batch_size": batch, **self._length(steps, batch)}
         yield self._search(adversary, self.student, "looking for remaining triggers", **how)
         self._candidates: list[tuple[str, str, Mapping[int, Sequence[Change]]]] = [
             ("enumeration", "patch", listed)
@@ -645,7 +654,7 @@ class Auto(TrainedDefense[AutoOptions]):
         how = {
             "schedule": "constant",
             "augmentation": NO_AUGMENTATION,
-            **self._length(SEARCH_STEPS),
+            **self._length(self.effort.search_steps),
             **how,
         }
         training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
@@ -677,7 +686,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _success_by_class(self, network: Classifier, change: Change) -> list[Proportion]:
         """Success of a change for each class, on held-out images that the original predicts as another."""
-        shown = spread(torch.arange(len(self._teacher_answers)), MAX_SINUSOID_IMAGES)
+        shown = spread(torch.arange(len(self._teacher_answers)), self.effort.sinusoid_images)
         images, expected = self.held_out.images[shown], self._teacher_answers[shown]
         answers = predict(network, images, self.device, transform=change)
         classes = network.num_classes
@@ -687,7 +696,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _length(self, steps: int, batch_size: int | None = None) -> dict[str, Any]:
         """The training options that make a training last about ``steps`` steps."""
-        per_epoch = min(ceil(len(self.data) / (batch_size or self.options.batch_size)), steps)
+        per_epoch = min(ceil(len(self.data) / (batch_size or self.batch_size)), steps)
         return {"epochs": ceil(steps / per_epoch), "epoch_steps": steps}
 
     def _adversary(self, limits: Limits, seed: int) -> Adversary:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers import lessen_effort
 from safetensors.torch import load_file
 
 from bcu_cli.checkpoints import Format, read, write
@@ -57,8 +58,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cleanse(bcu, model: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleanse:
     """Cleanses into out.safetensors, in a few steps that try every level."""
-    monkeypatch.setattr(auto, "CANARY_STEPS", 4)
-    monkeypatch.setattr(auto, "SEARCH_STEPS", 4)
+    lessen_effort(monkeypatch, canary_steps=4, search_steps=4)
     monkeypatch.setattr(auto, "MAX_CANARY_SUCCESS", -1.0)  # no level is enough
 
     def call(*words: object) -> Ran:
@@ -221,7 +221,7 @@ def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an
 ) -> None:
     good = Verdict(word="cleansed", why="it was told so")
     monkeypatch.setattr(auto.Auto, "_verdict_on_known_triggers", lambda self: good)
-    monkeypatch.setattr(auto, "VERIFICATION_STEPS", 4)
+    lessen_effort(monkeypatch, verification_steps=4)
     monkeypatch.setattr(patches, "SIDES", (4,))
     out = tmp_path / "out.safetensors"
     at_once = cleanse("--quick", "--force", "--json").json

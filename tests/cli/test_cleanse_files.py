@@ -9,6 +9,7 @@ import field_names
 import numpy as np
 import pytest
 import torch
+from helpers import lessen_effort
 from PIL import Image
 from scripted import torchscript_of
 from torch import Tensor, nn
@@ -85,8 +86,7 @@ def state(inputs: Tensor) -> dict[str, Tensor]:
 @pytest.fixture
 def cleanse(bcu: Any, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Cleanses with the model, the images and the output alone, in a few steps; returns what was said."""
-    for name in ("CANARY_STEPS", "SEARCH_STEPS", "FEWEST_STEPS", "EPOCHS"):
-        monkeypatch.setattr(auto, name, 1)
+    lessen_effort(monkeypatch, canary_steps=1, search_steps=1, fewest_steps=1, epochs=1)
     monkeypatch.setattr(auto, "LEVELS", auto.LEVELS[:2])
     good = Verdict(word="cleansed", why="it was told so")
     monkeypatch.setattr(auto.Auto, "verdict", lambda self: good)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from helpers import lessen_effort
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.base import Verdict
@@ -35,8 +36,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cleanse(bcu, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleanse:
     """Cleanses into out.safetensors in a few steps, with a page."""
-    for name in ("CANARY_STEPS", "SEARCH_STEPS", "VERIFICATION_STEPS"):
-        monkeypatch.setattr(auto, name, 2)
+    lessen_effort(monkeypatch, canary_steps=2, search_steps=2, verification_steps=2)
     judged = Verdict(word="not cleansed", why="it was told so")
     monkeypatch.setattr(auto.Auto, "verdict", lambda self: judged)
 

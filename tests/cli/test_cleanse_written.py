@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from helpers import lessen_effort
 from safetensors.torch import load_file, save_file
 
 from bcu_cli.checkpoints.resume import StateFile
@@ -118,8 +119,7 @@ def test_the_verdict_and_the_agreement_are_of_the_rounded_network(
         metadata = file.metadata()
     small = {k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(MODEL).items()}
     save_file(small, tmp_path / "in.safetensors", metadata)
-    for name in ("CANARY_STEPS", "SEARCH_STEPS"):
-        monkeypatch.setattr(auto, name, 2)
+    lessen_effort(monkeypatch, canary_steps=2, search_steps=2)
     judged: list[dict[str, torch.Tensor]] = []
     measure = auto.Auto.measure_again
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 from defending import Setting, backdoored_setting
-
-from bcu_cli.defenses import auto
+from helpers import lessen_effort
 
 
 @pytest.fixture(scope="session")
@@ -14,5 +13,4 @@ def setting() -> Setting:
 @pytest.fixture
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Method auto plants its canaries and looks for triggers in a few steps."""
-    monkeypatch.setattr(auto, "CANARY_STEPS", 4)
-    monkeypatch.setattr(auto, "SEARCH_STEPS", 4)
+    lessen_effort(monkeypatch, canary_steps=4, search_steps=4)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from defending import CPU, backdoored_setting, classifier, pictures, run, small
+from helpers import lessen_effort
 from torch import Tensor, nn
 
 from bcu_cli.defenses import auto
@@ -225,8 +226,7 @@ def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "CANARY_STEPS", 2)
-    monkeypatch.setattr(auto, "SEARCH_STEPS", 2)
+    lessen_effort(monkeypatch, canary_steps=2, search_steps=2)
 
 
 def staged(
@@ -488,8 +488,7 @@ def test_a_hopeless_network_is_not_called_cleansed(monkeypatch: pytest.MonkeyPat
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return 0.0 * self.layer(images.flatten(1)) + torch.tensor([9.0, 0.0, 0.0, 0.0])
 
-    monkeypatch.setattr(auto, "CANARY_STEPS", 4)
-    monkeypatch.setattr(auto, "SEARCH_STEPS", 4)
+    lessen_effort(monkeypatch, canary_steps=4, search_steps=4)
     cleansing = method(classifier(Deaf()), pictures(), epochs=1)
     run(cleansing)
     assert cleansing.verdict().word == "could not tell"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from defending import CPU, classifier
+from helpers import lessen_effort
 from many_classes import CLASSES, TARGET, Tinted
 from torch import nn
 
-from bcu_cli.defenses import auto
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.evaluation import class_screening
 from bcu_cli.images.folder import ImageSet, hold_out
@@ -35,7 +35,7 @@ def screened(model: nn.Module, classes: int) -> tuple[Auto, list[str]]:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(class_screening, "MOST_CLASSES", 12)
     monkeypatch.setattr(class_screening, "RANDOM_CLASSES", 6)
-    monkeypatch.setattr(auto, "SEARCH_STEPS", 30)
+    lessen_effort(monkeypatch, search_steps=30)
 
 
 @pytest.mark.usefixtures("few")

@@ -90,7 +90,7 @@ def test_the_mildest_mix_leaves_hardly_more_than_the_network(
 
     monkeypatch.setattr(mixture, "take", taken)
     sinusoids = [(torch.clone, 1)] if sinusoid else []
-    assert mixture.mildest(pair, [(torch.clone, 0)], sinusoids) == share
+    assert mixture.mildest(pair, [(torch.clone, 0)], sinusoids, 200) == share
 
 
 def test_many_sinusoids_are_tried_on_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_many_sinusoids_are_tried_on_few_images(monkeypatch: pytest.MonkeyPatch)
         return Proportion(hits=0, of=100)
 
     monkeypatch.setattr(pair, "success", success)
-    assert Mixture(original, other).mildest(pair, [(torch.clone, 0)], [(torch.clone, 1)]) == 0.5
+    assert Mixture(original, other).mildest(pair, [(torch.clone, 0)], [(torch.clone, 1)], 200) == 0.5
     assert tried == [(0, 1000), (0, 1000), (1, 200)]
 
 
@@ -168,8 +168,13 @@ def test_a_mix_is_chosen_by_the_patches_and_sinusoids_that_work(monkeypatch: pyt
     given: list[list[int]] = []
 
     def mildest(
-        self: Mixture, pair: object, patches: list[tuple[object, int]], waves: list[tuple[object, int]]
+        self: Mixture,
+        pair: object,
+        patches: list[tuple[object, int]],
+        waves: list[tuple[object, int]],
+        most: int,
     ) -> float:
+        assert most == 200
         given.extend([[target for _, target in patches], [target for _, target in waves]])
         return 0.7
 

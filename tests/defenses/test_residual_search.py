@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from defending import CPU
+from helpers import lessen_effort
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +34,7 @@ ALL_SIDES = patches.SIDES
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sizes of patches, and a few steps of the gradient's search, which finds nothing here."""
-    monkeypatch.setattr(auto, "VERIFICATION_STEPS", 4)
+    lessen_effort(monkeypatch, verification_steps=4)
     monkeypatch.setattr(patches, "SIDES", (6, 8))  # of an image of 32; of these 3 and 4 pixels
 
 
@@ -144,7 +145,7 @@ def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch)
                 torch.tensor(2), CLASSES
             )
 
-    monkeypatch.setattr(auto, "VERIFICATION_STEPS", 60)
+    lessen_effort(monkeypatch, verification_steps=60)
     monkeypatch.setattr(auto, "VERIFICATION_LIMITS", auto.LIMITS)
     monkeypatch.setattr(patches, "SIDES", (2,))
     original, student = network(), network()

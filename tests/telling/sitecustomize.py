@@ -6,6 +6,7 @@ method auto are a few steps long.
 
 import os
 import signal
+from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
@@ -26,8 +27,8 @@ _execute = SourceFileLoader.exec_module
 
 def _execute_with_few_steps(loader, module):
     _execute(loader, module)
-    if module.__name__ == "bcu_cli.defenses.auto":
-        module.SEARCH_STEPS = module.VERIFICATION_STEPS = 4
+    if module.__name__ == "bcu_cli.defenses.adversarial.effort":
+        module.USUAL = replace(module.USUAL, search_steps=4, verification_steps=4)
 
 
 if "BCU_FEW_STEPS" in os.environ:

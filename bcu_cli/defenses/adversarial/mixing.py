@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the cleansed network that are tried, beside all of it."""
-MAX_IMAGES, MAX_SINUSOID_IMAGES = 1000, 200
-"""Most images that mixes are compared on with each patch, and with each of the many sinusoidal patterns."""
 TOLERANCE = 0.03
 """Most success of a patch above that on the cleansed network itself."""
 MAX_SINUSOID_SUCCESS = 0.3
@@ -61,26 +59,25 @@ class Mixture:
         pair: ModelPair,
         patches: Sequence[tuple[Change, int]],
         sinusoids: Sequence[tuple[Change, int]],
+        sinusoid_images: int,
     ) -> float:
         """The least of ``SHARES`` that removes the given triggers; 1 where none does.
 
         Args:
-            pair: The two networks, and images to compare the mixes on.
+            pair: The two networks, and the images to compare the mixes on.
             patches: Patches and their target classes. A mix may leave hardly more of them than the cleansed
                 network does.
             sinusoids: Sinusoidal patterns and their target classes.
+            sinusoid_images: Most of the images for each of them, since there are many.
         """
 
-        def left(change: Change, target: int, most: int) -> float:
+        def left(change: Change, target: int, most: int | None) -> float:
             return pair.success(pair.cleansed, change, target, most=most).value
 
-        limits = [
-            (change, target, MAX_IMAGES, left(change, target, MAX_IMAGES) + TOLERANCE)
-            for change, target in patches
+        limits: list[tuple[Change, int, int | None, float]] = [
+            (change, target, None, left(change, target, None) + TOLERANCE) for change, target in patches
         ]
-        limits += [
-            (change, target, MAX_SINUSOID_IMAGES, MAX_SINUSOID_SUCCESS) for change, target in sinusoids
-        ]
+        limits += [(change, target, sinusoid_images, MAX_SINUSOID_SUCCESS) for change, target in sinusoids]
         for share in SHARES:
             self.take(share)
             if all(left(change, target, most) <= limit for change, target, most, limit in limits):

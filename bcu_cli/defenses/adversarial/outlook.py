@@ -32,15 +32,16 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
     from bcu_cli.defenses import auto  # which imports this module
 
     count, held_out = len(defense.data), len(defense.held_out)
-    batch = count / ceil(count / defense.options.batch_size)
-    searching = TO_IMAGES * auto.SEARCH_STEPS * batch
+    effort = defense.effort
+    batch = count / ceil(count / defense.batch_size)
+    searching = TO_IMAGES * effort.search_steps * batch
     classes = min(defense.teacher.num_classes, class_screening.MOST_CLASSES)
-    tried = min(auto.MAX_SINUSOID_IMAGES, held_out)
+    tried = min(effort.sinusoid_images, held_out)
     trying = min(auto.MOST_ANSWERS, len(UNIVERSAL) * classes * held_out) + sinusoids.NUM_KINDS * tried
     screened = defense.teacher.num_classes > class_screening.MOST_CLASSES
     screening = PlannedStage(
         title="screening classes",
-        passes=searching + FORWARD * auto.SEARCH_STEPS * batch,
+        passes=searching + FORWARD * effort.search_steps * batch,
         after=class_screening.STARTS * len(UNIVERSAL) * tried,
     )
     halved = [
@@ -62,7 +63,7 @@ def _cleansing(defense: Auto, batch: float) -> float:
     """Passes of a cleansing: the teacher sees each image, the adversary half, the student each one twice."""
     from bcu_cli.defenses import auto
 
-    per_epoch = min(ceil(len(defense.data) / defense.options.batch_size), auto.MOST_STEPS)
+    per_epoch = min(ceil(len(defense.data) / defense.batch_size), auto.MOST_STEPS)
     steps = (defense.options.epochs or 0) * per_epoch
     return steps * batch * (FORWARD + 0.5 * TO_IMAGES + 2 * TO_WEIGHTS)
 
@@ -71,7 +72,7 @@ def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
     """Planting canaries and cleansing them; left out where a trigger stands out."""
     from bcu_cli.defenses import auto
 
-    planting = auto.CANARY_STEPS * batch * (FORWARD + 2 * TO_WEIGHTS)
+    planting = defense.effort.canary_steps * batch * (FORWARD + 2 * TO_WEIGHTS)
     trying = 2 * len(canary.NAMES) * len(defense.held_out)
     cleansings = [
         PlannedStage(
@@ -87,15 +88,15 @@ def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
 
 def _mixing(defense: Auto) -> float:
     """Passes while mixes are compared: a patch on each and on the student, sinusoidal patterns on few."""
-    patches = (1 + len(mixing.SHARES)) * min(mixing.MAX_IMAGES, len(defense.data))
-    return patches + sinusoids.NUM_KINDS * min(mixing.MAX_SINUSOID_IMAGES, len(defense.data))
+    patches = (1 + len(mixing.SHARES)) * min(defense.effort.mixing_images, len(defense.data))
+    return patches + sinusoids.NUM_KINDS * min(defense.effort.sinusoid_images, len(defense.data))
 
 
 def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
     """A cleansing and the search for what remains."""
     from bcu_cli.defenses import auto
 
-    small = min(len(defense.data), auto.VERIFICATION_BATCH)
+    small = min(len(defense.data), defense.effort.batch_size)
     return [
         PlannedStage(
             title=f"cleansing, level {level}",
@@ -105,7 +106,7 @@ def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
         ),
         PlannedStage(
             title="looking for remaining triggers",
-            passes=TO_IMAGES * auto.VERIFICATION_STEPS * small,
+            passes=TO_IMAGES * defense.effort.verification_steps * small,
             sure=level == 0,
         ),
     ]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
 
-SCREENING_IMAGES, SELECTION_IMAGES = 6, 96
-"""Images that every patch is tried on, and images that the finalists are compared on."""
+SCREENING_IMAGES = 6
+"""Images that every patch is tried on."""
 FINALISTS = 6
 """Patches of each class that are compared on all selection images."""
 SCREENING_BATCH = 512

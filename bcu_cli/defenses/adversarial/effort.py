@@ -1,0 +1,66 @@
+"""How much method ``auto`` computes: less on large images, of which each costs as much as dozens of small ones.
+
+At 224x224 a step of 128 images costs what 49 such steps cost at 32x32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LARGE_PIXELS = 64 * 64
+"""Most pixels of an image for ``USUAL``; what is larger gets ``LARGE``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """Numbers of steps and images.
+
+    Args:
+        batch_size: Most images in a step; a cleansing adds the same number of changed images.
+        epochs: Passes over the images in a cleansing, which takes no fewer than ``fewest_steps``.
+        fewest_steps: Fewest steps of a cleansing.
+        canary_steps: Steps that plant canaries.
+        search_steps: Steps of a search on the original.
+        verification_steps: Steps of the search on the cleansed network.
+        sinusoid_images: Most images that each sinusoidal pattern is tried on.
+        mixing_images: Most images that mixes are compared on with each patch.
+        selection_images: Images that changes found on the cleansed network are selected on.
+        patch_interval: One in this many of the listed patches is tried on the cleansed network.
+    """
+
+    batch_size: int = 128
+    epochs: int = 20
+    fewest_steps: int = 400
+    canary_steps: int = 200
+    search_steps: int = 120
+    verification_steps: int = 160
+    sinusoid_images: int = 200
+    mixing_images: int = 1000
+    selection_images: int = 96
+    patch_interval: int = 1
+
+
+USUAL = Effort()
+LARGE = Effort(
+    batch_size=32,
+    epochs=4,
+    fewest_steps=100,
+    canary_steps=60,
+    search_steps=60,
+    verification_steps=60,
+    sinusoid_images=60,
+    mixing_images=200,
+    selection_images=32,
+    patch_interval=4,
+)
+"""For images of more than ``LARGE_PIXELS``; chosen by the time that they take, on one network."""
+
+
+def suited(input_size: Sequence[int]) -> Effort:
+    """The effort for images ``[C, H, W]``."""
+    return LARGE if prod(input_size[1:]) > LARGE_PIXELS else USUAL
