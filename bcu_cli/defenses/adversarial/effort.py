@@ -1,4 +1,4 @@
-"""How much method ``auto`` computes: less on large images, of which each costs as much as dozens of small ones.
+"""How much method ``auto`` computes: less on large images, where a step costs far more.
 
 At 224x224 a step of 128 images costs what 49 such steps cost at 32x32.
 """
