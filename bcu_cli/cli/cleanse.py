@@ -80,14 +80,19 @@ def cleanse(
     epochs: Annotated[
         str | None,
         typer.Option(
-            help="A number, or auto: 100 (method auto: 20 a cleansing), fewer for very large folders, "
-            "more for very small ones; 0 (bcu) only re-initialises the student. "
-            "(default: auto; i-bau: 5)",
+            help="A number, or auto: 100 (method auto: 20 a cleansing, 4 on images of more than "
+            "64x64 pixels), fewer for very large folders, more for very small ones; 0 (bcu) only "
+            "re-initialises the student. (default: auto; i-bau: 5)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, help="(default: 256; anp, auto: 128)", rich_help_panel=_METHOD)
+        int | None,
+        typer.Option(
+            min=2,
+            help="(default: 256; anp, auto: 128; auto on images of more than 64x64 pixels: 32)",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None,

@@ -224,6 +224,24 @@ def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest
     assert called == ["cpu", "drawn"]
 
 
+@pytest.mark.parametrize(
+    ("side", "given", "batch_size", "epochs"),
+    [
+        (64, {}, 128, 134),  # 400 steps, 3 in a pass over 320 images
+        (65, {}, 32, 10),  # 100 steps, 10 in a pass
+        (65, {"batch_size": 128}, 128, 34),
+        (65, {"batch_size": 20, "epochs": 3}, 20, 3),
+    ],
+)
+def test_large_images_take_fewer_steps_with_fewer_images(
+    side: int, given: dict[str, int], batch_size: int, epochs: int
+) -> None:
+    answers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    made = method(classifier(answers, side), pictures(side, count=400), **given)
+    assert (made.options.batch_size, made.options.epochs) == (batch_size, epochs)
+    assert made.effort.search_steps == (120 if side == 64 else 60)
+
+
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     lessen_effort(monkeypatch, canary_steps=2, search_steps=2)
