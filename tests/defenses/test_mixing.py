@@ -96,21 +96,20 @@ def test_the_mildest_mix_leaves_hardly_more_than_the_network(
 def test_many_sinusoids_are_tried_on_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     original, other = moved(1.0)
     pair = Stubbed(other, {each: {0: 0, 1: 0} for each in (*mixing.SHARES, 1.0)})
-    tried: list[tuple[int, int]] = []
+    tried: list[tuple[int, int | None]] = []
 
-    def success(network: object, change: object, target: int, *, most: int) -> Proportion:
+    def success(network: object, change: object, target: int, *, most: int | None) -> Proportion:
         tried.append((target, most))
         return Proportion(hits=0, of=100)
 
     monkeypatch.setattr(pair, "success", success)
     assert Mixture(original, other).mildest(pair, [(torch.clone, 0)], [(torch.clone, 1)], 200) == 0.5
-    assert tried == [(0, 1000), (0, 1000), (1, 200)]
+    assert tried == [(0, None), (0, None), (1, 200)]
 
 
 def test_the_comparison_of_mixes_is_in_the_outlook() -> None:
     stages = {stage.title: stage for stage in cleansing().outlook().stages}
-    assert stages["cleansing, level 0"].after > 0
-    assert stages["cleansing, level 1"].after == 0
+    assert stages["cleansing, level 0"].after > stages["cleansing, level 1"].after
 
 
 def cleansing() -> Auto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,3 +61,31 @@ def test_passes_are_those_of_the_networks() -> None:
 
 def test_methods_that_cannot_say_show_each_stage_alone() -> None:
     assert defense("bcu").outlook() is None
+
+
+def test_the_forwards_of_a_verification_are_those_of_the_networks() -> None:
+    """A few more are listed than are made: a class that no image can be led to is left out."""
+    cleansing = defense("auto", quick=True)
+    listed = cleansing.outlook()
+    assert listed is not None
+    planned = {stage.title: stage for stage in listed.stages}
+    for stage in cleansing.stages():
+        if stage.title.startswith("cleansing, level"):
+            break
+        stage.training.run()
+    cleansing._measure_triggers()
+    seen = [0]
+
+    def count(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        seen[0] += len(inputs[0])  # type: ignore[arg-type]
+
+    cleansing.teacher.register_forward_pre_hook(count)
+    cleansing.student.register_forward_pre_hook(count)
+    trying = planned["cleansing, level 1"].after
+    verification = cleansing._verify()
+    next(verification)
+    assert trying * 0.9 < seen[0] < trying * 1.1
+    seen[0] = 0
+    with suppress(StopIteration):
+        next(verification)
+    assert 0 < seen[0] <= planned["looking for remaining triggers"].after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING
 
-from bcu_cli.defenses.adversarial import canary, mixing, sinusoids
+from bcu_cli.defenses.adversarial import canary, mixing, patches, residual_search, sinusoids
 from bcu_cli.evaluation import class_screening
 from bcu_cli.evaluation.adversary import UNIVERSAL
 from bcu_cli.training.forecast import FORWARD, TO_IMAGES, TO_WEIGHTS, Outlook, PlannedStage
@@ -88,8 +88,8 @@ def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
 
 def _mixing(defense: Auto) -> float:
     """Passes while mixes are compared: a patch on each and on the student, sinusoidal patterns on few."""
-    patches = (1 + len(mixing.SHARES)) * min(defense.effort.mixing_images, len(defense.data))
-    return patches + sinusoids.NUM_KINDS * min(defense.effort.sinusoid_images, len(defense.data))
+    patched = (1 + len(mixing.SHARES)) * min(defense.effort.mixing_images, len(defense.data))
+    return patched + sinusoids.NUM_KINDS * min(defense.effort.sinusoid_images, len(defense.data))
 
 
 def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
@@ -97,16 +97,33 @@ def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
     from bcu_cli.defenses import auto
 
     small = min(len(defense.data), defense.effort.batch_size)
+    trying, comparing = _verifying(defense)
     return [
         PlannedStage(
             title=f"cleansing, level {level}",
             passes=_cleansing(defense, batch),
-            after=_mixing(defense) if level == auto.GENTLE else 0.0,
+            after=trying + (_mixing(defense) if level == auto.GENTLE else 0.0),
             sure=level == 0,
         ),
         PlannedStage(
             title="looking for remaining triggers",
             passes=TO_IMAGES * defense.effort.verification_steps * small,
+            after=comparing,
             sure=level == 0,
         ),
     ]
+
+
+def _verifying(defense: Auto) -> tuple[float, float]:
+    """Passes while listed patches are tried on both networks, and while the best changes are compared."""
+    from bcu_cli.defenses import auto
+
+    listed = (
+        len(patches.draw(defense.teacher.preprocessing.input_size, seed=0)) / defense.effort.patch_interval
+    )
+    classes = min(defense.teacher.num_classes, auto.MOST_SUSPECTS + auto.MOST_CONTROLS)
+    finalists = residual_search.FINALISTS + len(UNIVERSAL) * auto.STARTS_PER_CLASS
+    selection = min(defense.effort.selection_images, len(defense.data))
+    judged = (1 + len(UNIVERSAL)) * len(defense.held_out)
+    both = 2 * FORWARD
+    return both * listed * residual_search.SCREENING_IMAGES, both * classes * (finalists * selection + judged)
