@@ -80,7 +80,7 @@ def cleanse(
     epochs: Annotated[
         str | None,
         typer.Option(
-            help="A number, or auto: 100 (method auto: 20 a cleansing, 4 on images of more than "
+            help="A number, or auto: 100 (method auto: 20 a cleansing, 3 on images of more than "
             "64x64 pixels), fewer for very large folders, more for very small ones; 0 (bcu) only "
             "re-initialises the student. (default: auto; i-bau: 5)",
             rich_help_panel=_METHOD,
@@ -90,13 +90,17 @@ def cleanse(
         int | None,
         typer.Option(
             min=2,
-            help="(default: 256; anp, auto: 128; auto on images of more than 64x64 pixels: 32)",
+            help="(default: 256; anp, auto: 128; auto on images of more than 64x64 pixels: 16)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(min=0.0, help="(default: 0.01; anp: 0.2; auto: 0.05)", rich_help_panel=_METHOD),
+        typer.Option(
+            min=0.0,
+            help="(default: 0.01; anp: 0.2; auto: 0.05, on images of more than 64x64 pixels 0.01)",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     momentum: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="(default: 0.9)", rich_help_panel=_METHOD)

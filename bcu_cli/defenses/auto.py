@@ -144,16 +144,17 @@ class AutoOptions(TrainedOptions):
     """Options of method ``auto``.
 
     Args:
-        epochs: Passes over the images in each cleansing. None is 20 of them, or 4 of images of more than
+        epochs: Passes over the images in each cleansing. None is 20 of them, or 3 of images of more than
             64x64 pixels, but at least 400 steps (100) and at most ``MOST_STEPS``.
-        batch_size: Most images in a step; the same number of changed images is added. None is 128, or 32 for
+        batch_size: Most images in a step; the same number of changed images is added. None is 128, or 16 for
             images of more than 64x64 pixels.
-        learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls.
+        learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls. None is 0.05, or
+            0.01 for images of more than 64x64 pixels.
         quick: Whether to plant no canaries and try no level above 1.
     """
 
     batch_size: int | None = None  # type: ignore[assignment]  # known from ``decide`` on
-    learning_rate: float = 0.05
+    learning_rate: float | None = None  # type: ignore[assignment]  # likewise
     quick: bool = False
 
 
@@ -184,7 +185,8 @@ class Auto(TrainedDefense[AutoOptions]):
     def decide(self, options: AutoOptions) -> AutoOptions:
         """See :meth:`Defense.decide`."""
         batch_size = options.batch_size or self.effort.batch_size
-        options = replace(options, batch_size=batch_size)
+        rate = self.effort.learning_rate if options.learning_rate is None else options.learning_rate
+        options = replace(options, batch_size=batch_size, learning_rate=rate)
         if options.epochs is None:
             per_epoch = min(ceil(len(self.data) / batch_size), MOST_STEPS)
             steps = min(max(self.effort.epochs * per_epoch, self.effort.fewest_steps), MOST_STEPS)
@@ -565,7 +567,7 @@ class Auto(TrainedDefense[AutoOptions]):
         """Distil into a copy of the network, re-initialised in part, against an adversary."""
         adversary = self._adversary(LEVELS[level], self.options.seed)
         adversary.load_state_dict(self._initial_adversary.state_dict())
-        if level != GENTLE:
+        if level != GENTLE and self.effort.reinitialise:
             student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
             reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)

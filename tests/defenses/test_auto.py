@@ -228,7 +228,7 @@ def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest
     ("side", "given", "batch_size", "epochs"),
     [
         (64, {}, 128, 134),  # 400 steps, 3 in a pass over 320 images
-        (65, {}, 32, 10),  # 100 steps, 10 in a pass
+        (65, {}, 16, 5),  # 100 steps, 20 in a pass
         (65, {"batch_size": 128}, 128, 34),
         (65, {"batch_size": 20, "epochs": 3}, 20, 3),
     ],
@@ -239,7 +239,21 @@ def test_large_images_take_fewer_steps_with_fewer_images(
     answers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     made = method(classifier(answers, side), pictures(side, count=400), **given)
     assert (made.options.batch_size, made.options.epochs) == (batch_size, epochs)
-    assert made.effort.search_steps == (120 if side == 64 else 60)
+    assert made.options.learning_rate == (0.05 if side == 64 else 0.01)
+    assert made.effort.search_steps == (120 if side == 64 else 300)
+
+
+def test_large_networks_are_not_re_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(auto, "reinitialise", lambda *_: drawn.append(1))
+    answers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    for side, times in ((64, 1), (65, 0)):
+        made = method(classifier(answers, side), pictures(side), epochs=1)
+        made._initial_adversary = made._adversary(auto.LIMITS, 0)
+        made._sinusoid_weights = torch.ones(NUM_KINDS)
+        drawn.clear()
+        made._cleansing(made.student, 1, "cleansing")
+        assert len(drawn) == times
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """How much method ``auto`` computes: less on large images, where a step costs far more.
 
-At 224x224 a step of 128 images costs what 49 such steps cost at 32x32.
+At 224x224 an image costs what 49 images cost at 32x32, in time and in memory.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ LARGE_PIXELS = 64 * 64
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """Numbers of steps and images.
+    """Numbers of steps and images, and how far a cleansing goes from the original.
 
     Args:
         batch_size: Most images in a step; a cleansing adds the same number of changed images.
+        learning_rate: Peak learning rate of a cleansing.
+        reinitialise: Whether levels above the gentle one begin with a share of the weights re-initialised.
         epochs: Passes over the images in a cleansing, which takes no fewer than ``fewest_steps``.
         fewest_steps: Fewest steps of a cleansing.
         canary_steps: Steps that plant canaries.
@@ -34,6 +36,8 @@ class Effort:
     """
 
     batch_size: int = 128
+    learning_rate: float = 0.05
+    reinitialise: bool = True
     epochs: int = 20
     fewest_steps: int = 400
     canary_steps: int = 200
@@ -47,18 +51,23 @@ class Effort:
 
 USUAL = Effort()
 LARGE = Effort(
-    batch_size=32,
-    epochs=4,
+    batch_size=16,
+    learning_rate=0.01,
+    reinitialise=False,
+    epochs=3,
     fewest_steps=100,
-    canary_steps=60,
-    search_steps=60,
-    verification_steps=60,
+    canary_steps=120,
+    search_steps=300,
+    verification_steps=150,
     sinusoid_images=60,
     mixing_images=200,
     selection_images=32,
     patch_interval=4,
 )
-"""For images of more than ``LARGE_PIXELS``; chosen by the time that they take, on one network."""
+"""For images of more than ``LARGE_PIXELS``, by the time and the memory that they take on one network.
+
+Weights are not re-initialised: so few steps do not bring back what that destroys (``docs/auto-log.md``).
+"""
 
 
 def suited(input_size: Sequence[int]) -> Effort:
