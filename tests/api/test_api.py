@@ -68,7 +68,7 @@ def test_a_module_answers_as_it_does_by_itself(untrained: Path, labelled: Path) 
 
 def test_a_dataset_is_measured_as_the_folder_it_holds(untrained: Path) -> None:
     model = bcu.load(untrained)
-    images = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
     labels = torch.arange(24) % 8
     (entry,) = bcu.evaluate(model, data=TensorDataset(images, labels), device="cpu").models
     with torch.no_grad():
