@@ -88,8 +88,9 @@ def _flops_of_gradients(output: Tensor, inputs: Tensor, weight: Tensor, *rest: A
     from torch.utils.flop_counter import conv_flop_count
 
     transposed, wanted = rest[4], rest[7]
-    shapes = [list(each.shape) for each in (inputs, weight, output)]
-    return conv_flop_count(*shapes, transposed=transposed) * sum(map(bool, wanted[:2]))
+    before, kernel, after = (list(each.shape) for each in (inputs, weight, output))
+    one: int = conv_flop_count(before, kernel, after, transposed=transposed)
+    return one * sum(map(bool, wanted[:2]))
 
 
 def measure_peak(device: Device) -> float:
