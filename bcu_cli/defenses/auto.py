@@ -366,6 +366,10 @@ class Auto(TrainedDefense[AutoOptions]):
             return _undecided(
                 f"a canary backdoor still works on {_highest_success(canaries):.0%} of the images"
             )
+        if not outstanding and not self.effort.reinitialise:
+            return _undecided(
+                "no trigger stands out on the original; on images this large canaries alone prove too little"
+            )
         if len(self.held_out) < MIN_HELD_OUT:
             return _undecided(
                 f"{len(self.held_out)} held-out images are too few for a verdict; 500 images in all suffice"

@@ -256,6 +256,15 @@ def test_large_networks_are_not_re_initialised(monkeypatch: pytest.MonkeyPatch) 
         assert len(drawn) == times
 
 
+def test_dead_canaries_alone_are_no_proof_where_nothing_is_re_initialised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead, removed = [success(99, 1)] * 4, [success(99, 1)]
+    assert (judged(dead, []), judged([], removed)) == ("cleansed", "cleansed")
+    lessen_effort(monkeypatch, reinitialise=False)
+    assert (judged(dead, []), judged([], removed)) == ("could not tell", "cleansed")
+
+
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     lessen_effort(monkeypatch, canary_steps=2, search_steps=2)
