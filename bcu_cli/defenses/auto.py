@@ -103,6 +103,8 @@ MAX_CANARY_SUCCESS = 0.2
 """Most success of a canary that counts as removed."""
 MIN_TRIGGER_SUCCESS = 0.9
 """Least success on the original of a trigger that counts as found."""
+MIN_START_SUCCESS = 0.5
+"""Least success of a listed patch that a search starts at."""
 MIN_LOG_ODDS_GAP = 3.5
 """Least gap, in log-odds, to the median of the other classes: from 75 % to 99 %, or from 21 % to 90 %."""
 MAX_TRIGGER_SUCCESS = 0.4
@@ -222,7 +224,7 @@ class Auto(TrainedDefense[AutoOptions]):
         self.trials, self.residual_searches = [], []
         self._teacher_answers, self._confident = self._answers_and_confident()
         yield from self._choose_classes()
-        self._initial_adversary = self._adversary(LIMITS, self.options.seed)
+        self._initial_adversary = self._starting_adversary(LIMITS, self.options.seed)
         yield self._search(self._initial_adversary, self.teacher, "looking for weaknesses")
         self._initial_adversary.set_sampling_weights(self._successes(self._initial_adversary, self.teacher))
         successes = [share for _, _, share in self._try_sinusoids(self.options.seed)]
@@ -512,7 +514,7 @@ class Auto(TrainedDefense[AutoOptions]):
         self._judging_adversaries, self._success_before = {}, {}
         limits = LEVELS[0]
         for halving in range(MOST_HALVINGS + 1):
-            adversary = self._adversary(limits, self.options.seed + 1)
+            adversary = self._starting_adversary(limits, self.options.seed + 1)
             title = "looking for smaller triggers" if halving else "looking for triggers"
             yield self._search(adversary, self.teacher, title)
             missing = [kind for kind in UNIVERSAL if kind not in self._judging_adversaries]
@@ -524,6 +526,26 @@ class Auto(TrainedDefense[AutoOptions]):
             if len(self._judging_adversaries) == len(UNIVERSAL):
                 return
             limits = limits.scaled(0.5)
+
+    def _starting_adversary(self, limits: Limits, seed: int) -> Adversary:
+        """An adversary whose patches start at those listed ones that succeed most often on the original.
+
+        Gradients alone miss small sharp patches on large images. A class that no listed patch reaches on
+        ``MIN_START_SUCCESS`` of a few images starts at random.
+        """
+        adversary, shape = self._adversary(limits, seed), self.teacher.preprocessing.input_size
+        listed = patches.draw(shape, seed, largest=limits.patch)[:: self.effort.patch_interval]
+        images = self.data.images[spread(torch.arange(len(self.data)), patches.SCREENING_IMAGES)]
+        if not listed:
+            return adversary
+        without = predict(self.teacher, images, self.device)
+        answers = patches.answers(listed, images, [self.teacher], without, self.device)
+        for slot, target in enumerate(adversary.targets.tolist()):
+            successes = (answers == target).float().mean(1)
+            best = listed[int(successes.argmax())]
+            if successes.max() >= MIN_START_SUCCESS:
+                adversary.start_patch(slot, best.pixels / 255.0, best.top, best.left)
+        return adversary
 
     def _tune_on_canaries(self) -> Iterator[Stage]:
         """Plant canaries in a copy of the network, and find the first level that removes them."""

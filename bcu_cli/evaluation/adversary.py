@@ -42,6 +42,8 @@ MAX_RESOLUTION = 32
 
 So their memory does not grow with larger images.
 """
+OPAQUE, TRANSPARENT = 2.0, -1.0
+"""Parameters of a mask where a patch starts and where it does not: it covers 99.8 % and 0.2 % there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,26 @@ class Adversary(nn.Module):
         saturated = _saturate_pixels(images[universal:], of_images[universal:], self.limits.patch)
         return torch.cat([changed[:universal].detach(), saturated]), surrogate - surrogate.detach()
 
+    @torch.no_grad()
+    def start_patch(self, slot: int, pixels: Tensor, top: int, left: int) -> None:
+        """Start the patch of a slot at a given one instead of at random, as closely as its resolution allows.
+
+        Args:
+            slot: The slot.
+            pixels: The patch, float ``[C, h, w]`` in [0, 1].
+            top: First row of the patch.
+            left: First column of the patch.
+        """
+        place = (slice(top, top + pixels.shape[1]), slice(left, left + pixels.shape[2]))
+        mask, pattern = torch.zeros(1, *self.size), torch.zeros(len(pixels), *self.size)
+        mask[:, *place], pattern[:, *place] = 1.0, pixels
+        rows_and_columns = self.masks.shape[2:]
+        mask, pattern = (F.adaptive_avg_pool2d(each, rows_and_columns) for each in (mask, pattern))
+        covered = (mask > 0.5).to(self.masks.device)
+        logits = torch.logit((pattern / mask.clamp(min=0.5)).clamp(0.01, 0.99)).to(self.patterns.device)
+        self.masks[slot] = torch.where(covered, OPAQUE, TRANSPARENT)
+        self.patterns[slot] = torch.where(covered, logits / 2.0, self.patterns[slot])
+
     def set_sampling_weights(self, successes: Mapping[tuple[str, int], Proportion]) -> None:
         """Sample each universal change in proportion to the odds of its success so far.
 
@@ -191,19 +213,21 @@ class Adversary(nn.Module):
             masks, patterns = self._patches(slots)
             return torch.lerp(images, patterns, masks.expand_as(patterns))
         if kind == _PERTURBATION:
-            return (images + self._resized(self.perturbations, slots)).clamp(0.0, 1.0)
+            return (images + resized(_rows(self.perturbations, slots), self.size)).clamp(0.0, 1.0)
         return warp(images, grids(_rows(self.fields, slots), self.size))
 
     def _patches(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks ``[N, 1, H, W]`` and patterns ``[N, C, H, W]`` in [0, 1]."""
-        masks = torch.sigmoid(4.0 * self._resized(self.masks, slots) - 2.0)
-        patterns = torch.sigmoid(2.0 * self._resized(self.patterns, slots))
+        """Masks ``[N, 1, H, W]`` and patterns ``[N, C, H, W]`` in [0, 1].
+
+        On large images they are of small squares with sharp edges, as attackers' patches are.
+        """
+        masks, patterns = (
+            F.interpolate(_rows(each, slots), size=self.size, mode="nearest")
+            for each in (self.masks, self.patterns)
+        )
+        masks, patterns = torch.sigmoid(4.0 * masks - 2.0), torch.sigmoid(2.0 * patterns)
         share = masks.mean((1, 2, 3), keepdim=True)
         return masks * (self.limits.patch / share).clamp(max=1.0), patterns
-
-    def _resized(self, parameters: Tensor, slots: Tensor) -> Tensor:
-        """The parameters of the slots, ``[N, C, H, W]``, interpolated to the size of the images."""
-        return resized(_rows(parameters, slots), self.size)
 
     @torch.no_grad()
     def _clamp_parameters(self) -> None:

@@ -29,6 +29,7 @@ RED = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(3, 3, 3)
 GRID = ((torch.arange(4)[:, None] + torch.arange(4)) % 2).float().expand(3, 4, 4)
 ALL = (0, 1, 2, 3)
 ALL_SIDES = patches.SIDES
+WIDE = replace(auto.LIMITS, patch=0.07)
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +170,36 @@ def test_the_same_seed_finds_the_same() -> None:
     assert (best[2]["suspected"], best[2]["stands_out"]) == (True, True)
     assert (best[0]["suspected"], best[0]["stands_out"]) == (False, False)
     assert 50 < best[2]["after"]["of"] < COUNT // 4
+
+
+@pytest.mark.parametrize("side", [SIDE, 7 * SIDE])
+def test_the_search_of_the_original_starts_at_listed_patches(
+    monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    """Only for the class that one of them reaches; its start succeeds at once, on large images, too."""
+    monkeypatch.setattr(patches, "SIDES", (8, 16))  # the second one is larger than a patch may be
+    model = network(on=ALL)
+    larger = replace(model.preprocessing, input_size=(3, side, side))
+    cell = side // SIDE
+    shown = F.interpolate(images().images.float(), scale_factor=float(cell)).to(torch.uint8)
+    given = ImageSet(images=shown[:100], labels=images().labels[:100], classes=("a", "b", "c", "d"))
+    shrunk = nn.Sequential(nn.AvgPool2d(cell), model.network)
+    original = Classifier(shrunk, larger, CLASSES).eval()
+    used, held_out = hold_out(given, 0.3, most=1000, generator=torch.Generator().manual_seed(0))
+    cleansing = Auto(original, used, AutoOptions(), device=CPU, held_out=held_out)
+    cleansing._classes = list(range(CLASSES))
+    cleansing._teacher_answers, _ = cleansing._answers_and_confident()
+    at_random = cleansing._adversary(WIDE, 0)
+    adversary = cleansing._starting_adversary(WIDE, 0)
+    moved = [i for i in ALL if not torch.equal(adversary.masks[i], at_random.masks[i])]
+    assert moved == [2]
+    successes = cleansing._successes(adversary, original, ["patch"])
+    assert [round(successes["patch", target].value, 1) for target in ALL] == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_of_the_listed_patches_only_those_within_the_limit_are_drawn() -> None:
+    largest = max(each.pixels[0].numel() for each in patches.draw((3, 32, 32), 0, largest=0.05))
+    assert largest == 36  # of 1024 pixels; those of 8 x 8 are too large
 
 
 def found(*hits: int, of: int, before: int) -> list[TriggerSuccess]:

@@ -185,3 +185,27 @@ def test_on_large_images_changes_keep_their_limits() -> None:
         else:
             masks = adversary._patches(torch.ones(2, dtype=torch.int64))[0].detach()
             assert float(masks.mean((1, 2, 3)).max()) <= LIMITS.patch + 1e-6
+
+
+@pytest.mark.parametrize(("side", "cell"), [(32, 1), (224, 7), (64, 2), (16, 1), (30, 1)])
+def test_a_patch_starts_where_and_as_it_is_given(side: int, cell: int) -> None:
+    """A checkerboard of 3x3 cells in the lower right corner; the other slots keep their random start."""
+    colours = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]).expand(3, 3, 3)
+    pixels = colours.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    adversary = Adversary(range(CLASSES), (3, side, side), LIMITS, seed=0)
+    before = adversary.masks[0].clone()
+    top = side - 3 * cell
+    adversary.start_patch(1, pixels, top, top)
+    shown = torch.full((1, 3, side, side), 0.5)
+    out = changed(adversary, PATCH, slot=1, shown=shown)
+    torch.testing.assert_close(out[0, :, top:, top:], pixels, atol=0.02, rtol=0.0)
+    assert float((out - shown)[..., :top, :].abs().max()) < 0.01
+    assert torch.equal(adversary.masks[0], before)
+
+
+def test_a_patch_between_the_cells_of_a_large_image_starts_nearby() -> None:
+    adversary, shown = Adversary([0], (3, 100, 100), LIMITS, seed=0), torch.zeros(1, 3, 100, 100)
+    adversary.start_patch(0, torch.ones(3, 9, 9), 45, 45)
+    out = changed(adversary, PATCH, slot=0, shown=shown)
+    assert float(out[..., 47:53, 47:53].min()) > 0.9
+    assert float(out[..., :40, :].max()) < 0.01

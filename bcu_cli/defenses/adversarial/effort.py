@@ -32,7 +32,8 @@ class Effort:
         sinusoid_images: Most images that each sinusoidal pattern is tried on.
         mixing_images: Most images that mixes are compared on with each patch.
         selection_images: Images that changes found on the cleansed network are selected on.
-        patch_interval: One in this many of the listed patches is tried on the cleansed network.
+        patch_interval: One in this many of the listed patches is tried; not a divisor of the number of
+            kinds and colours at each place, which would leave some of them out everywhere.
     """
 
     batch_size: int = 128
@@ -62,7 +63,7 @@ LARGE = Effort(
     sinusoid_images=60,
     mixing_images=200,
     selection_images=32,
-    patch_interval=4,
+    patch_interval=3,
 )
 """For images of more than ``LARGE_PIXELS``, by the time and the memory that they take on one network.
 

@@ -38,6 +38,7 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
     classes = min(defense.teacher.num_classes, class_screening.MOST_CLASSES)
     tried = min(effort.sinusoid_images, held_out)
     trying = min(auto.MOST_ANSWERS, len(UNIVERSAL) * classes * held_out) + sinusoids.NUM_KINDS * tried
+    listed = _listing(defense, largest=auto.LIMITS.patch)
     screened = defense.teacher.num_classes > class_screening.MOST_CLASSES
     screening = PlannedStage(
         title="screening classes",
@@ -51,12 +52,18 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
     levels = range(auto.GENTLE + 1, len(auto.LEVELS))
     return (
         *([screening] if screened else []),
-        PlannedStage(title="looking for weaknesses", passes=searching, after=trying),
+        PlannedStage(title="looking for weaknesses", passes=searching, after=trying + listed),
         PlannedStage(title="looking for triggers", passes=searching, after=trying),
         *halved,
         *([] if quick else _tuning(defense, batch)),
         *(stage for level in [auto.GENTLE, *levels] for stage in _level(defense, batch, level)),
     )
+
+
+def _listing(defense: Auto, *, largest: float = 1.0) -> float:
+    """Passes while every listed patch, of at most this share of the image, is tried on one network."""
+    listed = patches.draw(defense.teacher.preprocessing.input_size, seed=0, largest=largest)
+    return FORWARD * len(listed) / defense.effort.patch_interval * patches.SCREENING_IMAGES
 
 
 def _cleansing(defense: Auto, batch: float) -> float:
@@ -118,12 +125,8 @@ def _verifying(defense: Auto) -> tuple[float, float]:
     """Passes while listed patches are tried on both networks, and while the best changes are compared."""
     from bcu_cli.defenses import auto
 
-    listed = (
-        len(patches.draw(defense.teacher.preprocessing.input_size, seed=0)) / defense.effort.patch_interval
-    )
     classes = min(defense.teacher.num_classes, auto.MOST_SUSPECTS + auto.MOST_CONTROLS)
     finalists = residual_search.FINALISTS + len(UNIVERSAL) * auto.STARTS_PER_CLASS
     selection = min(defense.effort.selection_images, len(defense.data))
     judged = (1 + len(UNIVERSAL)) * len(defense.held_out)
-    both = 2 * FORWARD
-    return both * listed * residual_search.SCREENING_IMAGES, both * classes * (finalists * selection + judged)
+    return 2 * _listing(defense), 2 * FORWARD * classes * (finalists * selection + judged)

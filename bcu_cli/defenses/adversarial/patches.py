@@ -1,7 +1,7 @@
 """Patches tried one by one: gradients seldom find a small sharp patch, but few kinds are in use.
 
 An attacker's patch is mostly a square, a grid or a mosaic, and a backdoored network also responds to similar
-patches. So a cleansed network is tested with one patch of each kind, size, position and colour.
+patches. So a network is tested with one patch of each kind, size, position and colour.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bcu_cli.training.inference import predict
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
+
+    from bcu_cli.models import Classifier
+    from bcu_cli.training.devices import Device
 
 SIDES = (2, 3, 4, 5, 6, 7, 8)
 """Sides of the patches, in pixels of an image whose shorter side has 32 pixels."""
@@ -26,6 +31,10 @@ MARGINS = 4
 """Patches lie in each corner, and 1, 2 or 3 pixels of 32 further inwards: one pixel can matter."""
 COLOURS, MOSAICS = 3, 2
 """Random colours of squares, beside black and white, and mosaics, for each size and position."""
+SCREENING_IMAGES = 6
+"""Images that every patch is tried on."""
+SCREENING_BATCH = 512
+"""Most images with patches in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +62,13 @@ class Patch:
         return changed
 
 
-def draw(shape: tuple[int, int, int], seed: int) -> list[Patch]:
+def draw(shape: tuple[int, int, int], seed: int, *, largest: float = 1.0) -> list[Patch]:
     """Draw squares, grids and mosaics of all sizes at all positions; the same seed gives the same list.
 
     Args:
         shape: Shape of the images, (C, H, W).
         seed: Seed of the colours.
+        largest: Largest share of the image that a patch covers.
     """
     generator = torch.Generator().manual_seed(seed)
     unit = min(shape[1:]) / 32.0
@@ -73,12 +83,42 @@ def draw(shape: tuple[int, int, int], seed: int) -> list[Patch]:
             free = [size - len(pixels[0]) for size in shape[1:]]
             top, left = (_start(*each, margin) for each in zip(place, free, strict=True))
             patches.append(Patch(kind=kind, top=top, left=left, pixels=pixels))
-    return patches
+    most = largest * shape[1] * shape[2]
+    return [each for each in patches if each.pixels[0].numel() <= most]
 
 
 def on_images(patches: Sequence[Patch], images: Tensor) -> Tensor:
     """Every patch on every image, ``[len(patches) · N, C, H, W]``, grouped by patch."""
     return torch.cat([patch(images) for patch in patches])
+
+
+def answers(
+    patches: Sequence[Patch],
+    images: Tensor,
+    networks: Sequence[Classifier],
+    without: Tensor,
+    device: Device,
+) -> Tensor:
+    """The answers of networks to every patch on every image, whatever the number of classes.
+
+    Args:
+        patches: The patches.
+        images: A few images, uint8 ``[N, C, H, W]``.
+        networks: The networks.
+        without: Answers to the images without a patch, int64 ``[N]``.
+        device: The device to run on.
+
+    Returns:
+        int64 ``[len(patches), len(networks) * N]``; -1 where a patch changes nothing.
+    """
+    step = max(1, SCREENING_BATCH // len(images))
+    rows = []
+    for start in range(0, len(patches), step):
+        batch = patches[start : start + step]
+        shown = on_images(batch, images)
+        each = [predict(network, shown, device).view(len(batch), len(images)) for network in networks]
+        rows.append(torch.cat([found.masked_fill(found == without, -1) for found in each], 1))
+    return torch.cat(rows)
 
 
 def _start(where: float, free: int, margin: int) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses.adversarial import patches
-from bcu_cli.defenses.adversarial.patches import Patch
+from bcu_cli.defenses.adversarial.patches import SCREENING_IMAGES, Patch
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.training.inference import predict
 
@@ -28,12 +28,8 @@ if TYPE_CHECKING:
     from bcu_cli.models import Classifier
     from bcu_cli.training.devices import Device
 
-SCREENING_IMAGES = 6
-"""Images that every patch is tried on."""
 FINALISTS = 6
 """Patches of each class that are compared on all selection images."""
-SCREENING_BATCH = 512
-"""Most images with patches in memory at once."""
 MIN_SUSPECT_GAP = log(2.0)
 """Least gap in log-odds, between the ends of 95 % intervals, for a suspected class to be an outlier.
 
@@ -119,24 +115,14 @@ class ModelPair:
         networks: the original reacts nearly always to a patch that a cleansed network still reacts to.
         """
         index = spread(torch.arange(len(self.selection)), SCREENING_IMAGES)
-        images, original = self.selection[index], self._original_answers[0][index]
-        step = max(1, SCREENING_BATCH // len(images))
-        batches = [candidates[start : start + step] for start in range(0, len(candidates), step)]
-        answers = torch.cat([self._changed_answers(batch, images, original) for batch in batches])
+        images, without = self.selection[index], self._original_answers[0][index]
+        networks = [self.original, self.cleansed]
+        answers = patches.answers(candidates, images, networks, without, self.device)
         ranked = {
             target: (answers == target).sum(1).argsort(descending=True, stable=True)[:FINALISTS]
             for target in self.targets()
         }
         return {target: [candidates[i] for i in best] for target, best in ranked.items()}
-
-    def _changed_answers(self, batch: Sequence[Patch], images: Tensor, original: Tensor) -> Tensor:
-        """Answers of both networks to each patch, -1 where it changed nothing: int64 ``[patches, 2 N]``."""
-        changed = patches.on_images(batch, images)
-        both = [
-            predict(network, changed, self.device).view(len(batch), len(images))
-            for network in (self.original, self.cleansed)
-        ]
-        return torch.cat([answers.masked_fill(answers == original, -1) for answers in both], 1)
 
     def targets(self) -> list[int]:
         """The classes that can be targets: some images of both sets are predicted as another class."""
