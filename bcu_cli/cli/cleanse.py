@@ -90,7 +90,7 @@ def cleanse(
         int | None,
         typer.Option(
             min=2,
-            help="(default: 256; anp, auto: 128; auto on images of more than 64x64 pixels: 16)",
+            help="(default: 256; anp, auto: 128; auto on images of more than 64x64 pixels: 12)",
             rich_help_panel=_METHOD,
         ),
     ] = None,

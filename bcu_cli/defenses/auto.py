@@ -148,7 +148,7 @@ class AutoOptions(TrainedOptions):
     Args:
         epochs: Passes over the images in each cleansing. None is 20 of them, or 3 of images of more than
             64x64 pixels, but at least 400 steps (100) and at most ``MOST_STEPS``.
-        batch_size: Most images in a step; the same number of changed images is added. None is 128, or 16 for
+        batch_size: Most images in a step; the same number of changed images is added. None is 128, or 12 for
             images of more than 64x64 pixels.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls. None is 0.05, or
             0.01 for images of more than 64x64 pixels.

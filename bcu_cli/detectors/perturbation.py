@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bcu_cli.detectors.universal import UniversalChange
-from bcu_cli.evaluation.adversary import resized, resolution
+from bcu_cli.evaluation.adversary import perturbation, perturbation_shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,17 +29,16 @@ class UniversalPerturbation(UniversalChange):
     batch: int = 32
 
     def shape(self, subject: Subject) -> tuple[int, ...]:
-        """The shape of an image, at the resolution of the search."""
-        channels, *size = subject.model.preprocessing.input_size
-        return channels, *resolution((size[0], size[1]))
+        """The shape of a perturbation's parameters, whose number does not grow with large images."""
+        channels, height, width = subject.model.preprocessing.input_size
+        return perturbation_shape(channels, (height, width))
 
     def apply(self, images: Tensor, changes: Tensor) -> Tensor:
         """Add the perturbations to the images."""
-        height, width = images.shape[2:]
-        return (images[None] + resized(changes, (height, width))[:, None]).clamp(0.0, 1.0).flatten(0, 1)
+        added = perturbation(changes, tuple(images.shape[2:]), self.radius)
+        return (images[None] + added[:, None]).clamp(0.0, 1.0).flatten(0, 1)
 
     def pictures(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:
         """The perturbation as an image, in which grey is zero."""
-        height, width = image.shape[2:]
-        shown = resized(change, (height, width))[0]
+        shown = perturbation(change, tuple(image.shape[2:]), self.radius)[0]
         return {"perturbation": (0.5 + shown / (2.0 * self.radius)).clamp(0.0, 1.0).cpu()}

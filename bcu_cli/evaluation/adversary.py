@@ -38,9 +38,9 @@ WEIGHT_FLOOR = 0.1
 ODDS_SMOOTHING = 0.02
 """Smoothing term of the odds; caps them at 50."""
 MAX_RESOLUTION = 32
-"""Most rows and columns of masks, patterns and perturbations; on larger images they are interpolated.
+"""Most rows and columns of masks, patterns and perturbations, whatever the size of the images.
 
-So their memory does not grow with larger images.
+So their memory does not grow with larger images. See :func:`perturbation` for what fills a larger image.
 """
 OPAQUE, TRANSPARENT = 2.0, -1.0
 """Parameters of a mask where a patch starts and where it does not: it covers 99.8 % and 0.2 % there."""
@@ -96,7 +96,7 @@ class Adversary(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         channels, height, width = shape
         rows, columns = resolution((height, width))
-        count = len(targets)
+        count, limit = len(targets), limits.perturbation
         self.limits = limits
         self.size = (height, width)
         self.register_buffer("targets", torch.tensor(list(targets)))
@@ -107,7 +107,7 @@ class Adversary(nn.Module):
 
         self.masks = drawn(1, rows, columns, within=0.1)
         self.patterns = drawn(channels, rows, columns, within=0.1)
-        self.perturbations = drawn(channels, rows, columns, within=limits.perturbation / 2.0)
+        self.perturbations = drawn(*perturbation_shape(channels, self.size), within=limit / 2.0)
         self.fields = drawn(2, CONTROL_POINTS, CONTROL_POINTS, within=limits.warp / 2.0)
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -213,7 +213,8 @@ class Adversary(nn.Module):
             masks, patterns = self._patches(slots)
             return torch.lerp(images, patterns, masks.expand_as(patterns))
         if kind == _PERTURBATION:
-            return (images + resized(_rows(self.perturbations, slots), self.size)).clamp(0.0, 1.0)
+            added = perturbation(_rows(self.perturbations, slots), self.size, self.limits.perturbation)
+            return (images + added).clamp(0.0, 1.0)
         return warp(images, grids(_rows(self.fields, slots), self.size))
 
     def _patches(self, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,6 +254,31 @@ def resized(parameters: Tensor, size: tuple[int, int]) -> Tensor:
     if parameters.shape[2:] == size:
         return parameters
     return F.interpolate(parameters, size=size, mode="bilinear")
+
+
+def perturbation_shape(channels: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Shape of the parameters of a :func:`perturbation` of images of a height and width."""
+    rows, columns = resolution(size)
+    return (channels if (rows, columns) == size else 2 * channels), rows, columns
+
+
+def perturbation(parameters: Tensor, size: tuple[int, int], limit: float) -> Tensor:
+    """Perturbations ``[N, C, H, W]`` within an L∞ ball.
+
+    On large images a coarse pattern, which is interpolated, and a fine one, which is repeated like tiles, are
+    added: the first one has no detail of the size of a pixel, the second one only that.
+
+    Args:
+        parameters: Float ``[N, *perturbation_shape(C, (H, W))]`` within the limit.
+        size: Height and width of the images.
+        limit: Largest absolute value.
+    """
+    if parameters.shape[2:] == size:
+        return parameters
+    coarse, fine = parameters.chunk(2, dim=1)
+    repeats = [-(-whole // part) for whole, part in zip(size, parameters.shape[2:], strict=True)]
+    added = resized(coarse, size) + fine.repeat(1, 1, *repeats)[..., : size[0], : size[1]]
+    return added + (added.clamp(-limit, limit) - added).detach()  # clamped values keep their gradient
 
 
 def odds(success: Proportion) -> float:

@@ -228,7 +228,7 @@ def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest
     ("side", "given", "batch_size", "epochs"),
     [
         (64, {}, 128, 134),  # 400 steps, 3 in a pass over 320 images
-        (65, {}, 16, 5),  # 100 steps, 20 in a pass
+        (65, {}, 12, 4),  # 100 steps, 27 in a pass
         (65, {"batch_size": 128}, 128, 34),
         (65, {"batch_size": 20, "epochs": 3}, 20, 3),
     ],

@@ -7,7 +7,7 @@ import torch
 from defending import small
 from torch import Tensor, nn
 
-from bcu_cli.evaluation.adversary import KINDS, UNIVERSAL, Adversary, Limits
+from bcu_cli.evaluation.adversary import KINDS, UNIVERSAL, Adversary, Limits, perturbation
 from bcu_cli.evaluation.measures import Proportion
 
 SHAPE, CLASSES, COUNT = (3, 16, 16), 4, 64
@@ -171,7 +171,7 @@ def test_its_gradients_are_the_same_each_time() -> None:
 
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_its_memory_does_not_grow_with_the_size_of_large_images(classes: int) -> None:
-    small, large = (Adversary(range(classes), (3, side, side), LIMITS, seed=0) for side in (32, 224))
+    small, large = (Adversary(range(classes), (3, side, side), LIMITS, seed=0) for side in (64, 224))
     assert [p.shape for p in large.parameters()] == [p.shape for p in small.parameters()]
 
 
@@ -209,3 +209,18 @@ def test_a_patch_between_the_cells_of_a_large_image_starts_nearby() -> None:
     out = changed(adversary, PATCH, slot=0, shown=shown)
     assert float(out[..., 47:53, 47:53].min()) > 0.9
     assert float(out[..., :40, :].max()) < 0.01
+
+
+def test_a_perturbation_of_large_images_has_coarse_and_fine_parts_within_its_limit() -> None:
+    coarse, fine = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
+    coarse[..., :16], coarse[..., 16:] = -0.1, 0.1
+    fine[..., ::2] = 0.1
+    parameters = torch.cat([coarse, fine], dim=1).requires_grad_()
+    added = perturbation(parameters, (100, 130), 0.1)
+    assert added.shape == (1, 3, 100, 130)
+    assert float(added.detach().abs().max()) <= 0.1 + 1e-6
+    left, right = added[0, 0, 0, :2].tolist(), added[0, 0, 0, -2:].tolist()
+    assert left == pytest.approx([0.0, -0.1])  # neighbouring pixels differ
+    assert right == pytest.approx([0.1, 0.1])  # 0.2 before it is clamped
+    added.sum().backward()
+    assert float(parameters.grad.min()) > 0.0  # type: ignore[union-attr]  # also where it is clamped

@@ -52,7 +52,7 @@ class Effort:
 
 USUAL = Effort()
 LARGE = Effort(
-    batch_size=16,
+    batch_size=12,
     learning_rate=0.01,
     reinitialise=False,
     epochs=3,
