@@ -62,7 +62,7 @@ def explain(report: dict[str, Any]) -> None:
     verdict, written = report["verdict"], report["output"]
     outcome = f"{written['path']} was written all the same" if written else "nothing was written"
     advice = [
-        *(["leave --quick out"] if report["options"].get("quick") else []),
+        *(["leave --quick out"] if report["details"].get("more_without_quick") else []),
         "give it more images of what the model was made for",
         *([] if written else ["repeat the command with --resume --force: it writes the result at once"]),
     ]

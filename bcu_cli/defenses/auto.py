@@ -16,10 +16,10 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
    for the same reason; Wang et al., S&P 2019). Sinusoidal patterns that succeed on the original are added.
-3. A gentle level, where a patch stands out. The student starts at the original's weights, since
-   re-initialisation costs accuracy. Its weights are then mixed with the original's (``mixing.py``): with as
-   little of the student's as removes the patches that stand out.
-4. A search for the strength, where no trigger stands out. A copy of the network is taught known backdoors
+3. A gentle level, where a patch stands out or the images are large. The student starts at the original's
+   weights, since re-initialisation costs accuracy. Its weights are then mixed with the original's
+   (``mixing.py``): with as little of the student's as removes what stands out.
+4. A search for the strength, where no trigger stands out on images that are not large. A copy of the network is taught known backdoors
    (``canary.py``). The first of ``LEVELS`` but the gentle one that removes them is taken.
 5. Verification. All triggers of step 2 come from the original, and the student was trained against similar
    ones. So before the verdict is ``cleansed``, triggers are searched on the cleansed network itself
@@ -136,7 +136,10 @@ LEVELS = (LIMITS, LIMITS, LIMITS.scaled(2.0))
 GENTLE = 0
 """The level that re-initialises nothing, and that stays as close to the original as it can."""
 GENTLE_KIND = "patch"
-"""The kind of trigger that must stand out for it; perturbations do so by nature, too (``auto-log.md``)."""
+"""The kind of trigger that must stand out for it, except on large images.
+
+Perturbations stand out by nature, too (``docs/auto-log.md``).
+"""
 VERIFICATION_LIMITS = replace(LIMITS, patch=LIMITS.patch / 2)
 """Limits of the search on the cleansed network: larger patches fool many networks for any class."""
 
@@ -152,7 +155,8 @@ class AutoOptions(TrainedOptions):
             images of more than 64x64 pixels.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls. None is 0.05, or
             0.01 for images of more than 64x64 pixels.
-        quick: Whether to plant no canaries and try no level above 1.
+        quick: Whether to plant no canaries and try no level above 1, on images of more than 64x64 pixels none
+            above 0.
     """
 
     batch_size: int | None = None  # type: ignore[assignment]  # known from ``decide`` on
@@ -232,22 +236,22 @@ class Auto(TrainedDefense[AutoOptions]):
         self._sinusoid_weights = torch.tensor(weights, device=self.device.torch)
         yield from self._search_for_triggers()
         self._sinusoids_before = self._try_sinusoids(self.options.seed + 1)
-        stands_out = _stand_out(_by_kind(self._success_before))
-        kinds = {kind for (kind, _), far in zip(self._success_before, stands_out, strict=True) if far}
-        self.level = GENTLE if GENTLE_KIND in kinds else GENTLE + 1
-        if not self.options.quick and not kinds:
+        kinds = {kind for kind, _ in self._standing_out()}
+        gentle = GENTLE_KIND in kinds or not self.effort.reinitialise
+        self.level = GENTLE if gentle else GENTLE + 1
+        if not self.options.quick and not kinds and not gentle:
             yield from self._tune_on_canaries()
         while True:
             yield self._cleansing(self.student, self.level, f"cleansing, level {self.level}")
             yield from self._judge()
             if self._is_last_level():
                 break
-            self.level, self.mix = self.level + 1, 1.0
+            self.level, self.mix = (self.level + 1 if self.effort.reinitialise else len(LEVELS) - 1), 1.0
             self.student = copy_of(self.teacher)
 
     def _judge(self) -> Iterator[Stage]:
         """Judge the student; at the gentle level its mildest mix with the original first."""
-        if self.level != GENTLE:
+        if self.level != GENTLE or not self._standing_out():
             yield from self._judge_as_it_is()
             return
         mixture = Mixture(self.teacher, self.student)
@@ -270,18 +274,20 @@ class Auto(TrainedDefense[AutoOptions]):
         """The least share of the student in a mix that removes what stands out, on images learnt from."""
         selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.mixing_images)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
-        stands_out = _stand_out(_by_kind(self._success_before))
-        found = [
-            (self._judging_change(kind, target), target)
-            for (kind, target), far in zip(self._success_before, stands_out, strict=True)
-            if far and kind == GENTLE_KIND
-        ]
+        stands_out = self._standing_out()
+        patches_alone = [each for each in stands_out if each[0] == GENTLE_KIND]
+        found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
         working = [(pattern, target) for pattern, target, _ in self._working_sinusoids()]
         return mixture.mildest(pair, found, working, self.effort.sinusoid_images)
 
+    def _standing_out(self) -> list[tuple[str, int]]:
+        """Kind and target class of each trigger that stands out on the original."""
+        stands_out = _stand_out(_by_kind(self._success_before))
+        return [each for each, far in zip(self._success_before, stands_out, strict=True) if far]
+
     def _is_last_level(self) -> bool:
         """Whether no further level is tried."""
-        if self.level == GENTLE:
+        if self.level == GENTLE and self.effort.reinitialise:
             return self.verdict().good
         return self.options.quick or self.level + 1 == len(LEVELS) or not self._triggers_remain()
 
@@ -300,6 +306,8 @@ class Auto(TrainedDefense[AutoOptions]):
             "mix": self.mix,
             "levels": len(LEVELS) - 1,
             "limits": asdict(LEVELS[self.level]),
+            "more_without_quick": self.options.quick
+            and (self.effort.reinitialise or self._triggers_remain()),
             "classes_searched": len(self._classes),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
             "sinusoids": {
@@ -367,10 +375,6 @@ class Auto(TrainedDefense[AutoOptions]):
         if canaries := _surviving(planted, MAX_CANARY_SUCCESS):
             return _undecided(
                 f"a canary backdoor still works on {_highest_success(canaries):.0%} of the images"
-            )
-        if not outstanding and not self.effort.reinitialise:
-            return _undecided(
-                "no trigger stands out on the original; on images this large canaries alone prove too little"
             )
         if len(self.held_out) < MIN_HELD_OUT:
             return _undecided(

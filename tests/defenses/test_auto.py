@@ -256,15 +256,6 @@ def test_large_networks_are_not_re_initialised(monkeypatch: pytest.MonkeyPatch) 
         assert len(drawn) == times
 
 
-def test_dead_canaries_alone_are_no_proof_where_nothing_is_re_initialised(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    dead, removed = [success(99, 1)] * 4, [success(99, 1)]
-    assert (judged(dead, []), judged([], removed)) == ("cleansed", "cleansed")
-    lessen_effort(monkeypatch, reinitialise=False)
-    assert (judged(dead, []), judged([], removed)) == ("could not tell", "cleansed")
-
-
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     lessen_effort(monkeypatch, canary_steps=2, search_steps=2)
@@ -342,6 +333,35 @@ def test_the_gentle_level_is_for_patches(monkeypatch: pytest.MonkeyPatch) -> Non
             break
         stage.training.run()
     assert titles == [*SEARCHES, "cleansing, level 1"]
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(
+    ("before", "triggers", "quick", "levels", "word"),
+    [
+        (60, [60], False, [0], "could not tell"),  # no canaries: they prove too little there
+        (99, [5], False, [0], "cleansed"),
+        (99, [60, 5], False, [0, 2], "cleansed"),
+        (99, [60], True, [0], "not cleansed"),
+    ],
+)
+def test_on_large_images_every_level_is_gentle_and_level_1_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+    before: int,
+    triggers: list[int],
+    quick: bool,
+    levels: list[int],
+    word: str,
+) -> None:
+    lessen_effort(monkeypatch, reinitialise=False)
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=quick)
+    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))
+    give(monkeypatch, cleansing, [50, before, *triggers])
+    titles = [stage.title for stage in stages_of(cleansing)]
+    assert titles == [*SEARCHES, *[f"cleansing, level {level}" for level in levels]]
+    assert cleansing.verdict().word == word
+    assert cleansing.details()["more_without_quick"] is (quick and word == "not cleansed")
 
 
 @pytest.mark.usefixtures("brief")

@@ -23,7 +23,8 @@ class Effort:
     Args:
         batch_size: Most images in a step; a cleansing adds the same number of changed images.
         learning_rate: Peak learning rate of a cleansing.
-        reinitialise: Whether levels above the gentle one begin with a share of the weights re-initialised.
+        reinitialise: Whether levels above the gentle one begin with a share of the weights re-initialised. If
+            not, the gentle one is always the first, level 1 is left out, and no canaries choose a level.
         epochs: Passes over the images in a cleansing, which takes no fewer than ``fewest_steps``.
         fewest_steps: Fewest steps of a cleansing.
         canary_steps: Steps that plant canaries.
@@ -57,7 +58,6 @@ LARGE = Effort(
     reinitialise=False,
     epochs=3,
     fewest_steps=100,
-    canary_steps=120,
     search_steps=300,
     verification_steps=150,
     sinusoid_images=60,

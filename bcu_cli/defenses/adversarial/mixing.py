@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the cleansed network that are tried, beside all of it."""
 TOLERANCE = 0.03
-"""Most success of a patch above that on the cleansed network itself."""
+"""Most success of a trigger above that on the cleansed network itself."""
 MAX_SINUSOID_SUCCESS = 0.3
-"""Most success of a sinusoidal pattern; the verdict allows 0.4, on other images."""
+"""Most success of a sinusoidal pattern that the cleansed network reacts to less; the verdict allows 0.4."""
 
 
 class Mixture:
@@ -57,7 +57,7 @@ class Mixture:
     def mildest(
         self,
         pair: ModelPair,
-        patches: Sequence[tuple[Change, int]],
+        triggers: Sequence[tuple[Change, int]],
         sinusoids: Sequence[tuple[Change, int]],
         sinusoid_images: int,
     ) -> float:
@@ -65,9 +65,9 @@ class Mixture:
 
         Args:
             pair: The two networks, and the images to compare the mixes on.
-            patches: Patches and their target classes. A mix may leave hardly more of them than the cleansed
+            triggers: Triggers and their target classes. A mix may leave hardly more of them than the cleansed
                 network does.
-            sinusoids: Sinusoidal patterns and their target classes.
+            sinusoids: Sinusoidal patterns and their target classes. Of them, too, or up to a limit.
             sinusoid_images: Most of the images for each of them, since there are many.
         """
 
@@ -75,9 +75,11 @@ class Mixture:
             return pair.success(pair.cleansed, change, target, most=most).value
 
         limits: list[tuple[Change, int, int | None, float]] = [
-            (change, target, None, left(change, target, None) + TOLERANCE) for change, target in patches
+            (change, target, None, left(change, target, None) + TOLERANCE) for change, target in triggers
         ]
-        limits += [(change, target, sinusoid_images, MAX_SINUSOID_SUCCESS) for change, target in sinusoids]
+        for change, target in sinusoids:
+            least = left(change, target, sinusoid_images) + TOLERANCE
+            limits.append((change, target, sinusoid_images, max(MAX_SINUSOID_SUCCESS, least)))
         for share in SHARES:
             self.take(share)
             if all(left(change, target, most) <= limit for change, target, most, limit in limits):

@@ -24,7 +24,8 @@ def outlook(defense: Auto) -> Outlook:
     """
     quick = _stages(defense, quick=True)
     stages = quick if defense.options.quick else _stages(defense, quick=False)
-    shorter = {} if defense.options.quick else {"--quick": Outlook(stages=quick).passes}
+    shortens = defense.effort.reinitialise and not defense.options.quick
+    shorter = {"--quick": Outlook(stages=quick).passes} if shortens else {}
     return Outlook(stages=stages, shorter=shorter, advice=ADVICE)
 
 
@@ -49,14 +50,15 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
         PlannedStage(title="looking for smaller triggers", passes=searching, after=trying, sure=False)
         for _ in range(auto.MOST_HALVINGS)
     ]
-    levels = range(auto.GENTLE + 1, len(auto.LEVELS))
+    all_levels = list(range(auto.GENTLE, len(auto.LEVELS)))
+    levels = all_levels if effort.reinitialise else [auto.GENTLE, all_levels[-1]]
     return (
         *([screening] if screened else []),
         PlannedStage(title="looking for weaknesses", passes=searching, after=trying + listed),
         PlannedStage(title="looking for triggers", passes=searching, after=trying),
         *halved,
-        *([] if quick else _tuning(defense, batch)),
-        *(stage for level in [auto.GENTLE, *levels] for stage in _level(defense, batch, level)),
+        *(_tuning(defense, batch) if effort.reinitialise and not quick else []),
+        *(stage for level in levels for stage in _level(defense, batch, level)),
     )
 
 
