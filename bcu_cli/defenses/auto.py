@@ -19,8 +19,9 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
 3. A gentle level, where a patch stands out or the images are large. The student starts at the original's
    weights, since re-initialisation costs accuracy. Its weights are then mixed with the original's
    (``mixing.py``): with as little of the student's as removes what stands out.
-4. A search for the strength, where no trigger stands out on images that are not large. A copy of the network is taught known backdoors
-   (``canary.py``). The first of ``LEVELS`` but the gentle one that removes them is taken.
+4. A search for the strength, where no trigger stands out on images that are not large. A copy of the network
+   is taught known backdoors (``canary.py``). The first of ``LEVELS`` but the gentle one that removes them is
+   taken.
 5. Verification. All triggers of step 2 come from the original, and the student was trained against similar
    ones. So before the verdict is ``cleansed``, triggers are searched on the cleansed network itself
    (``residual_search.py``), for the suspected classes and for control classes.
@@ -301,13 +302,13 @@ class Auto(TrainedDefense[AutoOptions]):
     def details(self) -> dict[str, Any]:
         """The level taken, and the evidence for the verdict."""
         outstanding = self._outstanding_triggers()
+        more = self.options.quick and (self.effort.reinitialise or self._triggers_remain())
         return {
             "level": self.level,
             "mix": self.mix,
             "levels": len(LEVELS) - 1,
             "limits": asdict(LEVELS[self.level]),
-            "more_without_quick": self.options.quick
-            and (self.effort.reinitialise or self._triggers_remain()),
+            "more_without_quick": more,
             "classes_searched": len(self._classes),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
             "sinusoids": {

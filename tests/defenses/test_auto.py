@@ -337,7 +337,7 @@ def test_the_gentle_level_is_for_patches(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(
-    ("before", "triggers", "quick", "levels", "word"),
+    ("before", "after", "quick", "levels", "word"),
     [
         (60, [60], False, [0], "could not tell"),  # no canaries: they prove too little there
         (99, [5], False, [0], "cleansed"),
@@ -357,7 +357,7 @@ def test_on_large_images_every_level_is_gentle_and_level_1_is_left_out(
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=quick)
     monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
     monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))
-    give(monkeypatch, cleansing, [50, before, *triggers])
+    give(monkeypatch, cleansing, [50, before, *after])
     titles = [stage.title for stage in stages_of(cleansing)]
     assert titles == [*SEARCHES, *[f"cleansing, level {level}" for level in levels]]
     assert cleansing.verdict().word == word
