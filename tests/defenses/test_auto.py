@@ -348,7 +348,7 @@ def test_the_gentle_level_is_for_patches(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_on_large_images_every_level_is_gentle_and_level_1_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
     before: int,
-    triggers: list[int],
+    after: list[int],
     quick: bool,
     levels: list[int],
     word: str,
