@@ -108,6 +108,11 @@ MIN_START_SUCCESS = 0.5
 """Least success of a listed patch that a search starts at."""
 MIN_LOG_ODDS_GAP = 3.5
 """Least gap, in log-odds, to the median of the other classes: from 75 % to 99 %, or from 21 % to 90 %."""
+CLEAR_LOG_ODDS_GAP = 7.0
+"""Least gap for a perturbation or a warp to show by itself which class a backdoor has; for patches the other.
+
+Where a class is clear, only sinusoidal patterns that lead to it count: others are natural.
+"""
 MAX_TRIGGER_SUCCESS = 0.4
 """Most success of a found trigger on a cleansed network; some triggers fool clean networks, too."""
 MIN_AGREEMENT = 0.7
@@ -278,7 +283,12 @@ class Auto(TrainedDefense[AutoOptions]):
         stands_out = self._standing_out()
         patches_alone = [each for each in stands_out if each[0] == GENTLE_KIND]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        working = [(pattern, target) for pattern, target, _ in self._working_sinusoids()]
+        clear = _clear_classes([(*each, success) for each, success in self._success_before.items()])
+        working = [
+            (pattern, target)
+            for pattern, target, _ in self._working_sinusoids()
+            if not clear or target in clear
+        ]
         return mixture.mildest(pair, found, working, self.effort.sinusoid_images)
 
     def _standing_out(self) -> list[tuple[str, int]]:
@@ -357,14 +367,15 @@ class Auto(TrainedDefense[AutoOptions]):
 
         A trigger that stands out on the original is the strongest evidence. Sinusoidal patterns mislead clean
         networks too, and canaries are not the attacker's backdoor: neither shows that a backdoor remains, so
-        one that survives only keeps the verdict from ``cleansed`` (``docs/auto.md``).
+        one that survives only keeps the verdict from ``cleansed`` (``docs/auto.md``). A sinusoidal
+        pattern to another class than that of a clear backdoor does not even that.
         """
         planted, outstanding = self._planted_canaries(), self._outstanding_triggers()
         if remaining := [each for each in outstanding if each.after.interval[0] > self._most_success(each)]:
             share = _highest_success(remaining)
             why = f"a trigger found on the original still works on {share:.0%} of the images"
             return Verdict(word="not cleansed", why=why)
-        if (share := _highest_success(self.sinusoids)) > MAX_TRIGGER_SUCCESS:
+        if (share := _highest_success(self._suspicious_sinusoids())) > MAX_TRIGGER_SUCCESS:
             return _undecided(
                 f"a sinusoidal pattern still works on {share:.0%} of the images; "
                 "such patterns mislead many clean networks too"
@@ -427,7 +438,8 @@ class Auto(TrainedDefense[AutoOptions]):
     def _triggers_remain(self) -> bool:
         """Whether a trigger found on either network still works."""
         known = [each for each in self._outstanding_triggers() if each.after.value > self._most_success(each)]
-        return bool(known or self._outliers()) or _highest_success(self.sinusoids) > MAX_TRIGGER_SUCCESS
+        sinusoids_remain = _highest_success(self._suspicious_sinusoids()) > MAX_TRIGGER_SUCCESS
+        return bool(known or self._outliers()) or sinusoids_remain
 
     def _measure_triggers(self) -> None:
         """Measure on the student the triggers and sinusoidal patterns that succeeded on the original."""
@@ -458,6 +470,11 @@ class Auto(TrainedDefense[AutoOptions]):
     def _working_sinusoids(self) -> list[tuple[Change, int, Proportion]]:
         """The sinusoidal patterns that succeed on the original."""
         return [each for each in self._sinusoids_before if each[2].value >= MIN_TRIGGER_SUCCESS]
+
+    def _suspicious_sinusoids(self) -> list[TriggerSuccess]:
+        """The sinusoidal patterns that may be the backdoor's: all, or those to the classes that are clear."""
+        clear = _clear_classes([(each.trigger, each.target, each.before) for each in self.found])
+        return [each for each in self.sinusoids if not clear or each.target in clear]
 
     def _answers_and_confident(self) -> tuple[Tensor, Tensor]:
         """The original's predictions on the held-out images, and the half with its highest confidence."""
@@ -795,14 +812,32 @@ def _stand_out(successes: Sequence[tuple[str, Proportion]]) -> list[bool]:
     Args:
         successes: Kind and success of each trigger.
     """
-    stand_out = [False] * len(successes)
+    return [gap >= MIN_LOG_ODDS_GAP for gap in _gaps(successes)]
+
+
+def _clear_classes(triggers: Sequence[tuple[str, int, Proportion]]) -> set[int]:
+    """The classes that a backdoor clearly has, by kind, target class and success of each trigger."""
+    gaps = _gaps([(kind, success) for kind, _, success in triggers])
+    return {
+        target
+        for (kind, target, _), gap in zip(triggers, gaps, strict=True)
+        if gap >= (MIN_LOG_ODDS_GAP if kind == GENTLE_KIND else CLEAR_LOG_ODDS_GAP)
+    }
+
+
+def _gaps(successes: Sequence[tuple[str, Proportion]]) -> list[float]:
+    """How far each trigger is ahead of those of its kind for other classes, in log-odds.
+
+    It is 0 for a trigger without others, and for one that succeeds on too few images to count as found.
+    """
+    ahead = [0.0] * len(successes)
     for kind in UNIVERSAL:
         alike = [i for i, (each, _) in enumerate(successes) if each == kind]
         if len(alike) > 1:
             gaps = above_others(torch.tensor([_log_odds(successes[i][1]) for i in alike]))
             for i, gap in zip(alike, gaps.tolist(), strict=True):
-                stand_out[i] = gap >= MIN_LOG_ODDS_GAP and successes[i][1].value >= MIN_TRIGGER_SUCCESS
-    return stand_out
+                ahead[i] = gap if successes[i][1].value >= MIN_TRIGGER_SUCCESS else 0.0
+    return ahead
 
 
 def _saturated(successes: Sequence[tuple[str, Proportion]]) -> bool:

@@ -188,6 +188,29 @@ def test_a_remaining_sinusoid_counts_against_it_and_a_removed_one_proves_nothing
     assert judged([], [success(99, 5)], sinusoids=(success(95, 41),)) == "could not tell"
 
 
+@pytest.mark.parametrize(
+    ("kind", "usual", "target", "word"),
+    [
+        ("patch", 60, 0, "could not tell"),  # of the backdoor's class
+        ("patch", 60, 1, "cleansed"),  # of another class, so natural
+        ("perturbation", 60, 1, "could not tell"),  # which stands out by nature, too: 4.9 in log-odds
+        ("perturbation", 5, 1, "cleansed"),  # by 8.2
+    ],
+)
+def test_where_a_backdoor_has_a_clear_class_only_sinusoids_to_it_count(
+    kind: str, usual: int, target: int, word: str
+) -> None:
+    finished = method(small(), pictures(), epochs=1)
+    others = [of_kind(kind, usual, usual, each) for each in (1, 2, 3)]
+    finished.found, finished.trials = [of_kind(kind, 100, 5), *others], []
+    finished.sinusoids = [replace(success(95, 60), target=target)]
+    searched = tuple(of_kind(kind, 60, 5, each) for each in range(4))
+    finished.residual_searches = [ResidualSearch(search="gradient", suspects=(0,), found=searched)]
+    finished.confident_agreement = share(99)
+    assert finished.verdict().word == word
+    assert finished._triggers_remain() is (word != "cleansed")
+
+
 def test_on_few_images_nothing_is_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judged([success(100, 0)], []) == "cleansed"
     monkeypatch.setattr(auto, "MIN_HELD_OUT", len(method(small(), pictures()).held_out) + 1)
@@ -278,7 +301,7 @@ def staged(
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(successes))
     percents = iter([*[20] * NUM_KINDS, *[50] * (NUM_KINDS - 1), 95, *sinusoids])
     monkeypatch.setattr(
-        cleansing, "_success_by_class", lambda *_: [share(0), share(next(percents)), share(0), share(0)]
+        cleansing, "_success_by_class", lambda *_: [share(next(percents)), share(0), share(0), share(0)]
     )
     monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))  # tests/defenses/test_residual_search.py
     found = give(monkeypatch, cleansing, [50, 60 if canaries else 99, *triggers])

@@ -166,7 +166,7 @@ def test_a_mix_is_chosen_by_the_patches_and_sinusoids_that_work(monkeypatch: pyt
 
     usual = {(kind, target): works(50) for kind in ("patch", "perturbation") for target in (1, 2, 3)}
     made._success_before = {("patch", 0): works(99), ("perturbation", 0): works(99), **usual}
-    made._sinusoids_before = [(change, 2, works(95)), (change, 3, works(80))]
+    made._sinusoids_before = [(change, 0, works(95)), (change, 2, works(95)), (change, 0, works(80))]
     made._judging_change = lambda kind, target: change  # type: ignore[method-assign]
     given: list[list[int]] = []
 
@@ -183,4 +183,4 @@ def test_a_mix_is_chosen_by_the_patches_and_sinusoids_that_work(monkeypatch: pyt
 
     monkeypatch.setattr(Mixture, "mildest", mildest)
     assert made._mildest(Mixture(made.teacher, made.student)) == 0.7
-    assert given == [[0], [2]]
+    assert given == [[0], [0]]  # nor by sinusoids to another class than the patch's
