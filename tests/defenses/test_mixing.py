@@ -70,14 +70,14 @@ class Stubbed(ModelPair):
 @pytest.mark.parametrize(
     ("patch", "sinusoid", "share"),
     [
-        ({0.5: 13, 0.6: 13, 0.7: 13, 0.8: 13, 0.9: 13, 1.0: 10}, {}, 0.5),
-        ({0.5: 14, 0.6: 14, 0.7: 13, 0.8: 13, 0.9: 13, 1.0: 10}, {}, 0.7),
-        ({0.5: 14, 0.6: 14, 0.7: 14, 0.8: 14, 0.9: 14, 1.0: 10}, {}, 1.0),
-        ({0.5: 0, 0.6: 0, 0.7: 0, 0.8: 0, 0.9: 0, 1.0: 0}, {0.5: 60, 0.6: 31, 0.7: 30}, 0.7),
-        ({0.5: 0, 0.6: 0, 0.7: 0, 0.8: 0, 0.9: 0, 1.0: 0}, {0.5: 60, 0.6: 54, 0.7: 53, 1.0: 50}, 0.7),
+        ({0.5: 13, 0.6: 13, 0.7: 13, 1.0: 10}, {}, 0.7),
+        ({0.5: 14, 0.6: 14, 0.7: 13, 1.0: 10}, {}, 0.9),
+        ({0.5: 14, 0.6: 14, 0.7: 14, 1.0: 10}, {}, 1.0),
+        ({0.5: 0, 0.6: 0, 0.7: 0, 1.0: 0}, {0.5: 60, 0.6: 31, 0.7: 30}, 0.9),
+        ({0.5: 0, 0.6: 0, 0.7: 0, 1.0: 0}, {0.5: 60, 0.6: 53, 0.7: 52, 1.0: 50}, 0.8),
     ],
 )
-def test_the_mildest_mix_leaves_hardly_more_than_the_network(
+def test_the_mildest_mix_leaves_hardly_more_than_the_network_with_a_margin(
     monkeypatch: pytest.MonkeyPatch, patch: dict[float, int], sinusoid: dict[float, int], share: float
 ) -> None:
     original, other = moved(1.0)
@@ -104,7 +104,7 @@ def test_many_sinusoids_are_tried_on_few_images(monkeypatch: pytest.MonkeyPatch)
         return Proportion(hits=0, of=100)
 
     monkeypatch.setattr(pair, "success", success)
-    assert Mixture(original, other).mildest(pair, [(torch.clone, 0)], [(torch.clone, 1)], 200) == 0.5
+    assert Mixture(original, other).mildest(pair, [(torch.clone, 0)], [(torch.clone, 1)], 200) == 0.7
     assert tried == [(0, None), (1, 200), (0, None), (1, 200)]  # the cleansed network, then one mix
 
 

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 
     from bcu_cli.defenses.adversarial.residual_search import Change, ModelPair
 
-SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Shares of the cleansed network that are tried, beside all of it."""
+SHARES = (0.5, 0.6, 0.7)
+"""Shares of the cleansed network that are tried."""
+MARGIN = 0.2
+"""Added to the least share that suffices, since the attacker's own trigger works better than one found.
+
+``docs/auto-log.md`` has a network on which it still worked on 13 % of the images where the found one did not.
+"""
 TOLERANCE = 0.03
 """Most success of a trigger above that on the cleansed network itself."""
 MAX_SINUSOID_SUCCESS = 0.3
@@ -61,7 +66,7 @@ class Mixture:
         sinusoids: Sequence[tuple[Change, int]],
         sinusoid_images: int,
     ) -> float:
-        """The least of ``SHARES`` that removes the given triggers; 1 where none does.
+        """The least of ``SHARES`` that removes the given triggers, and ``MARGIN`` more; 1 where none does.
 
         Args:
             pair: The two networks, and the images to compare the mixes on.
@@ -83,5 +88,5 @@ class Mixture:
         for share in SHARES:
             self.take(share)
             if all(left(change, target, most) <= limit for change, target, most, limit in limits):
-                return share
+                return round(share + MARGIN, 2)
         return 1.0
