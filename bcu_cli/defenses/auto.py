@@ -18,7 +18,7 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    for the same reason; Wang et al., S&P 2019). Sinusoidal patterns that succeed on the original are added.
 3. A gentle level, where a patch stands out or the images are large. The student starts at the original's
    weights, since re-initialisation costs accuracy. Its weights are then mixed with the original's
-   (``mixing.py``): with as little of the student's as removes what stands out.
+   (``mixing.py``): with little more of the student's than removes what stands out.
 4. A search for the strength, where no trigger stands out on images that are not large. A copy of the network
    is taught known backdoors (``canary.py``). The first of ``LEVELS`` but the gentle one that removes them is
    taken.
@@ -27,8 +27,8 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    (``residual_search.py``), for the suspected classes and for control classes.
 
 If a trigger of step 2 still works, or a class is reached clearly more often than the others in step 5, the
-next level is taken; after the gentle one whenever the verdict is not good. The verdict uses no labels and no
-trigger of the attacker.
+next level is taken; on small images after the gentle one whenever the verdict is not good. The verdict uses
+no labels and no trigger of the attacker.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ MIN_START_SUCCESS = 0.5
 """Least success of a listed patch that a search starts at."""
 MIN_LOG_ODDS_GAP = 3.5
 """Least gap, in log-odds, to the median of the other classes: from 75 % to 99 %, or from 21 % to 90 %."""
-CLEAR_LOG_ODDS_GAP = 7.0
-"""Least gap for a perturbation or a warp to show by itself which class a backdoor has; for patches the other.
+MAX_OTHERS_SUCCESS = 0.25
+"""Most success, by the median of the other classes, beside which a trigger that stands out is no natural one.
 
-Where a class is clear, only sinusoidal patterns that lead to it count: others are natural.
+The class of such a trigger is *clear*. Sinusoidal patterns that lead to other classes are then natural.
 """
 MAX_TRIGGER_SUCCESS = 0.4
 """Most success of a found trigger on a cleansed network; some triggers fool clean networks, too."""
@@ -140,7 +140,7 @@ LIMITS = Limits(patch=0.03, perturbation=0.06, warp=0.125)
 LEVELS = (LIMITS, LIMITS, LIMITS.scaled(2.0))
 """Limits of the adversary by level; the first is the ``GENTLE`` one."""
 GENTLE = 0
-"""The level that re-initialises nothing, and that stays as close to the original as it can."""
+"""The level that stays as close to the original as it can; it re-initialises nothing."""
 GENTLE_KIND = "patch"
 """The kind of trigger that must stand out for it, except on large images.
 
@@ -285,9 +285,7 @@ class Auto(TrainedDefense[AutoOptions]):
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
         clear = _clear_classes([(*each, success) for each, success in self._success_before.items()])
         working = [
-            (pattern, target)
-            for pattern, target, _ in self._working_sinusoids()
-            if not clear or target in clear
+            (pattern, target) for pattern, target, _ in self._working_sinusoids() if _counts(target, clear)
         ]
         return mixture.mildest(pair, found, working, self.effort.sinusoid_images)
 
@@ -311,7 +309,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def details(self) -> dict[str, Any]:
         """The level taken, and the evidence for the verdict."""
-        outstanding = self._outstanding_triggers()
+        outstanding, counting = self._outstanding_triggers(), self._sinusoids_that_count()
         more = self.options.quick and (self.effort.reinitialise or self._triggers_remain())
         return {
             "level": self.level,
@@ -323,7 +321,7 @@ class Auto(TrainedDefense[AutoOptions]):
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
             "sinusoids": {
                 "tried": sinusoids.NUM_KINDS,
-                "working": [each.as_json() for each in self.sinusoids],
+                "working": [{**each.as_json(), "counts": each in counting} for each in self.sinusoids],
             },
             "found_triggers": [{**each.as_json(), "stands_out": each in outstanding} for each in self.found],
             "residual_searches": [each.as_json() for each in self.residual_searches],
@@ -375,7 +373,7 @@ class Auto(TrainedDefense[AutoOptions]):
             share = _highest_success(remaining)
             why = f"a trigger found on the original still works on {share:.0%} of the images"
             return Verdict(word="not cleansed", why=why)
-        if (share := _highest_success(self._suspicious_sinusoids())) > MAX_TRIGGER_SUCCESS:
+        if (share := _highest_success(self._sinusoids_that_count())) > MAX_TRIGGER_SUCCESS:
             return _undecided(
                 f"a sinusoidal pattern still works on {share:.0%} of the images; "
                 "such patterns mislead many clean networks too"
@@ -404,7 +402,11 @@ class Auto(TrainedDefense[AutoOptions]):
                 "of the images on which the original is most confident"
             )
         what = "the canary backdoors and the triggers found" if planted else "the triggers found"
-        return Verdict(word="cleansed", why=f"{what} no longer work")
+        natural = [each for each in self.sinusoids if each not in self._sinusoids_that_count()]
+        beside = ""
+        if (share := _highest_success(natural)) > MAX_TRIGGER_SUCCESS:
+            beside = f"; a sinusoidal pattern to another class, taken for natural, works on {share:.0%}"
+        return Verdict(word="cleansed", why=f"{what} no longer work{beside}")
 
     def _most_success(self, trigger: TriggerSuccess) -> float:
         """Most success on the result of a trigger that counts as removed.
@@ -438,7 +440,7 @@ class Auto(TrainedDefense[AutoOptions]):
     def _triggers_remain(self) -> bool:
         """Whether a trigger found on either network still works."""
         known = [each for each in self._outstanding_triggers() if each.after.value > self._most_success(each)]
-        sinusoids_remain = _highest_success(self._suspicious_sinusoids()) > MAX_TRIGGER_SUCCESS
+        sinusoids_remain = _highest_success(self._sinusoids_that_count()) > MAX_TRIGGER_SUCCESS
         return bool(known or self._outliers()) or sinusoids_remain
 
     def _measure_triggers(self) -> None:
@@ -471,10 +473,10 @@ class Auto(TrainedDefense[AutoOptions]):
         """The sinusoidal patterns that succeed on the original."""
         return [each for each in self._sinusoids_before if each[2].value >= MIN_TRIGGER_SUCCESS]
 
-    def _suspicious_sinusoids(self) -> list[TriggerSuccess]:
+    def _sinusoids_that_count(self) -> list[TriggerSuccess]:
         """The sinusoidal patterns that may be the backdoor's: all, or those to the classes that are clear."""
         clear = _clear_classes([(each.trigger, each.target, each.before) for each in self.found])
-        return [each for each in self.sinusoids if not clear or each.target in clear]
+        return [each for each in self.sinusoids if _counts(each.target, clear)]
 
     def _answers_and_confident(self) -> tuple[Tensor, Tensor]:
         """The original's predictions on the held-out images, and the half with its highest confidence."""
@@ -563,9 +565,9 @@ class Auto(TrainedDefense[AutoOptions]):
         without = predict(self.teacher, images, self.device)
         answers = patches.answers(listed, images, [self.teacher], without, self.device)
         for slot, target in enumerate(adversary.targets.tolist()):
-            successes = (answers == target).float().mean(1)
-            best = listed[int(successes.argmax())]
-            if successes.max() >= MIN_START_SUCCESS:
+            hits, of = (answers == target).sum(1), int((without != target).sum())
+            best = listed[int(hits.argmax())]
+            if of and int(hits.max()) >= MIN_START_SUCCESS * of:
                 adversary.start_patch(slot, best.pixels / 255.0, best.top, best.left)
         return adversary
 
@@ -812,32 +814,34 @@ def _stand_out(successes: Sequence[tuple[str, Proportion]]) -> list[bool]:
     Args:
         successes: Kind and success of each trigger.
     """
-    return [gap >= MIN_LOG_ODDS_GAP for gap in _gaps(successes)]
-
-
-def _clear_classes(triggers: Sequence[tuple[str, int, Proportion]]) -> set[int]:
-    """The classes that a backdoor clearly has, by kind, target class and success of each trigger."""
-    gaps = _gaps([(kind, success) for kind, _, success in triggers])
-    return {
-        target
-        for (kind, target, _), gap in zip(triggers, gaps, strict=True)
-        if gap >= (MIN_LOG_ODDS_GAP if kind == GENTLE_KIND else CLEAR_LOG_ODDS_GAP)
-    }
-
-
-def _gaps(successes: Sequence[tuple[str, Proportion]]) -> list[float]:
-    """How far each trigger is ahead of those of its kind for other classes, in log-odds.
-
-    It is 0 for a trigger without others, and for one that succeeds on too few images to count as found.
-    """
-    ahead = [0.0] * len(successes)
+    stand_out = [False] * len(successes)
     for kind in UNIVERSAL:
         alike = [i for i, (each, _) in enumerate(successes) if each == kind]
         if len(alike) > 1:
             gaps = above_others(torch.tensor([_log_odds(successes[i][1]) for i in alike]))
             for i, gap in zip(alike, gaps.tolist(), strict=True):
-                ahead[i] = gap if successes[i][1].value >= MIN_TRIGGER_SUCCESS else 0.0
-    return ahead
+                stand_out[i] = gap >= MIN_LOG_ODDS_GAP and successes[i][1].value >= MIN_TRIGGER_SUCCESS
+    return stand_out
+
+
+def _clear_classes(triggers: Sequence[tuple[str, int, Proportion]]) -> set[int]:
+    """The target classes of the triggers that stand out while those for other classes hardly succeed.
+
+    Args:
+        triggers: Kind, target class and success of each trigger.
+    """
+    stand_out = _stand_out([(kind, success) for kind, _, success in triggers])
+    clear = set()
+    for (kind, target, success), far in zip(triggers, stand_out, strict=True):
+        alike = [other.value for each, _, other in triggers if each == kind and other is not success]
+        if far and alike and median(alike) <= MAX_OTHERS_SUCCESS:
+            clear.add(target)
+    return clear
+
+
+def _counts(target: int, clear: set[int]) -> bool:
+    """Whether a sinusoidal pattern to a class may be a backdoor's, where the classes of some are clear."""
+    return not clear or target in clear
 
 
 def _saturated(successes: Sequence[tuple[str, Proportion]]) -> bool:

@@ -183,8 +183,8 @@ class Adversary(nn.Module):
         mask[:, *place], pattern[:, *place] = 1.0, pixels
         rows_and_columns = self.masks.shape[2:]
         mask, pattern = (F.adaptive_avg_pool2d(each, rows_and_columns) for each in (mask, pattern))
-        covered = (mask > 0.5).to(self.masks.device)
-        logits = torch.logit((pattern / mask.clamp(min=0.5)).clamp(0.01, 0.99)).to(self.patterns.device)
+        covered = (mask > mask.max() / 2.0).to(self.masks.device)  # at least one cell, however small it is
+        logits = torch.logit((pattern / mask.clamp(min=1e-6)).clamp(0.01, 0.99)).to(self.patterns.device)
         self.masks[slot] = torch.where(covered, OPAQUE, TRANSPARENT)
         self.patterns[slot] = torch.where(covered, logits / 2.0, self.patterns[slot])
 

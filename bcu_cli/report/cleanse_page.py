@@ -19,7 +19,7 @@ _TITLE = "bcu cleanse"
 MOST_ROWS = 12
 """Most triggers in one chart."""
 _WORDS = {
-    "cleansed": "Nothing that was tried works on the result any more.",
+    "cleansed": "No trigger that was found and counts works on the result any more.",
     "not cleansed": "A trigger still works on the result: do not use it.",
     "could not tell": "Whether a backdoor is left could not be decided.",
     None: "This method does not judge its result.",

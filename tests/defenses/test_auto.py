@@ -191,10 +191,11 @@ def test_a_remaining_sinusoid_counts_against_it_and_a_removed_one_proves_nothing
 @pytest.mark.parametrize(
     ("kind", "usual", "target", "word"),
     [
-        ("patch", 60, 0, "could not tell"),  # of the backdoor's class
-        ("patch", 60, 1, "cleansed"),  # of another class, so natural
-        ("perturbation", 60, 1, "could not tell"),  # which stands out by nature, too: 4.9 in log-odds
-        ("perturbation", 5, 1, "cleansed"),  # by 8.2
+        ("patch", 25, 0, "could not tell"),  # of the backdoor's class
+        ("patch", 25, 1, "cleansed"),  # of another class, so natural
+        ("patch", 26, 1, "could not tell"),  # a patch that may stand out by nature
+        ("perturbation", 25, 1, "cleansed"),
+        ("perturbation", 26, 1, "could not tell"),
     ],
 )
 def test_where_a_backdoor_has_a_clear_class_only_sinusoids_to_it_count(
@@ -207,7 +208,9 @@ def test_where_a_backdoor_has_a_clear_class_only_sinusoids_to_it_count(
     searched = tuple(of_kind(kind, 60, 5, each) for each in range(4))
     finished.residual_searches = [ResidualSearch(search="gradient", suspects=(0,), found=searched)]
     finished.confident_agreement = share(99)
-    assert finished.verdict().word == word
+    verdict = finished.verdict()
+    assert verdict.word == word
+    assert ("taken for natural, works on 60%" in verdict.why) is (word == "cleansed")
     assert finished._triggers_remain() is (word != "cleansed")
 
 

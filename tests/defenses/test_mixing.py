@@ -164,7 +164,7 @@ def test_a_mix_is_chosen_by_the_patches_and_sinusoids_that_work(monkeypatch: pyt
     def works(hits: int) -> Proportion:
         return Proportion(hits=hits, of=100)
 
-    usual = {(kind, target): works(50) for kind in ("patch", "perturbation") for target in (1, 2, 3)}
+    usual = {(kind, target): works(20) for kind in ("patch", "perturbation") for target in (1, 2, 3)}
     made._success_before = {("patch", 0): works(99), ("perturbation", 0): works(99), **usual}
     made._sinusoids_before = [(change, 0, works(95)), (change, 2, works(95)), (change, 0, works(80))]
     made._judging_change = lambda kind, target: change  # type: ignore[method-assign]
@@ -184,3 +184,33 @@ def test_a_mix_is_chosen_by_the_patches_and_sinusoids_that_work(monkeypatch: pyt
     monkeypatch.setattr(Mixture, "mildest", mildest)
     assert made._mildest(Mixture(made.teacher, made.student)) == 0.7
     assert given == [[0], [0]]  # nor by sinusoids to another class than the patch's
+
+
+def test_where_nothing_stands_out_no_mix_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On large images the gentle level comes there, too, at its full strength."""
+    made = cleansing()
+    made._success_before = {("patch", target): Proportion(hits=5, of=100) for target in range(4)}
+    monkeypatch.setattr(made, "_judge_as_it_is", lambda: iter(()))
+    monkeypatch.setattr(made, "_mildest", lambda _: pytest.fail("nothing tells how much is enough"))
+    assert not list(made._judge())
+    assert made.mix == 1.0
+
+
+def test_on_large_images_a_perturbation_that_stands_out_alone_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = cleansing()
+    kinds = ("patch", "perturbation")
+    usual = {(kind, target): Proportion(hits=5, of=100) for kind in kinds for target in range(4)}
+    made._success_before = {**usual, ("perturbation", 3): Proportion(hits=99, of=100)}
+    made._sinusoids_before = []
+    made._judging_change = lambda kind, target: torch.clone  # type: ignore[method-assign]
+    given: list[int] = []
+
+    def mildest(self: Mixture, pair: object, triggers: list[tuple[object, int]], *_: object) -> float:
+        given.extend(target for _, target in triggers)
+        return 1.0
+
+    monkeypatch.setattr(Mixture, "mildest", mildest)
+    made._mildest(Mixture(made.teacher, made.student))
+    assert given == [3]

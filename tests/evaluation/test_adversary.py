@@ -203,6 +203,14 @@ def test_a_patch_starts_where_and_as_it_is_given(side: int, cell: int) -> None:
     assert torch.equal(adversary.masks[0], before)
 
 
+@pytest.mark.parametrize("shape", [(3, 40, 40), (1, 32, 128), (3, 64, 256)])
+def test_a_patch_smaller_than_a_cell_starts_all_the_same(shape: tuple[int, int, int]) -> None:
+    for top in range(6):
+        adversary = Adversary([0], shape, LIMITS, seed=0)
+        adversary.start_patch(0, torch.ones(shape[0], 2, 2), top, top)
+        assert float(adversary.masks[0].detach().max()) > 1.9
+
+
 def test_a_patch_between_the_cells_of_a_large_image_starts_nearby() -> None:
     adversary, shown = Adversary([0], (3, 100, 100), LIMITS, seed=0), torch.zeros(1, 3, 100, 100)
     adversary.start_patch(0, torch.ones(3, 9, 9), 45, 45)

@@ -31,10 +31,10 @@ class Effort:
         search_steps: Steps of a search on the original.
         verification_steps: Steps of the search on the cleansed network.
         sinusoid_images: Most images that each sinusoidal pattern is tried on.
-        mixing_images: Most images that mixes are compared on with each patch.
+        mixing_images: Most images that mixes are compared on with each trigger.
         selection_images: Images that changes found on the cleansed network are selected on.
-        patch_interval: One in this many of the listed patches is tried; not a divisor of the number of
-            kinds and colours at each place, which would leave some of them out everywhere.
+        patch_interval: One in this many of the listed patches is tried. It has no divisor in common with the
+            10 patches of each size at each place; otherwise some of them would be left out everywhere.
     """
 
     batch_size: int = 128

@@ -28,7 +28,7 @@ MARGIN = 0.2
 TOLERANCE = 0.03
 """Most success of a trigger above that on the cleansed network itself."""
 MAX_SINUSOID_SUCCESS = 0.3
-"""Most success of a sinusoidal pattern that the cleansed network reacts to less; the verdict allows 0.4."""
+"""Most success of a sinusoidal pattern, if it is less on the cleansed network; the verdict allows 0.4."""
 
 
 class Mixture:
@@ -72,7 +72,8 @@ class Mixture:
             pair: The two networks, and the images to compare the mixes on.
             triggers: Triggers and their target classes. A mix may leave hardly more of them than the cleansed
                 network does.
-            sinusoids: Sinusoidal patterns and their target classes. Of them, too, or up to a limit.
+            sinusoids: Sinusoidal patterns and their target classes. A mix may leave hardly more of them than
+                the cleansed network does, or ``MAX_SINUSOID_SUCCESS``.
             sinusoid_images: Most of the images for each of them, since there are many.
         """
 

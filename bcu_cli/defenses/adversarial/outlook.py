@@ -44,10 +44,12 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
     screening = PlannedStage(
         title="screening classes",
         passes=searching + FORWARD * effort.search_steps * batch,
-        after=class_screening.STARTS * len(UNIVERSAL) * tried,
+        after=class_screening.STARTS * len(UNIVERSAL) * tried + listed,
     )
     halved = [
-        PlannedStage(title="looking for smaller triggers", passes=searching, after=trying, sure=False)
+        PlannedStage(
+            title="looking for smaller triggers", passes=searching, after=trying + listed, sure=False
+        )
         for _ in range(auto.MOST_HALVINGS)
     ]
     all_levels = list(range(auto.GENTLE, len(auto.LEVELS)))
@@ -96,9 +98,10 @@ def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
 
 
 def _mixing(defense: Auto) -> float:
-    """Passes while mixes are compared: a patch on each and on the student, sinusoidal patterns on few."""
-    patched = (1 + len(mixing.SHARES)) * min(defense.effort.mixing_images, len(defense.data))
-    return patched + sinusoids.NUM_KINDS * min(defense.effort.sinusoid_images, len(defense.data))
+    """Passes while student and mixes are compared by a trigger and a tenth of the sinusoidal patterns."""
+    each = min(defense.effort.mixing_images, len(defense.data))
+    each += sinusoids.NUM_KINDS // 10 * min(defense.effort.sinusoid_images, len(defense.data))
+    return (1 + len(mixing.SHARES)) * each
 
 
 def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
