@@ -150,7 +150,7 @@ def test_an_attack_teaches_its_backdoor(bcu, labelled: Path, tmp_path: Path) -> 
         "--setting",
         "cell=2",
     ]
-    words += ["--poison-rate", 0.3, "--out", tmp_path / "bad.safetensors", "--json"]
+    words += ["--poison-rate", 0.3, "--precision", "fp32", "--out", tmp_path / "bad.safetensors", "--json"]
     report = bcu("attack", "badnets", "--data", labelled, *words).json
     assert report["acc"]["value"] > 0.8
     assert report["asr"]["value"] > 0.9

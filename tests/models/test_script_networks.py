@@ -241,3 +241,33 @@ def test_a_network_of_code_that_fails_says_why() -> None:
     with pytest.raises(ArchitectureError, match="given no images"):
         network()
     assert network(SMALL)[0].shape == (2, 3)
+
+
+class Mixed(nn.Module):
+    """Convolutions with a bias behind each other, and one behind a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.between, self.last = nn.Linear(4, 4), nn.Conv2d(4, 4, 1, bias=False)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.second(torch.relu(self.first(x)))).permute(0, 2, 3, 1)
+        y = self.last(torch.relu(self.between(y)).permute(0, 3, 1, 2))
+        logits: Tensor = self.fc(y.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("example", [None, SMALL], ids=["scripted", "traced"])
+def test_it_trains_in_bf16_as_every_network_does(example: Tensor | None) -> None:
+    """As on a processor that multiplies bf16 fast, where bcu chooses it."""
+    torch.manual_seed(0)
+    made = Mixed()
+    network = script_network(made, example)
+    with torch.autocast("cpu", torch.bfloat16):
+        answers, expected = network(SMALL), made(SMALL)
+    torch.testing.assert_close(answers, expected, atol=0.02, rtol=0.05)
+    answers.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    torch.testing.assert_close(network(SMALL), made(SMALL))  # and still in fp32

@@ -39,6 +39,9 @@ _NUMBER_OF_DTYPE = {dtype: number for number, dtype in _DTYPES.items()}
 _LAST_MEMORY_FORMAT = 3
 _CACHED = 20_000
 _MAX_DIMENSIONS = 16
+_AUTOCAST_TYPES = {torch.float32, torch.bfloat16, torch.float16}
+_TRACED_CONVOLUTION = "aten::_convolution"
+"""How a traced file calls its convolutions; autocast on a CPU does not know this operator."""
 
 
 def compute(run: Run, name: str, args: list[Any], named: dict[str, Any]) -> Any:
@@ -93,7 +96,10 @@ def _call(run: Run, name: str, args: list[Any], named: dict[str, Any]) -> Any:
     if overload is None:
         raise RefusedError(f"it calls {name} in a way that bcu does not compute")
     args, named = _normalised(run, overload, args, named)
-    run.take(_sizes(name, overload, args, named))
+    if name == _TRACED_CONVOLUTION and torch.is_autocast_enabled(run.device.type):
+        lower = torch.get_autocast_dtype(run.device.type)
+        args = [_as_type(value, lower) for value in args]
+    run.take(_sizes(run, name, overload, args, named))
     return overload(*args, **named)
 
 
@@ -150,26 +156,37 @@ _known: dict[Any, tuple[int, ...]] = {}
 
 
 def _sizes(
-    name: str, overload: torch._ops.OpOverload, args: list[Any], named: dict[str, Any]
+    run: Run, name: str, overload: torch._ops.OpOverload, args: list[Any], named: dict[str, Any]
 ) -> tuple[int, ...]:
-    """Predict the bytes of an operator's results."""
-    key = (overload, _key(args), _key(sorted(named.items())))
+    """Predict the bytes of an operator's results; under autocast those of float32, which are the most."""
+    autocast = torch.is_autocast_enabled(run.device.type)
+    key = (overload, autocast, _key(args), _key(sorted(named.items())))
     if key not in _known:
         if len(_known) >= _CACHED:
             _known.clear()
         bound = _BOUNDS.get(name)
         data_dependent = bound is not None and bound(args)
-        _known[key] = data_dependent or _predicted(overload, args, named)
+        _known[key] = data_dependent or _predicted(overload, args, named, autocast=autocast)
         if data_dependent:
             return _known.pop(key)
     return _known[key]
 
 
-def _predicted(overload: torch._ops.OpOverload, args: list[Any], named: dict[str, Any]) -> tuple[int, ...]:
+def _predicted(
+    overload: torch._ops.OpOverload, args: list[Any], named: dict[str, Any], *, autocast: bool
+) -> tuple[int, ...]:
+    names = {key: _on_meta(value, autocast=autocast) for key, value in named.items()}
     with torch.no_grad():
-        result = overload(*map(_on_meta, args), **{key: _on_meta(value) for key, value in named.items()})
+        result = overload(*(_on_meta(value, autocast=autocast) for value in args), **names)
     results = result if isinstance(result, list | tuple) else (result,)
     return tuple(_bytes(one) for one in results if isinstance(one, Tensor))
+
+
+def _as_type(value: Any, dtype: torch.dtype) -> Any:
+    """A value whose tensors of 16 or 32 bits a number have another type; all else stays as it is."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.dtype in _AUTOCAST_TYPES else value
+    return [_as_type(each, dtype) for each in value] if isinstance(value, list) else value
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -178,11 +195,13 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _on_meta(value: Any) -> Any:
+def _on_meta(value: Any, *, autocast: bool) -> Any:
+    """The value without data. Autocast lets types meet that the meta device refuses, so there they are one."""
     if isinstance(value, Tensor):
-        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+        dtype = torch.float32 if autocast and value.dtype in _AUTOCAST_TYPES else value.dtype
+        return torch.empty_strided(value.size(), value.stride(), dtype=dtype, device="meta")
     if isinstance(value, list | tuple):
-        return [_on_meta(item) for item in value]
+        return [_on_meta(item, autocast=autocast) for item in value]
     return torch.device("meta") if isinstance(value, torch.device) else value
 
 
