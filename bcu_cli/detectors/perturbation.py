@@ -35,10 +35,10 @@ class UniversalPerturbation(UniversalChange):
 
     def apply(self, images: Tensor, changes: Tensor) -> Tensor:
         """Add the perturbations to the images."""
-        added = perturbation(changes, tuple(images.shape[2:]), self.radius)
+        added = perturbation(changes, (images.shape[2], images.shape[3]), self.radius)
         return (images[None] + added[:, None]).clamp(0.0, 1.0).flatten(0, 1)
 
     def pictures(self, image: Tensor, change: Tensor) -> dict[str, Tensor]:
         """The perturbation as an image, in which grey is zero."""
-        shown = perturbation(change, tuple(image.shape[2:]), self.radius)[0]
+        shown = perturbation(change, (image.shape[2], image.shape[3]), self.radius)[0]
         return {"perturbation": (0.5 + shown / (2.0 * self.radius)).clamp(0.0, 1.0).cpu()}

@@ -181,8 +181,7 @@ class Adversary(nn.Module):
         place = (slice(top, top + pixels.shape[1]), slice(left, left + pixels.shape[2]))
         mask, pattern = torch.zeros(1, *self.size), torch.zeros(len(pixels), *self.size)
         mask[:, *place], pattern[:, *place] = 1.0, pixels
-        rows_and_columns = self.masks.shape[2:]
-        mask, pattern = (F.adaptive_avg_pool2d(each, rows_and_columns) for each in (mask, pattern))
+        mask, pattern = (F.adaptive_avg_pool2d(each, resolution(self.size)) for each in (mask, pattern))
         covered = (mask > mask.max() / 2.0).to(self.masks.device)  # at least one cell, however small it is
         logits = torch.logit((pattern / mask.clamp(min=1e-6)).clamp(0.01, 0.99)).to(self.patterns.device)
         self.masks[slot] = torch.where(covered, OPAQUE, TRANSPARENT)

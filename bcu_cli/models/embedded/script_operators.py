@@ -196,7 +196,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _on_meta(value: Any, *, autocast: bool) -> Any:
-    """The value without data. Autocast lets types meet that the meta device refuses, so there they are one."""
+    """The value without data; under autocast in one type, since the meta device refuses to mix them."""
     if isinstance(value, Tensor):
         dtype = torch.float32 if autocast and value.dtype in _AUTOCAST_TYPES else value.dtype
         return torch.empty_strided(value.size(), value.stride(), dtype=dtype, device="meta")
