@@ -27,9 +27,9 @@ def words(content: dict[str, Any], images: dict[str, Any] | None = None) -> str:
 @pytest.mark.parametrize(
     ("word", "said", "unsaid"),
     [
-        ("cleansed", "Nothing that was tried works", "do not use it"),
-        ("not cleansed", "do not use it", "Nothing that was tried"),
-        ("could not tell", "could not be decided", "Nothing that was tried"),
+        ("cleansed", "No trigger that was found and counts works", "do not use it"),
+        ("not cleansed", "do not use it", "No trigger that was found"),
+        ("could not tell", "could not be decided", "No trigger that was found"),
         (None, "does not judge its result", "Reason:"),
     ],
 )
