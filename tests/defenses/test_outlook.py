@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from defending import defense
+from helpers import lessen_effort
 
 from bcu_cli.training.forecast import FORWARD, TO_WEIGHTS
 
@@ -89,3 +90,16 @@ def test_the_forwards_of_a_verification_are_those_of_the_networks() -> None:
     with suppress(StopIteration):
         next(verification)
     assert 0 < seen[0] <= planned["looking for remaining triggers"].after
+
+
+def test_where_nothing_is_re_initialised_no_canaries_and_no_level_1_are_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on large images, where ``--quick`` shortens nothing that is sure to come."""
+    lessen_effort(monkeypatch, reinitialise=False)
+    listed = defense("auto", quick=False).outlook()
+    assert listed is not None
+    titles = [stage.title for stage in listed.stages]
+    assert [title for title in titles if "level" in title] == ["cleansing, level 0", "cleansing, level 2"]
+    assert not any("canaries" in title for title in titles)
+    assert listed.shorter == {}
