@@ -89,14 +89,30 @@ def test_its_table_of_results_is_that_of_the_results_page() -> None:
     """Each pair of figures in the README stands in the results, of the commit that both name."""
     results = (pages.ROOT / "examples/results.md").read_text()
     section = results.partition("## Method auto\n")[2].partition("\n## ")[0]
-    table = README.partition("## Results\n")[2].partition("\n## ")[0]
-    commit = re.search(r"commit ([0-9a-f]{7})", table)
+    text = README.partition("## Results\n")[2].partition("\n## ")[0]
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    commit = re.search(r"commit ([0-9a-f]{7})", text)
     assert commit
     assert commit[0] in section
-    pairs = re.findall(r"([\d.]+) → \**([\d.]+) %", table)
+    pairs = re.findall(r"([\d.]+) → \**([\d.]+) %", rows)
     assert 10 <= len(pairs) <= 20
     for before, after in pairs:
         assert f"{before} → {after} (" in section, f"{before} → {after}"
+
+
+def test_its_figures_of_large_images_are_those_of_the_results_page() -> None:
+    """Each pair of figures at 224 pixels stands in that section of the results, rounded."""
+    results = (pages.ROOT / "examples/results.md").read_text()
+    section = results.partition("## Real size: 224 pixels\n")[2].partition("\n## ")[0]
+    text = README.partition("**At 224×224**")[2].partition("\n\n")[0]
+    for commit in re.findall(r"commit ([0-9a-f]{7})", text):
+        assert f"commit {commit}" in section or f"Commit {commit}" in section
+    pairs = re.findall(r"([\d.]+) → ([\d.]+) %", text)
+    assert len(pairs) >= 4
+    exact = re.findall(r"([\d.]+) → ([\d.]+)", section)
+    rounded = {(round(float(a), 1), round(float(b), 1)) for a, b in exact}
+    for before, after in pairs:
+        assert (float(before), float(after)) in rounded, f"{before} → {after}"
 
 
 def test_the_number_of_architectures_is_that_of_the_index() -> None:
