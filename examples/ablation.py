@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import mixing, sinusoids
+from bcu_cli.defenses.adversarial import effort, mixing, sinusoids
 from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.adversary import KINDS, Adversary
 
@@ -98,6 +98,12 @@ def _no_gentle_level() -> None:
         return cleansing(self, student, max(level, auto.GENTLE + 1), title)
 
     auto.Auto._cleansing = strong  # type: ignore[method-assign]
+
+
+def _gentle_alone() -> None:
+    """The gentle level whatever stands out, without mixes: what ``frontier.py`` mixes afterwards."""
+    effort.USUAL = replace(effort.USUAL, reinitialise=False)
+    mixing.SHARES = ()  # type: ignore[assignment]
 
 
 def _no_mixes() -> None:
@@ -195,6 +201,7 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "with half of the adversary's limits": _half,
     "without the gentle level": _no_gentle_level,
     "without mixes with the original": _no_mixes,
+    "with the gentle level alone": _gentle_alone,
     "with shared errors alone": lambda: _objective(shared_errors=True),
     "with shared errors alone, both attacked": lambda: _objective(shared_errors=True, both_attacked=True),
     "with statistics of their own": lambda: _objective(own_statistics=True),

@@ -34,8 +34,7 @@ no labels and no trigger of the attacker.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from math import ceil, log
-from statistics import median
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -43,16 +42,27 @@ from torch import Tensor
 
 from bcu_cli.defenses.adversarial import canary, effort, outlook, patches, sinusoids
 from bcu_cli.defenses.adversarial.corruptions import corrupt
+from bcu_cli.defenses.adversarial.evidence import (
+    MAX_CANARY_SUCCESS,
+    MIN_HELD_OUT,
+    MIN_TRIGGER_SUCCESS,
+    Evidence,
+    clear_classes,
+    log_odds,
+    may_be_planted,
+    planted,
+    saturated,
+    standing_out,
+)
 from bcu_cli.defenses.adversarial.mixing import Mixture
 from bcu_cli.defenses.adversarial.residual_search import (
     FoundTrigger,
     ModelPair,
-    ResidualSearch,
     TriggerSuccess,
     compare_changes,
     spread,
 )
-from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, Verdict, copy_of
+from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, copy_of
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.evaluation import class_screening
 from bcu_cli.evaluation.adversary import (
@@ -63,7 +73,7 @@ from bcu_cli.evaluation.adversary import (
     Limits,
     odds,
 )
-from bcu_cli.evaluation.measures import Proportion, above_others, agreement
+from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
 from bcu_cli.models.classifier import name_of
@@ -78,6 +88,7 @@ if TYPE_CHECKING:
 
     from bcu_cli.defenses.adversarial.effort import Effort
     from bcu_cli.defenses.adversarial.residual_search import Change
+    from bcu_cli.defenses.base import Verdict
     from bcu_cli.models import Classifier
     from bcu_cli.training.forecast import Outlook
     from bcu_cli.training.loop import Objective
@@ -87,8 +98,6 @@ MOST_STEPS = 3000
 """Most steps of a cleansing."""
 MOST_HALVINGS = 2
 """Most halvings of the limits while triggers are searched that tell the classes apart."""
-SATURATED = 0.75
-"""Median success over the classes above which the limits are halved; 3.5 in log-odds above it is 99 %."""
 STARTS_PER_CLASS = 3
 """Changes of each kind that this search starts from for each class, where there are suspected classes."""
 MOST_SUSPECTS, MOST_CONTROLS = 3, 6
@@ -96,30 +105,10 @@ MOST_SUSPECTS, MOST_CONTROLS = 3, 6
 EMA_DECAY = 0.98
 """Decay of the moving average of the weights that a cleansing ends with."""
 TEMPERATURE = 2.0
-MIN_PLANTED_SUCCESS = 0.8
-"""Least success of a canary in the copy; below that it proves nothing."""
 TAKEN_PENALTY = 0.5
 """Penalty on a class that is another canary's target, as a share of images predicted as that class."""
-MAX_CANARY_SUCCESS = 0.2
-"""Most success of a canary that counts as removed."""
-MIN_TRIGGER_SUCCESS = 0.9
-"""Least success on the original of a trigger that counts as found."""
 MIN_START_SUCCESS = 0.5
 """Least success of a listed patch that a search starts at."""
-MIN_LOG_ODDS_GAP = 3.5
-"""Least gap, in log-odds, to the median of the other classes: from 75 % to 99 %, or from 21 % to 90 %."""
-MAX_OTHERS_SUCCESS = 0.25
-"""Most success, by the median of the other classes, beside which a trigger that stands out is no natural one.
-
-The class of such a trigger is *clear*. Sinusoidal patterns that lead to other classes are then natural.
-"""
-MAX_TRIGGER_SUCCESS = 0.4
-"""Most success of a found trigger on a cleansed network; some triggers fool clean networks, too."""
-MIN_AGREEMENT = 0.7
-"""Least agreement with the original on the half of the held-out images with its highest confidence.
-
-On images unlike the training data even a good copy often disagrees (``docs/auto.md``).
-"""
 DISAGREEMENT_WEIGHT = 2.0
 """Weight of an image, clean or changed, that student and teacher predict as different classes.
 
@@ -128,8 +117,6 @@ others. This is the focal loss (Lin et al., ICCV 2017) in its hardest form; figu
 """
 SINUSOID_DIVISOR = 3
 """One in this many images of the half without an adversary gets a sinusoid; the others, corruptions."""
-MIN_HELD_OUT = 50
-"""Fewest held-out images for a verdict, a tenth of all: of ten, one misclassified by chance is 10 %."""
 MOST_DRAWN = 4
 """Most triggers of the original, and most sinusoidal patterns, that a page draws."""
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
@@ -180,11 +167,8 @@ class Auto(TrainedDefense[AutoOptions]):
 
     level: int
     mix: float = 1.0
+    evidence: Evidence
     trials: list[list[TriggerSuccess]]
-    found: list[TriggerSuccess]
-    sinusoids: list[TriggerSuccess]
-    confident_agreement: Proportion
-    residual_searches: list[ResidualSearch]
     _teacher_answers: Tensor
     _confident: Tensor
     _classes: list[int]
@@ -231,7 +215,7 @@ class Auto(TrainedDefense[AutoOptions]):
     def stages(self) -> Iterator[Stage]:
         """Search the original, tune the strength on canaries where needed, cleanse, and verify."""
         self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.trials, self.residual_searches = [], []
+        self.trials = []
         self._teacher_answers, self._confident = self._answers_and_confident()
         yield from self._choose_classes()
         self._initial_adversary = self._starting_adversary(LIMITS, self.options.seed)
@@ -270,10 +254,8 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _judge_as_it_is(self) -> Iterator[Stage]:
         """Measure the known triggers on the student, and search it unless these have decided already."""
-        self.residual_searches = []
-        self._measure_triggers()
-        self.confident_agreement = self._confident_agreement()
-        if self._verdict_on_known_triggers().good:
+        self.evidence = self._known_triggers()
+        if self.evidence.verdict_on_known_triggers().good:
             yield from self._verify()
 
     def _mildest(self, mixture: Mixture) -> float:
@@ -283,34 +265,40 @@ class Auto(TrainedDefense[AutoOptions]):
         stands_out = self._standing_out()
         patches_alone = [each for each in stands_out if each[0] == GENTLE_KIND]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        clear = _clear_classes([(*each, success) for each, success in self._success_before.items()])
+        clear = clear_classes(_triples(self._success_before))
         working = [
-            (pattern, target) for pattern, target, _ in self._working_sinusoids() if _counts(target, clear)
+            (pattern, target)
+            for pattern, target, _ in self._working_sinusoids()
+            if may_be_planted(target, clear)
         ]
         return mixture.mildest(pair, found, working, self.effort.sinusoid_images)
 
     def _standing_out(self) -> list[tuple[str, int]]:
         """Kind and target class of each trigger that stands out on the original."""
-        stands_out = _stand_out(_by_kind(self._success_before))
-        return [each for each, far in zip(self._success_before, stands_out, strict=True) if far]
+        return standing_out(_triples(self._success_before))
 
     def _is_last_level(self) -> bool:
         """Whether no further level is tried."""
         if self.level == GENTLE and self.effort.reinitialise:
             return self.verdict().good
-        return self.options.quick or self.level + 1 == len(LEVELS) or not self._triggers_remain()
+        return self.options.quick or self.level + 1 == len(LEVELS) or not self.evidence.triggers_remain
 
     def measure_again(self) -> None:
         """See :meth:`Defense.measure_again`."""
-        self._measure_triggers()
-        self.confident_agreement = self._confident_agreement()
-        if self.residual_searches:
+        searched = bool(self.evidence.residual_searches)
+        self.evidence = self._known_triggers()
+        if searched:
             self._compare_changes(self._model_pair, self._suspect_classes)
+
+    def verdict(self) -> Verdict:
+        """See :meth:`Defense.verdict`."""
+        return self.evidence.verdict()
 
     def details(self) -> dict[str, Any]:
         """The level taken, and the evidence for the verdict."""
-        outstanding, counting = self._outstanding_triggers(), self._sinusoids_that_count()
-        more = self.options.quick and (self.effort.reinitialise or self._triggers_remain())
+        evidence = self.evidence
+        outstanding, counting = evidence.outstanding, evidence.sinusoids_that_count
+        more = self.options.quick and (self.effort.reinitialise or evidence.triggers_remain)
         return {
             "level": self.level,
             "mix": self.mix,
@@ -321,26 +309,28 @@ class Auto(TrainedDefense[AutoOptions]):
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
             "sinusoids": {
                 "tried": sinusoids.NUM_KINDS,
-                "working": [{**each.as_json(), "counts": each in counting} for each in self.sinusoids],
+                "working": [{**each.as_json(), "counts": each in counting} for each in evidence.sinusoids],
             },
-            "found_triggers": [{**each.as_json(), "stands_out": each in outstanding} for each in self.found],
-            "residual_searches": [each.as_json() for each in self.residual_searches],
+            "found_triggers": [
+                {**each.as_json(), "stands_out": each in outstanding} for each in evidence.found
+            ],
+            "residual_searches": [each.as_json() for each in evidence.residual_searches],
         }
 
     def found_triggers(self) -> list[FoundTrigger]:
         """Triggers that stand out, else the strongest of each kind; sinusoids; the worst of each search."""
-        outstanding, outliers = self._outstanding_triggers(), self._outliers()
-        strongest = sorted(self.found, key=lambda each: -each.before.value)
+        outstanding, outliers = self.evidence.outstanding, self.evidence.outliers
+        strongest = sorted(self.evidence.found, key=lambda each: -each.before.value)
         by_kind = {each.trigger: each for each in reversed(strongest)}
         original = _worst(outstanding) or list(by_kind.values())
         residual = [
             max(search.found, key=lambda each: (each in outliers, each.after.value))
-            for search in self.residual_searches
+            for search in self.evidence.residual_searches
         ]
         return [
             *(
                 FoundTrigger(found_on="original", success=each, stands_out=each in outstanding)
-                for each in [*original, *_worst(self.sinusoids)]
+                for each in [*original, *_worst(self.evidence.sinusoids)]
             ),
             *(
                 FoundTrigger(found_on="result", success=each, stands_out=each in outliers)
@@ -348,107 +338,12 @@ class Auto(TrainedDefense[AutoOptions]):
             ),
         ]
 
-    def verdict(self) -> Verdict:
-        """Judge by the known triggers and canaries, then by the triggers found on the cleansed network."""
-        verdict, outliers = self._verdict_on_known_triggers(), self._outliers()
-        if not verdict.good or not outliers:
-            return verdict
-        worst = max(outliers, key=lambda each: each.after.value)
-        why = (
-            f"with a {worst.trigger} found on the cleansed network, {worst.after.hits} of {worst.after.of} "
-            f"images are predicted as class {worst.target}, clearly more than for other classes"
-        )
-        return Verdict(word="not cleansed", why=why)
-
-    def _verdict_on_known_triggers(self) -> Verdict:
-        """Judge by the triggers that were found on the original, and by the canaries.
-
-        A trigger that stands out on the original is the strongest evidence. Sinusoidal patterns mislead clean
-        networks too, and canaries are not the attacker's backdoor: neither shows that a backdoor remains, so
-        one that survives only keeps the verdict from ``cleansed`` (``docs/auto.md``). A sinusoidal
-        pattern to another class than that of a clear backdoor does not even that.
-        """
-        planted, outstanding = self._planted_canaries(), self._outstanding_triggers()
-        if remaining := [each for each in outstanding if each.after.interval[0] > self._most_success(each)]:
-            share = _highest_success(remaining)
-            why = f"a trigger found on the original still works on {share:.0%} of the images"
-            return Verdict(word="not cleansed", why=why)
-        if (share := _highest_success(self._sinusoids_that_count())) > MAX_TRIGGER_SUCCESS:
-            return _undecided(
-                f"a sinusoidal pattern still works on {share:.0%} of the images; "
-                "such patterns mislead many clean networks too"
-            )
-        if self.trials and not planted:
-            return _undecided("the canary backdoors could not be trained into a copy of the network")
-        if not planted and not outstanding:
-            return _undecided("no trigger stands out on the original, and no canaries were planted")
-        if canaries := _surviving(planted, MAX_CANARY_SUCCESS):
-            return _undecided(
-                f"a canary backdoor still works on {_highest_success(canaries):.0%} of the images"
-            )
-        if len(self.held_out) < MIN_HELD_OUT:
-            return _undecided(
-                f"{len(self.held_out)} held-out images are too few for a verdict; 500 images in all suffice"
-            )
-        if unclear := [each for each in outstanding if self._is_unclear(each)]:
-            worst = max(unclear, key=lambda each: each.after.value).after
-            return _undecided(
-                f"a trigger found on the original works on {worst.hits} of {worst.of} held-out images; "
-                "more images would tell whether it still works"
-            )
-        if self.confident_agreement.value < MIN_AGREEMENT:
-            return _undecided(
-                f"the cleansed network agrees with the original on only {self.confident_agreement.value:.0%} "
-                "of the images on which the original is most confident"
-            )
-        what = "the canary backdoors and the triggers found" if planted else "the triggers found"
-        natural = [each for each in self.sinusoids if each not in self._sinusoids_that_count()]
-        beside = ""
-        if (share := _highest_success(natural)) > MAX_TRIGGER_SUCCESS:
-            beside = f"; a sinusoidal pattern to another class, taken for natural, works on {share:.0%}"
-        return Verdict(word="cleansed", why=f"{what} no longer work{beside}")
-
-    def _most_success(self, trigger: TriggerSuccess) -> float:
-        """Most success on the result of a trigger that counts as removed.
-
-        Universal perturbations and warps fool many networks for any class. So they may succeed as often as
-        those that were searched anew on the result for the control classes, by their median. Before that
-        search they are not judged.
-        """
-        if trigger.trigger == GENTLE_KIND:
-            return MAX_TRIGGER_SUCCESS
-        if not self.residual_searches:
-            return 1.0
-        controls = [
-            each.after.value
-            for search in self.residual_searches
-            for each in search.found
-            if each.trigger == trigger.trigger and each.target not in search.suspects
-        ]
-        return max([MAX_TRIGGER_SUCCESS, *([median(controls)] if controls else [])])
-
-    def _is_unclear(self, trigger: TriggerSuccess) -> bool:
-        """Whether a trigger may still work: by its interval, unless control classes set the limit."""
-        most = self._most_success(trigger)
-        success = trigger.after.interval[1] if most == MAX_TRIGGER_SUCCESS else trigger.after.value
-        return success > most
-
-    def _outliers(self) -> list[TriggerSuccess]:
-        """The triggers found on the cleansed network that reach a class clearly more often than others."""
-        return [each for search in self.residual_searches for each in search.outliers]
-
-    def _triggers_remain(self) -> bool:
-        """Whether a trigger found on either network still works."""
-        known = [each for each in self._outstanding_triggers() if each.after.value > self._most_success(each)]
-        sinusoids_remain = _highest_success(self._sinusoids_that_count()) > MAX_TRIGGER_SUCCESS
-        return bool(known or self._outliers()) or sinusoids_remain
-
-    def _measure_triggers(self) -> None:
-        """Measure on the student the triggers and sinusoidal patterns that succeeded on the original."""
+    def _known_triggers(self) -> Evidence:
+        """The evidence on the student before it is searched: what succeeded on the original, and canaries."""
         after: dict[tuple[str, int], Proportion] = {}
         for kind, adversary in self._judging_adversaries.items():
             after |= self._successes(adversary, self.student, [kind])
-        self.found = [
+        found = [
             TriggerSuccess(
                 trigger=kind,
                 target=target,
@@ -458,7 +353,7 @@ class Auto(TrainedDefense[AutoOptions]):
             )
             for (kind, target), share in self._success_before.items()
         ]
-        self.sinusoids = [
+        patterns = [
             TriggerSuccess(
                 trigger="sinusoid",
                 target=target,
@@ -468,15 +363,18 @@ class Auto(TrainedDefense[AutoOptions]):
             )
             for pattern, target, share in self._working_sinusoids()
         ]
+        return Evidence(
+            found=found,
+            sinusoids=patterns,
+            trials=self.trials,
+            residual_searches=[],
+            confident_agreement=self._confident_agreement(),
+            held_out=len(self.held_out),
+        )
 
     def _working_sinusoids(self) -> list[tuple[Change, int, Proportion]]:
         """The sinusoidal patterns that succeed on the original."""
         return [each for each in self._sinusoids_before if each[2].value >= MIN_TRIGGER_SUCCESS]
-
-    def _sinusoids_that_count(self) -> list[TriggerSuccess]:
-        """The sinusoidal patterns that may be the backdoor's: all, or those to the classes that are clear."""
-        clear = _clear_classes([(each.trigger, each.target, each.before) for each in self.found])
-        return [each for each in self.sinusoids if _counts(each.target, clear)]
 
     def _answers_and_confident(self) -> tuple[Tensor, Tensor]:
         """The original's predictions on the held-out images, and the half with its highest confidence."""
@@ -497,16 +395,6 @@ class Auto(TrainedDefense[AutoOptions]):
         """A trigger that was found on the original."""
         adversary = self._judging_adversaries[kind]
         return _on_bytes(adversary, adversary.targets.tolist().index(target), UNIVERSAL.index(kind))
-
-    def _planted_canaries(self) -> list[TriggerSuccess]:
-        """The canaries that the copy learned, with their success after the level that was taken."""
-        last = self.trials[-1] if self.trials else []
-        return [each for each in last if each.before.value >= MIN_PLANTED_SUCCESS]
-
-    def _outstanding_triggers(self) -> list[TriggerSuccess]:
-        """The found triggers that succeed on the original, far more often than those for other classes."""
-        stands_out = _stand_out([(each.trigger, each.before) for each in self.found])
-        return [each for each, stands in zip(self.found, stands_out, strict=True) if stands]
 
     def _choose_classes(self) -> Iterator[Stage]:
         """Choose the classes to search triggers for: all, or those that universal changes lead to."""
@@ -544,7 +432,7 @@ class Auto(TrainedDefense[AutoOptions]):
             missing = [kind for kind in UNIVERSAL if kind not in self._judging_adversaries]
             for kind in missing:
                 successes = self._successes(adversary, self.teacher, [kind])
-                if halving == MOST_HALVINGS or not _saturated(_by_kind(successes)):
+                if halving == MOST_HALVINGS or not saturated(_triples(successes)):
                     self._judging_adversaries[kind] = adversary
                     self._success_before |= successes
             if len(self._judging_adversaries) == len(UNIVERSAL):
@@ -594,8 +482,8 @@ class Auto(TrainedDefense[AutoOptions]):
                 for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
             ]
             self.trials.append(successes)
-            planted = self._planted_canaries()
-            if planted and all(each.after.value <= MAX_CANARY_SUCCESS for each in planted):
+            learned = planted(self.trials)
+            if learned and all(each.after.value <= MAX_CANARY_SUCCESS for each in learned):
                 return
 
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
@@ -674,14 +562,15 @@ class Auto(TrainedDefense[AutoOptions]):
         """Compare on the current student the changes for suspected classes with those for other classes."""
         self._model_pair, self._suspect_classes = pair, suspects
         most = MOST_SUSPECTS + MOST_CONTROLS
-        self.residual_searches = [
+        searches = [
             compare_changes(pair, search, kind, candidates, suspects, most)
             for search, kind, candidates in self._candidates
         ]
+        self.evidence = replace(self.evidence, residual_searches=searches)
 
     def _suspects(self) -> list[int]:
         """The target classes of the outstanding triggers, those of the most successful triggers first."""
-        ranked = sorted(self._outstanding_triggers(), key=lambda each: -_log_odds(each.before))
+        ranked = sorted(self.evidence.outstanding, key=lambda each: -log_odds(each.before))
         return list(dict.fromkeys(each.target for each in ranked))[:MOST_SUSPECTS]
 
     def _add_controls(self, suspects: list[int], classes: list[int]) -> list[int]:
@@ -801,74 +690,11 @@ def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
     return change
 
 
-def _log_odds(success: Proportion) -> float:
-    """Log-odds of a success, smoothed so that 0 and 100 % stay finite."""
-    return log((success.hits + 0.5) / (success.of - success.hits + 0.5))
-
-
-def _stand_out(successes: Sequence[tuple[str, Proportion]]) -> list[bool]:
-    """Whether each trigger succeeds, far more often than those of its kind for other classes.
-
-    On a clean network triggers succeed, too, but then for most classes.
-
-    Args:
-        successes: Kind and success of each trigger.
-    """
-    stand_out = [False] * len(successes)
-    for kind in UNIVERSAL:
-        alike = [i for i, (each, _) in enumerate(successes) if each == kind]
-        if len(alike) > 1:
-            gaps = above_others(torch.tensor([_log_odds(successes[i][1]) for i in alike]))
-            for i, gap in zip(alike, gaps.tolist(), strict=True):
-                stand_out[i] = gap >= MIN_LOG_ODDS_GAP and successes[i][1].value >= MIN_TRIGGER_SUCCESS
-    return stand_out
-
-
-def _clear_classes(triggers: Sequence[tuple[str, int, Proportion]]) -> set[int]:
-    """The target classes of the triggers that stand out while those for other classes hardly succeed.
-
-    Args:
-        triggers: Kind, target class and success of each trigger.
-    """
-    stand_out = _stand_out([(kind, success) for kind, _, success in triggers])
-    clear = set()
-    for (kind, target, success), far in zip(triggers, stand_out, strict=True):
-        alike = [other.value for each, _, other in triggers if each == kind and other is not success]
-        if far and alike and median(alike) <= MAX_OTHERS_SUCCESS:
-            clear.add(target)
-    return clear
-
-
-def _counts(target: int, clear: set[int]) -> bool:
-    """Whether a sinusoidal pattern to a class may be a backdoor's, where the classes of some are clear."""
-    return not clear or target in clear
-
-
-def _saturated(successes: Sequence[tuple[str, Proportion]]) -> bool:
-    """Whether triggers of a kind reach most classes, so that none stands out."""
-    shares = [success.value for _, success in successes]
-    return bool(shares) and median(shares) > SATURATED and not any(_stand_out(successes))
-
-
-def _by_kind(successes: Mapping[tuple[str, int], Proportion]) -> list[tuple[str, Proportion]]:
-    """Kind and success of each trigger."""
-    return [(kind, success) for (kind, _), success in successes.items()]
-
-
-def _surviving(triggers: Sequence[TriggerSuccess], most: float) -> list[TriggerSuccess]:
-    """The triggers whose success after the cleansing is above a limit, by the lower end of its interval."""
-    return [each for each in triggers if each.after.interval[0] > most]
-
-
-def _highest_success(triggers: Sequence[TriggerSuccess]) -> float:
-    """The highest success after the cleansing; 0 where there are no triggers."""
-    return max((each.after.value for each in triggers), default=0.0)
+def _triples(successes: Mapping[tuple[str, int], Proportion]) -> list[tuple[str, int, Proportion]]:
+    """Kind, target class and success of each trigger."""
+    return [(kind, target, success) for (kind, target), success in successes.items()]
 
 
 def _worst(triggers: Sequence[TriggerSuccess]) -> list[TriggerSuccess]:
     """The ``MOST_DRAWN`` triggers that succeed most often after the cleansing."""
     return sorted(triggers, key=lambda each: -each.after.value)[:MOST_DRAWN]
-
-
-def _undecided(why: str) -> Verdict:
-    return Verdict(word="could not tell", why=why)

@@ -15,6 +15,7 @@ from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversarial import patches
+from bcu_cli.defenses.adversarial.evidence import Evidence
 from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess
 from bcu_cli.defenses.base import Verdict
 from bcu_cli.evaluation.measures import Proportion
@@ -220,7 +221,7 @@ def test_what_is_left_is_searched_before_a_good_verdict_and_found_again_after_an
     cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = Verdict(word="cleansed", why="it was told so")
-    monkeypatch.setattr(auto.Auto, "_verdict_on_known_triggers", lambda self: good)
+    monkeypatch.setattr(Evidence, "verdict_on_known_triggers", lambda self: good)
     lessen_effort(monkeypatch, verification_steps=4)
     monkeypatch.setattr(patches, "SIDES", (4,))
     out = tmp_path / "out.safetensors"
@@ -256,10 +257,10 @@ def test_people_see_what_was_found_on_the_cleansed_network(
     usual = [replace(left, target=each, after=Proportion(hits=3, of=100)) for each in (0, 2, 3)]
     searches = [ResidualSearch(search="enumeration", suspects=(1,), found=(usual[0], left, *usual[1:]))]
     good = Verdict(word="cleansed", why="it was told so")
-    monkeypatch.setattr(auto.Auto, "_verdict_on_known_triggers", lambda self: good)
+    monkeypatch.setattr(Evidence, "verdict_on_known_triggers", lambda self: good)
 
     def verify(self: auto.Auto) -> Iterator[Any]:
-        self.residual_searches = searches
+        self.evidence = replace(self.evidence, residual_searches=searches)
         return iter(())
 
     monkeypatch.setattr(auto.Auto, "_verify", verify)

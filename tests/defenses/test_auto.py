@@ -12,7 +12,7 @@ from helpers import lessen_effort
 from torch import Tensor, nn
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import mixing
+from bcu_cli.defenses.adversarial import evidence, mixing
 from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess, spread
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.defenses.auto import Auto, AutoOptions
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def few_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests hold out few images, to be quick, and mix nothing but in ``test_mixing.py``."""
-    monkeypatch.setattr(auto, "MIN_HELD_OUT", 8)
+    monkeypatch.setattr(evidence, "MIN_HELD_OUT", 8)
     monkeypatch.setattr(mixing, "SHARES", ())
 
 
@@ -48,113 +48,10 @@ def share(percent: int) -> Proportion:
     return Proportion(hits=percent, of=100)
 
 
-def success(before: int, after: int) -> TriggerSuccess:
+def of_class(target: int, *, before: int, after: int) -> TriggerSuccess:
     return TriggerSuccess(
-        trigger="patch", target=0, before=share(before), after=share(after), change=torch.clone
+        trigger="patch", target=target, before=share(before), after=share(after), change=torch.clone
     )
-
-
-USUAL = [success(50, 50), success(60, 60), success(70, 70)]
-"""What is found for classes without a backdoor."""
-
-
-def judged(
-    canaries: list[TriggerSuccess],
-    found: list[TriggerSuccess],
-    kept: int = 99,
-    sinusoids: tuple[TriggerSuccess, ...] = (),
-) -> str:
-    finished = method(small(), pictures(), epochs=1)
-    finished.sinusoids, finished.residual_searches = list(sinusoids), []
-    finished.trials, finished.found = [canaries] if canaries else [], found + USUAL
-    finished.confident_agreement = share(kept)
-    return finished.verdict().word
-
-
-CLEAR = 30
-"""Most images of 100 with which the 95 % interval of a success ends below ``MAX_TRIGGER_SUCCESS``."""
-WORKS = 50
-"""Fewest images of 100 with which it begins above."""
-
-
-@pytest.mark.parametrize(
-    ("canaries", "found", "word"),
-    [
-        ([success(100, 0), success(95, 20)], [success(99, CLEAR)], "cleansed"),
-        ([success(100, 0), success(95, 27)], [], "cleansed"),  # 27 of 100 may be 20 %
-        ([success(100, 0), success(95, 28)], [], "could not tell"),  # a canary alone cannot veto
-        ([success(100, 0), success(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
-        ([success(79, 0)], [], "could not tell"),  # nor do none
-        ([success(79, 0)], [success(99, WORKS)], "not cleansed"),  # but what still works speaks for itself
-        ([success(100, 0)], [success(99, WORKS)], "not cleansed"),  # what was found still works
-        ([success(100, 0)], [success(99, WORKS - 1)], "could not tell"),  # too few images to say
-        ([success(100, 0)], [success(99, CLEAR + 1)], "could not tell"),
-        ([success(100, 0)], [success(89, 89)], "cleansed"),  # what did not work before proves nothing
-        ([success(100, 0)], [success(95, 95)], "cleansed"),  # nor what works hardly better than for others
-        ([success(100, 0)], [success(99, 99)] * 5, "cleansed"),  # nor what leads to most classes alike
-        ([], [success(99, 5)], "cleansed"),  # --quick
-        ([], [success(80, 5)], "could not tell"),  # --quick, and nothing was found
-    ],
-)
-def test_the_verdict(canaries: list[TriggerSuccess], found: list[TriggerSuccess], word: str) -> None:
-    assert judged(canaries, found) == word
-
-
-def of_kind(kind: str, before: int, after: int, target: int = 0) -> TriggerSuccess:
-    return replace(success(before, after), trigger=kind, target=target)
-
-
-@pytest.mark.parametrize("kind", ["perturbation", "warp"])
-@pytest.mark.parametrize(
-    ("after", "controls", "word"),
-    [
-        (CLEAR, (5, 5, 5), "cleansed"),
-        (60, (5, 5, 5), "not cleansed"),
-        (60, (5, 60, 5), "not cleansed"),  # the median counts
-        (60, (80, 80, 5), "cleansed"),  # no more than what any class can be reached with
-        (80, (80, 80, 5), "cleansed"),
-        (81, (80, 80, 5), "could not tell"),
-        (40, (5, 5, 5), "could not tell"),  # 40 of 100 may be more than 40 %
-        (95, (80, 80, 5), "not cleansed"),
-    ],
-)
-def test_perturbations_and_warps_are_compared_with_those_for_control_classes(
-    kind: str, after: int, controls: tuple[int, ...], word: str
-) -> None:
-    finished = method(small(), pictures(), epochs=1)
-    finished.trials, finished.sinusoids, finished.confident_agreement = [], [], share(99)
-    finished.found = [of_kind(kind, 99, after), *[of_kind(kind, 50, 5, target) for target in (1, 2, 3)]]
-    searched = (
-        of_kind(kind, 99, 5),
-        *[of_kind(kind, 50, control, target) for target, control in enumerate(controls, start=1)],
-    )
-    of_patches = tuple(of_kind("patch", 99, 90, target) for target in range(4))  # say nothing of other kinds
-    finished.residual_searches = [
-        ResidualSearch(search="gradient", suspects=(0,), found=found) for found in (of_patches, searched)
-    ]
-    assert finished.verdict().word == word
-
-
-def test_a_patch_is_not_compared_with_those_for_control_classes() -> None:
-    finished = method(small(), pictures(), epochs=1)
-    finished.trials, finished.sinusoids, finished.confident_agreement = [], [], share(99)
-    finished.found = [success(99, 60), *[of_kind("patch", 50, 5, target) for target in (1, 2, 3)]]
-    searched = tuple(of_kind("patch", 50, 80, target) for target in (1, 2, 3))
-    finished.residual_searches = [ResidualSearch(search="gradient", suspects=(0,), found=searched)]
-    assert finished.verdict().word == "not cleansed"
-
-
-@pytest.mark.parametrize(("before", "word"), [(89, "cleansed"), (90, "not cleansed")])
-def test_what_stands_out_counts_only_where_it_works(before: int, word: str) -> None:
-    finished = method(small(), pictures(), epochs=1)
-    finished.trials, finished.sinusoids, finished.confident_agreement = [[success(100, 0)]], [], share(99)
-    finished.residual_searches = []
-    finished.found = [success(before, before), *[success(5, 5)] * 3]
-    assert finished.verdict().word == word
-
-
-def test_a_network_that_answers_otherwise_is_no_success() -> None:
-    assert judged([success(100, 0)], [], kept=69) == "could not tell"
 
 
 def test_what_the_original_is_unsure_of_says_nothing() -> None:
@@ -179,46 +76,6 @@ def test_what_the_original_is_unsure_of_says_nothing() -> None:
     assert cleansing._confident_agreement() == Proportion(hits=10, of=10)
     cleansing.student = answering((0.1, -50.0, 0.0, 0.0))
     assert cleansing._confident_agreement() == Proportion(hits=0, of=10)
-
-
-def test_a_remaining_sinusoid_counts_against_it_and_a_removed_one_proves_nothing() -> None:
-    assert judged([success(100, 0)], [], sinusoids=(success(95, 40),)) == "cleansed"
-    assert judged([success(100, 0)], [], sinusoids=(success(95, 0), success(90, 41))) == "could not tell"
-    assert judged([], [], sinusoids=(success(95, 0),)) == "could not tell"
-    assert judged([], [success(99, 5)], sinusoids=(success(95, 41),)) == "could not tell"
-
-
-@pytest.mark.parametrize(
-    ("kind", "usual", "target", "word"),
-    [
-        ("patch", 25, 0, "could not tell"),  # of the backdoor's class
-        ("patch", 25, 1, "cleansed"),  # of another class, so natural
-        ("patch", 26, 1, "could not tell"),  # a patch that may stand out by nature
-        ("perturbation", 25, 1, "cleansed"),
-        ("perturbation", 26, 1, "could not tell"),
-    ],
-)
-def test_where_a_backdoor_has_a_clear_class_only_sinusoids_to_it_count(
-    kind: str, usual: int, target: int, word: str
-) -> None:
-    finished = method(small(), pictures(), epochs=1)
-    others = [of_kind(kind, usual, usual, each) for each in (1, 2, 3)]
-    finished.found, finished.trials = [of_kind(kind, 100, 5), *others], []
-    finished.sinusoids = [replace(success(95, 60), target=target)]
-    searched = tuple(of_kind(kind, 60, 5, each) for each in range(4))
-    finished.residual_searches = [ResidualSearch(search="gradient", suspects=(0,), found=searched)]
-    finished.confident_agreement = share(99)
-    verdict = finished.verdict()
-    assert verdict.word == word
-    assert ("taken for natural, works on 60%" in verdict.why) is (word == "cleansed")
-    assert finished._triggers_remain() is (word != "cleansed")
-
-
-def test_on_few_images_nothing_is_called_cleansed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert judged([success(100, 0)], []) == "cleansed"
-    monkeypatch.setattr(auto, "MIN_HELD_OUT", len(method(small(), pictures()).held_out) + 1)
-    assert judged([success(100, 0)], []) == "could not tell"
-    assert judged([success(100, 0)], [success(99, WORKS)]) == "not cleansed"
 
 
 def test_a_spread_index_covers_the_whole_range() -> None:
@@ -435,8 +292,10 @@ def test_more_is_tried_where_a_trigger_is_found_on_the_cleansed_network(
     remaining = iter(left)
 
     def verify() -> Iterator[Stage]:
-        found = (success(100, 95 if next(remaining) else 5), *[success(60, 5)] * 3)
-        cleansing.residual_searches = [ResidualSearch(search="gradient", suspects=(0,), found=found)]
+        left = of_class(0, before=100, after=95 if next(remaining) else 5)
+        found = (left, *[of_class(target, before=60, after=5) for target in (1, 2, 3)])
+        searches = [ResidualSearch(search="gradient", suspects=(0,), found=found)]
+        cleansing.evidence = replace(cleansing.evidence, residual_searches=searches)
         return iter(())
 
     monkeypatch.setattr(cleansing, "_verify", verify)
@@ -488,9 +347,8 @@ def test_limits_are_halved_until_classes_differ(monkeypatch: pytest.MonkeyPatch)
         "perturbation": full.patch,
         "warp": full.patch,
     }
-    cleansing.sinusoids, cleansing._sinusoids_before, cleansing._teacher_answers = [], [], torch.zeros(1)
-    cleansing._measure_triggers()
-    assert [(each.trigger, each.target) for each in cleansing._outstanding_triggers()] == [("patch", 0)]
+    cleansing._sinusoids_before, cleansing._teacher_answers = [], torch.zeros(1)
+    assert cleansing._standing_out() == [("patch", 0)]
 
 
 @pytest.mark.usefixtures("brief")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversarial import patches, residual_search
+from bcu_cli.defenses.adversarial.evidence import Evidence
 from bcu_cli.defenses.adversarial.residual_search import TriggerSuccess, outliers_among
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.evaluation.measures import Proportion
@@ -88,12 +89,15 @@ def cleansed(original: Classifier, student: Classifier, suspects: Sequence[int],
         trigger="patch", target=0, before=percent(100), after=percent(4), change=torch.clone
     )
     usual = replace(gone, before=percent(50))
-    finished.found = [
-        replace(gone if target in suspects else usual, target=target) for target in range(CLASSES)
-    ]
-    finished.level = 0
-    finished.trials, finished.sinusoids = [[gone]], []
-    finished.confident_agreement, finished.residual_searches = percent(99), []
+    finished.level, finished.trials = 0, [[gone]]
+    finished.evidence = Evidence(
+        found=[replace(gone if target in suspects else usual, target=target) for target in range(CLASSES)],
+        sinusoids=[],
+        trials=finished.trials,
+        residual_searches=[],
+        confident_agreement=percent(99),
+        held_out=len(held_out),
+    )
     assert finished.verdict().word == "cleansed"
     return finished
 
@@ -111,7 +115,7 @@ def test_a_square_that_still_works_on_a_third_takes_the_verdict_back(pattern: Te
     verdict = finished.verdict()
     assert verdict.word == "not cleansed"
     assert "as class 2, clearly more" in verdict.why
-    (outlier,) = finished.residual_searches[0].outliers
+    (outlier,) = finished.evidence.residual_searches[0].outliers
     assert outlier.target == 2
     assert outlier.before.value > 0.9
     assert 0.2 < outlier.after.value < 0.5
@@ -121,19 +125,19 @@ def test_a_square_that_still_works_on_a_third_takes_the_verdict_back(pattern: Te
 def test_a_class_without_suspicion_is_found_where_its_success_is_far_higher(suspects: list[int]) -> None:
     finished = verify(cleansed(network(on=ALL), network(on=ALL), suspects))
     assert finished.verdict().word == "not cleansed"
-    assert [each.target for each in finished.residual_searches[0].outliers] == [2]
+    assert [each.target for each in finished.evidence.residual_searches[0].outliers] == [2]
 
 
 def test_two_classes_that_stood_out_are_both_looked_at() -> None:
     finished = verify(cleansed(network(target=1, on=ALL), network(target=1, on=(0,)), [3, 1]))
-    assert [each.target for each in finished.residual_searches[0].outliers] == [1]
+    assert [each.target for each in finished.evidence.residual_searches[0].outliers] == [1]
 
 
 @pytest.mark.parametrize("suspects", [[], [2]])
 def test_where_nothing_is_left_the_verdict_stays(suspects: list[int]) -> None:
     finished = verify(cleansed(network(on=ALL), network(), suspects))
     assert finished.verdict().word == "cleansed"
-    assert [len(each.found) for each in finished.residual_searches] == [CLASSES] * 4
+    assert [len(each.found) for each in finished.evidence.residual_searches] == [CLASSES] * 4
 
 
 def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +156,9 @@ def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch)
     original, student = network(), network()
     original.network, student.network = Tinted(WHITE, 2, ()), Tinted(WHITE, 2, ())
     finished = verify(cleansed(original, student, [2]))
-    assert finished.residual_searches[0].outliers == []
-    assert [each.target for each in finished.residual_searches[1].outliers] == [2]
-    outliers = [each.trigger for search in finished.residual_searches for each in search.outliers]
+    assert finished.evidence.residual_searches[0].outliers == []
+    assert [each.target for each in finished.evidence.residual_searches[1].outliers] == [2]
+    outliers = [each.trigger for search in finished.evidence.residual_searches for each in search.outliers]
     assert outliers == ["patch", "perturbation"]
     assert "found on the cleansed network, 77 of 77 images are predicted as class 2" in finished.verdict().why
 
