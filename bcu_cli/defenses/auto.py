@@ -43,14 +43,13 @@ from torch import Tensor
 from bcu_cli.defenses.adversarial import canary, effort, outlook, patches, sinusoids
 from bcu_cli.defenses.adversarial.corruptions import corrupt
 from bcu_cli.defenses.adversarial.evidence import (
-    MAX_CANARY_SUCCESS,
     MIN_HELD_OUT,
     MIN_TRIGGER_SUCCESS,
     Evidence,
+    canaries_removed,
     clear_classes,
     log_odds,
     may_be_planted,
-    planted,
     saturated,
     standing_out,
 )
@@ -482,8 +481,7 @@ class Auto(TrainedDefense[AutoOptions]):
                 for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
             ]
             self.trials.append(successes)
-            learned = planted(self.trials)
-            if learned and all(each.after.value <= MAX_CANARY_SUCCESS for each in learned):
+            if canaries_removed(self.trials):
                 return
 
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:

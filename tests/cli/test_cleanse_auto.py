@@ -14,7 +14,7 @@ from bcu_cli.checkpoints import Format, read, write
 from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import patches
+from bcu_cli.defenses.adversarial import evidence, patches
 from bcu_cli.defenses.adversarial.evidence import Evidence
 from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess
 from bcu_cli.defenses.base import Verdict
@@ -60,7 +60,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cleanse(bcu, model: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleanse:
     """Cleanses into out.safetensors, in a few steps that try every level."""
     lessen_effort(monkeypatch, canary_steps=4, search_steps=4)
-    monkeypatch.setattr(auto, "MAX_CANARY_SUCCESS", -1.0)  # no level is enough
+    monkeypatch.setattr(evidence, "MAX_CANARY_SUCCESS", -1.0)  # no level is enough
 
     def call(*words: object) -> Ran:
         own = ["--images", few, "--epochs", 1, "--batch-size", 32, "--out", tmp_path / "out.safetensors"]
@@ -76,9 +76,9 @@ def judge(monkeypatch: pytest.MonkeyPatch, word: Any) -> None:
 def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(
     cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "MIN_PLANTED_SUCCESS", 1.1)
-    monkeypatch.setattr(auto, "MAX_CANARY_SUCCESS", 0.2)
-    monkeypatch.setattr(auto, "MAX_TRIGGER_SUCCESS", 1.0)  # a few steps remove no sinusoids
+    monkeypatch.setattr(evidence, "MIN_PLANTED_SUCCESS", 1.1)
+    monkeypatch.setattr(evidence, "MAX_CANARY_SUCCESS", 0.2)
+    monkeypatch.setattr(evidence, "MAX_TRIGGER_SUCCESS", 1.0)  # a few steps remove no sinusoids
     ran = cleanse("--json")
     report = ran.json
     assert report["method"] == "auto"
@@ -159,8 +159,8 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
 def test_the_classes_that_triggers_lead_to_are_named(
     cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(auto, "MIN_TRIGGER_SUCCESS", 0.0)
-    monkeypatch.setattr(auto, "MIN_LOG_ODDS_GAP", -99.0)
+    monkeypatch.setattr(evidence, "MIN_TRIGGER_SUCCESS", 0.0)
+    monkeypatch.setattr(evidence, "MIN_LOG_ODDS_GAP", -99.0)
     report = cleanse("--quick", "--json").json
     assert report["classes"] == sorted(signs.CLASSES)
     shown = []

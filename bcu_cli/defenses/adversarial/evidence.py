@@ -93,7 +93,7 @@ class Evidence:
     @property
     def planted(self) -> list[TriggerSuccess]:
         """The canaries that the copy learned, with their success after the last level tried."""
-        return planted(self.trials)
+        return _planted(self.trials)
 
     @property
     def triggers_remain(self) -> bool:
@@ -190,12 +190,18 @@ class Evidence:
         return success > most
 
 
-def planted(trials: Sequence[Sequence[TriggerSuccess]]) -> list[TriggerSuccess]:
-    """The canaries of the last trial that the copy had learned.
+def canaries_removed(trials: Sequence[Sequence[TriggerSuccess]]) -> bool:
+    """Whether the last level removed each canary that the copy had learned, and there was one.
 
     Args:
         trials: The canaries after each level that was tried on them.
     """
+    learned = _planted(trials)
+    return bool(learned) and all(each.after.value <= MAX_CANARY_SUCCESS for each in learned)
+
+
+def _planted(trials: Sequence[Sequence[TriggerSuccess]]) -> list[TriggerSuccess]:
+    """The canaries that the copy had learned, after the last level tried."""
     last = trials[-1] if trials else []
     return [each for each in last if each.before.value >= MIN_PLANTED_SUCCESS]
 
