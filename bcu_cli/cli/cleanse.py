@@ -172,6 +172,14 @@ def cleanse(
             rich_help_panel=_AUTO,
         ),
     ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            help="What counts more: accuracy, which may leave more of the backdoor, or removal, which costs "
+            "accuracy. (default: between them)",
+            rich_help_panel=_AUTO,
+        ),
+    ] = None,
     card: Annotated[
         bool,
         typer.Option(
@@ -241,6 +249,7 @@ def cleanse(
         "crop_padding": crop_padding,
         "flip": flip,
         "quick": quick,
+        "prefer": prefer,
     }
     request = workflow.CleanseRequest(
         model=model,

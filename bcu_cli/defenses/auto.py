@@ -16,19 +16,19 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
    for the same reason; Wang et al., S&P 2019). Sinusoidal patterns that succeed on the original are added.
-3. A gentle level, where a patch stands out or the images are large. The student starts at the original's
-   weights, since re-initialisation costs accuracy. Its weights are then mixed with the original's
-   (``mixing.py``): with little more of the student's than removes what stands out.
-4. A search for the strength, where no trigger stands out on images that are not large. A copy of the network
-   is taught known backdoors (``canary.py``). The first of ``LEVELS`` but the gentle one that removes them is
-   taken.
+3. A search for the strength, where no trigger stands out on images that are not large. A copy of the network
+   is taught known backdoors (``canary.py``). The first of ``LEVELS`` that removes them is taken; where a
+   trigger stands out it is the first of all.
+4. That first level is gentle. The student starts at the original's weights, since re-initialisation costs
+   accuracy. Its weights are then mixed with the original's (``mixing.py``), unless it answers as the original
+   does anyway: with little more of the student's than removes what stands out.
 5. Verification. All triggers of step 2 come from the original, and the student was trained against similar
    ones. So before the verdict is ``cleansed``, triggers are searched on the cleansed network itself
    (``residual_search.py``), for the suspected classes and for control classes.
 
 If a trigger of step 2 still works, or a class is reached clearly more often than the others in step 5, the
-next level is taken; on small images after the gentle one whenever the verdict is not good. The verdict uses
-no labels and no trigger of the attacker.
+next level is taken; on small images after the gentle one whenever the verdict is not good but can be. The
+verdict uses no labels and no trigger of the attacker (``evidence.py``).
 """
 
 from __future__ import annotations
@@ -47,13 +47,11 @@ from bcu_cli.defenses.adversarial.evidence import (
     MIN_TRIGGER_SUCCESS,
     Evidence,
     canaries_removed,
-    clear_classes,
     log_odds,
-    may_be_planted,
     saturated,
     standing_out,
 )
-from bcu_cli.defenses.adversarial.mixing import Mixture
+from bcu_cli.defenses.adversarial.mixing import MARGIN, Mixture
 from bcu_cli.defenses.adversarial.residual_search import (
     FoundTrigger,
     ModelPair,
@@ -61,7 +59,7 @@ from bcu_cli.defenses.adversarial.residual_search import (
     compare_changes,
     spread,
 )
-from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, copy_of
+from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, copy_of, require
 from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
 from bcu_cli.evaluation import class_screening
 from bcu_cli.evaluation.adversary import (
@@ -121,17 +119,14 @@ MOST_DRAWN = 4
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
 """Predictions while triggers are tried on a network: fewest for each trigger, and most for all together."""
 
+ACCURACY, REMOVAL = "accuracy", "removal"
+"""What a user may prefer."""
 LIMITS = Limits(patch=0.03, perturbation=0.06, warp=0.125)
 """Limits of the searches, and of the adversary at the first levels."""
 LEVELS = (LIMITS, LIMITS, LIMITS.scaled(2.0))
 """Limits of the adversary by level; the first is the ``GENTLE`` one."""
 GENTLE = 0
 """The level that stays as close to the original as it can; it re-initialises nothing."""
-GENTLE_KIND = "patch"
-"""The kind of trigger that must stand out for it, except on large images.
-
-Perturbations stand out by nature, too (``docs/auto-log.md``).
-"""
 VERIFICATION_LIMITS = replace(LIMITS, patch=LIMITS.patch / 2)
 """Limits of the search on the cleansed network: larger patches fool many networks for any class."""
 
@@ -149,11 +144,22 @@ class AutoOptions(TrainedOptions):
             0.01 for images of more than 64x64 pixels.
         quick: Whether to plant no canaries and try no level above 1, on images of more than 64x64 pixels none
             above 0.
+        prefer: What counts more at the gentle level: ``accuracy`` goes further back towards the original,
+            ``removal`` not at all. None is between them.
+
+    Raises:
+        UsageError: There is no such preference.
     """
 
     batch_size: int | None = None  # type: ignore[assignment]  # known from ``decide`` on
     learning_rate: float | None = None  # type: ignore[assignment]  # likewise
     quick: bool = False
+    prefer: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = self.prefer in {None, ACCURACY, REMOVAL}
+        require(known, f"--prefer {self.prefer} makes no sense", f"--prefer {ACCURACY}, or {REMOVAL}")
 
 
 class Auto(TrainedDefense[AutoOptions]):
@@ -225,10 +231,8 @@ class Auto(TrainedDefense[AutoOptions]):
         self._sinusoid_weights = torch.tensor(weights, device=self.device.torch)
         yield from self._search_for_triggers()
         self._sinusoids_before = self._try_sinusoids(self.options.seed + 1)
-        kinds = {kind for kind, _ in self._standing_out()}
-        gentle = GENTLE_KIND in kinds or not self.effort.reinitialise
-        self.level = GENTLE if gentle else GENTLE + 1
-        if not self.options.quick and not kinds and not gentle:
+        self.level = GENTLE
+        if not self._standing_out() and not self.options.quick and self.effort.reinitialise:
             yield from self._tune_on_canaries()
         while True:
             yield self._cleansing(self.student, self.level, f"cleansing, level {self.level}")
@@ -239,12 +243,16 @@ class Auto(TrainedDefense[AutoOptions]):
             self.student = copy_of(self.teacher)
 
     def _judge(self) -> Iterator[Stage]:
-        """Judge the student; at the gentle level its mildest mix with the original first."""
-        if self.level != GENTLE or not self._standing_out():
+        """Judge the student; at the gentle level its mildest mix with the original first.
+
+        Where no verdict can be good, the student as it was trained would be no better evidence than the mix.
+        """
+        if self.level != GENTLE:
             yield from self._judge_as_it_is()
             return
         mixture = Mixture(self.teacher, self.student)
-        for share in dict.fromkeys([self._mildest(mixture), 1.0]):
+        shares = [self._mildest(mixture), *([1.0] if self._can_be_good else [])]
+        for share in dict.fromkeys(shares):
             self.mix = share
             mixture.take(share)
             yield from self._judge_as_it_is()
@@ -259,27 +267,29 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _mildest(self, mixture: Mixture) -> float:
         """The least share of the student in a mix that removes what stands out, on images learnt from."""
+        if self.options.prefer == REMOVAL:
+            return 1.0
         selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.mixing_images)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         stands_out = self._standing_out()
-        patches_alone = [each for each in stands_out if each[0] == GENTLE_KIND]
+        patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        clear = clear_classes(_triples(self._success_before))
-        working = [
-            (pattern, target)
-            for pattern, target, _ in self._working_sinusoids()
-            if may_be_planted(target, clear)
-        ]
-        return mixture.mildest(pair, found, working, self.effort.sinusoid_images)
+        margin = 0.0 if self.options.prefer == ACCURACY else MARGIN
+        return mixture.mildest(pair, found, margin=margin)
 
     def _standing_out(self) -> list[tuple[str, int]]:
         """Kind and target class of each trigger that stands out on the original."""
         return standing_out(_triples(self._success_before))
 
+    @property
+    def _can_be_good(self) -> bool:
+        """Whether there is a trigger that stands out, or canaries, for a good verdict to rest on."""
+        return bool(self._standing_out() or self.trials)
+
     def _is_last_level(self) -> bool:
         """Whether no further level is tried."""
         if self.level == GENTLE and self.effort.reinitialise:
-            return self.verdict().good
+            return self.verdict().good or not self._can_be_good
         return self.options.quick or self.level + 1 == len(LEVELS) or not self.evidence.triggers_remain
 
     def measure_again(self) -> None:
@@ -466,7 +476,7 @@ class Auto(TrainedDefense[AutoOptions]):
         objective = canary.teaching(taught, self.teacher, triggers, targets)
         planting = self._training(taught, objective, **self._length(self.effort.canary_steps))
         yield Stage(title="planting canaries", training=planting)
-        for level in range(GENTLE + 1, len(LEVELS)):
+        for level in range(GENTLE, len(LEVELS)):
             trial = copy_of(taught)
             yield self._cleansing(trial, level, f"cleansing canaries, level {level}")
             self.level = level

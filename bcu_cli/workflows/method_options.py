@@ -30,9 +30,13 @@ NAMED: dict[str, type] = {
     "crop_padding": int,
     "flip": bool,
     "quick": bool,
+    "prefer": str,
 }
 """Type of each option of a method that has a command-line option; all others are a ``--setting``."""
-_OWNERS = dict.fromkeys(("strength", "ratios", "init", "targets", "temperature"), "bcu") | {"quick": "auto"}
+_OWNERS = {
+    **dict.fromkeys(("strength", "ratios", "init", "targets", "temperature"), "bcu"),
+    **dict.fromkeys(("quick", "prefer"), "auto"),
+}
 """Method of the options that only one method has."""
 
 

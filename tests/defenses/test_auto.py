@@ -200,13 +200,15 @@ def test_no_canaries_are_planted_where_a_trigger_stands_out(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("brief")
-def test_the_gentle_level_is_for_patches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another kind may stand out by nature, beside a backdoor that does not: all classes are changed."""
+@pytest.mark.parametrize("kind", ["patch", "perturbation", "warp"])
+def test_the_gentle_level_is_the_first_whatever_stands_out(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
     monkeypatch.setattr(
         cleansing,
         "_successes",
-        lambda *_: {("perturbation", target): share(50 if target else 99) for target in range(4)},
+        lambda *_: {(kind, target): share(50 if target else 99) for target in range(4)},
     )
     monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
     titles = []
@@ -215,7 +217,7 @@ def test_the_gentle_level_is_for_patches(monkeypatch: pytest.MonkeyPatch) -> Non
         if len(titles) > len(SEARCHES):
             break
         stage.training.run()
-    assert titles == [*SEARCHES, "cleansing, level 1"]
+    assert titles == [*SEARCHES, "cleansing, level 0"]
 
 
 @pytest.mark.usefixtures("brief")
@@ -250,19 +252,19 @@ def test_on_large_images_every_level_is_gentle_and_level_1_is_left_out(
 @pytest.mark.usefixtures("brief")
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing, titles = staged(monkeypatch, canaries=[5])
-    tried = ["planting canaries", "cleansing canaries, level 1"]
-    assert titles == [*SEARCHES, *tried, "cleansing, level 1"]
-    assert cleansing.details()["level"] == 1
+    tried = ["planting canaries", "cleansing canaries, level 0"]
+    assert titles == [*SEARCHES, *tried, "cleansing, level 0"]
+    assert cleansing.details()["level"] == 0
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[80, 5])
-    tried = ["planting canaries", "cleansing canaries, level 1", "cleansing canaries, level 2"]
+    cleansing, titles = staged(monkeypatch, canaries=[80, 80, 5])
+    tried = ["planting canaries", *[f"cleansing canaries, level {level}" for level in range(3)]]
     assert titles == [*SEARCHES, *tried, "cleansing, level 2"]
     did = cleansing.details()
-    assert [{each["after"]["value"] for each in trial} for trial in did["trials"]] == [{0.8}, {0.05}]
+    assert [{each["after"]["value"] for each in trial} for trial in did["trials"]] == [{0.8}, {0.8}, {0.05}]
     assert (did["level"], did["limits"]) == (2, asdict(auto.LEVELS[2]))
 
 
@@ -410,11 +412,11 @@ def test_the_next_level_begins_with_the_original(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("brief")
-@pytest.mark.parametrize(("before", "levels"), [(99, [0, 1]), (60, [1])])
+@pytest.mark.parametrize(("before", "levels"), [(99, [0, 1]), (60, [0])])
 def test_quick_plants_nothing_and_goes_no_further_than_level_1(
     monkeypatch: pytest.MonkeyPatch, before: int, levels: list[int]
 ) -> None:
-    """The gentle level is for a trigger that stands out."""
+    """Nor beyond the gentle level where nothing stands out, since no verdict could be good."""
     cleansing = method(small(), pictures(), epochs=1, quick=True)
     give(monkeypatch, cleansing, [50, before, *[60] * len(levels)])
     titles = [stage.title for stage in stages_of(cleansing)]

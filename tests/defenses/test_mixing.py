@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,13 +11,14 @@ from defending import CPU, pictures, small
 from torch import nn
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import mixing
 from bcu_cli.defenses.adversarial.mixing import Mixture
 from bcu_cli.defenses.adversarial.residual_search import ModelPair
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.defenses.base import Verdict, copy_of
+from bcu_cli.errors import UsageError
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images.folder import hold_out
+from bcu_cli.training.inference import predict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,33 +58,23 @@ def test_counters_are_not_mixed() -> None:
 
 
 class Stubbed(ModelPair):
-    """A pair on which every trigger succeeds by the share of the cleansed network in the mix."""
+    """A pair on which a trigger succeeds by the share of the cleansed network in the mix."""
 
-    def __init__(self, network: Classifier, left: dict[float, dict[int, int]]) -> None:
+    def __init__(self, network: Classifier, left: dict[float, int], agreeing: float = 0.5) -> None:
         self.cleansed = network
-        self.left = left
+        self.left, self.agreeing = left, agreeing
         self.share = 1.0
 
-    def success(self, network: object, change: object, target: int, **_: object) -> Proportion:
-        return Proportion(hits=self.left[self.share][target], of=100)
+    def success(self, *_: object, **__: object) -> Proportion:
+        return Proportion(hits=self.left[self.share], of=100)
+
+    def agreement(self) -> float:
+        return self.agreeing
 
 
-@pytest.mark.parametrize(
-    ("patch", "sinusoid", "share"),
-    [
-        ({0.5: 13, 0.6: 13, 0.7: 13, 1.0: 10}, {}, 0.7),
-        ({0.5: 14, 0.6: 14, 0.7: 13, 1.0: 10}, {}, 0.9),
-        ({0.5: 14, 0.6: 14, 0.7: 14, 1.0: 10}, {}, 1.0),
-        ({0.5: 0, 0.6: 0, 0.7: 0, 1.0: 0}, {0.5: 60, 0.6: 31, 0.7: 30}, 0.9),
-        ({0.5: 0, 0.6: 0, 0.7: 0, 1.0: 0}, {0.5: 60, 0.6: 53, 0.7: 52, 1.0: 50}, 0.8),
-    ],
-)
-def test_the_mildest_mix_leaves_hardly_more_than_the_network_with_a_margin(
-    monkeypatch: pytest.MonkeyPatch, patch: dict[float, int], sinusoid: dict[float, int], share: float
-) -> None:
+def mildest(monkeypatch: pytest.MonkeyPatch, left: dict[float, int], agreeing: float, triggers: int) -> float:
     original, other = moved(1.0)
-    pair = Stubbed(other, {each: {0: hits, 1: sinusoid.get(each, 0)} for each, hits in patch.items()})
-    mixture = Mixture(original, other)
+    pair, mixture = Stubbed(other, left, agreeing), Mixture(original, other)
     take = mixture.take
 
     def taken(of: float) -> None:
@@ -90,22 +82,36 @@ def test_the_mildest_mix_leaves_hardly_more_than_the_network_with_a_margin(
         take(of)
 
     monkeypatch.setattr(mixture, "take", taken)
-    sinusoids = [(torch.clone, 1)] if sinusoid else []
-    assert mixture.mildest(pair, [(torch.clone, 0)], sinusoids, 200) == share
+    return mixture.mildest(pair, [(torch.clone, 0)] * triggers)
 
 
-def test_many_sinusoids_are_tried_on_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("left", "share"),
+    [
+        ({0.5: 13, 0.6: 13, 0.7: 13, 1.0: 10}, 0.7),
+        ({0.5: 14, 0.6: 14, 0.7: 13, 1.0: 10}, 0.9),
+        ({0.5: 14, 0.6: 14, 0.7: 14, 1.0: 10}, 1.0),
+    ],
+)
+def test_the_mildest_mix_leaves_hardly_more_than_the_network_with_a_margin(
+    monkeypatch: pytest.MonkeyPatch, left: dict[float, int], share: float
+) -> None:
+    assert mildest(monkeypatch, left, 0.96, triggers=1) == share
+
+
+@pytest.mark.parametrize(("triggers", "agreeing", "share"), [(1, 0.97, 1.0), (0, 0.97, 1.0), (0, 0.96, 0.8)])
+def test_a_network_that_answers_as_before_is_not_mixed_and_without_a_trigger_the_share_is_fixed(
+    monkeypatch: pytest.MonkeyPatch, triggers: int, agreeing: float, share: float
+) -> None:
+    assert mildest(monkeypatch, {0.5: 0, 0.6: 0, 0.7: 0, 1.0: 0}, agreeing, triggers) == share
+
+
+def test_agreement_is_that_of_both_networks_on_the_images_to_select_on() -> None:
     original, other = moved(1.0)
-    pair = Stubbed(other, {each: {0: 0, 1: 0} for each in (*mixing.SHARES, 1.0)})
-    tried: list[tuple[int, int | None]] = []
-
-    def success(network: object, change: object, target: int, *, most: int | None) -> Proportion:
-        tried.append((target, most))
-        return Proportion(hits=0, of=100)
-
-    monkeypatch.setattr(pair, "success", success)
-    assert Mixture(original, other).mildest(pair, [(torch.clone, 0)], [(torch.clone, 1)], 200) == 0.7
-    assert tried == [(0, None), (1, 200), (0, None), (1, 200)]  # the cleansed network, then one mix
+    images = pictures().images
+    pair = ModelPair(original, other, images, images[:1], CPU)
+    same = predict(original, images, CPU) == predict(other, images, CPU)
+    assert pair.agreement() == pytest.approx(float(same.float().mean()))
 
 
 def test_the_comparison_of_mixes_is_in_the_outlook() -> None:
@@ -156,61 +162,65 @@ def test_other_levels_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.mix == 1.0
 
 
-def test_a_mix_is_chosen_by_the_patches_and_sinusoids_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by a perturbation that stands out, which clean networks have, too."""
+@pytest.mark.parametrize(
+    ("outstanding", "chosen_by"),
+    [
+        ([("patch", 0), ("perturbation", 1)], [0]),  # clean networks have such perturbations, too
+        ([("perturbation", 3)], [3]),
+        ([("warp", 2), ("perturbation", 1)], [1, 2]),
+        ([], []),
+    ],
+)
+def test_a_mix_is_chosen_by_the_patches_that_stand_out_or_else_by_other_triggers(
+    monkeypatch: pytest.MonkeyPatch, outstanding: list[tuple[str, int]], chosen_by: list[int]
+) -> None:
     made = cleansing()
-    change = torch.clone
+    found = {(kind, target): 20 for kind in ("patch", "perturbation", "warp") for target in range(4)}
+    found |= dict.fromkeys(outstanding, 99)
+    made._success_before = {each: Proportion(hits=hits, of=100) for each, hits in found.items()}
+    made._judging_change = lambda kind, target: torch.clone  # type: ignore[method-assign]
+    given: list[int] = []
 
-    def works(hits: int) -> Proportion:
-        return Proportion(hits=hits, of=100)
-
-    usual = {(kind, target): works(20) for kind in ("patch", "perturbation") for target in (1, 2, 3)}
-    made._success_before = {("patch", 0): works(99), ("perturbation", 0): works(99), **usual}
-    made._sinusoids_before = [(change, 0, works(95)), (change, 2, works(95)), (change, 0, works(80))]
-    made._judging_change = lambda kind, target: change  # type: ignore[method-assign]
-    given: list[list[int]] = []
-
-    def mildest(
-        self: Mixture,
-        pair: object,
-        patches: list[tuple[object, int]],
-        waves: list[tuple[object, int]],
-        most: int,
-    ) -> float:
-        assert most == 200
-        given.extend([[target for _, target in patches], [target for _, target in waves]])
+    def mildest(self: Mixture, pair: object, triggers: list[tuple[object, int]], *, margin: float) -> float:
+        given.extend(target for _, target in triggers)
         return 0.7
 
     monkeypatch.setattr(Mixture, "mildest", mildest)
     assert made._mildest(Mixture(made.teacher, made.student)) == 0.7
-    assert given == [[0], [0]]  # nor by sinusoids to another class than the patch's
+    assert sorted(given) == chosen_by
 
 
-def test_where_nothing_stands_out_no_mix_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On large images the gentle level comes there, too, at its full strength."""
-    made = cleansing()
-    made._success_before = {("patch", target): Proportion(hits=5, of=100) for target in range(4)}
-    monkeypatch.setattr(made, "_judge_as_it_is", lambda: iter(()))
-    monkeypatch.setattr(made, "_mildest", lambda _: pytest.fail("nothing tells how much is enough"))
-    assert not list(made._judge())
-    assert made.mix == 1.0
-
-
-def test_on_large_images_a_perturbation_that_stands_out_alone_decides(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("canaries", "judged"), [(False, [0.7]), (True, [0.7, 1.0])])
+def test_where_no_verdict_can_be_good_the_mix_is_the_result(
+    monkeypatch: pytest.MonkeyPatch, canaries: bool, judged: list[float]
 ) -> None:
     made = cleansing()
-    kinds = ("patch", "perturbation")
-    usual = {(kind, target): Proportion(hits=5, of=100) for kind in kinds for target in range(4)}
-    made._success_before = {**usual, ("perturbation", 3): Proportion(hits=99, of=100)}
-    made._sinusoids_before = []
-    made._judging_change = lambda kind, target: torch.clone  # type: ignore[method-assign]
-    given: list[int] = []
+    made._success_before = {("patch", target): Proportion(hits=5, of=100) for target in range(4)}
+    made.trials = [[]] if canaries else []
+    seen: list[float] = []
 
-    def mildest(self: Mixture, pair: object, triggers: list[tuple[object, int]], *_: object) -> float:
-        given.extend(target for _, target in triggers)
-        return 1.0
+    def judge() -> Iterator[Stage]:
+        seen.append(made.mix)
+        return iter(())
 
-    monkeypatch.setattr(Mixture, "mildest", mildest)
-    made._mildest(Mixture(made.teacher, made.student))
-    assert given == [3]
+    monkeypatch.setattr(made, "_mildest", lambda _: 0.7)
+    monkeypatch.setattr(made, "_judge_as_it_is", judge)
+    monkeypatch.setattr(made, "verdict", lambda: Verdict(word="could not tell", why=""))
+    assert not list(made._judge())
+    assert seen == judged
+
+
+@pytest.mark.parametrize(("prefer", "share"), [("accuracy", 0.6), (None, 0.8), ("removal", 1.0)])
+def test_a_preference_moves_the_mix(prefer: str | None, share: float) -> None:
+    made = cleansing()
+    made.options = replace(made.options, prefer=prefer)
+    made._success_before = {("patch", target): Proportion(hits=5, of=100) for target in range(4)}
+    with torch.no_grad():  # the student answers unlike the original
+        for parameter in made.student.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    assert made._mildest(Mixture(made.teacher, made.student)) == share
+
+
+def test_an_unknown_preference_is_refused() -> None:
+    with pytest.raises(UsageError, match="--prefer speed makes no sense"):
+        AutoOptions(prefer="speed")

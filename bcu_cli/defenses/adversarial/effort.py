@@ -24,14 +24,14 @@ class Effort:
         batch_size: Most images in a step; a cleansing adds the same number of changed images.
         learning_rate: Peak learning rate of a cleansing.
         reinitialise: Whether levels above the gentle one begin with a share of the weights re-initialised. If
-            not, the gentle one is always the first, level 1 is left out, and no canaries choose a level.
+            not, level 1 is left out, and no canaries choose a level.
         epochs: Passes over the images in a cleansing, which takes no fewer than ``fewest_steps``.
         fewest_steps: Fewest steps of a cleansing.
         canary_steps: Steps that plant canaries.
         search_steps: Steps of a search on the original.
         verification_steps: Steps of the search on the cleansed network.
         sinusoid_images: Most images that each sinusoidal pattern is tried on.
-        mixing_images: Most images that mixes are compared on with each trigger.
+        mixing_images: Most images that mixes are compared on.
         selection_images: Images that changes found on the cleansed network are selected on.
         patch_interval: One in this many of the listed patches is tried. It has no divisor in common with the
             10 patches of each size at each place; otherwise some of them would be left out everywhere.

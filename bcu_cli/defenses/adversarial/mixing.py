@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 SHARES = (0.5, 0.6, 0.7)
 """Shares of the cleansed network that are tried."""
+UNGUIDED_SHARE = 0.6
+"""The least share where no trigger stands out, so that nothing tells how much is enough."""
 MARGIN = 0.2
-"""Added to the least share that suffices, since the attacker's own trigger works better than one found.
+"""Added to the least share, since the attacker's own trigger works better than one found.
 
 ``docs/auto-log.md`` has a network on which it still worked on 13 % of the images where the found one did not.
 """
 TOLERANCE = 0.03
 """Most success of a trigger above that on the cleansed network itself."""
-MAX_SINUSOID_SUCCESS = 0.3
-"""Most success of a sinusoidal pattern, if it is less on the cleansed network; the verdict allows 0.4."""
+MIN_FAITHFUL = 0.97
+"""Least agreement with the original at which nothing is mixed, since there is nothing to give back."""
 
 
 class Mixture:
@@ -60,34 +62,29 @@ class Mixture:
         self._network.load_state_dict(mixed)
 
     def mildest(
-        self,
-        pair: ModelPair,
-        triggers: Sequence[tuple[Change, int]],
-        sinusoids: Sequence[tuple[Change, int]],
-        sinusoid_images: int,
+        self, pair: ModelPair, triggers: Sequence[tuple[Change, int]], *, margin: float = MARGIN
     ) -> float:
-        """The least of ``SHARES`` that removes the given triggers, and ``MARGIN`` more; 1 where none does.
+        """The least of ``SHARES`` that removes the given triggers, and a margin more; 1 where none does.
+
+        It is 1, too, where the cleansed network answers nearly all images as the original does.
 
         Args:
             pair: The two networks, and the images to compare the mixes on.
             triggers: Triggers and their target classes. A mix may leave hardly more of them than the cleansed
-                network does.
-            sinusoids: Sinusoidal patterns and their target classes. A mix may leave hardly more of them than
-                the cleansed network does, or ``MAX_SINUSOID_SUCCESS``.
-            sinusoid_images: Most of the images for each of them, since there are many.
+                network does. Without any the least share is ``UNGUIDED_SHARE``.
+            margin: Added to the least share.
         """
+        if pair.agreement() >= MIN_FAITHFUL:
+            return 1.0
+        if not triggers:
+            return round(UNGUIDED_SHARE + margin, 2)
 
-        def left(change: Change, target: int, most: int | None) -> float:
-            return pair.success(pair.cleansed, change, target, most=most).value
+        def left(change: Change, target: int) -> float:
+            return pair.success(pair.cleansed, change, target).value
 
-        limits: list[tuple[Change, int, int | None, float]] = [
-            (change, target, None, left(change, target, None) + TOLERANCE) for change, target in triggers
-        ]
-        for change, target in sinusoids:
-            least = left(change, target, sinusoid_images) + TOLERANCE
-            limits.append((change, target, sinusoid_images, max(MAX_SINUSOID_SUCCESS, least)))
+        limits = [(change, target, left(change, target) + TOLERANCE) for change, target in triggers]
         for share in SHARES:
             self.take(share)
-            if all(left(change, target, most) <= limit for change, target, most, limit in limits):
-                return round(share + MARGIN, 2)
+            if all(left(change, target) <= limit for change, target, limit in limits):
+                return round(share + margin, 2)
         return 1.0

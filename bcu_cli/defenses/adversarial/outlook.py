@@ -90,18 +90,16 @@ def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
             title=f"cleansing canaries, level {level}",
             passes=_cleansing(defense, batch),
             after=trying,
-            sure=level == auto.GENTLE + 1,
+            sure=level == auto.GENTLE,
         )
-        for level in range(auto.GENTLE + 1, len(auto.LEVELS))
+        for level in range(auto.GENTLE, len(auto.LEVELS))
     ]
     return [PlannedStage(title="planting canaries", passes=planting), *cleansings]
 
 
 def _mixing(defense: Auto) -> float:
-    """Passes while student and mixes are compared by a trigger and a tenth of the sinusoidal patterns."""
-    each = min(defense.effort.mixing_images, len(defense.data))
-    each += sinusoids.NUM_KINDS // 10 * min(defense.effort.sinusoid_images, len(defense.data))
-    return (1 + len(mixing.SHARES)) * each
+    """Passes while student and mixes are compared by a trigger, and the student with the original."""
+    return (2 + len(mixing.SHARES)) * min(defense.effort.mixing_images, len(defense.data))
 
 
 def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
@@ -115,13 +113,13 @@ def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
             title=f"cleansing, level {level}",
             passes=_cleansing(defense, batch),
             after=trying + (_mixing(defense) if level == auto.GENTLE else 0.0),
-            sure=level == 0,
+            sure=level == auto.GENTLE,
         ),
         PlannedStage(
             title="looking for remaining triggers",
             passes=TO_IMAGES * defense.effort.verification_steps * small,
             after=comparing,
-            sure=level == 0,
+            sure=level == auto.GENTLE,
         ),
     ]
 

@@ -137,6 +137,11 @@ class ModelPair:
         }
         return sorted(success, key=lambda target: -success[target])[:most]
 
+    def agreement(self) -> float:
+        """Share of the selection images on which both networks have the same prediction."""
+        answers = predict(self.cleansed, self.selection, self.device)
+        return float((answers == self._original_answers[0]).float().mean())
+
     def best(self, changes: Sequence[Change], target: int) -> Change:
         """The change with the highest success on the selection images, on both networks together."""
         networks = (self.original, self.cleansed)
