@@ -29,7 +29,7 @@ MARGIN = 0.2
 """
 TOLERANCE = 0.03
 """Most success of a trigger above that on the cleansed network itself."""
-MIN_FAITHFUL = 0.97
+MIN_FAITHFUL = 0.96
 """Least agreement with the original at which nothing is mixed, since there is nothing to give back."""
 
 
