@@ -51,7 +51,7 @@ from bcu_cli.defenses.adversarial.evidence import (
     saturated,
     standing_out,
 )
-from bcu_cli.defenses.adversarial.mixing import MARGIN, Mixture
+from bcu_cli.defenses.adversarial.mixing import MARGIN, Mixture, unguided
 from bcu_cli.defenses.adversarial.residual_search import (
     FoundTrigger,
     ModelPair,
@@ -172,6 +172,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     level: int
     mix: float = 1.0
+    _least_share: float = 0.0
     evidence: Evidence
     trials: list[list[TriggerSuccess]]
     _teacher_answers: Tensor
@@ -267,15 +268,17 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _mildest(self, mixture: Mixture) -> float:
         """The least share of the student in a mix that removes what stands out, on images learnt from."""
-        if self.options.prefer == REMOVAL:
-            return 1.0
         selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.mixing_images)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         stands_out = self._standing_out()
         patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        margin = 0.0 if self.options.prefer == ACCURACY else MARGIN
-        return mixture.mildest(pair, found, margin=margin)
+        return max(mixture.mildest(pair, found, margin=self._margin), self._least_share)
+
+    @property
+    def _margin(self) -> float:
+        """Added to the least share of the student in a mix, by what the user prefers."""
+        return {ACCURACY: 0.0, None: MARGIN, REMOVAL: 1.0}[self.options.prefer]
 
     def _standing_out(self) -> list[tuple[str, int]]:
         """Kind and target class of each trigger that stands out on the original."""
@@ -476,20 +479,24 @@ class Auto(TrainedDefense[AutoOptions]):
         objective = canary.teaching(taught, self.teacher, triggers, targets)
         planting = self._training(taught, objective, **self._length(self.effort.canary_steps))
         yield Stage(title="planting canaries", training=planting)
+        changes = [trigger.apply_to_bytes for trigger in triggers]
+        before = [self._success(taught, *each) for each in zip(changes, targets, strict=True)]
         for level in range(GENTLE, len(LEVELS)):
             trial = copy_of(taught)
             yield self._cleansing(trial, level, f"cleansing canaries, level {level}")
             self.level = level
-            successes = [
-                TriggerSuccess(
-                    trigger=name,
-                    target=target,
-                    before=self._success(taught, trigger.apply_to_bytes, target),
-                    after=self._success(trial, trigger.apply_to_bytes, target),
-                    change=trigger.apply_to_bytes,
-                )
-                for name, trigger, target in zip(canary.NAMES, triggers, targets, strict=True)
-            ]
+            mixture = Mixture(taught, trial)
+            for share in dict.fromkeys([unguided(self._margin), 1.0] if level == GENTLE else [1.0]):
+                mixture.take(share)
+                self._least_share = share
+                after = [self._success(trial, *each) for each in zip(changes, targets, strict=True)]
+                learned = zip(canary.NAMES, targets, before, after, changes, strict=True)
+                successes = [
+                    TriggerSuccess(trigger=name, target=target, before=at_first, after=left, change=change)
+                    for name, target, at_first, left, change in learned
+                ]
+                if canaries_removed([successes]):
+                    break
             self.trials.append(successes)
             if canaries_removed(self.trials):
                 return

@@ -153,11 +153,15 @@ def staged(
 ) -> tuple[Auto, list[str]]:
     """A search with given successes, by level, of canaries, triggers and a sinusoid; its stages' titles.
 
+    At the gentle level canaries are tried on a mix first, and then, if they work on it, without one.
     Without canaries a trigger stands out on the original; with them, none does.
     """
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
     kinds = len(auto.canary.NAMES)
-    successes = iter([share(percent) for level in canaries for _ in range(kinds) for percent in (90, level)])
+    planted = [90] * kinds if canaries else []
+    successes = iter(
+        [share(percent) for percent in [*planted, *[left for left in canaries for _ in range(kinds)]]]
+    )
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(successes))
     percents = iter([*[20] * NUM_KINDS, *[50] * (NUM_KINDS - 1), 95, *sinusoids])
     monkeypatch.setattr(
@@ -251,16 +255,26 @@ def test_on_large_images_every_level_is_gentle_and_level_1_is_left_out(
 
 @pytest.mark.usefixtures("brief")
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixing, "MIN_FAITHFUL", 1.1)
     cleansing, titles = staged(monkeypatch, canaries=[5])
     tried = ["planting canaries", "cleansing canaries, level 0"]
     assert titles == [*SEARCHES, *tried, "cleansing, level 0"]
-    assert cleansing.details()["level"] == 0
+    assert (cleansing.details()["level"], cleansing.details()["mix"]) == (0, 0.8)
+    assert cleansing.verdict().word == "cleansed"
+
+
+@pytest.mark.usefixtures("brief")
+def test_nothing_is_mixed_where_canaries_live_in_the_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixing, "MIN_FAITHFUL", 1.1)
+    cleansing, titles = staged(monkeypatch, canaries=[80, 5])
+    assert titles[-1] == "cleansing, level 0"
+    assert (cleansing.details()["level"], cleansing.details()["mix"]) == (0, 1.0)
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[80, 80, 5])
+    cleansing, titles = staged(monkeypatch, canaries=[80, 80, 80, 5])
     tried = ["planting canaries", *[f"cleansing canaries, level {level}" for level in range(3)]]
     assert titles == [*SEARCHES, *tried, "cleansing, level 2"]
     did = cleansing.details()

@@ -64,9 +64,9 @@ class Mixture:
     def mildest(
         self, pair: ModelPair, triggers: Sequence[tuple[Change, int]], *, margin: float = MARGIN
     ) -> float:
-        """The least of ``SHARES`` that removes the given triggers, and a margin more; 1 where none does.
+        """The least of ``SHARES`` that removes the given triggers, and a margin more.
 
-        It is 1, too, where the cleansed network answers nearly all images as the original does.
+        It is 1 where none does, and where the cleansed network answers nearly all images as the original does.
 
         Args:
             pair: The two networks, and the images to compare the mixes on.
@@ -77,7 +77,7 @@ class Mixture:
         if pair.agreement() >= MIN_FAITHFUL:
             return 1.0
         if not triggers:
-            return round(UNGUIDED_SHARE + margin, 2)
+            return unguided(margin)
 
         def left(change: Change, target: int) -> float:
             return pair.success(pair.cleansed, change, target).value
@@ -86,5 +86,14 @@ class Mixture:
         for share in SHARES:
             self.take(share)
             if all(left(change, target) <= limit for change, target, limit in limits):
-                return round(share + margin, 2)
+                return _with(margin, share)
         return 1.0
+
+
+def unguided(margin: float) -> float:
+    """The share of the cleansed network where no trigger stands out, with a margin."""
+    return _with(margin, UNGUIDED_SHARE)
+
+
+def _with(margin: float, share: float) -> float:
+    return min(1.0, round(share + margin, 2))
