@@ -66,7 +66,7 @@ class Mixture:
     ) -> float:
         """The least of ``SHARES`` that removes the given triggers, and a margin more.
 
-        It is 1 where none does, and where the cleansed network answers nearly all images as the original does.
+        It is 1 where none does, and where the cleansed network answers nearly as the original does.
 
         Args:
             pair: The two networks, and the images to compare the mixes on.
