@@ -91,7 +91,7 @@ def _half() -> None:
 
 def _no_gentle_level() -> None:
     """The gentle level does what the next one does: it re-initialises, and mixes nothing."""
-    mixing.SHARES = ()  # type: ignore[assignment]
+    _no_mixes()
     cleansing = auto.Auto._cleansing
 
     def strong(self: auto.Auto, student: Any, level: int, title: str) -> Any:
@@ -103,12 +103,12 @@ def _no_gentle_level() -> None:
 def _gentle_alone() -> None:
     """The gentle level whatever stands out, without mixes: what ``frontier.py`` mixes afterwards."""
     effort.USUAL = replace(effort.USUAL, reinitialise=False)
-    mixing.SHARES = ()  # type: ignore[assignment]
+    _no_mixes()
 
 
 def _no_mixes() -> None:
     """The gentle level keeps the student as it was trained."""
-    mixing.SHARES = ()  # type: ignore[assignment]
+    mixing.MIN_UNMIXED_AGREEMENT = 0.0
 
 
 def _objective(

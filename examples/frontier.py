@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON; other pairs that it holds are kept")
     given = parser.parse_args()
     kept = json.loads(given.out.read_text()) if given.out.exists() else {}
-    kept[given.original.stem] = rows = frontier(given.original, given.student, given.data)
+    key = " and ".join("/".join(path.with_suffix("").parts[-2:]) for path in (given.original, given.student))
+    kept[key] = rows = frontier(given.original, given.student, given.data)
     given.out.write_text(json.dumps(kept, indent=1) + "\n")
     sys.stdout.write("| share of the student | ACC | ASR |\n|---|---|---|\n")
     for row in rows:

@@ -97,7 +97,7 @@ def _show_evidence(details: dict[str, Any], classes: Sequence[str]) -> None:
     """
     rows = [
         (str(level), each["trigger"], _share(each["before"]), _share(each["after"]))
-        for level, trial in enumerate(details["trials"], start=1)
+        for level, trial in enumerate(details["trials"])
         for each in trial
     ]
     if rows:

@@ -21,7 +21,8 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    trigger stands out it is the first of all.
 4. That first level is gentle. The student starts at the original's weights, since re-initialisation costs
    accuracy. Its weights are then mixed with the original's (``mixing.py``), unless it answers as the original
-   does anyway: with little more of the student's than removes what stands out.
+   does anyway: with little more of the student's than removes what stands out, or with a fixed share where
+   nothing does. A user may prefer more or less of the original's.
 5. Verification. All triggers of step 2 come from the original, and the student was trained against similar
    ones. So before the verdict is ``cleansed``, triggers are searched on the cleansed network itself
    (``residual_search.py``), for the suspected classes and for control classes.
@@ -47,6 +48,8 @@ from bcu_cli.defenses.adversarial.evidence import (
     MIN_TRIGGER_SUCCESS,
     Evidence,
     canaries_removed,
+    clear_classes,
+    learned_canaries,
     log_odds,
     saturated,
     standing_out,
@@ -244,20 +247,18 @@ class Auto(TrainedDefense[AutoOptions]):
             self.student = copy_of(self.teacher)
 
     def _judge(self) -> Iterator[Stage]:
-        """Judge the student; at the gentle level its mildest mix with the original first.
-
-        Where no verdict can be good, the student as it was trained would be no better evidence than the mix.
-        """
+        """Judge the student; at the gentle level its mildest mix with the original first."""
         if self.level != GENTLE:
             yield from self._judge_as_it_is()
             return
+        # A copy is mixed: the state that ``--resume`` starts from holds the student as it was trained.
+        self.student = copy_of(self.student).to(self.device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         mixture = Mixture(self.teacher, self.student)
-        shares = [self._mildest(mixture), *([1.0] if self._can_be_good else [])]
-        for share in dict.fromkeys(shares):
+        for share in dict.fromkeys([self._mildest(mixture), 1.0]):
             self.mix = share
             mixture.take(share)
             yield from self._judge_as_it_is()
-            if self.verdict().good:
+            if self.verdict().good or not self._more_may_help:
                 return
 
     def _judge_as_it_is(self) -> Iterator[Stage]:
@@ -267,13 +268,20 @@ class Auto(TrainedDefense[AutoOptions]):
             yield from self._verify()
 
     def _mildest(self, mixture: Mixture) -> float:
-        """The least share of the student in a mix that removes what stands out, on images learnt from."""
+        """The least share of the student in a mix that removes what stands out, on images learnt from.
+
+        Perturbations and warps stand out on clean networks, too. So where no patch does and the class of none
+        of them is clear, the mix holds as much of the student as where nothing stands out. It never holds
+        less than the mix in which the canaries died.
+        """
         selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.mixing_images)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         stands_out = self._standing_out()
         patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        return max(mixture.mildest(pair, found, margin=self._margin), self._least_share)
+        clear = patches_alone or clear_classes(_triples(self._success_before))
+        least = self._least_share if clear else max(self._least_share, unguided(self._margin))
+        return max(mixture.mildest(pair, found, margin=self._margin), least)
 
     @property
     def _margin(self) -> float:
@@ -285,22 +293,33 @@ class Auto(TrainedDefense[AutoOptions]):
         return standing_out(_triples(self._success_before))
 
     @property
-    def _can_be_good(self) -> bool:
-        """Whether there is a trigger that stands out, or canaries, for a good verdict to rest on."""
-        return bool(self._standing_out() or self.trials)
+    def _more_may_help(self) -> bool:
+        """Whether a stronger cleansing could lead to a better verdict.
+
+        A good one rests on a trigger that stands out, or on canaries, and on enough images.
+        """
+        if not self._standing_out() and not self.evidence.planted:
+            return False
+        return self.evidence.triggers_remain or self.evidence.enough_images
 
     def _is_last_level(self) -> bool:
         """Whether no further level is tried."""
+        if self.verdict().good or not self._more_may_help:
+            return True
         if self.level == GENTLE and self.effort.reinitialise:
-            return self.verdict().good or not self._can_be_good
+            return False
         return self.options.quick or self.level + 1 == len(LEVELS) or not self.evidence.triggers_remain
 
     def measure_again(self) -> None:
-        """See :meth:`Defense.measure_again`."""
-        searched = bool(self.evidence.residual_searches)
-        self.evidence = self._known_triggers()
-        if searched:
+        """See :meth:`Defense.measure_again`.
+
+        A student that the known triggers spoke against was not searched: it does not become good by rounding.
+        """
+        before, self.evidence = self.evidence, self._known_triggers()
+        if before.residual_searches:
             self._compare_changes(self._model_pair, self._suspect_classes)
+        elif self.verdict().good and not before.verdict().good:
+            self.evidence = before
 
     def verdict(self) -> Verdict:
         """See :meth:`Defense.verdict`."""
@@ -490,15 +509,19 @@ class Auto(TrainedDefense[AutoOptions]):
                 mixture.take(share)
                 self._least_share = share
                 after = [self._success(trial, *each) for each in zip(changes, targets, strict=True)]
-                learned = zip(canary.NAMES, targets, before, after, changes, strict=True)
+                each = zip(canary.NAMES, targets, before, after, changes, strict=True)
                 successes = [
                     TriggerSuccess(trigger=name, target=target, before=at_first, after=left, change=change)
-                    for name, target, at_first, left, change in learned
+                    for name, target, at_first, left, change in each
                 ]
                 if canaries_removed([successes]):
                     break
+            mixture.take(1.0)  # as it was trained, for the state that ``--resume`` starts from
             self.trials.append(successes)
             if canaries_removed(self.trials):
+                return
+            if not learned_canaries(self.trials):
+                self._least_share = 0.0
                 return
 
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
@@ -517,7 +540,7 @@ class Auto(TrainedDefense[AutoOptions]):
         return targets
 
     def _cleansing(self, student: Classifier, level: int, title: str) -> Stage:
-        """Distil into a copy of the network, re-initialised in part, against an adversary."""
+        """Distil into a copy of the network against an adversary, re-initialised in part but at level 0."""
         adversary = self._adversary(LEVELS[level], self.options.seed)
         adversary.load_state_dict(self._initial_adversary.state_dict())
         if level != GENTLE and self.effort.reinitialise:

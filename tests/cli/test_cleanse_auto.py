@@ -14,7 +14,7 @@ from bcu_cli.checkpoints import Format, read, write
 from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import evidence, patches
+from bcu_cli.defenses.adversarial import evidence, mixing, patches
 from bcu_cli.defenses.adversarial.evidence import Evidence
 from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess
 from bcu_cli.defenses.base import Verdict
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
 STAGES = ["looking for weaknesses", "looking for triggers", "planting canaries"]
-STAGES += ["cleansing canaries, level 1", "cleansing canaries, level 2"]
+STAGES += [f"cleansing canaries, level {level}" for level in range(3)]
 STAGES += ["cleansing, level 2"]
 CODES = {"cleansed": 0, "not cleansed": 1, "could not tell": 2}
 
@@ -60,6 +60,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cleanse(bcu, model: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleanse:
     """Cleanses into out.safetensors, in a few steps that try every level."""
     lessen_effort(monkeypatch, canary_steps=4, search_steps=4)
+    monkeypatch.setattr(evidence, "MIN_PLANTED_SUCCESS", -1.0)
     monkeypatch.setattr(evidence, "MAX_CANARY_SUCCESS", -1.0)  # no level is enough
 
     def call(*words: object) -> Ran:
@@ -82,7 +83,7 @@ def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(
     ran = cleanse("--json")
     report = ran.json
     assert report["method"] == "auto"
-    assert [stage["stage"] for stage in report["training"]] == STAGES
+    assert [stage["stage"] for stage in report["training"]] == [*STAGES[:4], "cleansing, level 0"]
     assert (ran.code, report["verdict"]["word"]) == (2, "could not tell")
     assert report["output"] is None
     assert ran.error.startswith("error: could not tell: the canary backdoors could not be trained")
@@ -135,6 +136,28 @@ def test_what_a_bad_verdict_withheld_is_written_without_another_training(
     ]
 
 
+def test_a_mix_is_written_later_as_it_would_have_been_at_once(
+    cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state holds the student as it was trained: a mix of a mix would be another network."""
+    monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
+    out = tmp_path / "out.safetensors"
+    assert cleanse("--quick", "--force", "--json").json["details"]["mix"] == 0.8
+    bytes_at_once = out.read_bytes()
+    out.unlink()
+    assert cleanse("--quick").code == 2
+    assert cleanse("--quick", "--resume", "--force").code == 2
+    assert out.read_bytes() == bytes_at_once
+
+
+@pytest.mark.parametrize(("prefer", "mix"), [("accuracy", 0.6), ("removal", 1.0)])
+def test_a_preference_moves_the_mix(
+    cleanse: Cleanse, monkeypatch: pytest.MonkeyPatch, prefer: str, mix: float
+) -> None:
+    monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
+    assert cleanse("--quick", "--prefer", prefer, "--json").json["details"]["mix"] == mix
+
+
 def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     cleanse: Cleanse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,11 +166,11 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     assert ran.code == 0, ran.err
     assert "warning: 64 images are too few for a verdict" in ran.err
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ran.out.splitlines() if "│" in line]
-    assert [row[:2] for row in rows if len(row) == 4][:8] == [
-        [level, trigger] for level in "12" for trigger in ("patch", "blend", "sinusoid", "warp")
+    assert [row[:2] for row in rows if len(row) == 4][:12] == [
+        [level, trigger] for level in "012" for trigger in ("patch", "blend", "sinusoid", "warp")
     ]
     looked_for = [[kind, "8"] for kind in ("patch", "perturbation", "warp")]
-    assert [row[:2] for row in rows][8:] == [*looked_for, ["sinusoid", "48"]]
+    assert [row[:2] for row in rows][12:] == [*looked_for, ["sinusoid", "48"]]
     text = " ".join(ran.out.split())
     assert "cleansed: it was told so" in text
     assert "level 2 of 2" in text
@@ -286,6 +309,7 @@ def test_an_option_of_the_papers_recipe_without_its_method_says_so(cleanse: Clea
     ("words", "message"),
     [
         (["--method", "ft", "--quick"], "--method ft has no --quick"),
+        (["--method", "ft", "--prefer", "accuracy"], "--method ft has no --prefer"),
     ],
 )
 def test_options_of_its_own_are_refused_elsewhere(cleanse: Cleanse, words: list[str], message: str) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def few_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests hold out few images, to be quick, and mix nothing but in ``test_mixing.py``."""
     monkeypatch.setattr(evidence, "MIN_HELD_OUT", 8)
-    monkeypatch.setattr(mixing, "SHARES", ())
+    monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 0.0)
 
 
 def method(model: Classifier, data: ImageSet, **options: object) -> Auto:
@@ -255,7 +255,7 @@ def test_on_large_images_every_level_is_gentle_and_level_1_is_left_out(
 
 @pytest.mark.usefixtures("brief")
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixing, "MIN_FAITHFUL", 1.1)
+    monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
     cleansing, titles = staged(monkeypatch, canaries=[5])
     tried = ["planting canaries", "cleansing canaries, level 0"]
     assert titles == [*SEARCHES, *tried, "cleansing, level 0"]
@@ -265,7 +265,7 @@ def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("brief")
 def test_nothing_is_mixed_where_canaries_live_in_the_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixing, "MIN_FAITHFUL", 1.1)
+    monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
     cleansing, titles = staged(monkeypatch, canaries=[80, 5])
     assert titles[-1] == "cleansing, level 0"
     assert (cleansing.details()["level"], cleansing.details()["mix"]) == (0, 1.0)

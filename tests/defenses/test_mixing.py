@@ -11,8 +11,10 @@ from defending import CPU, pictures, small
 from torch import nn
 
 from bcu_cli.defenses import auto
+from bcu_cli.defenses.adversarial import mixing
+from bcu_cli.defenses.adversarial.evidence import Evidence
 from bcu_cli.defenses.adversarial.mixing import Mixture
-from bcu_cli.defenses.adversarial.residual_search import ModelPair
+from bcu_cli.defenses.adversarial.residual_search import ModelPair, TriggerSuccess
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.defenses.base import Verdict, copy_of
 from bcu_cli.errors import UsageError
@@ -72,7 +74,13 @@ class Stubbed(ModelPair):
         return self.agreeing
 
 
-def mildest(monkeypatch: pytest.MonkeyPatch, left: dict[float, int], agreeing: float, triggers: int) -> float:
+def mildest(
+    monkeypatch: pytest.MonkeyPatch,
+    left: dict[float, int],
+    agreeing: float,
+    triggers: int,
+    margin: float = mixing.MARGIN,
+) -> float:
     original, other = moved(1.0)
     pair, mixture = Stubbed(other, left, agreeing), Mixture(original, other)
     take = mixture.take
@@ -82,7 +90,7 @@ def mildest(monkeypatch: pytest.MonkeyPatch, left: dict[float, int], agreeing: f
         take(of)
 
     monkeypatch.setattr(mixture, "take", taken)
-    return mixture.mildest(pair, [(torch.clone, 0)] * triggers)
+    return mixture.mildest(pair, [(torch.clone, 0)] * triggers, margin=margin)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +105,12 @@ def test_the_mildest_mix_leaves_hardly_more_than_the_network_with_a_margin(
     monkeypatch: pytest.MonkeyPatch, left: dict[float, int], share: float
 ) -> None:
     assert mildest(monkeypatch, left, 0.95, triggers=1) == share
+
+
+@pytest.mark.parametrize(("margin", "share"), [(0.0, 0.5), (0.2, 0.7), (0.6, 1.0), (1.0, 1.0)])
+def test_a_margin_is_added(monkeypatch: pytest.MonkeyPatch, margin: float, share: float) -> None:
+    left = dict.fromkeys((0.5, 0.6, 0.7, 1.0), 0)
+    assert mildest(monkeypatch, left, 0.95, triggers=1, margin=margin) == share
 
 
 @pytest.mark.parametrize(("triggers", "agreeing", "share"), [(1, 0.96, 1.0), (0, 0.96, 1.0), (0, 0.95, 0.8)])
@@ -130,16 +144,58 @@ def cleansing() -> Auto:
     return made
 
 
-@pytest.mark.parametrize(("good", "judged"), [([0.5], [0.5]), ([1.0], [0.5, 1.0]), ([], [0.5, 1.0])])
-def test_the_whole_student_is_judged_where_the_mix_is_not_good(
-    monkeypatch: pytest.MonkeyPatch, good: list[float], judged: list[float]
+def known(*, stands_out: bool, after: int = 5, held_out: int = 50, canary: int | None = None) -> Evidence:
+    """Evidence with or without a patch that stands out, and perhaps with a canary that was planted so well."""
+    found = [success(99 if stands_out and not target else 5, after, target) for target in range(4)]
+    return Evidence(
+        found=found,
+        sinusoids=[],
+        trials=[] if canary is None else [[success(canary, 5, 0)]],
+        residual_searches=[],
+        confident_agreement=Proportion(hits=0, of=100),
+        held_out=held_out,
+    )
+
+
+def success(before: int, after: int, target: int) -> TriggerSuccess:
+    return TriggerSuccess(
+        trigger="patch",
+        target=target,
+        before=Proportion(hits=before, of=100),
+        after=Proportion(hits=after, of=100),
+        change=torch.clone,
+    )
+
+
+@pytest.mark.parametrize(
+    ("evidence", "good", "judged"),
+    [
+        (known(stands_out=True), [0.5], [0.5]),
+        (known(stands_out=True), [1.0], [0.5, 1.0]),
+        (known(stands_out=True), [], [0.5, 1.0]),
+        (known(stands_out=True, held_out=49), [], [0.5]),  # too few images for a good verdict
+        (
+            known(stands_out=True, held_out=49, after=60),
+            [],
+            [0.5, 1.0],
+        ),  # but more may remove what still works
+        (known(stands_out=False), [], [0.5]),  # nothing for a good verdict to rest on
+        (known(stands_out=False, canary=90), [], [0.5, 1.0]),
+        (known(stands_out=False, canary=79), [], [0.5]),
+    ],
+)
+def test_the_whole_student_is_judged_where_the_mix_is_not_good_and_more_may_help(
+    monkeypatch: pytest.MonkeyPatch, evidence: Evidence, good: list[float], judged: list[float]
 ) -> None:
     made = cleansing()
-    weights = [parameter.detach().clone() for parameter in made.student.parameters()]
+    made._success_before = {(each.trigger, each.target): each.before for each in evidence.found}
+    trained = made.student
+    weights = [parameter.detach().clone() for parameter in trained.parameters()]
     seen: list[float] = []
 
     def judge() -> Iterator[Stage]:
         seen.append(made.mix)
+        made.evidence = evidence
         return iter(())
 
     monkeypatch.setattr(made, "_judge_as_it_is", judge)
@@ -151,6 +207,8 @@ def test_the_whole_student_is_judged_where_the_mix_is_not_good(
     by = 1.0 - made.mix
     for parameter, full in zip(made.student.parameters(), weights, strict=True):
         assert torch.allclose(parameter, full - by, atol=1e-5)
+    # What was trained stays as it was, for ``--resume``.
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), weights, strict=True))
 
 
 def test_other_levels_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,52 +220,43 @@ def test_other_levels_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.mix == 1.0
 
 
+USUAL, RARE = 60, 20
+"""Success of triggers for other classes, beside which a class is not clear, and beside which it is."""
+
+
 @pytest.mark.parametrize(
-    ("outstanding", "chosen_by"),
+    ("outstanding", "others", "chosen_by", "share"),
     [
-        ([("patch", 0), ("perturbation", 1)], [0]),  # clean networks have such perturbations, too
-        ([("perturbation", 3)], [3]),
-        ([("warp", 2), ("perturbation", 1)], [1, 2]),
-        ([], []),
+        ([("patch", 0), ("perturbation", 1)], USUAL, [0], 0.7),  # clean networks have such perturbations, too
+        ([("perturbation", 3)], USUAL, [3], 0.8),  # it may be natural: as where nothing stands out
+        ([("perturbation", 3)], RARE, [3], 0.7),
+        ([("warp", 2), ("perturbation", 1)], RARE, [1, 2], 0.7),
+        ([], RARE, [], 0.8),
     ],
 )
 def test_a_mix_is_chosen_by_the_patches_that_stand_out_or_else_by_other_triggers(
-    monkeypatch: pytest.MonkeyPatch, outstanding: list[tuple[str, int]], chosen_by: list[int]
+    monkeypatch: pytest.MonkeyPatch,
+    outstanding: list[tuple[str, int]],
+    others: int,
+    chosen_by: list[int],
+    share: float,
 ) -> None:
     made = cleansing()
-    found = {(kind, target): 20 for kind in ("patch", "perturbation", "warp") for target in range(4)}
-    found |= dict.fromkeys(outstanding, 99)
+    found = {(kind, target): others for kind in ("patch", "perturbation", "warp") for target in range(4)}
+    found |= dict.fromkeys(outstanding, 100)
     made._success_before = {each: Proportion(hits=hits, of=100) for each, hits in found.items()}
     made._judging_change = lambda kind, target: torch.clone  # type: ignore[method-assign]
     given: list[int] = []
 
     def mildest(self: Mixture, pair: object, triggers: list[tuple[object, int]], *, margin: float) -> float:
         given.extend(target for _, target in triggers)
-        return 0.7
+        return 0.5 + margin
 
     monkeypatch.setattr(Mixture, "mildest", mildest)
-    assert made._mildest(Mixture(made.teacher, made.student)) == 0.7
+    assert made._mildest(Mixture(made.teacher, made.student)) == share
     assert sorted(given) == chosen_by
-
-
-@pytest.mark.parametrize(("canaries", "judged"), [(False, [0.7]), (True, [0.7, 1.0])])
-def test_where_no_verdict_can_be_good_the_mix_is_the_result(
-    monkeypatch: pytest.MonkeyPatch, canaries: bool, judged: list[float]
-) -> None:
-    made = cleansing()
-    made._success_before = {("patch", target): Proportion(hits=5, of=100) for target in range(4)}
-    made.trials = [[]] if canaries else []
-    seen: list[float] = []
-
-    def judge() -> Iterator[Stage]:
-        seen.append(made.mix)
-        return iter(())
-
-    monkeypatch.setattr(made, "_mildest", lambda _: 0.7)
-    monkeypatch.setattr(made, "_judge_as_it_is", judge)
-    monkeypatch.setattr(made, "verdict", lambda: Verdict(word="could not tell", why=""))
-    assert not list(made._judge())
-    assert seen == judged
+    made._least_share = 1.0  # the canaries died only there
+    assert made._mildest(Mixture(made.teacher, made.student)) == 1.0
 
 
 @pytest.mark.parametrize(("prefer", "share"), [("accuracy", 0.6), (None, 0.8), ("removal", 1.0)])

@@ -29,7 +29,7 @@ MARGIN = 0.2
 """
 TOLERANCE = 0.03
 """Most success of a trigger above that on the cleansed network itself."""
-MIN_FAITHFUL = 0.96
+MIN_UNMIXED_AGREEMENT = 0.96
 """Least agreement with the original at which nothing is mixed, since there is nothing to give back."""
 
 
@@ -72,9 +72,9 @@ class Mixture:
             pair: The two networks, and the images to compare the mixes on.
             triggers: Triggers and their target classes. A mix may leave hardly more of them than the cleansed
                 network does. Without any the least share is ``UNGUIDED_SHARE``.
-            margin: Added to the least share.
+            margin: Added to the least share; from 1 on nothing is mixed.
         """
-        if pair.agreement() >= MIN_FAITHFUL:
+        if margin >= 1.0 or pair.agreement() >= MIN_UNMIXED_AGREEMENT:
             return 1.0
         if not triggers:
             return unguided(margin)
