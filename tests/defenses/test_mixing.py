@@ -145,7 +145,7 @@ def cleansing() -> Auto:
 
 
 def known(*, stands_out: bool, after: int = 5, held_out: int = 50, canary: int | None = None) -> Evidence:
-    """Evidence with or without a patch that stands out, and perhaps with a canary that was planted so well."""
+    """Evidence with or without a patch that stands out, and perhaps with a canary."""
     found = [success(99 if stands_out and not target else 5, after, target) for target in range(4)]
     return Evidence(
         found=found,
