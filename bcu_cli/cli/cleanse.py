@@ -168,7 +168,7 @@ def cleanse(
         bool | None,
         typer.Option(
             "--quick",
-            help="One strength, without canary backdoors: faster, with less evidence.",
+            help="Weaker levels alone, without canary backdoors: faster, with less evidence.",
             rich_help_panel=_AUTO,
         ),
     ] = None,

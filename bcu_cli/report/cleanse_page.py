@@ -109,9 +109,9 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
         _chart(patterns, sorted(sinusoids["working"], key=_worst_first), classes, always=True),
     ]
     for level, trial in enumerate(details["trials"]):
+        mixed = " and mixed like the result" if details["mix"] < 1 else ""
         planted = (
-            f"Canaries: backdoors that were planted in a copy of the network, cleansed at level {level}"
-            f"{' and mixed like the result' if level == 0 and details['mix'] < 1 else ''}. "
+            f"Canaries: backdoors that were planted in a copy of the network, cleansed at level {level}{mixed}. "
             "They are easier to remove than a backdoor that was there from the start."
         )
         parts.append(_chart(planted, trial, classes))

@@ -283,6 +283,34 @@ def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("brief")
+def test_of_few_images_nothing_is_called_cleansed_and_nothing_stronger_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_out = len(method(small(), pictures()).held_out)
+    monkeypatch.setattr(evidence, "MIN_HELD_OUT", held_out + 1)
+    cleansing, titles = staged(monkeypatch)
+    assert titles[-1] == "cleansing, level 0"
+    assert cleansing.verdict().word == "could not tell"
+    assert f"{held_out} held-out images are too few" in cleansing.verdict().why
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(("rounded", "word"), [(5, "could not tell"), (95, "not cleansed")])
+def test_rounding_makes_nothing_good_that_was_not_searched(
+    monkeypatch: pytest.MonkeyPatch, rounded: int, word: str
+) -> None:
+    """A patch on 41 of 100 images might be more than 40 %; on 5 it is not, but nobody looked further."""
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=True)
+    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    give(monkeypatch, cleansing, [50, 99, 41, 41, rounded])
+    for stage in stages_of(cleansing):
+        assert stage.title != "looking for remaining triggers"
+    assert cleansing.verdict().word == "could not tell"
+    cleansing.measure_again()
+    assert cleansing.verdict().word == word
+
+
+@pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_a_trigger_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing, titles = staged(monkeypatch, triggers=[60, 5], sinusoids=[5, 5])
     assert titles == [*SEARCHES, "cleansing, level 0", "cleansing, level 1"]

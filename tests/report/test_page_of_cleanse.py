@@ -73,8 +73,10 @@ def test_what_is_not_drawn_is_counted() -> None:
 def test_canaries_sinusoids_and_searches_on_the_result_have_charts() -> None:
     content = report()
     assert len(list(parsed(content).iter("svg"))) == 4
-    for part in ("1 of the 48 that were tried", "cleansed at level 1", "searched on the result itself"):
+    for part in ("1 of the 48 that were tried", "cleansed at level 0. They", "searched on the result itself"):
         assert part in words(content)
+    content["details"]["mix"] = 0.8
+    assert "cleansed at level 0 and mixed like the result. They" in words(content)
     content["details"]["sinusoids"]["working"] = []
     assert len(list(parsed(content).iter("svg"))) == 3
     assert "0 of the 48 that were tried" in words(content)
