@@ -111,8 +111,8 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     for level, trial in enumerate(details["trials"]):
         mixed = " and mixed like the result" if details["mix"] < 1 else ""
         planted = (
-            f"Canaries: backdoors that were planted in a copy of the network, cleansed at level {level}{mixed}. "
-            "They are easier to remove than a backdoor that was there from the start."
+            "Canaries: backdoors that were planted in a copy of the network, cleansed at level "
+            f"{level}{mixed}. They are easier to remove than a backdoor that was there from the start."
         )
         parts.append(_chart(planted, trial, classes))
     for search in details["residual_searches"]:
