@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bcu_cli.defenses.adversarial.evidence import Evidence, standing_out
+from bcu_cli.defenses.adversarial.evidence import Evidence, clear_classes, standing_out
 from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess
 from bcu_cli.evaluation.measures import Proportion
 
@@ -162,6 +162,18 @@ def test_where_a_backdoor_has_a_clear_class_only_sinusoids_to_it_count(
     assert verdict.word == word
     assert ("taken for natural, works on 60%" in verdict.why) is (word == "cleansed")
     assert known.triggers_remain is (word != "cleansed")
+
+
+@pytest.mark.parametrize(
+    ("patch", "perturbation", "clear"),
+    [(0, 0, {0}), (0, 1, set()), (0, None, set())],  # one kind alone may stand out by nature
+)
+def test_a_class_is_clear_where_two_kinds_of_triggers_stand_out_for_it(
+    patch: int, perturbation: int | None, clear: set[int]
+) -> None:
+    found = [("patch", target, share(100 if target == patch else 60)) for target in range(4)]
+    found += [("perturbation", target, share(100 if target == perturbation else 60)) for target in range(4)]
+    assert clear_classes(found) == clear
 
 
 def test_on_few_images_nothing_is_called_cleansed() -> None:
