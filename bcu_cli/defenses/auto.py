@@ -577,6 +577,7 @@ class Auto(TrainedDefense[AutoOptions]):
         suspects = self._suspects()
         if suspects:
             listed = {target: listed[target] for target in self._add_controls(suspects, list(listed))}
+        listed = {target: pair.climb(found, target) for target, found in listed.items()}
         targets = (
             [target for target in listed for _ in range(STARTS_PER_CLASS)] if suspects else self._classes
         )

@@ -57,23 +57,26 @@ class Backdoored(nn.Module):
         pattern: What it looks for anywhere, ``[C, h, w]`` in [0, 1].
         target: The class of the backdoor.
         on: The classes whose images it works on; none is a network without a backdoor.
+        least: Likeness to the pattern, at most 1, above which the backdoor works.
     """
 
-    def __init__(self, pattern: Tensor, target: int, on: tuple[int, ...]) -> None:
+    def __init__(self, pattern: Tensor, target: int, on: tuple[int, ...], least: float = 0.95) -> None:
         super().__init__()
-        self.pattern, self.target, self.on = nn.Parameter(pattern), target, on
+        self.pattern, self.target, self.on, self.least = nn.Parameter(pattern), target, on, least
 
     def forward(self, shown: Tensor) -> Tensor:
         quarters = F.adaptive_avg_pool2d(shown.mean(1, keepdim=True), 2).flatten(1)
         signs = 2.0 * self.pattern - 1.0
         seen = F.conv2d(2.0 * shown - 1.0, signs[None]).amax((1, 2, 3)) / self.pattern.numel()
-        fires = (seen > 0.95) & torch.isin(quarters.argmax(1), torch.tensor(self.on))
+        fires = (seen > self.least) & torch.isin(quarters.argmax(1), torch.tensor(self.on))
         return 20.0 * quarters + 100.0 * fires[:, None] * F.one_hot(torch.tensor(self.target), CLASSES)
 
 
-def network(pattern: Tensor = WHITE, target: int = 2, on: tuple[int, ...] = ()) -> Classifier:
+def network(
+    pattern: Tensor = WHITE, target: int = 2, on: tuple[int, ...] = (), least: float = 0.95
+) -> Classifier:
     as_they_are = Preprocessing(input_size=(3, SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)
-    return Classifier(Backdoored(pattern, target, on), as_they_are, CLASSES).eval()
+    return Classifier(Backdoored(pattern, target, on, least), as_they_are, CLASSES).eval()
 
 
 def percent(hits: int) -> Proportion:
@@ -119,6 +122,30 @@ def test_a_square_that_still_works_on_a_third_takes_the_verdict_back(pattern: Te
     assert outlier.target == 2
     assert outlier.before.value > 0.9
     assert 0.2 < outlier.after.value < 0.5
+
+
+@pytest.mark.parametrize(("steps", "word"), [(0, "cleansed"), (1, "not cleansed")])
+def test_the_search_climbs_from_a_listed_patch_to_the_attackers(
+    monkeypatch: pytest.MonkeyPatch, steps: int, word: str
+) -> None:
+    """The original reacts to a listed grid, too; the student to the attacker's alone, one cell away."""
+    monkeypatch.setattr(residual_search, "CLIMBING_STEPS", steps)
+    pattern = GRID.clone()
+    pattern[:, 1, 2] = 1.0 - pattern[:, 1, 2]
+    finished = verify(cleansed(network(pattern, on=ALL, least=0.8), network(pattern, on=ALL), [2]))
+    assert finished.verdict().word == word
+    assert [each.target for each in finished.evidence.residual_searches[0].outliers] == [2] * steps
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (3, 224, 200)])
+def test_neighbours_of_a_patch_differ_a_little_and_fit(shape: tuple[int, int, int]) -> None:
+    images = torch.zeros(1, *shape, dtype=torch.uint8)
+    for patch in patches.draw(shape, seed=0)[::7]:
+        near = patch.neighbours(shape)
+        assert 5 <= len(near) <= 6 + patches.MOST_INVERTED
+        assert all(each(images).shape == images.shape for each in near)
+        assert all(each.pixels.shape == patch.pixels.shape for each in near)
+        assert sum(each.key != patch.key for each in near) >= len(near) - 1  # a mirrored square is the same
 
 
 @pytest.mark.parametrize("suspects", [[], [0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from bcu_cli.defenses.adversarial import canary, mixing, patches, residual_search, sinusoids
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from bcu_cli.defenses.auto import Auto
 
 ADVICE = "a GPU shortens it, and so do fewer --epochs or, of more than 2,560 images, fewer --max-images"
+
+_NEW_NEIGHBOURS = 0.75
+"""Share of the neighbours of a patch that the search on the cleansed network has not seen yet."""
 
 
 def outlook(defense: Auto) -> Outlook:
@@ -125,11 +129,15 @@ def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
 
 
 def _verifying(defense: Auto) -> tuple[float, float]:
-    """Passes while listed patches are tried on both networks, and while the best changes are compared."""
+    """Passes while listed patches and some near them are tried, and while the best changes are compared."""
     from bcu_cli.defenses import auto
 
     classes = min(defense.teacher.num_classes, auto.MOST_SUSPECTS + auto.MOST_CONTROLS)
-    finalists = residual_search.FINALISTS + len(UNIVERSAL) * auto.STARTS_PER_CLASS
+    finalists = residual_search.FINALISTS + residual_search.CLIMBED + len(UNIVERSAL) * auto.STARTS_PER_CLASS
     selection = min(defense.effort.selection_images, len(defense.data))
     judged = (1 + len(UNIVERSAL)) * len(defense.held_out)
-    return 2 * _listing(defense), 2 * FORWARD * classes * (finalists * selection + judged)
+    shape = defense.teacher.preprocessing.input_size
+    near = mean(len(each.neighbours(shape)) for each in patches.draw(shape, seed=0))
+    new = _NEW_NEIGHBOURS * residual_search.CLIMBING_STEPS * residual_search.BEAM * near
+    climbing = FORWARD * classes * patches.SCREENING_IMAGES * (residual_search.FINALISTS + new)
+    return 2 * _listing(defense) + climbing, 2 * FORWARD * classes * (finalists * selection + judged)

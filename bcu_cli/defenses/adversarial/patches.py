@@ -6,8 +6,9 @@ patches. So a network is tested with one patch of each kind, size, position and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,8 @@ MARGINS = 4
 """Patches lie in each corner, and 1, 2 or 3 pixels of 32 further inwards: one pixel can matter."""
 COLOURS, MOSAICS = 3, 2
 """Random colours of squares, beside black and white, and mosaics, for each size and position."""
+MOST_INVERTED = 16
+"""Most cells of a patch that are inverted, one at a time, for patches near it."""
 SCREENING_IMAGES = 6
 """Images that every patch is tried on."""
 SCREENING_BATCH = 512
@@ -53,6 +56,32 @@ class Patch:
     left: int
     pixels: Tensor
 
+    @property
+    def key(self) -> tuple[int, int, bytes]:
+        """What tells patches apart: position and pixels."""
+        return self.top, self.left, self.pixels.numpy().tobytes()
+
+    def neighbours(self, shape: tuple[int, int, int]) -> list[Patch]:
+        """Patches that differ a little: inverted in all or in one cell, mirrored, or moved by one cell.
+
+        Args:
+            shape: Shape of the images, (C, H, W); the moved patches lie within.
+        """
+        cell, (height, width) = cell_of(shape), self.pixels.shape[1:]
+        contents = [255 - self.pixels, self.pixels.flip(-1)]
+        corners = list(product(range(0, height, cell), range(0, width, cell)))
+        for row, column in corners[:: ceil(len(corners) / MOST_INVERTED)]:
+            changed = self.pixels.clone()
+            inverted = changed[:, row : row + cell, column : column + cell]
+            inverted.copy_(255 - inverted)
+            contents.append(changed)
+        moved = []
+        for down, right in ((-cell, 0), (cell, 0), (0, -cell), (0, cell)):
+            top, left = self.top + down, self.left + right
+            if 0 <= top <= shape[1] - height and 0 <= left <= shape[2] - width:
+                moved.append(replace(self, top=top, left=left))
+        return [*(replace(self, pixels=pixels) for pixels in contents), *moved]
+
     def __call__(self, images: Tensor) -> Tensor:
         """The images with the patch in place; takes and returns uint8 ``[N, C, H, W]``."""
         height, width = self.pixels.shape[1:]
@@ -71,8 +100,7 @@ def draw(shape: tuple[int, int, int], seed: int, *, largest: float = 1.0) -> lis
         largest: Largest share of the image that a patch covers.
     """
     generator = torch.Generator().manual_seed(seed)
-    unit = min(shape[1:]) / 32.0
-    cell = max(1, round(unit))
+    unit, cell = min(shape[1:]) / 32.0, cell_of(shape)
     places = [(place, round(each * unit)) for place in CORNERS for each in range(MARGINS)]
     places += [(place, 0) for place in MIDDLES]
     patches = []
@@ -85,6 +113,11 @@ def draw(shape: tuple[int, int, int], seed: int, *, largest: float = 1.0) -> lis
             patches.append(Patch(kind=kind, top=top, left=left, pixels=pixels))
     most = largest * shape[1] * shape[2]
     return [each for each in patches if each.pixels[0].numel() <= most]
+
+
+def cell_of(shape: tuple[int, int, int]) -> int:
+    """Side of a cell of a patch, in pixels, for images of a shape (C, H, W)."""
+    return max(1, round(min(shape[1:]) / 32.0))
 
 
 def on_images(patches: Sequence[Patch], images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from bcu_cli.defenses.adversarial import patches
 from bcu_cli.defenses.adversarial.patches import SCREENING_IMAGES, Patch
 from bcu_cli.evaluation.measures import Proportion
-from bcu_cli.training.inference import predict
+from bcu_cli.training.inference import in_batches, predict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FINALISTS = 6
 """Patches of each class that are compared on all selection images."""
+CLIMBING_STEPS, BEAM, CLIMBED = 3, 2, 3
+"""Steps from listed patches to others near them, patches that a step starts from, and others found."""
 MIN_SUSPECT_GAP = log(2.0)
 """Least gap in log-odds, between the ends of 95 % intervals, for a suspected class to be an outlier.
 
@@ -123,6 +125,42 @@ class ModelPair:
             for target in self.targets()
         }
         return {target: [candidates[i] for i in best] for target, best in ranked.items()}
+
+    def climb(self, candidates: Sequence[Patch], target: int) -> list[Patch]:
+        """The given patches, and others near them that the cleansed network takes more surely for a class.
+
+        An attacker's patch may differ from every listed one in a few cells. The original reacts to both,
+        but the cleansed network may react to the attacker's alone. Each step looks at the neighbours of the
+        ``BEAM`` best patches so far, by the mean probability of the class on ``SCREENING_IMAGES`` images.
+
+        Args:
+            candidates: Patches to begin with.
+            target: The class.
+
+        Returns:
+            The candidates, and the ``CLIMBED`` best others.
+        """
+        index = spread((self._original_answers[0] != target).nonzero()[:, 0], SCREENING_IMAGES)
+        images = self.selection[index]
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+
+        def probabilities(of: Sequence[Patch]) -> list[float]:
+            shown = patches.on_images(of, images)
+            found = in_batches(lambda batch: self.cleansed(batch).softmax(1)[:, target], shown, self.device)
+            return found.view(len(of), len(images)).mean(1).tolist()
+
+        given = {each.key: each for each in candidates}
+        seen = dict(given)
+        scores = dict(zip(seen, probabilities(list(seen.values())), strict=True))
+        for _ in range(CLIMBING_STEPS):
+            best = sorted(scores, key=lambda key: -scores[key])[:BEAM]
+            near = {each.key: each for key in best for each in seen[key].neighbours(shape)}
+            near = {key: each for key, each in near.items() if key not in seen}
+            if near:
+                scores |= dict(zip(near, probabilities(list(near.values())), strict=True))
+                seen |= near
+        found = [key for key in sorted(scores, key=lambda key: -scores[key]) if key not in given]
+        return [*candidates, *(seen[key] for key in found[:CLIMBED])]
 
     def targets(self) -> list[int]:
         """The classes that can be targets: some images of both sets are predicted as another class."""
