@@ -104,7 +104,7 @@ def test_its_figures_of_large_images_are_those_of_the_results_page() -> None:
     """Each pair of figures at 224 pixels stands in that section of the results, rounded."""
     results = (pages.ROOT / "examples/results.md").read_text()
     section = results.partition("## Real size: 224 pixels\n")[2].partition("\n## ")[0]
-    text = README.partition("**At 224×224**")[2].partition("\n\n")[0]
+    text = " ".join(README.partition("**At 224×224**")[2].partition("\n\n")[0].split())
     for commit in re.findall(r"commit ([0-9a-f]{7})", text):
         assert f"commit {commit}" in section or f"Commit {commit}" in section
     pairs = re.findall(r"([\d.]+) → ([\d.]+) %", text)
