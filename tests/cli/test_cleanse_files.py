@@ -86,7 +86,8 @@ def state(inputs: Tensor) -> dict[str, Tensor]:
 @pytest.fixture
 def cleanse(bcu: Any, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Cleanses with the model, the images and the output alone, in a few steps; returns what was said."""
-    lessen_effort(monkeypatch, canary_steps=1, search_steps=1, fewest_steps=1, epochs=1)
+    # The student begins as the original, so one step with the lowest learning rate may change nothing.
+    lessen_effort(monkeypatch, canary_steps=1, search_steps=1, fewest_steps=2, epochs=1)
     monkeypatch.setattr(auto, "LEVELS", auto.LEVELS[:2])
     good = Verdict(word="cleansed", why="it was told so")
     monkeypatch.setattr(auto.Auto, "verdict", lambda self: good)
