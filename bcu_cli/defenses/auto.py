@@ -577,7 +577,8 @@ class Auto(TrainedDefense[AutoOptions]):
         suspects = self._suspects()
         if suspects:
             listed = {target: listed[target] for target in self._add_controls(suspects, list(listed))}
-        listed = {target: pair.climb(found, target) for target, found in listed.items()}
+        compared = list(listed) if suspects else pair.most_affected(listed, MOST_SUSPECTS + MOST_CONTROLS)
+        listed |= {target: pair.climb(listed[target], target) for target in compared}
         targets = (
             [target for target in listed for _ in range(STARTS_PER_CLASS)] if suspects else self._classes
         )

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversarial import patches, residual_search
 from bcu_cli.defenses.adversarial.evidence import Evidence
-from bcu_cli.defenses.adversarial.residual_search import TriggerSuccess, outliers_among
+from bcu_cli.defenses.adversarial.residual_search import ModelPair, TriggerSuccess, outliers_among
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images.folder import ImageSet, hold_out
@@ -135,6 +135,22 @@ def test_the_search_climbs_from_a_listed_patch_to_the_attackers(
     finished = verify(cleansed(network(pattern, on=ALL, least=0.8), network(pattern, on=ALL), [2]))
     assert finished.verdict().word == word
     assert [each.target for each in finished.evidence.residual_searches[0].outliers] == [2] * steps
+
+
+def test_of_many_classes_without_suspicion_few_are_climbed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands."""
+    monkeypatch.setattr(auto, "MOST_SUSPECTS", 1)
+    monkeypatch.setattr(auto, "MOST_CONTROLS", 1)
+    climbed: list[int] = []
+
+    def climb(self: ModelPair, candidates: list[patches.Patch], target: int) -> list[patches.Patch]:
+        climbed.append(target)
+        return candidates
+
+    monkeypatch.setattr(ModelPair, "climb", climb)
+    verify(cleansed(network(on=ALL), network(on=ALL), []))
+    assert len(climbed) == 2
+    assert 2 in climbed  # the class that most images are led to
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (3, 224, 200)])
@@ -297,7 +313,7 @@ def test_patches_fit_into_images_of_any_size(shape: tuple[int, int, int]) -> Non
 
 def test_as_many_classes_are_judged_as_asked_for() -> None:
     used, held_out = hold_out(images(), 0.25, most=1000, generator=torch.Generator().manual_seed(0))
-    pair = residual_search.ModelPair(network(on=ALL), network(on=ALL), used.images[:96], held_out.images, CPU)
+    pair = ModelPair(network(on=ALL), network(on=ALL), used.images[:96], held_out.images, CPU)
     tried = pair.promising(patches.draw((3, SIDE, SIDE), seed=0))
     judged = residual_search.compare_changes(pair, "enumeration", "patch", tried, [], most=2)
     assert len(judged.found) == 2
