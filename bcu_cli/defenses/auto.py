@@ -298,7 +298,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
         A good one rests on a trigger that stands out, or on canaries, and on enough images.
         """
-        if not self._standing_out() and not self.evidence.planted:
+        if not self.evidence.outstanding and not self.evidence.planted:
             return False
         return self.evidence.triggers_remain or self.evidence.enough_images
 
@@ -329,7 +329,8 @@ class Auto(TrainedDefense[AutoOptions]):
         """The level taken, and the evidence for the verdict."""
         evidence = self.evidence
         outstanding, counting = evidence.outstanding, evidence.sinusoids_that_count
-        more = self.options.quick and (self.effort.reinitialise or evidence.triggers_remain)
+        canaries = self.effort.reinitialise and not outstanding
+        more = self.options.quick and (canaries or (self._more_may_help and evidence.triggers_remain))
         return {
             "level": self.level,
             "mix": self.mix,

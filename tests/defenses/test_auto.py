@@ -254,6 +254,21 @@ def test_on_large_images_every_level_is_gentle_and_level_1_is_left_out(
 
 
 @pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("large", [True, False])
+def test_to_leave_quick_out_is_advised_only_where_more_would_be_tried(
+    monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """Nothing stands out and sinusoids work to the end; canaries are planted on small images alone."""
+    lessen_effort(monkeypatch, reinitialise=not large)
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=True)
+    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(95)] * 4)
+    give(monkeypatch, cleansing, [50, 60, 60])
+    assert [stage.title for stage in stages_of(cleansing)] == [*SEARCHES, "cleansing, level 0"]
+    assert cleansing.evidence.triggers_remain
+    assert cleansing.details()["more_without_quick"] is not large
+
+
+@pytest.mark.usefixtures("brief")
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
     cleansing, titles = staged(monkeypatch, canaries=[5])

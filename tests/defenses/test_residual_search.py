@@ -164,6 +164,16 @@ def test_neighbours_of_a_patch_differ_a_little_and_fit(shape: tuple[int, int, in
         assert sum(each.key != patch.key for each in near) >= len(near) - 1  # a mirrored square is the same
 
 
+@pytest.mark.parametrize("cells", [2, 5, 6, 8])
+def test_a_cell_of_each_row_and_column_is_inverted(cells: int) -> None:
+    patch = patches.Patch(
+        kind="square", top=0, left=0, pixels=torch.zeros(3, cells, cells, dtype=torch.uint8)
+    )
+    changed = [each.pixels[0].nonzero() for each in patch.neighbours((3, 32, 32))]
+    single = torch.cat([place for place in changed if len(place) == 1])
+    assert all(set(single[:, axis].tolist()) == set(range(cells)) for axis in (0, 1))
+
+
 @pytest.mark.parametrize("suspects", [[], [0]])
 def test_a_class_without_suspicion_is_found_where_its_success_is_far_higher(suspects: list[int]) -> None:
     finished = verify(cleansed(network(on=ALL), network(on=ALL), suspects))

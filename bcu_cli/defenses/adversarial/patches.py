@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,7 +69,11 @@ class Patch:
         cell, (height, width) = cell_of(shape), self.pixels.shape[1:]
         contents = [255 - self.pixels, self.pixels.flip(-1)]
         corners = list(product(range(0, height, cell), range(0, width, cell)))
-        for row, column in corners[:: ceil(len(corners) / MOST_INVERTED)]:
+        diagonal = (
+            len(range(0, width, cell)) + 1
+        )  # a step to the next row and column; at the end it wraps around
+        for each in range(min(len(corners), MOST_INVERTED)):
+            row, column = corners[each * diagonal % len(corners)]
             changed = self.pixels.clone()
             inverted = changed[:, row : row + cell, column : column + cell]
             inverted.copy_(255 - inverted)

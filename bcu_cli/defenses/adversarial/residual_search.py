@@ -20,6 +20,7 @@ from torch import Tensor
 from bcu_cli.defenses.adversarial import patches
 from bcu_cli.defenses.adversarial.patches import SCREENING_IMAGES, Patch
 from bcu_cli.evaluation.measures import Proportion
+from bcu_cli.models.classifier import name_of
 from bcu_cli.training.inference import in_batches, predict
 
 if TYPE_CHECKING:
@@ -140,13 +141,19 @@ class ModelPair:
         Returns:
             The candidates, and the ``CLIMBED`` best others.
         """
+        self.cleansed.to(self.device.torch).eval()
         index = spread((self._original_answers[0] != target).nonzero()[:, 0], SCREENING_IMAGES)
         images = self.selection[index]
         shape = (images.shape[1], images.shape[2], images.shape[3])
 
         def probabilities(of: Sequence[Patch]) -> list[float]:
             shown = patches.on_images(of, images)
-            found = in_batches(lambda batch: self.cleansed(batch).softmax(1)[:, target], shown, self.device)
+            found = in_batches(
+                lambda batch: self.cleansed(batch).softmax(1)[:, target],
+                shown,
+                self.device,
+                name=name_of(self.cleansed),
+            )
             return found.view(len(of), len(images)).mean(1).tolist()
 
         given = {each.key: each for each in candidates}
