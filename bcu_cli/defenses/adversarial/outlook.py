@@ -137,7 +137,8 @@ def _verifying(defense: Auto) -> tuple[float, float]:
     selection = min(defense.effort.selection_images, len(defense.data))
     judged = (1 + len(UNIVERSAL)) * len(defense.held_out)
     shape = defense.teacher.preprocessing.input_size
-    near = mean(len(each.neighbours(shape)) for each in patches.draw(shape, seed=0))
+    one_of_each_size_and_place = patches.draw(shape, seed=0)[:: patches.AT_EACH_PLACE]
+    near = mean(len(each.neighbours(shape)) for each in one_of_each_size_and_place)
     new = _NEW_NEIGHBOURS * residual_search.CLIMBING_STEPS * residual_search.BEAM * near
     climbing = FORWARD * classes * patches.SCREENING_IMAGES * (residual_search.FINALISTS + new)
     return 2 * _listing(defense) + climbing, 2 * FORWARD * classes * (finalists * selection + judged)

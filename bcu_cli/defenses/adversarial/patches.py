@@ -31,6 +31,8 @@ MARGINS = 4
 """Patches lie in each corner, and 1, 2 or 3 pixels of 32 further inwards: one pixel can matter."""
 COLOURS, MOSAICS = 3, 2
 """Random colours of squares, beside black and white, and mosaics, for each size and position."""
+AT_EACH_PLACE = 2 + COLOURS + 3 + MOSAICS
+"""Patches of each size at each place: squares, of them a black and a white one, three grids, and mosaics."""
 MOST_INVERTED = 16
 """Most cells of a patch that are inverted, one at a time, for patches near it."""
 SCREENING_IMAGES = 6
@@ -69,9 +71,7 @@ class Patch:
         cell, (height, width) = cell_of(shape), self.pixels.shape[1:]
         contents = [255 - self.pixels, self.pixels.flip(-1)]
         corners = list(product(range(0, height, cell), range(0, width, cell)))
-        diagonal = (
-            len(range(0, width, cell)) + 1
-        )  # a step to the next row and column; at the end it wraps around
+        diagonal = len(range(0, width, cell)) + 1  # a step to the next row and column, wrapped at the end
         for each in range(min(len(corners), MOST_INVERTED)):
             row, column = corners[each * diagonal % len(corners)]
             changed = self.pixels.clone()
