@@ -76,7 +76,8 @@ def _no_new_weights() -> None:
 
 
 def _all_alike() -> None:
-    auto._loss = lambda answers, taught, **_: distillation_loss(answers, taught, auto.TEMPERATURE)
+    """Every image counts 1, whatever the networks answer."""
+    auto.distillation_loss = lambda answers, taught, *_: distillation_loss(answers, taught, auto.TEMPERATURE)  # type: ignore[attr-defined]
 
 
 def _no_average() -> None:
@@ -94,8 +95,8 @@ def _no_gentle_level() -> None:
     _no_mixes()
     cleansing = auto.Auto._cleansing
 
-    def strong(self: auto.Auto, student: Any, level: int, title: str) -> Any:
-        return cleansing(self, student, max(level, auto.GENTLE + 1), title)
+    def strong(self: auto.Auto, student: Any, teacher: Any, level: int, title: str) -> Any:
+        return cleansing(self, student, teacher, max(level, auto.GENTLE + 1), title)
 
     auto.Auto._cleansing = strong  # type: ignore[method-assign]
 
@@ -112,55 +113,79 @@ def _no_mixes() -> None:
 
 
 def _objective(
-    *, shared_errors: bool = False, both_attacked: bool = False, own_statistics: bool = False
+    *,
+    all_errors: bool = False,
+    both_attacked: bool = False,
+    own_statistics: bool = False,
+    radius: float = 0.0,
 ) -> None:
     """The method's objective, with changes.
 
     Args:
-        shared_errors: A changed image counts only where the original makes the student's very error on it
-            (shared adversarial examples, Wei et al., NeurIPS 2023).
+        all_errors: A changed image counts wherever the student is misled, as the original is or not.
         both_attacked: The adversary learns from the mean logits of original and student.
         own_statistics: BatchNorm normalises clean and changed images by statistics of their own, and keeps
             those of the clean ones (Xie et al., AdvProp, CVPR 2020).
+        radius: Above 0, the loss is that of the worst weights within this radius, in which each weight moves
+            in proportion to its size (Kwon et al., ASAM, ICML 2021; Zhu et al., FT-SAM, ICCV 2023).
     """
 
-    def training_objective(self: auto.Auto, student: Any, adversary: Adversary) -> Any:
-        attacked = _Mean(student, self.teacher) if both_attacked else student
-        errors: list[tuple[float, float]] = []
+    def training_objective(student: Any, teacher: Any, adversary: Adversary, weights: Tensor) -> Any:
+        attacked = _Mean(student, teacher) if both_attacked else student
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
-            with torch.no_grad():
-                expected = self.teacher(views)
             half = len(views) // 2
             quota = half // auto.SINUSOID_DIVISOR
             adversarial, surrogate = adversary.attack(attacked, views[half:])
-            with_sinusoids = sinusoids.add_sinusoids(views[:quota], self._sinusoid_weights)
-            disturbed = auto.corrupt(views[quota:half])  # type: ignore[attr-defined]  # or its replacement
-            parts = [with_sinusoids, disturbed, adversarial]
-            changed = torch.cat(parts).contiguous(memory_format=torch.channels_last)
-            if own_statistics:
-                on_clean = student(views)
-                with _no_new_statistics(student):
-                    on_changed = student(changed)
-            else:
-                on_clean, on_changed = student(torch.cat([views, changed])).split(len(views))
-            counts = on_changed.argmax(1) != expected.argmax(1)
-            if shared_errors:
-                with torch.no_grad():
-                    shared = counts & (on_changed.argmax(1) == self.teacher(changed).argmax(1))
-                errors.append((float(counts.float().mean()), float(shared.float().mean())))
-                if len(errors) % 50 == 0:
-                    of_all, of_shared = torch.tensor(errors[-50:]).mean(0).tolist()
-                    sys.stderr.write(f"errors on changed images {of_all:.1%}, shared {of_shared:.1%}\n")
-                counts = shared
-            loss = distillation_loss(
-                on_changed, expected, auto.TEMPERATURE, auto.DISAGREEMENT_WEIGHT * counts
-            )
-            return auto._loss(on_clean, expected, base_weight=1.0) + loss + surrogate
+            with_sinusoids = sinusoids.add_sinusoids(views[:quota], weights)
+            corrupted = auto.corrupt(views[quota:half])  # type: ignore[attr-defined]  # or its replacement
+            changed = torch.cat([with_sinusoids, corrupted, adversarial])
+            both = torch.cat([views, changed]).contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                expected, misled = teacher(both).split(len(views))
+            right = expected.argmax(1)
+
+            def loss(network: Callable[[Tensor], Tensor]) -> Tensor:
+                if own_statistics:
+                    on_clean = network(views)
+                    with _no_new_statistics(student):
+                        on_changed = network(changed)
+                else:
+                    on_clean, on_changed = network(both).split(len(views))
+                counts = on_changed.argmax(1) != right
+                if not all_errors:
+                    counts = counts & (on_changed.argmax(1) == misled.argmax(1))
+                disagree = on_clean.argmax(1) != right
+                of_clean = 1.0 + auto.DISAGREEMENT_WEIGHT * disagree
+                of_changed = auto.DISAGREEMENT_WEIGHT * auto.emphasis(disagree) * counts
+                return distillation_loss(on_clean, expected, auto.TEMPERATURE, of_clean) + distillation_loss(
+                    on_changed, expected, auto.TEMPERATURE, of_changed
+                )
+
+            return (loss(_at_the_worst(student, loss, radius)) if radius else loss(student)) + surrogate
 
         return objective
 
-    auto.Auto._training_objective = training_objective  # type: ignore[method-assign]
+    auto._training_objective = training_objective  # type: ignore[assignment]
+
+
+def _at_the_worst(
+    student: torch.nn.Module, loss: Callable[[Callable[[Tensor], Tensor]], Tensor], radius: float
+) -> Callable[[Tensor], Tensor]:
+    """The network with its weights moved up the loss by a radius, of each in proportion to its size."""
+    weights = dict(student.named_parameters())
+    gradients = torch.autograd.grad(loss(student), list(weights.values()))
+    with torch.no_grad():
+        sizes = [value.abs() + 0.01 for value in weights.values()]
+        pairs = list(zip(sizes, gradients, strict=True))
+        norm = torch.stack([(size * gradient).norm() for size, gradient in pairs]).norm() + 1e-12
+        steps = [radius / norm * size.square() * gradient for size, gradient in pairs]
+    moved = {name: value + step for (name, value), step in zip(weights.items(), steps, strict=True)}
+    return lambda images: torch.func.functional_call(student, moved, (images,))
+
+
+def _weight(of: float) -> None:
+    auto.DISAGREEMENT_WEIGHT = of
 
 
 @contextmanager
@@ -202,9 +227,14 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without the gentle level": _no_gentle_level,
     "without mixes with the original": _no_mixes,
     "with the gentle level alone": _gentle_alone,
-    "with shared errors alone": lambda: _objective(shared_errors=True),
-    "with shared errors alone, both attacked": lambda: _objective(shared_errors=True, both_attacked=True),
+    "with all errors": lambda: _objective(all_errors=True),
+    "with both networks attacked": lambda: _objective(both_attacked=True),
     "with statistics of their own": lambda: _objective(own_statistics=True),
+    "with sharpness-aware minimisation": lambda: _objective(radius=2.0),
+    "without emphasis": lambda: setattr(auto, "MOST_EMPHASIS", 1.0),
+    "with errors weighing 2": lambda: _weight(2.0),
+    "with errors weighing 4": lambda: _weight(4.0),
+    "with errors weighing 8": lambda: _weight(8.0),
 }
 
 
@@ -213,7 +243,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--without"]:
         from bcu_cli.cli.app import run  # in this process: bcu's own child would have all parts
 
-        WITHOUT[sys.argv[2]]()
+        for name in sys.argv[2].split(" + "):
+            WITHOUT[name]()
         sys.exit(run(sys.argv[3:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)

@@ -9,9 +9,9 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    does this with labels (Zeng et al., ICLR 2022). The adversary starts from what it found on the original
    network and samples most often the changes that succeeded there. An equal number of images is changed
    without gradients. One third of these get sinusoidal patterns (``sinusoids.py``), most often of kinds that
-   succeed on the original; the others get random corruptions (``corruptions.py``). Images on which student
-   and teacher disagree weigh most; changed images on which they agree weigh nothing. The student is the
-   moving average of its weights.
+   succeed on the original; the others get random corruptions (``corruptions.py``). A changed image counts
+   only where the change misleads student and teacher alike, so that the student unlearns the teacher's faults
+   alone (SAU; Wei et al., NeurIPS 2023). The student is the moving average of its weights.
 2. Evidence for the verdict. A second adversary with another seed searches the original for triggers that
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
@@ -48,7 +48,6 @@ from bcu_cli.defenses.adversarial.evidence import (
     MIN_TRIGGER_SUCCESS,
     Evidence,
     canaries_removed,
-    clear_classes,
     learned_canaries,
     log_odds,
     saturated,
@@ -109,12 +108,15 @@ TAKEN_PENALTY = 0.5
 """Penalty on a class that is another canary's target, as a share of images predicted as that class."""
 MIN_START_SUCCESS = 0.5
 """Least success of a listed patch that a search starts at."""
-DISAGREEMENT_WEIGHT = 2.0
-"""Weight of an image, clean or changed, that student and teacher predict as different classes.
+DISAGREEMENT_WEIGHT = 4.0
+"""Weight of a changed image that misleads both networks; added to 1 for a clean one they disagree on.
 
-It is added to 1 for clean images and to 0 for changed ones, so that harmless changes do not crowd out the
-others. This is the focal loss (Lin et al., ICCV 2017) in its hardest form; figures are in ``docs/auto.md``.
+So harmless changes do not crowd out the clean images; figures are in ``docs/auto-log.md``.
 """
+SPARE_DISAGREEMENT = 0.06
+"""Share of clean images on which the networks may disagree before changed ones count no more than usual."""
+MOST_EMPHASIS = 4.0
+"""Factor of the weight of changed images where the networks agree on all clean ones."""
 SINUSOID_DIVISOR = 3
 """One in this many images of the half without an adversary gets a sinusoid; the others, corruptions."""
 MOST_DRAWN = 4
@@ -239,7 +241,7 @@ class Auto(TrainedDefense[AutoOptions]):
         if not self._standing_out() and not self.options.quick and self.effort.reinitialise:
             yield from self._tune_on_canaries()
         while True:
-            yield self._cleansing(self.student, self.level, f"cleansing, level {self.level}")
+            yield self._cleansing(self.student, self.teacher, self.level, f"cleansing, level {self.level}")
             yield from self._judge()
             if self._is_last_level():
                 break
@@ -270,18 +272,15 @@ class Auto(TrainedDefense[AutoOptions]):
     def _mildest(self, mixture: Mixture) -> float:
         """The least share of the student in a mix that removes what stands out, on images learnt from.
 
-        Perturbations and warps stand out on clean networks, too. So where no patch does and the class of none
-        of them is clear, the mix holds as much of the student as where nothing stands out. It never holds
-        less than the mix in which the canaries died.
+        Perturbations and warps stand out on clean networks, too. So they choose it only where no patch stands
+        out. It is never less than in the mix in which the canaries died.
         """
         selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.mixing_images)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         stands_out = self._standing_out()
         patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        clear = patches_alone or clear_classes(_triples(self._success_before))
-        least = self._least_share if clear else max(self._least_share, unguided(self._margin))
-        return max(mixture.mildest(pair, found, margin=self._margin), least)
+        return max(mixture.mildest(pair, found, margin=self._margin), self._least_share)
 
     @property
     def _margin(self) -> float:
@@ -499,11 +498,12 @@ class Auto(TrainedDefense[AutoOptions]):
         objective = canary.teaching(taught, self.teacher, triggers, targets)
         planting = self._training(taught, objective, **self._length(self.effort.canary_steps))
         yield Stage(title="planting canaries", training=planting)
+        taught.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         changes = [trigger.apply_to_bytes for trigger in triggers]
         before = [self._success(taught, *each) for each in zip(changes, targets, strict=True)]
         for level in range(GENTLE, len(LEVELS)):
             trial = copy_of(taught)
-            yield self._cleansing(trial, level, f"cleansing canaries, level {level}")
+            yield self._cleansing(trial, taught, level, f"cleansing canaries, level {level}")
             self.level = level
             mixture = Mixture(taught, trial)
             for share in dict.fromkeys([unguided(self._margin), 1.0] if level == GENTLE else [1.0]):
@@ -540,34 +540,18 @@ class Auto(TrainedDefense[AutoOptions]):
             taken[targets[-1]] += 1
         return targets
 
-    def _cleansing(self, student: Classifier, level: int, title: str) -> Stage:
-        """Distil into a copy of the network against an adversary, re-initialised in part but at level 0."""
+    def _cleansing(self, student: Classifier, teacher: Classifier, level: int, title: str) -> Stage:
+        """Distil into a copy of a network against an adversary, re-initialised in part but at level 0."""
         adversary = self._adversary(LEVELS[level], self.options.seed)
         adversary.load_state_dict(self._initial_adversary.state_dict())
         if level != GENTLE and self.effort.reinitialise:
             student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
             reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)
-        objective = self._training_objective(student, adversary)
+        objective = _training_objective(student, teacher, adversary, self._sinusoid_weights)
         how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
         training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
-
-    def _training_objective(self, student: nn.Module, adversary: Adversary) -> Objective:
-        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
-            with torch.no_grad():
-                expected = self.teacher(views)
-            half = len(views) // 2
-            quota = half // SINUSOID_DIVISOR
-            adversarial, surrogate = adversary.attack(student, views[half:])
-            with_sinusoids = sinusoids.add_sinusoids(views[:quota], self._sinusoid_weights)
-            changed = [with_sinusoids, corrupt(views[quota:half]), adversarial]
-            both = torch.cat([views, *changed]).contiguous(memory_format=torch.channels_last)
-            on_clean, on_changed = student(both).split(len(views))
-            loss = _loss(on_clean, expected, base_weight=1.0) + _loss(on_changed, expected, base_weight=0.0)
-            return loss + surrogate
-
-        return objective
 
     def _verify(self) -> Iterator[Stage]:
         """Search the cleansed network for triggers to the suspected classes and to control classes."""
@@ -714,10 +698,49 @@ class Auto(TrainedDefense[AutoOptions]):
         return Proportion(hits=int((answers == target).sum()), of=len(others))
 
 
-def _loss(logits: Tensor, expected: Tensor, *, base_weight: float) -> Tensor:
-    """Distillation loss that adds ``DISAGREEMENT_WEIGHT`` where student and teacher disagree on the class."""
-    weights = base_weight + DISAGREEMENT_WEIGHT * (logits.argmax(1) != expected.argmax(1))
-    return distillation_loss(logits, expected, TEMPERATURE, weights)
+def _training_objective(
+    student: Classifier, teacher: Classifier, adversary: Adversary, sinusoid_weights: Tensor
+) -> Objective:
+    """The loss of a cleansing: the teacher's answers to clean images are right for changed ones, too.
+
+    A clean image counts 1, and ``DISAGREEMENT_WEIGHT`` more where student and teacher disagree. A changed one
+    counts ``DISAGREEMENT_WEIGHT`` where the change misleads both of them to the same class, else nothing
+    (shared adversarial examples; Wei et al., NeurIPS 2023). So it unlearns the teacher's faults alone. It
+    counts more where that costs no accuracy (:func:`emphasis`).
+    """
+
+    def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
+        half = len(views) // 2
+        quota = half // SINUSOID_DIVISOR
+        adversarial, surrogate = adversary.attack(student, views[half:])
+        with_sinusoids = sinusoids.add_sinusoids(views[:quota], sinusoid_weights)
+        changed = [with_sinusoids, corrupt(views[quota:half]), adversarial]
+        both = torch.cat([views, *changed]).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            expected, on_changed_before = teacher(both).split(len(views))
+        on_clean, on_changed = student(both).split(len(views))
+        right, answers = expected.argmax(1), on_changed.argmax(1)
+        shared = (answers != right) & (answers == on_changed_before.argmax(1))
+        disagree = on_clean.argmax(1) != right
+        clean_weights = 1.0 + DISAGREEMENT_WEIGHT * disagree
+        changed_weights = DISAGREEMENT_WEIGHT * emphasis(disagree) * shared
+        loss = distillation_loss(on_clean, expected, TEMPERATURE, clean_weights)
+        return loss + distillation_loss(on_changed, expected, TEMPERATURE, changed_weights) + surrogate
+
+    return objective
+
+
+def emphasis(disagree: Tensor) -> Tensor:
+    """How much the changed images of a batch count, from 1 to ``MOST_EMPHASIS``.
+
+    It grows where the student answers nearly all clean images as the teacher does. In batches of 15 images or
+    fewer, which cannot tell, it stays 1.
+
+    Args:
+        disagree: Whether the networks disagree on each clean image, bool ``[N]``.
+    """
+    spare = SPARE_DISAGREEMENT * (len(disagree) + 1) / (disagree.sum() + 1)
+    return spare.clamp(1.0, MOST_EMPHASIS)
 
 
 def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:

@@ -103,7 +103,7 @@ def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest
     monkeypatch.setattr(type(cleansing.student), "cpu", lambda self: called.append("cpu"))
     monkeypatch.setattr(auto, "reinitialise", lambda *_: called.append("drawn"))
     monkeypatch.setattr(cleansing, "_sinusoid_weights", torch.ones(NUM_KINDS), raising=False)
-    cleansing._cleansing(cleansing.student, 1, "cleansing")
+    cleansing._cleansing(cleansing.student, cleansing.teacher, 1, "cleansing")
     assert called == ["cpu", "drawn"]
 
 
@@ -135,7 +135,7 @@ def test_large_networks_are_not_re_initialised(monkeypatch: pytest.MonkeyPatch) 
         made._initial_adversary = made._adversary(auto.LIMITS, 0)
         made._sinusoid_weights = torch.ones(NUM_KINDS)
         drawn.clear()
-        made._cleansing(made.student, 1, "cleansing")
+        made._cleansing(made.student, made.teacher, 1, "cleansing")
         assert len(drawn) == times
 
 
@@ -274,7 +274,7 @@ def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing, titles = staged(monkeypatch, canaries=[5])
     tried = ["planting canaries", "cleansing canaries, level 0"]
     assert titles == [*SEARCHES, *tried, "cleansing, level 0"]
-    assert (cleansing.details()["level"], cleansing.details()["mix"]) == (0, 0.8)
+    assert (cleansing.details()["level"], cleansing.details()["mix"]) == (0, 0.7)
     assert cleansing.verdict().word == "cleansed"
 
 
@@ -428,16 +428,47 @@ class Undecided(nn.Module):
         return self.preferred + 0.0 * images.mean((1, 2, 3))[:, None]
 
 
-@pytest.mark.parametrize(("preferred", "counts"), [(1.0, 1.0), (-1.0, 1.0 + 2 * auto.DISAGREEMENT_WEIGHT)])
-def test_what_is_answered_otherwise_counts_more_and_changed_images_nothing_else(
-    preferred: float, counts: float
+class MisledByChanges(nn.Module):
+    """Class 0 for the first 12 images; for the others, which are changed, class 1 where it is misled."""
+
+    def __init__(self, *, misled: bool) -> None:
+        super().__init__()
+        self.misled = misled
+
+    def forward(self, images: Tensor) -> Tensor:
+        clean, changed = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0] if self.misled else [2.0, 0.0])
+        return torch.stack([clean] * 12 + [changed] * (len(images) - 12))
+
+
+@pytest.mark.parametrize(
+    ("preferred", "misled", "counts"),
+    [
+        (1.0, False, 1.0),
+        (1.0, True, 1.0),
+        (-1.0, False, 1.0 + auto.DISAGREEMENT_WEIGHT),
+        (-1.0, True, 1.0 + 2 * auto.DISAGREEMENT_WEIGHT),
+    ],
+)
+def test_a_changed_image_counts_only_where_it_misleads_both_networks(
+    preferred: float, misled: bool, counts: float
 ) -> None:
-    cleansing, student, views = method(small(), pictures()), Undecided(preferred), torch.rand(12, 3, 16, 16)
-    cleansing.teacher, cleansing._sinusoid_weights = Undecided(2.0), torch.ones(NUM_KINDS)  # type: ignore[assignment]
+    """Clean images always count, and more where the networks disagree."""
+    student, teacher, views = Undecided(preferred), MisledByChanges(misled=misled), torch.rand(12, 3, 16, 16)
     adversary = Adversary(range(2), (3, 16, 16), auto.LIMITS, seed=0)
-    loss = cleansing._training_objective(student, adversary)(views, torch.arange(12), 0.0)
-    of_unchanged = distillation_loss(student(views), cleansing.teacher(views), auto.TEMPERATURE)
-    assert loss.item() == pytest.approx(counts * of_unchanged.item())
+    objective = auto._training_objective(student, teacher, adversary, torch.ones(NUM_KINDS))  # type: ignore[arg-type]
+    loss = objective(views, torch.arange(12), 0.0)
+    of_clean = distillation_loss(student(views), teacher(views), auto.TEMPERATURE)
+    assert loss.item() == pytest.approx(counts * of_clean.item())
+
+
+@pytest.mark.parametrize(
+    ("disagreeing", "of", "counts"),
+    [(0, 128, 4.0), (2, 128, 2.58), (6, 128, 0.06 * 129 / 7), (7, 128, 1.0), (128, 128, 1.0), (0, 12, 1.0)],
+)
+def test_changed_images_count_more_where_clean_ones_are_answered_alike(
+    disagreeing: int, of: int, counts: float
+) -> None:
+    assert auto.emphasis(torch.arange(of) < disagreeing).item() == pytest.approx(counts)
 
 
 @pytest.mark.usefixtures("brief")

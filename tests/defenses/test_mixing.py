@@ -113,7 +113,7 @@ def test_a_margin_is_added(monkeypatch: pytest.MonkeyPatch, margin: float, share
     assert mildest(monkeypatch, left, 0.95, triggers=1, margin=margin) == share
 
 
-@pytest.mark.parametrize(("triggers", "agreeing", "share"), [(1, 0.96, 1.0), (0, 0.96, 1.0), (0, 0.95, 0.8)])
+@pytest.mark.parametrize(("triggers", "agreeing", "share"), [(1, 0.96, 1.0), (0, 0.96, 1.0), (0, 0.95, 0.7)])
 def test_a_network_that_answers_as_before_is_not_mixed_and_without_a_trigger_the_share_is_fixed(
     monkeypatch: pytest.MonkeyPatch, triggers: int, agreeing: float, share: float
 ) -> None:
@@ -228,10 +228,10 @@ USUAL, RARE = 60, 20
     ("outstanding", "others", "chosen_by", "share"),
     [
         ([("patch", 0), ("perturbation", 1)], USUAL, [0], 0.7),  # clean networks have such perturbations, too
-        ([("perturbation", 3)], USUAL, [3], 0.8),  # it may be natural: as where nothing stands out
+        ([("perturbation", 3)], USUAL, [3], 0.7),  # it may be natural: as where nothing stands out
         ([("perturbation", 3)], RARE, [3], 0.7),
         ([("warp", 2), ("perturbation", 1)], RARE, [1, 2], 0.7),
-        ([], RARE, [], 0.8),
+        ([], RARE, [], 0.7),
     ],
 )
 def test_a_mix_is_chosen_by_the_patches_that_stand_out_or_else_by_other_triggers(
@@ -259,7 +259,7 @@ def test_a_mix_is_chosen_by_the_patches_that_stand_out_or_else_by_other_triggers
     assert made._mildest(Mixture(made.teacher, made.student)) == 1.0
 
 
-@pytest.mark.parametrize(("prefer", "share"), [("accuracy", 0.6), (None, 0.8), ("removal", 1.0)])
+@pytest.mark.parametrize(("prefer", "share"), [("accuracy", 0.5), (None, 0.7), ("removal", 1.0)])
 def test_a_preference_moves_the_mix(prefer: str | None, share: float) -> None:
     made = cleansing()
     made.options = replace(made.options, prefer=prefer)

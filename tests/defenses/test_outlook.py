@@ -10,7 +10,7 @@ import pytest
 from defending import defense
 from helpers import lessen_effort
 
-from bcu_cli.training.forecast import FORWARD, TO_WEIGHTS
+from bcu_cli.training.forecast import FORWARD, TO_IMAGES, TO_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,8 +56,9 @@ def test_passes_are_those_of_the_networks() -> None:
         if stage.title == "looking for weaknesses":
             assert planned[stage.title].passes == 2 * seen[0]
         if stage.title.startswith("cleansing, level"):
-            forward = FORWARD + 0.5 + 2.0
-            assert planned[stage.title].passes == seen[0] * (FORWARD + 1.0 + 2 * TO_WEIGHTS) / forward
+            forwards = 2.0 + 0.5 + 2.0  # of the teacher, the adversary, and the student
+            passes = 2 * FORWARD + 0.5 * TO_IMAGES + 2 * TO_WEIGHTS
+            assert planned[stage.title].passes == pytest.approx(seen[0] * passes / forwards)
 
 
 def test_methods_that_cannot_say_show_each_stage_alone() -> None:

@@ -85,7 +85,7 @@ def test_method_auto() -> None:
     auto._sinusoid_weights = torch.ones(sinusoids.NUM_KINDS, device="meta")
     step(auto._search(auto._initial_adversary, auto.teacher, "looking for weaknesses"))
     for level, student in enumerate([auto.student, deepcopy(auto.student)]):
-        step(auto._cleansing(student, level, "cleansing"))
+        step(auto._cleansing(student, auto.teacher, level, "cleansing"))
 
 
 @pytest.mark.parametrize("name", [*attacks.names(), "none"])

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from bcu_cli.defenses.adversarial.residual_search import Change, ModelPair
 
 SHARES = (0.5, 0.6, 0.7)
-"""Shares of the cleansed network that are tried."""
-UNGUIDED_SHARE = 0.6
-"""The least share where no trigger stands out, so that nothing tells how much is enough."""
+"""Shares of the cleansed network that are tried; the first is taken where no trigger stands out."""
 MARGIN = 0.2
 """Added to the least share, since the attacker's own trigger works better than one found.
 
@@ -71,13 +69,11 @@ class Mixture:
         Args:
             pair: The two networks, and the images to compare the mixes on.
             triggers: Triggers and their target classes. A mix may leave hardly more of them than the cleansed
-                network does. Without any the least share is ``UNGUIDED_SHARE``.
+                network does.
             margin: Added to the least share; from 1 on nothing is mixed.
         """
         if margin >= 1.0 or pair.agreement() >= MIN_UNMIXED_AGREEMENT:
             return 1.0
-        if not triggers:
-            return unguided(margin)
 
         def left(change: Change, target: int) -> float:
             return pair.success(pair.cleansed, change, target).value
@@ -91,8 +87,8 @@ class Mixture:
 
 
 def unguided(margin: float) -> float:
-    """The share of the cleansed network where no trigger stands out, with a margin."""
-    return _with(margin, UNGUIDED_SHARE)
+    """The share of the cleansed network where no trigger stands out, which would tell how much is enough."""
+    return _with(margin, SHARES[0])
 
 
 def _with(margin: float, share: float) -> float:

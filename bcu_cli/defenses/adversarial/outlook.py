@@ -75,12 +75,12 @@ def _listing(defense: Auto, *, largest: float = 1.0) -> float:
 
 
 def _cleansing(defense: Auto, batch: float) -> float:
-    """Passes of a cleansing: the teacher sees each image, the adversary half, the student each one twice."""
+    """Passes of a cleansing: teacher and student see each image twice, and the adversary half of them."""
     from bcu_cli.defenses import auto
 
     per_epoch = min(ceil(len(defense.data) / defense.batch_size), auto.MOST_STEPS)
     steps = (defense.options.epochs or 0) * per_epoch
-    return steps * batch * (FORWARD + 0.5 * TO_IMAGES + 2 * TO_WEIGHTS)
+    return steps * batch * (2 * FORWARD + 0.5 * TO_IMAGES + 2 * TO_WEIGHTS)
 
 
 def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
