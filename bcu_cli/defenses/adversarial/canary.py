@@ -2,8 +2,7 @@
 
 A user has no trigger to test a cleansed network with. So a copy is trained to have known backdoors, and is
 cleansed in the same way: where they remain, the cleansing is too weak for this network. Canaries are easier
-to remove than the attacker's backdoor. They were trained late and briefly, and the teacher of their cleansing
-is the original, which does not have them.
+to remove than the attacker's backdoor, since they were trained late and briefly.
 """
 
 from __future__ import annotations
