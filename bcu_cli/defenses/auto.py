@@ -48,6 +48,7 @@ from bcu_cli.defenses.adversarial.evidence import (
     MIN_TRIGGER_SUCCESS,
     Evidence,
     canaries_removed,
+    clear_classes,
     learned_canaries,
     log_odds,
     saturated,
@@ -272,15 +273,18 @@ class Auto(TrainedDefense[AutoOptions]):
     def _mildest(self, mixture: Mixture) -> float:
         """The least share of the student in a mix that removes what stands out, on images learnt from.
 
-        Perturbations and warps stand out on clean networks, too. So they choose it only where no patch stands
-        out. It is never less than in the mix in which the canaries died.
+        Perturbations and warps stand out on clean networks, too. So where no patch does and the class of none
+        of them is clear, the mix holds as much of the student as where nothing stands out. It never holds
+        less than the mix in which the canaries died.
         """
         selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.mixing_images)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         stands_out = self._standing_out()
         patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        return max(mixture.mildest(pair, found, margin=self._margin), self._least_share)
+        clear = patches_alone or clear_classes(_triples(self._success_before))
+        least = self._least_share if clear else max(self._least_share, unguided(self._margin))
+        return max(mixture.mildest(pair, found, margin=self._margin), least)
 
     @property
     def _margin(self) -> float:

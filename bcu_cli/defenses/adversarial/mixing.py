@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from bcu_cli.defenses.adversarial.residual_search import Change, ModelPair
 
-SHARES = (0.5, 0.6, 0.7)
-"""Shares of the cleansed network that are tried; the first is taken where no trigger stands out."""
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Shares of the cleansed network that are tried."""
+UNGUIDED_SHARE = 0.5
+"""The least share where no trigger stands out, which would tell how much is enough."""
 MARGIN = 0.2
 """Added to the least share, since the attacker's own trigger works better than one found.
 
@@ -69,11 +71,13 @@ class Mixture:
         Args:
             pair: The two networks, and the images to compare the mixes on.
             triggers: Triggers and their target classes. A mix may leave hardly more of them than the cleansed
-                network does.
+                network does. Without any the least share is ``UNGUIDED_SHARE``.
             margin: Added to the least share; from 1 on nothing is mixed.
         """
         if margin >= 1.0 or pair.agreement() >= MIN_UNMIXED_AGREEMENT:
             return 1.0
+        if not triggers:
+            return unguided(margin)
 
         def left(change: Change, target: int) -> float:
             return pair.success(pair.cleansed, change, target).value
@@ -87,8 +91,8 @@ class Mixture:
 
 
 def unguided(margin: float) -> float:
-    """The share of the cleansed network where no trigger stands out, which would tell how much is enough."""
-    return _with(margin, SHARES[0])
+    """The share of the cleansed network where no trigger stands out, with a margin."""
+    return _with(margin, UNGUIDED_SHARE)
 
 
 def _with(margin: float, share: float) -> float:
