@@ -54,7 +54,7 @@ from bcu_cli.defenses.adversarial.evidence import (
     saturated,
     standing_out,
 )
-from bcu_cli.defenses.adversarial.mixing import MARGIN, Mixture, unguided
+from bcu_cli.defenses.adversarial.mixing import MARGIN, Mixture, onward, unguided
 from bcu_cli.defenses.adversarial.residual_search import (
     FoundTrigger,
     ModelPair,
@@ -250,14 +250,14 @@ class Auto(TrainedDefense[AutoOptions]):
             self.student = copy_of(self.teacher)
 
     def _judge(self) -> Iterator[Stage]:
-        """Judge the student; at the gentle level its mildest mix with the original first."""
+        """Judge the student; at the gentle level its mixes with the original, the mildest one first."""
         if self.level != GENTLE:
             yield from self._judge_as_it_is()
             return
         # A copy is mixed: the state that ``--resume`` starts from holds the student as it was trained.
         self.student = copy_of(self.student).to(self.device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         mixture = Mixture(self.teacher, self.student)
-        for share in dict.fromkeys([self._mildest(mixture), 1.0]):
+        for share in onward(self._mildest(mixture)):
             self.mix = share
             mixture.take(share)
             yield from self._judge_as_it_is()
@@ -510,7 +510,7 @@ class Auto(TrainedDefense[AutoOptions]):
             yield self._cleansing(trial, taught, level, f"cleansing canaries, level {level}")
             self.level = level
             mixture = Mixture(taught, trial)
-            for share in dict.fromkeys([unguided(self._margin), 1.0] if level == GENTLE else [1.0]):
+            for share in onward(unguided(self._margin)) if level == GENTLE else [1.0]:
                 mixture.take(share)
                 self._least_share = share
                 after = [self._success(trial, *each) for each in zip(changes, targets, strict=True)]

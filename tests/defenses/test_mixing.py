@@ -171,20 +171,21 @@ def success(before: int, after: int, target: int) -> TriggerSuccess:
     ("evidence", "good", "judged"),
     [
         (known(stands_out=True), [0.5], [0.5]),
-        (known(stands_out=True), [1.0], [0.5, 1.0]),
-        (known(stands_out=True), [], [0.5, 1.0]),
+        (known(stands_out=True), [0.7, 0.9, 1.0], [0.5, 0.7]),
+        (known(stands_out=True), [1.0], [0.5, 0.7, 0.9, 1.0]),
+        (known(stands_out=True), [], [0.5, 0.7, 0.9, 1.0]),
         (known(stands_out=True, held_out=49), [], [0.5]),  # too few images for a good verdict
         (
             known(stands_out=True, held_out=49, after=60),
             [],
-            [0.5, 1.0],
+            [0.5, 0.7, 0.9, 1.0],
         ),  # but more may remove what still works
         (known(stands_out=False), [], [0.5]),  # nothing for a good verdict to rest on
-        (known(stands_out=False, canary=90), [], [0.5, 1.0]),
+        (known(stands_out=False, canary=90), [], [0.5, 0.7, 0.9, 1.0]),
         (known(stands_out=False, canary=79), [], [0.5]),
     ],
 )
-def test_the_whole_student_is_judged_where_the_mix_is_not_good_and_more_may_help(
+def test_more_of_the_student_is_judged_where_the_mix_is_not_good_and_more_may_help(
     monkeypatch: pytest.MonkeyPatch, evidence: Evidence, good: list[float], judged: list[float]
 ) -> None:
     made = cleansing()
@@ -209,6 +210,14 @@ def test_the_whole_student_is_judged_where_the_mix_is_not_good_and_more_may_help
         assert torch.allclose(parameter, full - by, atol=1e-5)
     # What was trained stays as it was, for ``--resume``.
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), weights, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("share", "shares"),
+    [(0.2, [0.2, 0.4, 0.6, 0.8, 1.0]), (0.7, [0.7, 0.9, 1.0]), (0.9, [0.9, 1.0]), (1.0, [1.0])],
+)
+def test_each_further_mix_holds_more_of_the_student(share: float, shares: list[float]) -> None:
+    assert mixing.onward(share) == shares
 
 
 def test_other_levels_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:

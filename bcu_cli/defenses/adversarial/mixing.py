@@ -7,6 +7,7 @@ gives accuracy back, and at last the backdoor as well. Networks with re-initiali
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,8 @@ MARGIN = 0.2
 
 ``docs/auto-log.md`` has a network on which it still worked on 13 % of the images where the found one did not.
 """
+STEP = 0.2
+"""How much more of the cleansed network the next mix holds, where the verdict on one is not good."""
 TOLERANCE = 0.03
 """Most success of a trigger above that on the cleansed network itself."""
 MIN_UNMIXED_AGREEMENT = 0.96
@@ -93,6 +96,11 @@ class Mixture:
 def unguided(margin: float) -> float:
     """The share of the cleansed network where no trigger stands out, with a margin."""
     return _with(margin, UNGUIDED_SHARE)
+
+
+def onward(share: float) -> list[float]:
+    """A share of the cleansed network, and larger ones to try where that does not suffice, up to 1."""
+    return [_with(step * STEP, share) for step in range(ceil(round((1.0 - share) / STEP, 6)) + 1)]
 
 
 def _with(margin: float, share: float) -> float:
