@@ -279,17 +279,20 @@ def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("brief")
-def test_nothing_is_mixed_where_canaries_live_in_the_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("canaries", "mix"), [([80, 5], 0.9), ([80, 80, 5], 1.0)])
+def test_the_mix_is_one_in_which_the_canaries_died(
+    monkeypatch: pytest.MonkeyPatch, canaries: list[int], mix: float
+) -> None:
     monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
-    cleansing, titles = staged(monkeypatch, canaries=[80, 5])
+    cleansing, titles = staged(monkeypatch, canaries=canaries)
     assert titles[-1] == "cleansing, level 0"
-    assert (cleansing.details()["level"], cleansing.details()["mix"]) == (0, 1.0)
+    assert (cleansing.details()["level"], cleansing.details()["mix"]) == (0, mix)
     assert cleansing.verdict().word == "cleansed"
 
 
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleansing, titles = staged(monkeypatch, canaries=[80, 80, 80, 5])
+    cleansing, titles = staged(monkeypatch, canaries=[80, 80, 80, 80, 5])
     tried = ["planting canaries", *[f"cleansing canaries, level {level}" for level in range(3)]]
     assert titles == [*SEARCHES, *tried, "cleansing, level 2"]
     did = cleansing.details()
