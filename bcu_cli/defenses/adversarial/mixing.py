@@ -30,8 +30,10 @@ MARGIN = 0.2
 """
 STEP = 0.2
 """How much more of the cleansed network the next mix holds, where the verdict on one is not good."""
+MOST_LEFT = 0.1
+"""Most success of a found trigger in the least share; a margin follows."""
 TOLERANCE = 0.03
-"""Most success of a trigger above that on the cleansed network itself."""
+"""Most success of a trigger above that on the cleansed network, where it works on more than that there."""
 MIN_UNMIXED_AGREEMENT = 0.96
 """Least agreement with the original at which nothing is mixed, since there is nothing to give back."""
 
@@ -73,8 +75,9 @@ class Mixture:
 
         Args:
             pair: The two networks, and the images to compare the mixes on.
-            triggers: Triggers and their target classes. A mix may leave hardly more of them than the cleansed
-                network does. Without any the least share is ``UNGUIDED_SHARE``.
+            triggers: Triggers and their target classes. A mix may leave each on ``MOST_LEFT`` of the images, or
+                on hardly more than the cleansed network does. Without any the least share is
+                ``UNGUIDED_SHARE``.
             margin: Added to the least share; from 1 on nothing is mixed.
         """
         if margin >= 1.0 or pair.agreement() >= MIN_UNMIXED_AGREEMENT:
@@ -85,7 +88,9 @@ class Mixture:
         def left(change: Change, target: int) -> float:
             return pair.success(pair.cleansed, change, target).value
 
-        limits = [(change, target, left(change, target) + TOLERANCE) for change, target in triggers]
+        limits = [
+            (change, target, max(MOST_LEFT, left(change, target) + TOLERANCE)) for change, target in triggers
+        ]
         for share in SHARES:
             self.take(share)
             if all(left(change, target) <= limit for change, target, limit in limits):
