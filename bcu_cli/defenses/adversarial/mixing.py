@@ -75,8 +75,8 @@ class Mixture:
 
         Args:
             pair: The two networks, and the images to compare the mixes on.
-            triggers: Triggers and their target classes. A mix may leave each on ``MOST_LEFT`` of the images, or
-                on hardly more than the cleansed network does. Without any the least share is
+            triggers: Triggers and their target classes. A mix may leave each on ``MOST_LEFT`` of the images,
+                or on hardly more than the cleansed network does. Without any the least share is
                 ``UNGUIDED_SHARE``.
             margin: Added to the least share; from 1 on nothing is mixed.
         """
