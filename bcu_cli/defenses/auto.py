@@ -283,7 +283,9 @@ class Auto(TrainedDefense[AutoOptions]):
         patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
         clear = patches_alone or clear_classes(_triples(self._success_before))
-        least = self._least_share if clear else max(self._least_share, unguided(self._margin))
+        least = max(self._least_share, min(1.0, round(self.effort.least_share + self._margin, 2)))
+        if not clear:
+            least = max(least, unguided(self._margin))
         return max(mixture.mildest(pair, found, margin=self._margin), least)
 
     @property
@@ -509,6 +511,8 @@ class Auto(TrainedDefense[AutoOptions]):
             trial = copy_of(taught)
             yield self._cleansing(trial, taught, level, f"cleansing canaries, level {level}")
             self.level = level
+            # A copy is mixed, as in ``_judge``: the state of ``--resume`` holds the trial as it was trained.
+            trial = copy_of(trial).to(self.device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
             mixture = Mixture(taught, trial)
             for share in onward(unguided(self._margin)) if level == GENTLE else [1.0]:
                 mixture.take(share)
@@ -521,7 +525,6 @@ class Auto(TrainedDefense[AutoOptions]):
                 ]
                 if canaries_removed([successes]):
                     break
-            mixture.take(1.0)  # as it was trained, for the state that ``--resume`` starts from
             self.trials.append(successes)
             if canaries_removed(self.trials):
                 return

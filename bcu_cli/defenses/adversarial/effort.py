@@ -32,6 +32,7 @@ class Effort:
         verification_steps: Steps of the search on the cleansed network.
         sinusoid_images: Most images that each sinusoidal pattern is tried on.
         mixing_images: Most images that mixes are compared on.
+        least_share: Least share of the cleansed network in a mix, before the margin is added.
         selection_images: Images that changes found on the cleansed network are selected on.
         patch_interval: One in this many of the listed patches is tried. It has no divisor in common with the
             10 patches of each size at each place; otherwise some of them would be left out everywhere.
@@ -47,6 +48,7 @@ class Effort:
     verification_steps: int = 160
     sinusoid_images: int = 200
     mixing_images: int = 1000
+    least_share: float = 0.2
     selection_images: int = 96
     patch_interval: int = 1
 
@@ -62,6 +64,7 @@ LARGE = Effort(
     verification_steps=150,
     sinusoid_images=60,
     mixing_images=200,
+    least_share=0.6,
     selection_images=32,
     patch_interval=3,
 )
