@@ -130,7 +130,7 @@ def _objective(
             in proportion to its size (Kwon et al., ASAM, ICML 2021; Zhu et al., FT-SAM, ICCV 2023).
     """
 
-    def training_objective(student: Any, teacher: Any, adversary: Adversary, weights: Tensor) -> Any:
+    def training_objective(student: Any, teacher: Any, adversary: Adversary, weights: Tensor, *_: Any) -> Any:
         attacked = _Mean(student, teacher) if both_attacked else student
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same

@@ -555,7 +555,7 @@ class Auto(TrainedDefense[AutoOptions]):
             student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
             reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)
-        objective = _training_objective(student, teacher, adversary, self._sinusoid_weights)
+        objective = _training_objective(student, teacher, adversary, self._sinusoid_weights, self.effort)
         how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
         training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
@@ -706,15 +706,21 @@ class Auto(TrainedDefense[AutoOptions]):
 
 
 def _training_objective(
-    student: Classifier, teacher: Classifier, adversary: Adversary, sinusoid_weights: Tensor
+    student: Classifier,
+    teacher: Classifier,
+    adversary: Adversary,
+    sinusoid_weights: Tensor,
+    how: Effort = effort.USUAL,
 ) -> Objective:
     """The loss of a cleansing: the teacher's answers to clean images are right for changed ones, too.
 
     A clean image counts 1, and ``DISAGREEMENT_WEIGHT`` more where student and teacher disagree. A changed one
     counts ``DISAGREEMENT_WEIGHT`` where the change misleads both of them to the same class, else nothing
     (shared adversarial examples; Wei et al., NeurIPS 2023). So it unlearns the teacher's faults alone. It
-    counts more where that costs no accuracy (:func:`emphasis`).
+    counts more where that costs no accuracy (:func:`emphasis`). On large images every change that misleads
+    the student counts, but less.
     """
+    weight = how.error_factor * DISAGREEMENT_WEIGHT
 
     def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
         half = len(views) // 2
@@ -727,10 +733,12 @@ def _training_objective(
             expected, on_changed_before = teacher(both).split(len(views))
         on_clean, on_changed = student(both).split(len(views))
         right, answers = expected.argmax(1), on_changed.argmax(1)
-        shared = (answers != right) & (answers == on_changed_before.argmax(1))
+        misled = answers != right
+        if not how.all_errors:
+            misled = misled & (answers == on_changed_before.argmax(1))
         disagree = on_clean.argmax(1) != right
-        clean_weights = 1.0 + DISAGREEMENT_WEIGHT * disagree
-        changed_weights = DISAGREEMENT_WEIGHT * emphasis(disagree) * shared
+        clean_weights = 1.0 + weight * disagree
+        changed_weights = weight * emphasis(disagree) * misled
         loss = distillation_loss(on_clean, expected, TEMPERATURE, clean_weights)
         return loss + distillation_loss(on_changed, expected, TEMPERATURE, changed_weights) + surrogate
 

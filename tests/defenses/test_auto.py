@@ -12,7 +12,7 @@ from helpers import lessen_effort
 from torch import Tensor, nn
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import evidence, mixing
+from bcu_cli.defenses.adversarial import effort, evidence, mixing
 from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess, spread
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.defenses.auto import Auto, AutoOptions
@@ -462,6 +462,16 @@ def test_a_changed_image_counts_only_where_it_misleads_both_networks(
     loss = objective(views, torch.arange(12), 0.0)
     of_clean = distillation_loss(student(views), teacher(views), auto.TEMPERATURE)
     assert loss.item() == pytest.approx(counts * of_clean.item())
+
+
+def test_on_large_images_every_change_that_misleads_the_student_counts_but_less() -> None:
+    """The original answers class 0 to the changed images, the student class 1 to all."""
+    student, teacher, views = Undecided(-1.0), MisledByChanges(misled=False), torch.rand(12, 3, 16, 16)
+    adversary = Adversary(range(2), (3, 16, 16), auto.LIMITS, seed=0)
+    given = (student, teacher, adversary, torch.ones(NUM_KINDS), effort.LARGE)
+    loss = auto._training_objective(*given)(views, torch.arange(12), 0.0)  # type: ignore[arg-type]
+    of_clean = distillation_loss(student(views), teacher(views), auto.TEMPERATURE)
+    assert loss.item() == pytest.approx((1.0 + auto.DISAGREEMENT_WEIGHT) * of_clean.item())
 
 
 @pytest.mark.parametrize(

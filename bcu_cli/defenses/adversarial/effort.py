@@ -32,6 +32,8 @@ class Effort:
         verification_steps: Steps of the search on the cleansed network.
         sinusoid_images: Most images that each sinusoidal pattern is tried on.
         mixing_images: Most images that mixes are compared on.
+        error_factor: Factor of the weight of images on which student and teacher err or disagree.
+        all_errors: Whether changed images that mislead the student alone count, too.
         least_share: Least share of the cleansed network in a mix, before the margin is added.
         selection_images: Images that changes found on the cleansed network are selected on.
         patch_interval: One in this many of the listed patches is tried. It has no divisor in common with the
@@ -48,6 +50,8 @@ class Effort:
     verification_steps: int = 160
     sinusoid_images: int = 200
     mixing_images: int = 1000
+    error_factor: float = 1.0
+    all_errors: bool = False
     least_share: float = 0.2
     selection_images: int = 96
     patch_interval: int = 1
@@ -64,13 +68,16 @@ LARGE = Effort(
     verification_steps=150,
     sinusoid_images=60,
     mixing_images=200,
+    error_factor=0.5,
+    all_errors=True,
     least_share=0.6,
     selection_images=32,
     patch_interval=3,
 )
 """For images of more than ``LARGE_PIXELS``, by the time and the memory that they take on one network.
 
-Weights are not re-initialised: so few steps do not bring back what that destroys (``docs/auto-log.md``).
+Weights are not re-initialised: so few steps do not bring back what that destroys. Nor do they bring back what
+a higher weight of errors costs (``docs/auto-log.md``).
 """
 
 
