@@ -114,7 +114,6 @@ def _no_mixes() -> None:
 
 def _objective(
     *,
-    all_errors: bool = False,
     both_attacked: bool = False,
     own_statistics: bool = False,
     radius: float = 0.0,
@@ -122,7 +121,6 @@ def _objective(
     """The method's objective, with changes.
 
     Args:
-        all_errors: A changed image counts wherever the student is misled, as the original is or not.
         both_attacked: The adversary learns from the mean logits of original and student.
         own_statistics: BatchNorm normalises clean and changed images by statistics of their own, and keeps
             those of the clean ones (Xie et al., AdvProp, CVPR 2020).
@@ -130,8 +128,11 @@ def _objective(
             in proportion to its size (Kwon et al., ASAM, ICML 2021; Zhu et al., FT-SAM, ICCV 2023).
     """
 
-    def training_objective(student: Any, teacher: Any, adversary: Adversary, weights: Tensor, *_: Any) -> Any:
+    def training_objective(
+        student: Any, teacher: Any, adversary: Adversary, weights: Tensor, how: effort.Effort
+    ) -> Any:
         attacked = _Mean(student, teacher) if both_attacked else student
+        weight = how.error_factor * auto.DISAGREEMENT_WEIGHT
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
             half = len(views) // 2
@@ -153,11 +154,11 @@ def _objective(
                 else:
                     on_clean, on_changed = network(both).split(len(views))
                 counts = on_changed.argmax(1) != right
-                if not all_errors:
+                if not how.all_errors:
                     counts = counts & (on_changed.argmax(1) == misled.argmax(1))
                 disagree = on_clean.argmax(1) != right
-                of_clean = 1.0 + auto.DISAGREEMENT_WEIGHT * disagree
-                of_changed = auto.DISAGREEMENT_WEIGHT * auto.emphasis(disagree) * counts
+                of_clean = 1.0 + weight * disagree
+                of_changed = weight * auto.emphasis(disagree) * counts
                 return distillation_loss(on_clean, expected, auto.TEMPERATURE, of_clean) + distillation_loss(
                     on_changed, expected, auto.TEMPERATURE, of_changed
                 )
@@ -166,7 +167,7 @@ def _objective(
 
         return objective
 
-    auto._training_objective = training_objective  # type: ignore[assignment]
+    auto._training_objective = training_objective
 
 
 def _at_the_worst(
@@ -182,6 +183,11 @@ def _at_the_worst(
         steps = [radius / norm * size.square() * gradient for size, gradient in pairs]
     moved = {name: value + step for (name, value), step in zip(weights.items(), steps, strict=True)}
     return lambda images: torch.func.functional_call(student, moved, (images,))
+
+
+def _all_errors() -> None:
+    """A changed image counts wherever the student is misled, as the original is or not."""
+    effort.USUAL = replace(effort.USUAL, all_errors=True)
 
 
 def _weight(of: float) -> None:
@@ -227,13 +233,13 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without the gentle level": _no_gentle_level,
     "without mixes with the original": _no_mixes,
     "with the gentle level alone": _gentle_alone,
-    "with all errors": lambda: _objective(all_errors=True),
+    "with all errors": _all_errors,
     "with both networks attacked": lambda: _objective(both_attacked=True),
     "with statistics of their own": lambda: _objective(own_statistics=True),
     "with sharpness-aware minimisation": lambda: _objective(radius=2.0),
     "without emphasis": lambda: setattr(auto, "MOST_EMPHASIS", 1.0),
     "with errors weighing 2": lambda: _weight(2.0),
-    "with errors weighing 4": lambda: _weight(4.0),
+    "with errors weighing 6": lambda: _weight(6.0),
     "with errors weighing 8": lambda: _weight(8.0),
 }
 

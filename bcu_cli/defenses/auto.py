@@ -45,6 +45,7 @@ from bcu_cli.defenses.adversarial import canary, effort, outlook, patches, sinus
 from bcu_cli.defenses.adversarial.corruptions import corrupt
 from bcu_cli.defenses.adversarial.evidence import (
     MIN_HELD_OUT,
+    MIN_PLANTED_SUCCESS,
     MIN_TRIGGER_SUCCESS,
     Evidence,
     canaries_removed,
@@ -504,9 +505,10 @@ class Auto(TrainedDefense[AutoOptions]):
         objective = canary.teaching(taught, self.teacher, triggers, targets)
         planting = self._training(taught, objective, **self._length(self.effort.canary_steps))
         yield Stage(title="planting canaries", training=planting)
-        taught.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         changes = [trigger.apply_to_bytes for trigger in triggers]
         before = [self._success(taught, *each) for each in zip(changes, targets, strict=True)]
+        learned = any(each.value >= MIN_PLANTED_SUCCESS for each in before)
+        mixes = onward(unguided(self._margin)) if learned else [1.0]
         for level in range(GENTLE, len(LEVELS)):
             trial = copy_of(taught)
             yield self._cleansing(trial, taught, level, f"cleansing canaries, level {level}")
@@ -514,7 +516,7 @@ class Auto(TrainedDefense[AutoOptions]):
             # A copy is mixed, as in ``_judge``: the state of ``--resume`` holds the trial as it was trained.
             trial = copy_of(trial).to(self.device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
             mixture = Mixture(taught, trial)
-            for share in onward(unguided(self._margin)) if level == GENTLE else [1.0]:
+            for share in mixes if level == GENTLE else [1.0]:
                 mixture.take(share)
                 self._least_share = share
                 after = [self._success(trial, *each) for each in zip(changes, targets, strict=True)]
@@ -710,7 +712,7 @@ def _training_objective(
     teacher: Classifier,
     adversary: Adversary,
     sinusoid_weights: Tensor,
-    how: Effort = effort.USUAL,
+    how: Effort,
 ) -> Objective:
     """The loss of a cleansing: the teacher's answers to clean images are right for changed ones, too.
 

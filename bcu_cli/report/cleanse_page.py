@@ -109,10 +109,10 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
         _chart(patterns, sorted(sinusoids["working"], key=_worst_first), classes, always=True),
     ]
     for level, trial in enumerate(details["trials"]):
-        mixed = " and mixed like the result" if details["mix"] < 1 else ""
+        mixed = "" if level else " Shown is the mildest mix with the copy that removed them, if one did."
         planted = (
             "Canaries: backdoors that were planted in a copy of the network, cleansed at level "
-            f"{level}{mixed}. They are easier to remove than a backdoor that was there from the start."
+            f"{level}. They are easier to remove than a backdoor that was there from the start.{mixed}"
         )
         parts.append(_chart(planted, trial, classes))
     for search in details["residual_searches"]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from defending import CPU, backdoored_setting, classifier, pictures, run, small
 from helpers import lessen_effort
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversarial import effort, evidence, mixing
@@ -153,7 +154,7 @@ def staged(
 ) -> tuple[Auto, list[str]]:
     """A search with given successes, by level, of canaries, triggers and a sinusoid; its stages' titles.
 
-    At the gentle level canaries are tried on a mix first, and then, if they work on it, without one.
+    At the gentle level canaries are tried on one mix after the other, until they do not work.
     Without canaries a trigger stands out on the original; with them, none does.
     """
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
@@ -420,58 +421,70 @@ def test_sinusoids_are_weighted_by_the_odds_on_the_original(monkeypatch: pytest.
     assert cleansing._sinusoid_weights.tolist() == pytest.approx([0.1 + 0.2 / 0.82] * NUM_KINDS)
 
 
-class Undecided(nn.Module):
-    """One answer to all images, of two classes."""
+class Answers(nn.Module):
+    """One of three classes for the first images, which are clean, and one for the others, which are changed.
 
-    def __init__(self, preferred: float) -> None:
+    Args:
+        count: Number of clean images.
+        clean: Their class.
+        changed: The class of the others.
+    """
+
+    def __init__(self, count: int, clean: int, changed: int) -> None:
         super().__init__()
-        self.preferred = nn.Parameter(torch.tensor([preferred, 0.0]))
+        self.count = count
+        self.logits = nn.Parameter(2.0 * F.one_hot(torch.tensor([clean, changed]), 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.preferred + 0.0 * images.mean((1, 2, 3))[:, None]
+        changed = torch.arange(len(images)) >= self.count
+        return self.logits[changed.long()] + 0.0 * images.mean((1, 2, 3))[:, None]
 
 
-class MisledByChanges(nn.Module):
-    """Class 0 for the first 12 images; for the others, which are changed, class 1 where it is misled."""
-
-    def __init__(self, *, misled: bool) -> None:
-        super().__init__()
-        self.misled = misled
-
-    def forward(self, images: Tensor) -> Tensor:
-        clean, changed = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0] if self.misled else [2.0, 0.0])
-        return torch.stack([clean] * 12 + [changed] * (len(images) - 12))
+WEIGHT = auto.DISAGREEMENT_WEIGHT
 
 
 @pytest.mark.parametrize(
-    ("preferred", "misled", "counts"),
+    ("how", "count", "student", "misled", "counts"),
     [
-        (1.0, False, 1.0),
-        (1.0, True, 1.0),
-        (-1.0, False, 1.0 + auto.DISAGREEMENT_WEIGHT),
-        (-1.0, True, 1.0 + 2 * auto.DISAGREEMENT_WEIGHT),
+        (effort.USUAL, 12, (0, 0), 1, 0.0),
+        (effort.USUAL, 12, (0, 1), 0, 0.0),  # the original is not misled,
+        (effort.USUAL, 12, (0, 1), 2, 0.0),  # or to another class
+        (effort.USUAL, 12, (0, 1), 1, WEIGHT),
+        (effort.USUAL, 128, (0, 1), 1, auto.MOST_EMPHASIS * WEIGHT),
+        (effort.USUAL, 12, (1, 1), 0, 1.0 + WEIGHT),
+        (effort.USUAL, 12, (1, 1), 1, 1.0 + 2 * WEIGHT),
+        (effort.LARGE, 12, (0, 1), 0, WEIGHT / 2),
+        (effort.LARGE, 12, (1, 1), 2, 1.0 + WEIGHT),
     ],
 )
-def test_a_changed_image_counts_only_where_it_misleads_both_networks(
-    preferred: float, misled: bool, counts: float
+def test_a_changed_image_counts_where_it_misleads_both_networks_or_on_large_images_the_student(
+    how: effort.Effort, count: int, student: tuple[int, int], misled: int, counts: float
 ) -> None:
-    """Clean images always count, and more where the networks disagree."""
-    student, teacher, views = Undecided(preferred), MisledByChanges(misled=misled), torch.rand(12, 3, 16, 16)
-    adversary = Adversary(range(2), (3, 16, 16), auto.LIMITS, seed=0)
-    objective = auto._training_objective(student, teacher, adversary, torch.ones(NUM_KINDS))  # type: ignore[arg-type]
-    loss = objective(views, torch.arange(12), 0.0)
-    of_clean = distillation_loss(student(views), teacher(views), auto.TEMPERATURE)
-    assert loss.item() == pytest.approx(counts * of_clean.item())
+    """Clean images always count, and more where the networks disagree. The original's class is 0."""
+    networks = [Answers(count, *student), Answers(count, 0, misled)]
+    adversary = Adversary(range(3), (3, 16, 16), auto.LIMITS, seed=0)
+    given: Any = (*networks, adversary, torch.ones(NUM_KINDS), how)
+    loss = auto._training_objective(*given)(torch.rand(count, 3, 16, 16), torch.arange(count), 0.0)
+    wrong, right = (2.0 * F.one_hot(torch.tensor([target]), 3) for target in (1, 0))
+    assert loss.item() == pytest.approx(counts * distillation_loss(wrong, right, auto.TEMPERATURE).item())
 
 
-def test_on_large_images_every_change_that_misleads_the_student_counts_but_less() -> None:
-    """The original answers class 0 to the changed images, the student class 1 to all."""
-    student, teacher, views = Undecided(-1.0), MisledByChanges(misled=False), torch.rand(12, 3, 16, 16)
-    adversary = Adversary(range(2), (3, 16, 16), auto.LIMITS, seed=0)
-    given = (student, teacher, adversary, torch.ones(NUM_KINDS), effort.LARGE)
-    loss = auto._training_objective(*given)(views, torch.arange(12), 0.0)  # type: ignore[arg-type]
-    of_clean = distillation_loss(student(views), teacher(views), auto.TEMPERATURE)
-    assert loss.item() == pytest.approx((1.0 + auto.DISAGREEMENT_WEIGHT) * of_clean.item())
+@pytest.mark.usefixtures("brief")
+def test_the_copy_with_canaries_is_the_teacher_of_its_cleansing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original knows no canaries, so none of them would mislead both networks."""
+    cleansing, teachers = auto.Auto._cleansing, []
+
+    def spied(self: auto.Auto, student: Classifier, teacher: Classifier, level: int, title: str) -> Stage:
+        same = all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
+        teachers.append((title, teacher is self.teacher, teacher.training, same))
+        return cleansing(self, student, teacher, level, title)
+
+    monkeypatch.setattr(auto.Auto, "_cleansing", spied)
+    staged(monkeypatch, canaries=[5])
+    assert teachers == [
+        ("cleansing canaries, level 0", False, False, True),
+        ("cleansing, level 0", True, False, True),
+    ]
 
 
 @pytest.mark.parametrize(
