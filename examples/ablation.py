@@ -167,7 +167,7 @@ def _objective(
 
         return objective
 
-    auto._training_objective = training_objective
+    auto._training_objective = training_objective  # type: ignore[assignment]
 
 
 def _at_the_worst(
