@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -112,20 +113,22 @@ def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
 
     small = min(len(defense.data), defense.effort.batch_size)
     trying, comparing = _verifying(defense)
-    return [
-        PlannedStage(
-            title=f"cleansing, level {level}",
-            passes=_cleansing(defense, batch),
-            after=trying + (_mixing(defense) if level == auto.GENTLE else 0.0),
-            sure=level == auto.GENTLE,
-        ),
-        PlannedStage(
-            title="looking for remaining triggers",
-            passes=TO_IMAGES * defense.effort.verification_steps * small,
-            after=comparing,
-            sure=level == auto.GENTLE,
-        ),
-    ]
+    gentle = level == auto.GENTLE
+    cleansing = PlannedStage(
+        title=f"cleansing, level {level}",
+        passes=_cleansing(defense, batch),
+        after=trying + (_mixing(defense) if gentle else 0.0),
+        sure=gentle,
+    )
+    search = PlannedStage(
+        title="looking for remaining triggers",
+        passes=TO_IMAGES * defense.effort.verification_steps * small,
+        after=comparing,
+        sure=gentle,
+    )
+    # Each mix that is not good is followed by another one, which is searched as well.
+    more = len(mixing.onward(mixing.SHARES[0])) - 1 if gentle else 0
+    return [cleansing, search, *[replace(search, sure=False)] * more]
 
 
 def _verifying(defense: Auto) -> tuple[float, float]:
