@@ -117,6 +117,7 @@ def _objective(
     both_attacked: bool = False,
     own_statistics: bool = False,
     radius: float = 0.0,
+    mixed: bool = True,
 ) -> None:
     """The method's objective, with changes.
 
@@ -126,6 +127,7 @@ def _objective(
             those of the clean ones (Xie et al., AdvProp, CVPR 2020).
         radius: Above 0, the loss is that of the worst weights within this radius, in which each weight moves
             in proportion to its size (Kwon et al., ASAM, ICML 2021; Zhu et al., FT-SAM, ICCV 2023).
+        mixed: Whether the student learns the original's answers to mixed images, too.
     """
 
     def training_objective(
@@ -141,27 +143,34 @@ def _objective(
             with_sinusoids = sinusoids.add_sinusoids(views[:quota], weights)
             corrupted = auto.corrupt(views[quota:half])  # type: ignore[attr-defined]  # or its replacement
             changed = torch.cat([with_sinusoids, corrupted, adversarial])
-            both = torch.cat([views, changed]).contiguous(memory_format=torch.channels_last)
+            clean = torch.cat([views, auto.mixup(views)]) if mixed else views
+            both = torch.cat([clean, changed]).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
-                expected, misled = teacher(both).split(len(views))
+                taught, misled = teacher(both).split([len(clean), len(views)])
+            expected, on_pairs = taught[: len(views)], taught[len(views) :]
             right = expected.argmax(1)
 
             def loss(network: Callable[[Tensor], Tensor]) -> Tensor:
                 if own_statistics:
-                    on_clean = network(views)
+                    on_images = network(clean)
                     with _no_new_statistics(student):
                         on_changed = network(changed)
                 else:
-                    on_clean, on_changed = network(both).split(len(views))
+                    on_images, on_changed = network(both).split([len(clean), len(views)])
+                on_clean = on_images[: len(views)]
                 counts = on_changed.argmax(1) != right
                 if not how.all_errors:
                     counts = counts & (on_changed.argmax(1) == misled.argmax(1))
                 disagree = on_clean.argmax(1) != right
                 of_clean = 1.0 + weight * disagree
                 of_changed = weight * auto.emphasis(disagree) * counts
-                return distillation_loss(on_clean, expected, auto.TEMPERATURE, of_clean) + distillation_loss(
-                    on_changed, expected, auto.TEMPERATURE, of_changed
-                )
+                parts = [
+                    distillation_loss(on_clean, expected, auto.TEMPERATURE, of_clean),
+                    distillation_loss(on_changed, expected, auto.TEMPERATURE, of_changed),
+                ]
+                if mixed:
+                    parts.append(distillation_loss(on_images[len(views) :], on_pairs, auto.TEMPERATURE))
+                return torch.stack(parts).sum()
 
             return (loss(_at_the_worst(student, loss, radius)) if radius else loss(student)) + surrogate
 
@@ -237,6 +246,7 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "with both networks attacked": lambda: _objective(both_attacked=True),
     "with statistics of their own": lambda: _objective(own_statistics=True),
     "with sharpness-aware minimisation": lambda: _objective(radius=2.0),
+    "without mixed images": lambda: _objective(mixed=False),
     "without emphasis": lambda: setattr(auto, "MOST_EMPHASIS", 1.0),
     "with errors weighing 2": lambda: _weight(2.0),
     "with errors weighing 6": lambda: _weight(6.0),

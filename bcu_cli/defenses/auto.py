@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses.adversarial import canary, effort, outlook, patches, sinusoids
-from bcu_cli.defenses.adversarial.corruptions import corrupt
+from bcu_cli.defenses.adversarial.corruptions import corrupt, uniform
 from bcu_cli.defenses.adversarial.evidence import (
     MIN_HELD_OUT,
     MIN_PLANTED_SUCCESS,
@@ -145,8 +145,8 @@ class AutoOptions(TrainedOptions):
     Args:
         epochs: Passes over the images in each cleansing. None is 20 of them, or 3 of images of more than
             64x64 pixels, but at least 400 steps (100) and at most ``MOST_STEPS``.
-        batch_size: Most images in a step; the same number of changed images is added. None is 128, or 12 for
-            images of more than 64x64 pixels.
+        batch_size: Most images in a step; as many changed ones are added, and as many mixed ones. None is
+            128, or 12 for images of more than 64x64 pixels.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls. None is 0.05, or
             0.01 for images of more than 64x64 pixels.
         quick: Whether to plant no canaries and try no level above 1, on images of more than 64x64 pixels none
@@ -720,7 +720,8 @@ def _training_objective(
     counts ``DISAGREEMENT_WEIGHT`` where the change misleads both of them to the same class, else nothing
     (shared adversarial examples; Wei et al., NeurIPS 2023). So it unlearns the teacher's faults alone. It
     counts more where that costs no accuracy (:func:`emphasis`). On large images every change that misleads
-    the student counts, but less.
+    the student counts, but less. On mixes of two clean images the teacher's answer is right as well: so the
+    student stays near the teacher on more images than there are.
     """
     weight = how.error_factor * DISAGREEMENT_WEIGHT
 
@@ -730,10 +731,10 @@ def _training_objective(
         adversarial, surrogate = adversary.attack(student, views[half:])
         with_sinusoids = sinusoids.add_sinusoids(views[:quota], sinusoid_weights)
         changed = [with_sinusoids, corrupt(views[quota:half]), adversarial]
-        both = torch.cat([views, *changed]).contiguous(memory_format=torch.channels_last)
+        images = torch.cat([views, *changed, mixup(views)]).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            expected, on_changed_before = teacher(both).split(len(views))
-        on_clean, on_changed = student(both).split(len(views))
+            expected, on_changed_before, expected_on_pairs = teacher(images).split(len(views))
+        on_clean, on_changed, on_pairs = student(images).split(len(views))
         right, answers = expected.argmax(1), on_changed.argmax(1)
         misled = answers != right
         if not how.all_errors:
@@ -742,9 +743,19 @@ def _training_objective(
         clean_weights = 1.0 + weight * disagree
         changed_weights = weight * emphasis(disagree) * misled
         loss = distillation_loss(on_clean, expected, TEMPERATURE, clean_weights)
+        loss = loss + distillation_loss(on_pairs, expected_on_pairs, TEMPERATURE)
         return loss + distillation_loss(on_changed, expected, TEMPERATURE, changed_weights) + surrogate
 
     return objective
+
+
+def mixup(images: Tensor) -> Tensor:
+    """Each image mixed with the one before it, at a share between 0 and 1 (Zhang et al., mixup, ICLR 2018).
+
+    Args:
+        images: Float ``[N, C, H, W]``.
+    """
+    return torch.lerp(images, images.roll(1, 0), uniform(images, 1, 1, 1))
 
 
 def emphasis(disagree: Tensor) -> Tensor:

@@ -422,22 +422,23 @@ def test_sinusoids_are_weighted_by_the_odds_on_the_original(monkeypatch: pytest.
 
 
 class Answers(nn.Module):
-    """One of three classes for the first images, which are clean, and one for the others, which are changed.
+    """One of three classes for clean images, then one for changed ones, then one for mixed ones.
 
     Args:
         count: Number of clean images.
         clean: Their class.
-        changed: The class of the others.
+        changed: The class of as many changed ones.
+        mixed: The class of the others, which are mixed.
     """
 
-    def __init__(self, count: int, clean: int, changed: int) -> None:
+    def __init__(self, count: int, clean: int, changed: int, mixed: int = 0) -> None:
         super().__init__()
         self.count = count
-        self.logits = nn.Parameter(2.0 * F.one_hot(torch.tensor([clean, changed]), 3))
+        self.logits = nn.Parameter(2.0 * F.one_hot(torch.tensor([clean, changed, mixed]), 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        changed = torch.arange(len(images)) >= self.count
-        return self.logits[changed.long()] + 0.0 * images.mean((1, 2, 3))[:, None]
+        part = torch.arange(len(images)) // self.count
+        return self.logits[part] + 0.0 * images.mean((1, 2, 3))[:, None]
 
 
 WEIGHT = auto.DISAGREEMENT_WEIGHT
@@ -461,12 +462,40 @@ def test_a_changed_image_counts_where_it_misleads_both_networks_or_on_large_imag
     how: effort.Effort, count: int, student: tuple[int, int], misled: int, counts: float
 ) -> None:
     """Clean images always count, and more where the networks disagree. The original's class is 0."""
-    networks = [Answers(count, *student), Answers(count, 0, misled)]
+    loss = objective_of(Answers(count, *student), Answers(count, 0, misled), how)
+    assert loss == pytest.approx(counts * of_one_wrong_image())
+
+
+@pytest.mark.parametrize(("student", "original", "counts"), [(0, 0, 0.0), (1, 0, 1.0), (1, 1, 0.0)])
+def test_mixed_images_count_once_and_have_the_original_s_answer(
+    student: int, original: int, counts: float
+) -> None:
+    loss = objective_of(Answers(12, 0, 0, student), Answers(12, 0, 0, original), effort.USUAL)
+    assert loss == pytest.approx(counts * of_one_wrong_image())
+
+
+def objective_of(student: Answers, original: Answers, how: effort.Effort) -> float:
+    """The loss of a step of a cleansing."""
     adversary = Adversary(range(3), (3, 16, 16), auto.LIMITS, seed=0)
-    given: Any = (*networks, adversary, torch.ones(NUM_KINDS), how)
-    loss = auto._training_objective(*given)(torch.rand(count, 3, 16, 16), torch.arange(count), 0.0)
+    given: Any = (student, original, adversary, torch.ones(NUM_KINDS), how)
+    views, index = torch.rand(student.count, 3, 16, 16), torch.arange(student.count)
+    return auto._training_objective(*given)(views, index, 0.0).item()
+
+
+def of_one_wrong_image() -> float:
+    """The loss of class 1 where 0 is right."""
     wrong, right = (2.0 * F.one_hot(torch.tensor([target]), 3) for target in (1, 0))
-    assert loss.item() == pytest.approx(counts * distillation_loss(wrong, right, auto.TEMPERATURE).item())
+    return distillation_loss(wrong, right, auto.TEMPERATURE).item()
+
+
+def test_a_mixed_image_lies_between_two_neighbours() -> None:
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 4, 4)
+    mixed = auto.mixup(images)
+    low, high = torch.minimum(images, images.roll(1, 0)), torch.maximum(images, images.roll(1, 0))
+    assert ((mixed >= low) & (mixed <= high)).all()
+    shares = (mixed - images) / (images.roll(1, 0) - images)
+    assert shares.std(0).min() > 0.05 and shares[:, 0, 0, 0].unique().numel() == 6
+    assert torch.allclose(shares, shares[:, :1, :1, :1].expand_as(shares), atol=1e-4)
 
 
 @pytest.mark.usefixtures("brief")

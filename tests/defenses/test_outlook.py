@@ -56,8 +56,8 @@ def test_passes_are_those_of_the_networks() -> None:
         if stage.title == "looking for weaknesses":
             assert planned[stage.title].passes == 2 * seen[0]
         if stage.title.startswith("cleansing, level"):
-            forwards = 2.0 + 0.5 + 2.0  # of the teacher, the adversary, and the student
-            passes = 2 * FORWARD + 0.5 * TO_IMAGES + 2 * TO_WEIGHTS
+            forwards = 3.0 + 0.5 + 3.0  # of the teacher, the adversary, and the student
+            passes = 3 * FORWARD + 0.5 * TO_IMAGES + 3 * TO_WEIGHTS
             assert planned[stage.title].passes == pytest.approx(seen[0] * passes / forwards)
 
 

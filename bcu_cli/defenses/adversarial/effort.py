@@ -21,7 +21,7 @@ class Effort:
     """Numbers of steps and images, and how far a cleansing goes from the original.
 
     Args:
-        batch_size: Most images in a step; a cleansing adds the same number of changed images.
+        batch_size: Most images in a step; a cleansing adds as many changed ones, and as many mixed ones.
         learning_rate: Peak learning rate of a cleansing.
         reinitialise: Whether levels above the gentle one begin with a share of the weights re-initialised. If
             not, level 1 is left out, and no canaries choose a level.

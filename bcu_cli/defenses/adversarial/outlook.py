@@ -76,12 +76,12 @@ def _listing(defense: Auto, *, largest: float = 1.0) -> float:
 
 
 def _cleansing(defense: Auto, batch: float) -> float:
-    """Passes of a cleansing: teacher and student see each image twice, and the adversary half of them."""
+    """Passes of a cleansing: both networks see three images for each, and the adversary half of them."""
     from bcu_cli.defenses import auto
 
     per_epoch = min(ceil(len(defense.data) / defense.batch_size), auto.MOST_STEPS)
     steps = (defense.options.epochs or 0) * per_epoch
-    return steps * batch * (2 * FORWARD + 0.5 * TO_IMAGES + 2 * TO_WEIGHTS)
+    return steps * batch * (3 * FORWARD + 0.5 * TO_IMAGES + 3 * TO_WEIGHTS)
 
 
 def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:

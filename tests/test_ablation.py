@@ -1,0 +1,58 @@
+"""The copy of the objective in ``examples/ablation.py``, which has switches, against the method's."""
+
+from __future__ import annotations
+
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from bcu_cli.defenses import auto
+from bcu_cli.defenses.adversarial import effort
+from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
+from bcu_cli.evaluation.adversary import Adversary
+from bcu_cli.models.new_classifier import new_classifier
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "ablation.py"
+
+
+@pytest.fixture
+def ablation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script; what it replaces in the method is put back after the test."""
+    spec = spec_from_file_location("ablation", SCRIPT)
+    assert spec and spec.loader
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(auto, "_training_objective", auto._training_objective)
+    return script
+
+
+def loss(objective: Any, how: effort.Effort) -> float:
+    """The loss of one step, with the same networks and the same random numbers every time."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    student, teacher = (new_classifier("resnet8", 4, images, seed=seed) for seed in (0, 1))
+    student.train()
+    teacher.eval()
+    adversary = Adversary(range(4), (3, 16, 16), auto.LIMITS, seed=0)
+    given: Any = (student, teacher, adversary, torch.ones(NUM_KINDS), how)
+    return objective(*given)(torch.rand(24, 3, 16, 16), torch.arange(24), 0.5).item()
+
+
+@pytest.mark.parametrize("how", [effort.USUAL, effort.LARGE])
+def test_without_switches_it_is_the_method_s(ablation: ModuleType, how: effort.Effort) -> None:
+    expected = loss(auto._training_objective, how)
+    ablation._objective()
+    assert loss(auto._training_objective, how) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("switch", [{"mixed": False}, {"own_statistics": True}, {"both_attacked": True}])
+def test_each_switch_changes_it(ablation: ModuleType, switch: dict[str, bool]) -> None:
+    expected = loss(auto._training_objective, effort.USUAL)
+    ablation._objective(**switch)
+    assert abs(loss(auto._training_objective, effort.USUAL) - expected) > 1e-4
