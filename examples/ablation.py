@@ -179,6 +179,15 @@ def _objective(
     auto._training_objective = training_objective  # type: ignore[assignment]
 
 
+_switches: dict[str, Any] = {}
+
+
+def _switch(**more: Any) -> None:
+    """Change the objective, beside the changes that were made before."""
+    _switches.update(more)
+    _objective(**_switches)
+
+
 def _at_the_worst(
     student: torch.nn.Module, loss: Callable[[Callable[[Tensor], Tensor]], Tensor], radius: float
 ) -> Callable[[Tensor], Tensor]:
@@ -243,10 +252,10 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "without mixes with the original": _no_mixes,
     "with the gentle level alone": _gentle_alone,
     "with all errors": _all_errors,
-    "with both networks attacked": lambda: _objective(both_attacked=True),
-    "with statistics of their own": lambda: _objective(own_statistics=True),
-    "with sharpness-aware minimisation": lambda: _objective(radius=2.0),
-    "without mixed images": lambda: _objective(mixed=False),
+    "with both networks attacked": lambda: _switch(both_attacked=True),
+    "with statistics of their own": lambda: _switch(own_statistics=True),
+    "with sharpness-aware minimisation": lambda: _switch(radius=2.0),
+    "without mixed images": lambda: _switch(mixed=False),
     "without emphasis": lambda: setattr(auto, "MOST_EMPHASIS", 1.0),
     "with errors weighing 2": lambda: _weight(2.0),
     "with errors weighing 6": lambda: _weight(6.0),

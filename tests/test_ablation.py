@@ -54,5 +54,14 @@ def test_without_switches_it_is_the_method_s(ablation: ModuleType, how: effort.E
 @pytest.mark.parametrize("switch", [{"mixed": False}, {"own_statistics": True}, {"both_attacked": True}])
 def test_each_switch_changes_it(ablation: ModuleType, switch: dict[str, bool]) -> None:
     expected = loss(auto._training_objective, effort.USUAL)
-    ablation._objective(**switch)
+    ablation._switch(**switch)
     assert abs(loss(auto._training_objective, effort.USUAL) - expected) > 1e-4
+
+
+def test_one_switch_leaves_another_as_it_is(ablation: ModuleType) -> None:
+    ablation._switch(mixed=False)
+    alone = loss(auto._training_objective, effort.USUAL)
+    ablation._switch(own_statistics=True)
+    both = loss(auto._training_objective, effort.USUAL)
+    ablation._objective(own_statistics=True)
+    assert len({alone, both, loss(auto._training_objective, effort.USUAL)}) == 3
