@@ -3,8 +3,10 @@
     python examples/benchmarks/class_counts.py --images DIR [--classes 10 100 1000] --out FILE.json
 
 For each number of classes a network with random weights (``--arch``) is scanned, then cleansed by the default
-method with ``--quick``. Both are processes of their own. The state is what ``--resume`` would start from; its
-size is looked at twice a second. Numbers that FILE holds already are not measured again.
+method with ``--quick``. Both are processes of their own. That of the cleansing counts the images that go
+through a network; a scan opens the file in one more process, which is not counted. The state is what
+``--resume`` would start from; its size is looked at twice a second. Numbers that FILE holds already are not
+measured again.
 """
 
 from __future__ import annotations
@@ -24,9 +26,13 @@ import torch
 
 from bcu_cli.checkpoints import Format, write
 from bcu_cli.models import Architecture, metadata_for
+from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.new_classifier import new_classifier
 from bcu_cli.report.document import environment
 from bcu_cli.training import devices
+
+COUNTING = "--counting"
+"""The first word of a process that runs a command of bcu and counts."""
 
 
 def drawn(path: Path, arch: str, classes: int, side: int) -> None:
@@ -39,8 +45,9 @@ def drawn(path: Path, arch: str, classes: int, side: int) -> None:
 
 
 def measured(*words: object, state: Path | None = None) -> dict[str, Any]:
-    """Exit code, seconds and peak memory of a command and its children, and the largest size of its state."""
-    command = [sys.executable, "-m", "bcu_cli", *map(str, words)]
+    """What a command took: seconds, peak memory, images forward, and the largest size of its state."""
+    with tempfile.NamedTemporaryFile(delete=False) as counts:
+        command = [sys.executable, __file__, COUNTING, counts.name, *map(str, words)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sys.stderr)  # noqa: S603 - bcu
     largest, ended = 0, threading.Event()
@@ -61,12 +68,33 @@ def measured(*words: object, state: Path | None = None) -> dict[str, Any]:
         "exit_code": process.returncode,
         "seconds": round(time.perf_counter() - started, 1),
         "peak_bytes": usage.ru_maxrss * 1024,
+        "images_forward": int(Path(counts.name).read_text()),
     }
+    Path(counts.name).unlink()
     return found if state is None else found | {"state_bytes": largest}
+
+
+def run_counting(file: str, words: list[str]) -> None:
+    """Run a command in this process, then write how many images went forward through a network."""
+    from bcu_cli.cli.app import run
+
+    forward, images_forward = Classifier.forward, 0
+
+    def counting(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        nonlocal images_forward
+        images_forward += len(images)
+        return forward(self, images)
+
+    Classifier.forward = counting  # type: ignore[method-assign]
+    code = run(words)
+    Path(file).write_text(str(images_forward))
+    sys.exit(code)
 
 
 def main() -> None:
     """Measure each number of classes, and write the document after each."""
+    if sys.argv[1:2] == [COUNTING]:
+        run_counting(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=Path, required=True, help="folder of unlabeled images")
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
@@ -98,13 +126,23 @@ def main() -> None:
             cleanse = measured("cleanse", model, *words, state=Path(f"{out}.resume"))
         done["classes"][str(classes)] = size | {"scan": scan, "cleanse": cleanse}
         options.out.write_text(json.dumps(done, indent=1) + "\n")
-    print("| classes | model | scan: seconds | peak | cleanse: seconds | peak | state |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| classes | model | scan: seconds | peak | cleanse: seconds | peak | images | state |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for classes, one in done["classes"].items():
         scan, cleanse = one["scan"], one["cleanse"]
-        cells = [classes, _mb(one["model_bytes"]), scan["seconds"], _mb(scan["peak_bytes"])]
-        cells += [cleanse["seconds"], _mb(cleanse["peak_bytes"]), _mb(cleanse["state_bytes"])]
+        cells = [
+            classes,
+            _mb(one["model_bytes"]),
+            *_taken(scan),
+            *_taken(cleanse),
+            _mb(cleanse["state_bytes"]),
+        ]
         print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def _taken(one: dict[str, Any]) -> list[str]:
+    images = one["images_forward"]
+    return [f"{one['seconds']:.0f}", _mb(one["peak_bytes"]), *([f"{images:,}"] if images else [])]
 
 
 def _mb(count: int) -> str:
