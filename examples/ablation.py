@@ -117,7 +117,6 @@ def _objective(
     both_attacked: bool = False,
     own_statistics: bool = False,
     radius: float = 0.0,
-    mixed: bool = True,
 ) -> None:
     """The method's objective, with changes.
 
@@ -127,7 +126,6 @@ def _objective(
             those of the clean ones (Xie et al., AdvProp, CVPR 2020).
         radius: Above 0, the loss is that of the worst weights within this radius, in which each weight moves
             in proportion to its size (Kwon et al., ASAM, ICML 2021; Zhu et al., FT-SAM, ICCV 2023).
-        mixed: Whether the student learns the original's answers to mixed images, too.
     """
 
     def training_objective(
@@ -143,7 +141,7 @@ def _objective(
             with_sinusoids = sinusoids.add_sinusoids(views[:quota], weights)
             corrupted = auto.corrupt(views[quota:half])  # type: ignore[attr-defined]  # or its replacement
             changed = torch.cat([with_sinusoids, corrupted, adversarial])
-            clean = torch.cat([views, auto.mixup(views)]) if mixed else views
+            clean = torch.cat([views, auto.mixup(views)]) if how.mixed_images else views
             both = torch.cat([clean, changed]).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
                 taught, misled = teacher(both).split([len(clean), len(views)])
@@ -168,7 +166,7 @@ def _objective(
                     distillation_loss(on_clean, expected, auto.TEMPERATURE, of_clean),
                     distillation_loss(on_changed, expected, auto.TEMPERATURE, of_changed),
                 ]
-                if mixed:
+                if how.mixed_images:
                     parts.append(distillation_loss(on_images[len(views) :], on_pairs, auto.TEMPERATURE))
                 return torch.stack(parts).sum()
 
@@ -206,6 +204,11 @@ def _at_the_worst(
 def _all_errors() -> None:
     """A changed image counts wherever the student is misled, as the original is or not."""
     effort.USUAL = replace(effort.USUAL, all_errors=True)
+
+
+def _no_mixed_images() -> None:
+    """The student learns nothing from mixes of two images."""
+    effort.USUAL = replace(effort.USUAL, mixed_images=False)
 
 
 def _weight(of: float) -> None:
@@ -255,7 +258,7 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "with both networks attacked": lambda: _switch(both_attacked=True),
     "with statistics of their own": lambda: _switch(own_statistics=True),
     "with sharpness-aware minimisation": lambda: _switch(radius=2.0),
-    "without mixed images": lambda: _switch(mixed=False),
+    "without mixed images": _no_mixed_images,
     "without emphasis": lambda: setattr(auto, "MOST_EMPHASIS", 1.0),
     "with errors weighing 2": lambda: _weight(2.0),
     "with errors weighing 6": lambda: _weight(6.0),

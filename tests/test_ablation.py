@@ -51,7 +51,7 @@ def test_without_switches_it_is_the_method_s(ablation: ModuleType, how: effort.E
     assert loss(auto._training_objective, how) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("switch", [{"mixed": False}, {"own_statistics": True}, {"both_attacked": True}])
+@pytest.mark.parametrize("switch", [{"own_statistics": True}, {"both_attacked": True}])
 def test_each_switch_changes_it(ablation: ModuleType, switch: dict[str, bool]) -> None:
     expected = loss(auto._training_objective, effort.USUAL)
     ablation._switch(**switch)
@@ -59,7 +59,7 @@ def test_each_switch_changes_it(ablation: ModuleType, switch: dict[str, bool]) -
 
 
 def test_one_switch_leaves_another_as_it_is(ablation: ModuleType) -> None:
-    ablation._switch(mixed=False)
+    ablation._switch(both_attacked=True)
     alone = loss(auto._training_objective, effort.USUAL)
     ablation._switch(own_statistics=True)
     both = loss(auto._training_objective, effort.USUAL)

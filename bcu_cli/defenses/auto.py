@@ -146,7 +146,7 @@ class AutoOptions(TrainedOptions):
         epochs: Passes over the images in each cleansing. None is 20 of them, or 3 of images of more than
             64x64 pixels, but at least 400 steps (100) and at most ``MOST_STEPS``.
         batch_size: Most images in a step; as many changed ones are added, and as many mixed ones. None is
-            128, or 12 for images of more than 64x64 pixels.
+            128, or 12 for images of more than 64x64 pixels, of which none are mixed.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls. None is 0.05, or
             0.01 for images of more than 64x64 pixels.
         quick: Whether to plant no canaries and try no level above 1, on images of more than 64x64 pixels none
@@ -719,9 +719,9 @@ def _training_objective(
     A clean image counts 1, and ``DISAGREEMENT_WEIGHT`` more where student and teacher disagree. A changed one
     counts ``DISAGREEMENT_WEIGHT`` where the change misleads both of them to the same class, else nothing
     (shared adversarial examples; Wei et al., NeurIPS 2023). So it unlearns the teacher's faults alone. It
-    counts more where that costs no accuracy (:func:`emphasis`). On large images every change that misleads
-    the student counts, but less. On mixes of two clean images the teacher's answer is right as well: so the
-    student stays near the teacher on more images than there are.
+    counts more where that costs no accuracy (:func:`emphasis`). On mixes of two clean images the teacher's
+    answer is right as well: so the student stays near the teacher on more images than there are. On large
+    images every change that misleads the student counts, but less, and there are no such mixes.
     """
     weight = how.error_factor * DISAGREEMENT_WEIGHT
 
@@ -731,10 +731,11 @@ def _training_objective(
         adversarial, surrogate = adversary.attack(student, views[half:])
         with_sinusoids = sinusoids.add_sinusoids(views[:quota], sinusoid_weights)
         changed = [with_sinusoids, corrupt(views[quota:half]), adversarial]
-        images = torch.cat([views, *changed, mixup(views)]).contiguous(memory_format=torch.channels_last)
+        pairs = [mixup(views)] if how.mixed_images else []
+        images = torch.cat([views, *changed, *pairs]).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            expected, on_changed_before, expected_on_pairs = teacher(images).split(len(views))
-        on_clean, on_changed, on_pairs = student(images).split(len(views))
+            expected, on_changed_before, *expected_on_pairs = teacher(images).split(len(views))
+        on_clean, on_changed, *on_pairs = student(images).split(len(views))
         right, answers = expected.argmax(1), on_changed.argmax(1)
         misled = answers != right
         if not how.all_errors:
@@ -743,8 +744,10 @@ def _training_objective(
         clean_weights = 1.0 + weight * disagree
         changed_weights = weight * emphasis(disagree) * misled
         loss = distillation_loss(on_clean, expected, TEMPERATURE, clean_weights)
-        loss = loss + distillation_loss(on_pairs, expected_on_pairs, TEMPERATURE)
-        return loss + distillation_loss(on_changed, expected, TEMPERATURE, changed_weights) + surrogate
+        loss = loss + distillation_loss(on_changed, expected, TEMPERATURE, changed_weights)
+        for answer, taught in zip(on_pairs, expected_on_pairs, strict=True):
+            loss = loss + distillation_loss(answer, taught, TEMPERATURE)
+        return loss + surrogate
 
     return objective
 

@@ -466,11 +466,19 @@ def test_a_changed_image_counts_where_it_misleads_both_networks_or_on_large_imag
     assert loss == pytest.approx(counts * of_one_wrong_image())
 
 
-@pytest.mark.parametrize(("student", "original", "counts"), [(0, 0, 0.0), (1, 0, 1.0), (1, 1, 0.0)])
+@pytest.mark.parametrize(
+    ("how", "student", "original", "counts"),
+    [
+        (effort.USUAL, 0, 0, 0.0),
+        (effort.USUAL, 1, 0, 1.0),
+        (effort.USUAL, 1, 1, 0.0),
+        (effort.LARGE, 1, 0, 0.0),  # without mixes
+    ],
+)
 def test_mixed_images_count_once_and_have_the_original_s_answer(
-    student: int, original: int, counts: float
+    how: effort.Effort, student: int, original: int, counts: float
 ) -> None:
-    loss = objective_of(Answers(12, 0, 0, student), Answers(12, 0, 0, original), effort.USUAL)
+    loss = objective_of(Answers(12, 0, 0, student), Answers(12, 0, 0, original), how)
     assert loss == pytest.approx(counts * of_one_wrong_image())
 
 

@@ -34,6 +34,7 @@ class Effort:
         mixing_images: Most images that mixes are compared on.
         error_factor: Factor of the weight of images on which student and teacher err or disagree.
         all_errors: Whether changed images that mislead the student alone count, too.
+        mixed_images: Whether the student learns the original's answers to mixes of two images, too.
         least_share: Least share of the cleansed network in a mix, before the margin is added.
         selection_images: Images that changes found on the cleansed network are selected on.
         patch_interval: One in this many of the listed patches is tried. It has no divisor in common with the
@@ -52,6 +53,7 @@ class Effort:
     mixing_images: int = 1000
     error_factor: float = 1.0
     all_errors: bool = False
+    mixed_images: bool = True
     least_share: float = 0.2
     selection_images: int = 96
     patch_interval: int = 1
@@ -70,6 +72,7 @@ LARGE = Effort(
     mixing_images=200,
     error_factor=0.5,
     all_errors=True,
+    mixed_images=False,
     least_share=0.6,
     selection_images=32,
     patch_interval=3,
@@ -77,7 +80,7 @@ LARGE = Effort(
 """For images of more than ``LARGE_PIXELS``, by the time and the memory that they take on one network.
 
 Weights are not re-initialised: so few steps do not bring back what that destroys. Nor do they bring back what
-a higher weight of errors costs (``docs/auto-log.md``).
+a higher weight of errors costs; and mixed images gave nothing there (``docs/auto-log.md``).
 """
 
 

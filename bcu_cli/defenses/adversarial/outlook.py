@@ -76,12 +76,13 @@ def _listing(defense: Auto, *, largest: float = 1.0) -> float:
 
 
 def _cleansing(defense: Auto, batch: float) -> float:
-    """Passes of a cleansing: both networks see three images for each, and the adversary half of them."""
+    """Passes of a cleansing: both networks see two or three images for each, and the adversary half a one."""
     from bcu_cli.defenses import auto
 
     per_epoch = min(ceil(len(defense.data) / defense.batch_size), auto.MOST_STEPS)
     steps = (defense.options.epochs or 0) * per_epoch
-    return steps * batch * (3 * FORWARD + 0.5 * TO_IMAGES + 3 * TO_WEIGHTS)
+    seen = 3 if defense.effort.mixed_images else 2
+    return steps * batch * (seen * FORWARD + 0.5 * TO_IMAGES + seen * TO_WEIGHTS)
 
 
 def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
