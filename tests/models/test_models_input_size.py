@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError
+from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.images.sources import signs
 from bcu_cli.images.sources.common_side import common_side
 from bcu_cli.models import build, load
+from bcu_cli.models.preprocessing import NORMALISATIONS
 from bcu_cli.workflows import loading
 
 if TYPE_CHECKING:
@@ -77,8 +79,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def adapted(network: nn.Module, folder: Path, *, side: int = 32) -> nn.Module:
-    """The network with BatchNorm statistics of the folder's images, normalised by 0.5/0.5."""
+def adapted(
+    network: nn.Module,
+    folder: Path,
+    *,
+    side: int = 32,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = ((0.5,), (0.5,)),
+    border: int = 0,
+) -> nn.Module:
+    """The network with BatchNorm statistics of random crops of the folder's images with a black border."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in normalisation)
+    views, drawn = Augmentation(crop_padding=border, flip=False), torch.Generator().manual_seed(1)
     images = torch.stack(
         [
             torch.from_numpy(np.array(Image.open(file).convert("RGB").resize((side, side)))).permute(2, 0, 1)
@@ -91,7 +102,7 @@ def adapted(network: nn.Module, folder: Path, *, side: int = 32) -> nn.Module:
     network.train()
     with torch.no_grad():
         for _ in range(8):
-            network((images.float() / 255 - 0.5) / 0.5)
+            network((augment(images, views, drawn).float() / 255 - mean) / std)
     return network.eval()
 
 
@@ -118,6 +129,29 @@ def test_size_and_normalisation_come_from_the_images(
     said = " ".join(loaded.evidence)
     assert "input size 32x32: size of the images" in said
     assert "BatchNorm statistics: 0.5/0.5" in said
+
+
+@pytest.mark.parametrize("border", [0, 4])
+@pytest.mark.parametrize("name", ["CIFAR-10", "CIFAR-10 (per image)", "GTSRB", "0.5/0.5"])
+def test_images_tell_the_normalisation_of_a_training_on_crops_with_a_black_border(
+    name: str, border: int, folder: Path, tmp_path: Path
+) -> None:
+    """As they are, such images fit a normalisation of higher contrast than the network's own."""
+    path, own = tmp_path / "m.pth", {one.name: one for one in NORMALISATIONS}[name]
+    network = adapted(
+        build("resnet8_w4", num_classes=5), folder, normalisation=(own.mean, own.std), border=border
+    )
+    torch.save(network.state_dict(), path)
+    found = loading.load_model(path, NOTHING_SAID, pictures=folder).preprocessing
+    assert (found.mean, found.std) == (own.mean, own.std)
+
+
+def test_images_tell_the_size_of_a_training_on_crops_with_a_black_border(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = scripted(adapted(Pooled(), folder, border=4), tmp_path / "m.pt")
+    found = loading.load_model(path, NOTHING_SAID, pictures=folder).preprocessing
+    assert found.input_size == (3, 32, 32)
 
 
 def test_an_option_overrides_the_size_of_the_images(folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.models.preprocessing import Normalisation, nearly_equal, same_contrast
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ CLEAR_RATIO_OF_ARCHITECTURES = 1.3
 #: Largest distance that counts as agreement; above it, typical channels are several sigmas off.
 LARGEST_DISTANCE = 1.5
 _LAYERS = 8
+_SIDE_OF_BORDER = 8
+"""Side of an image over the width of the border of crops: 4 pixels of 32 are usual."""
 CHUNK = 32
 _VARIANCE_FLOOR = 1e-5
 
@@ -71,6 +74,31 @@ def batchnorm_distance(network: nn.Module, inputs: Tensor, layers: int | None = 
         for module, training in modes.items():
             module.training = training
     return seen.distance()
+
+
+def distance_from_training(
+    network: nn.Module, images: Tensor, normalisation: Normalisation, layers: int | None = _LAYERS
+) -> float | None:
+    """Distance of BatchNorm statistics of images as they are, or as random crops, whichever is smaller.
+
+    Small networks are usually trained on random crops of images with a black border. As they are, images of
+    their own data then differ from the statistics by 0.04 to 0.15 with the right normalisation, and by less
+    with one of higher contrast. As such crops they differ by less than 0.01.
+
+    Args:
+        network: The network; it runs in evaluation mode and is then put back into its mode.
+        images: Float ``[N, C, H, W]`` in [0, 1].
+        normalisation: What the network's input is normalised with.
+        layers: Number of BatchNorm layers to compare, from the input on; None for all.
+
+    Returns:
+        The distance, 0 for equal statistics; None if there is no BatchNorm with statistics.
+    """
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (normalisation.mean, normalisation.std))
+    border = min(images.shape[-2:]) // _SIDE_OF_BORDER
+    crops = augment(images, Augmentation(crop_padding=border, flip=False), torch.Generator().manual_seed(0))
+    distances = [batchnorm_distance(network, (each - mean) / std, layers) for each in (images, crops)]
+    return min((each for each in distances if each is not None), default=None)
 
 
 def has_statistics(module: nn.Module) -> bool:
@@ -169,8 +197,7 @@ def compare(network: nn.Module, images: Tensor, normalisations: Sequence[Normali
     """
     distances = []
     for normalisation in normalisations:
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (normalisation.mean, normalisation.std))
-        distance = batchnorm_distance(network, (images - mean) / std)
+        distance = distance_from_training(network, images, normalisation)
         if distance is None:
             return None
         distances.append(distance)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from bcu_cli.errors import AnswersError, ArchitectureError, BcuError
-from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.embedded.opening import answers, identity_preprocessing, noise
 from bcu_cli.models.inputs import consistency, fingerprint
@@ -39,8 +37,6 @@ Twice the largest one (0.012) of test images with networks of their own data, in
 ``examples/benchmarks/preprocessing.py``. Other images may fit the first layers best unresized, whatever the
 network was trained at. Few images are further away by chance (32 by about 0.015), so they ask sooner.
 """
-_SIDE_OF_BORDER = 8
-"""Side of an image over the border that is added before a crop: 4 pixels of 32 are usual."""
 _IMAGES, _LAYERS = 32, 4
 """Images and layers by which sides are compared: the same images at each, since few fit worse than many."""
 _TINY = 1e-3
@@ -184,7 +180,7 @@ def _doubt(network: nn.Module, images: Tensor, ratio: float, measure: str) -> st
     if ratio < _CONFIRMED:
         return f"they fit {'as well' if ratio >= 1 else 'better'}"
     sampled = fingerprint.sample(images)
-    distance = _distance_from_training(network, sampled)
+    distance = _distance(network, sampled, images.shape[-1])
     if distance is not None and distance > _MATCHING:
         measured = f"distance {distance:.2f} for {len(sampled)} images"
         return f"they are unlike those of its training ({measured}), and it runs"
@@ -230,19 +226,6 @@ def _distance(network: nn.Module, images: Tensor, side: int) -> float | None:
     return _nearest(network, images, side, usual)[0]
 
 
-def _distance_from_training(network: nn.Module, images: Tensor) -> float | None:
-    """Smallest distance of BatchNorm statistics of the images as they are, or as random crops.
-
-    Small networks are usually trained on crops of images with a black border. Those of their own data differ
-    from that by 0.04 to 0.15 as they are, and by less than 0.01 as such crops.
-    """
-    side = images.shape[-1]
-    crops = Augmentation(crop_padding=side // _SIDE_OF_BORDER, flip=False)
-    seen = (images, augment(images, crops, torch.Generator().manual_seed(0)))
-    distances = [_distance(network, each, side) for each in seen]
-    return min((each for each in distances if each is not None), default=None)
-
-
 def _nearest(
     network: nn.Module, images: Tensor, side: int, normalisations: Sequence[Normalisation]
 ) -> tuple[float | None, Sequence[Normalisation]]:
@@ -250,8 +233,7 @@ def _nearest(
     resized = _resized(images, side)
     nearest: tuple[float | None, Sequence[Normalisation]] = (None, ())
     for one in normalisations:
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (one.mean, one.std))
-        distance = fingerprint.batchnorm_distance(network, (resized - mean) / std, layers=_LAYERS)
+        distance = fingerprint.distance_from_training(network, resized, one, layers=_LAYERS)
         if distance is None:
             return None, ()
         if nearest[0] is None or distance < nearest[0]:
