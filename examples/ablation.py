@@ -95,8 +95,8 @@ def _no_gentle_level() -> None:
     _no_mixes()
     cleansing = auto.Auto._cleansing
 
-    def strong(self: auto.Auto, student: Any, teacher: Any, level: int, title: str) -> Any:
-        return cleansing(self, student, teacher, max(level, auto.GENTLE + 1), title)
+    def strong(self: auto.Auto, student: Any, teacher: Any, weaknesses: Any, level: int, title: str) -> Any:
+        return cleansing(self, student, teacher, weaknesses, max(level, auto.GENTLE + 1), title)
 
     auto.Auto._cleansing = strong  # type: ignore[method-assign]
 

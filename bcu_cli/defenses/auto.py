@@ -17,8 +17,8 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
    for the same reason; Wang et al., S&P 2019). Sinusoidal patterns that succeed on the original are added.
 3. A search for the strength, where no trigger stands out on images that are not large. A copy of the network
-   is taught known backdoors (``canary.py``). The first of ``LEVELS`` that removes them is taken; where a
-   trigger stands out it is the first of all.
+   is taught known backdoors (``canary.py``), searched as the original was, and cleansed. The first of
+   ``LEVELS`` that removes them is taken. Where none does, or a trigger stands out, it is the first of all.
 4. That first level is gentle. The student starts at the original's weights, since re-initialisation costs
    accuracy. Its weights are then mixed with the original's (``mixing.py``), unless it answers as the original
    does anyway: with little more of the student's than removes what stands out, or with a fixed share where
@@ -50,7 +50,6 @@ from bcu_cli.defenses.adversarial.evidence import (
     Evidence,
     canaries_removed,
     clear_classes,
-    learned_canaries,
     log_odds,
     saturated,
     standing_out,
@@ -83,7 +82,7 @@ from bcu_cli.training.loop import Companion, Stage, Training
 from bcu_cli.triggers.base import to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -169,6 +168,19 @@ class AutoOptions(TrainedOptions):
         require(known, f"--prefer {self.prefer} makes no sense", f"--prefer {ACCURACY}, or {REMOVAL}")
 
 
+@dataclass(frozen=True)
+class _Weaknesses:
+    """What misleads a network before it is cleansed.
+
+    Args:
+        adversary: Universal changes, and how often each is to be sampled.
+        sinusoids: Weight of each kind of sinusoidal pattern, float ``[NUM_KINDS]``.
+    """
+
+    adversary: Adversary
+    sinusoids: Tensor
+
+
 class Auto(TrainedDefense[AutoOptions]):
     """Adversarial distillation, with a search for its strength and a verdict."""
 
@@ -185,11 +197,9 @@ class Auto(TrainedDefense[AutoOptions]):
     _teacher_answers: Tensor
     _confident: Tensor
     _classes: list[int]
-    _initial_adversary: Adversary
     _judging_adversaries: dict[str, Adversary]
     _success_before: dict[tuple[str, int], Proportion]
     _sinusoids_before: list[tuple[Change, int, Proportion]]
-    _sinusoid_weights: Tensor
 
     def decide(self, options: AutoOptions) -> AutoOptions:
         """See :meth:`Defense.decide`."""
@@ -231,19 +241,15 @@ class Auto(TrainedDefense[AutoOptions]):
         self.trials = []
         self._teacher_answers, self._confident = self._answers_and_confident()
         yield from self._choose_classes()
-        self._initial_adversary = self._starting_adversary(LIMITS, self.options.seed)
-        yield self._search(self._initial_adversary, self.teacher, "looking for weaknesses")
-        self._initial_adversary.set_sampling_weights(self._successes(self._initial_adversary, self.teacher))
-        successes = [share for _, _, share in self._try_sinusoids(self.options.seed)]
-        weights = [WEIGHT_FLOOR + odds(success) for success in successes]
-        self._sinusoid_weights = torch.tensor(weights, device=self.device.torch)
+        weaknesses = yield from self._weaknesses(self.teacher, "looking for weaknesses")
         yield from self._search_for_triggers()
-        self._sinusoids_before = self._try_sinusoids(self.options.seed + 1)
+        self._sinusoids_before = self._try_sinusoids(self.teacher, self.options.seed + 1)
         self.level = GENTLE
         if not self._standing_out() and not self.options.quick and self.effort.reinitialise:
             yield from self._tune_on_canaries()
         while True:
-            yield self._cleansing(self.student, self.teacher, self.level, f"cleansing, level {self.level}")
+            title = f"cleansing, level {self.level}"
+            yield self._cleansing(self.student, self.teacher, weaknesses, self.level, title)
             yield from self._judge()
             if self._is_last_level():
                 break
@@ -302,9 +308,9 @@ class Auto(TrainedDefense[AutoOptions]):
     def _more_may_help(self) -> bool:
         """Whether a stronger cleansing could lead to a better verdict.
 
-        A good one rests on a trigger that stands out, or on canaries, and on enough images.
+        A good one rests on a trigger that stands out, or on canaries that were removed, and on enough images.
         """
-        if not self.evidence.outstanding and not self.evidence.planted:
+        if not self.evidence.outstanding and not canaries_removed(self.evidence.trials):
             return False
         return self.evidence.triggers_remain or self.evidence.enough_images
 
@@ -464,7 +470,7 @@ class Auto(TrainedDefense[AutoOptions]):
         self._judging_adversaries, self._success_before = {}, {}
         limits = LEVELS[0]
         for halving in range(MOST_HALVINGS + 1):
-            adversary = self._starting_adversary(limits, self.options.seed + 1)
+            adversary = self._starting_adversary(self.teacher, limits, self.options.seed + 1)
             title = "looking for smaller triggers" if halving else "looking for triggers"
             yield self._search(adversary, self.teacher, title)
             missing = [kind for kind in UNIVERSAL if kind not in self._judging_adversaries]
@@ -477,8 +483,17 @@ class Auto(TrainedDefense[AutoOptions]):
                 return
             limits = limits.scaled(0.5)
 
-    def _starting_adversary(self, limits: Limits, seed: int) -> Adversary:
-        """An adversary whose patches start at those listed ones that succeed most often on the original.
+    def _weaknesses(self, network: Classifier, title: str) -> Generator[Stage, None, _Weaknesses]:
+        """Search a network for what misleads it before it is cleansed."""
+        adversary = self._starting_adversary(network, LIMITS, self.options.seed)
+        yield self._search(adversary, network, title)
+        adversary.set_sampling_weights(self._successes(adversary, network))
+        successes = [share for _, _, share in self._try_sinusoids(network, self.options.seed)]
+        weights = [WEIGHT_FLOOR + odds(success) for success in successes]
+        return _Weaknesses(adversary, torch.tensor(weights, device=self.device.torch))
+
+    def _starting_adversary(self, network: Classifier, limits: Limits, seed: int) -> Adversary:
+        """An adversary whose patches start at those listed ones that succeed most often on a network.
 
         Gradients alone miss small sharp patches on large images. A class that no listed patch reaches on
         ``MIN_START_SUCCESS`` of a few images starts at random.
@@ -488,8 +503,8 @@ class Auto(TrainedDefense[AutoOptions]):
         images = self.data.images[spread(torch.arange(len(self.data)), patches.SCREENING_IMAGES)]
         if not listed:
             return adversary
-        without = predict(self.teacher, images, self.device)
-        answers = patches.answers(listed, images, [self.teacher], without, self.device)
+        without = predict(network, images, self.device)
+        answers = patches.answers(listed, images, [network], without, self.device)
         for slot, target in enumerate(adversary.targets.tolist()):
             hits, of = (answers == target).sum(1), int((without != target).sum())
             best = listed[int(hits.argmax())]
@@ -507,32 +522,38 @@ class Auto(TrainedDefense[AutoOptions]):
         yield Stage(title="planting canaries", training=planting)
         changes = [trigger.apply_to_bytes for trigger in triggers]
         before = [self._success(taught, *each) for each in zip(changes, targets, strict=True)]
-        learned = any(each.value >= MIN_PLANTED_SUCCESS for each in before)
-        mixes = onward(unguided(self._margin)) if learned else [1.0]
+        self.level, self._least_share = GENTLE, 0.0
+
+        def trial(cleansed: Classifier) -> list[TriggerSuccess]:
+            after = [self._success(cleansed, *each) for each in zip(changes, targets, strict=True)]
+            each = zip(canary.NAMES, targets, before, after, changes, strict=True)
+            return [
+                TriggerSuccess(trigger=name, target=target, before=at_first, after=left, change=change)
+                for name, target, at_first, left, change in each
+            ]
+
+        if all(each.value < MIN_PLANTED_SUCCESS for each in before):
+            self.trials.append(trial(taught))
+            return
+        weaknesses = yield from self._weaknesses(taught, "looking for weaknesses of the copy")
+        mildest: list[TriggerSuccess] = []
         for level in range(GENTLE, len(LEVELS)):
-            trial = copy_of(taught)
-            yield self._cleansing(trial, taught, level, f"cleansing canaries, level {level}")
-            self.level = level
-            # A copy is mixed, as in ``_judge``: the state of ``--resume`` holds the trial as it was trained.
-            trial = copy_of(trial).to(self.device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            mixture = Mixture(taught, trial)
-            for share in mixes if level == GENTLE else [1.0]:
+            cleansed = copy_of(taught)
+            yield self._cleansing(cleansed, taught, weaknesses, level, f"cleansing canaries, level {level}")
+            # A copy is mixed, as in ``_judge``: the state of ``--resume`` holds it as it was trained.
+            cleansed = copy_of(cleansed).to(self.device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            mixture = Mixture(taught, cleansed)
+            for share in onward(unguided(self._margin)) if level == GENTLE else [1.0]:
                 mixture.take(share)
-                self._least_share = share
-                after = [self._success(trial, *each) for each in zip(changes, targets, strict=True)]
-                each = zip(canary.NAMES, targets, before, after, changes, strict=True)
-                successes = [
-                    TriggerSuccess(trigger=name, target=target, before=at_first, after=left, change=change)
-                    for name, target, at_first, left, change in each
-                ]
-                if canaries_removed([successes]):
-                    break
-            self.trials.append(successes)
-            if canaries_removed(self.trials):
-                return
-            if not learned_canaries(self.trials):
-                self._least_share = 0.0
-                return
+                left = trial(cleansed)
+                mildest = mildest or left
+                if canaries_removed([left]):
+                    self.trials.append(left)
+                    self.level, self._least_share = level, share
+                    return
+            self.trials.append(left)
+        # No level is strong enough. So the mildest is taken, which costs the least.
+        self.trials.append(mildest)
 
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
         """A target class for each canary: rarely caused by its trigger already, and no other's target."""
@@ -549,15 +570,17 @@ class Auto(TrainedDefense[AutoOptions]):
             taken[targets[-1]] += 1
         return targets
 
-    def _cleansing(self, student: Classifier, teacher: Classifier, level: int, title: str) -> Stage:
+    def _cleansing(
+        self, student: Classifier, teacher: Classifier, weaknesses: _Weaknesses, level: int, title: str
+    ) -> Stage:
         """Distil into a copy of a network against an adversary, re-initialised in part but at level 0."""
         adversary = self._adversary(LEVELS[level], self.options.seed)
-        adversary.load_state_dict(self._initial_adversary.state_dict())
+        adversary.load_state_dict(weaknesses.adversary.state_dict())
         if level != GENTLE and self.effort.reinitialise:
             student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
             reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)
-        objective = _training_objective(student, teacher, adversary, self._sinusoid_weights, self.effort)
+        objective = _training_objective(student, teacher, adversary, weaknesses.sinusoids, self.effort)
         how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
         training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
@@ -650,11 +673,11 @@ class Auto(TrainedDefense[AutoOptions]):
             for target in targets
         }
 
-    def _try_sinusoids(self, seed: int) -> list[tuple[Change, int, Proportion]]:
-        """One sinusoidal pattern of each kind, its most frequent class on the original, and its success."""
+    def _try_sinusoids(self, network: Classifier, seed: int) -> list[tuple[Change, int, Proportion]]:
+        """One sinusoidal pattern of each kind, its most frequent class on a network, and its success."""
         tried = []
         for pattern in sinusoids.one_per_kind(seed):
-            successes = self._success_by_class(self.teacher, pattern)
+            successes = self._success_by_class(network, pattern)
             target = max(range(len(successes)), key=lambda each: successes[each].value)
             tried.append((pattern, target, successes[target]))
         return tried

@@ -96,15 +96,18 @@ def test_a_canary_target_is_no_class_that_every_image_already_has() -> None:
     assert cleansing._targets(auto.canary.draw((3, 8, 8), 0)) == [1, 1, 1, 1]
 
 
+def no_weaknesses(cleansing: Auto) -> auto._Weaknesses:
+    """A search that found nothing."""
+    return auto._Weaknesses(cleansing._adversary(auto.LIMITS, 0), torch.ones(NUM_KINDS))
+
+
 def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it was compared with the original before, which takes it to a GPU: on no device here."""
     cleansing = method(small(), pictures(), epochs=1)
-    cleansing._initial_adversary = cleansing._adversary(auto.LIMITS, 0)
     called: list[str] = []
     monkeypatch.setattr(type(cleansing.student), "cpu", lambda self: called.append("cpu"))
     monkeypatch.setattr(auto, "reinitialise", lambda *_: called.append("drawn"))
-    monkeypatch.setattr(cleansing, "_sinusoid_weights", torch.ones(NUM_KINDS), raising=False)
-    cleansing._cleansing(cleansing.student, cleansing.teacher, 1, "cleansing")
+    cleansing._cleansing(cleansing.student, cleansing.teacher, no_weaknesses(cleansing), 1, "cleansing")
     assert called == ["cpu", "drawn"]
 
 
@@ -133,10 +136,8 @@ def test_large_networks_are_not_re_initialised(monkeypatch: pytest.MonkeyPatch) 
     answers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     for side, times in ((64, 1), (65, 0)):
         made = method(classifier(answers, side), pictures(side), epochs=1)
-        made._initial_adversary = made._adversary(auto.LIMITS, 0)
-        made._sinusoid_weights = torch.ones(NUM_KINDS)
         drawn.clear()
-        made._cleansing(made.student, made.teacher, 1, "cleansing")
+        made._cleansing(made.student, made.teacher, no_weaknesses(made), 1, "cleansing")
         assert len(drawn) == times
 
 
@@ -164,12 +165,13 @@ def staged(
         [share(percent) for percent in [*planted, *[left for left in canaries for _ in range(kinds)]]]
     )
     monkeypatch.setattr(cleansing, "_success", lambda *_: next(successes))
-    percents = iter([*[20] * NUM_KINDS, *[50] * (NUM_KINDS - 1), 95, *sinusoids])
+    of_copy = [20] * NUM_KINDS if canaries else []
+    percents = iter([*[20] * NUM_KINDS, *[50] * (NUM_KINDS - 1), 95, *of_copy, *sinusoids])
     monkeypatch.setattr(
         cleansing, "_success_by_class", lambda *_: [share(next(percents)), share(0), share(0), share(0)]
     )
     monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))  # tests/defenses/test_residual_search.py
-    found = give(monkeypatch, cleansing, [50, 60 if canaries else 99, *triggers])
+    found = give(monkeypatch, cleansing, [50, *([60, 50] if canaries else [99]), *triggers])
     titles = [stage.title for stage in stages_of(cleansing)]
     assert next(successes, None) is None
     assert next(found, None) is None
@@ -194,6 +196,7 @@ def give(monkeypatch: pytest.MonkeyPatch, cleansing: Auto, percents: list[int]) 
 
 
 SEARCHES = ["looking for weaknesses", "looking for triggers"]
+PLANTING = ["planting canaries", "looking for weaknesses of the copy"]
 
 
 @pytest.mark.usefixtures("brief")
@@ -273,7 +276,7 @@ def test_to_leave_quick_out_is_advised_only_where_more_would_be_tried(
 def test_no_more_is_tried_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
     cleansing, titles = staged(monkeypatch, canaries=[5])
-    tried = ["planting canaries", "cleansing canaries, level 0"]
+    tried = [*PLANTING, "cleansing canaries, level 0"]
     assert titles == [*SEARCHES, *tried, "cleansing, level 0"]
     assert (cleansing.details()["level"], cleansing.details()["mix"]) == (0, 0.7)
     assert cleansing.verdict().word == "cleansed"
@@ -294,11 +297,25 @@ def test_the_mix_is_one_in_which_the_canaries_died(
 @pytest.mark.usefixtures("brief")
 def test_more_is_tried_where_canaries_live(monkeypatch: pytest.MonkeyPatch) -> None:
     cleansing, titles = staged(monkeypatch, canaries=[80, 80, 80, 80, 5])
-    tried = ["planting canaries", *[f"cleansing canaries, level {level}" for level in range(3)]]
+    tried = [*PLANTING, *[f"cleansing canaries, level {level}" for level in range(3)]]
     assert titles == [*SEARCHES, *tried, "cleansing, level 2"]
     did = cleansing.details()
     assert [{each["after"]["value"] for each in trial} for trial in did["trials"]] == [{0.8}, {0.8}, {0.05}]
     assert (did["level"], did["limits"]) == (2, asdict(auto.LEVELS[2]))
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_mildest_mix_is_taken_where_canaries_live_at_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stronger level costs accuracy, and shows no more."""
+    monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
+    cleansing, titles = staged(monkeypatch, canaries=[80, 70, 60, 50, 40])
+    assert titles[-2:] == ["cleansing canaries, level 2", "cleansing, level 0"]
+    did = cleansing.details()
+    assert (did["level"], did["mix"]) == (0, 0.7)
+    trials = [trial[0]["after"]["value"] for trial in did["trials"]]
+    assert trials == [0.6, 0.5, 0.4, 0.8]  # the last one is of the level and the mix that are taken
+    assert cleansing.verdict().word == "could not tell"
+    assert "a canary backdoor still works on 80%" in cleansing.verdict().why
 
 
 @pytest.mark.usefixtures("brief")
@@ -417,8 +434,15 @@ def test_limits_are_halved_until_classes_differ(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("brief")
 def test_sinusoids_are_weighted_by_the_odds_on_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     """All patterns of the first set succeed on 20 % of the images here."""
-    cleansing, _ = staged(monkeypatch)
-    assert cleansing._sinusoid_weights.tolist() == pytest.approx([0.1 + 0.2 / 0.82] * NUM_KINDS)
+    cleansing, weights = auto.Auto._cleansing, []
+
+    def spied(self: auto.Auto, student: Any, teacher: Any, weaknesses: auto._Weaknesses, *how: Any) -> Stage:
+        weights.append(weaknesses.sinusoids.tolist())
+        return cleansing(self, student, teacher, weaknesses, *how)
+
+    monkeypatch.setattr(auto.Auto, "_cleansing", spied)
+    staged(monkeypatch)
+    assert weights == [pytest.approx([0.1 + 0.2 / 0.82] * NUM_KINDS)]
 
 
 class Answers(nn.Module):
@@ -508,19 +532,38 @@ def test_a_mixed_image_lies_between_two_neighbours() -> None:
 
 @pytest.mark.usefixtures("brief")
 def test_the_copy_with_canaries_is_the_teacher_of_its_cleansing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The original knows no canaries, so none of them would mislead both networks."""
-    cleansing, teachers = auto.Auto._cleansing, []
+    """The original knows no canaries, so none of them would mislead both networks.
 
-    def spied(self: auto.Auto, student: Classifier, teacher: Classifier, level: int, title: str) -> Stage:
+    The adversary starts from what a search found on the teacher, for the copy as for the original.
+    """
+    cleansing, teachers = auto.Auto._cleansing, []
+    search, searched = auto.Auto._search, {}
+
+    def spied(
+        self: auto.Auto,
+        student: Classifier,
+        teacher: Classifier,
+        weaknesses: auto._Weaknesses,
+        level: int,
+        title: str,
+    ) -> Stage:
         same = all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
-        teachers.append((title, teacher is self.teacher, teacher.training, same))
-        return cleansing(self, student, teacher, level, title)
+        found = searched[weaknesses.adversary] is teacher
+        teachers.append((title, teacher is self.teacher, teacher.training, same, found))
+        return cleansing(self, student, teacher, weaknesses, level, title)
+
+    def searching(
+        self: auto.Auto, adversary: Adversary, network: Classifier, *how: Any, **more: Any
+    ) -> Stage:
+        searched[adversary] = network
+        return search(self, adversary, network, *how, **more)
 
     monkeypatch.setattr(auto.Auto, "_cleansing", spied)
+    monkeypatch.setattr(auto.Auto, "_search", searching)
     staged(monkeypatch, canaries=[5])
     assert teachers == [
-        ("cleansing canaries, level 0", False, False, True),
-        ("cleansing, level 0", True, False, True),
+        ("cleansing canaries, level 0", False, False, True, True),
+        ("cleansing, level 0", True, False, True, True),
     ]
 
 

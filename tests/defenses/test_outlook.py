@@ -31,7 +31,11 @@ def test_every_stage_is_listed_and_those_that_are_sure_come(quick: bool) -> None
     assert all(title in in_order for title in titles)
     sure = {stage.title for stage in listed.stages if stage.sure}
     begun = {re.sub("^cleansing, level .", "cleansing, level 0", title) for title in titles}
-    tuned = {"planting canaries", "cleansing canaries, level 0"}  # where no trigger stands out
+    tuned = {  # where no trigger stands out, and where the copy learns the canaries
+        "planting canaries",
+        "looking for weaknesses of the copy",
+        "cleansing canaries, level 0",
+    }
     assert sure - begun <= {"looking for remaining triggers", *tuned}  # only a good verdict is verified
     assert set(listed.shorter) == (set() if quick else {"--quick"})
     assert all(passes < listed.passes for passes in listed.shorter.values())

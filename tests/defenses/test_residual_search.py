@@ -247,7 +247,7 @@ def test_the_search_of_the_original_starts_at_listed_patches(
     cleansing._classes = list(range(CLASSES))
     cleansing._teacher_answers, _ = cleansing._answers_and_confident()
     at_random = cleansing._adversary(WIDE, 0)
-    adversary = cleansing._starting_adversary(WIDE, 0)
+    adversary = cleansing._starting_adversary(original, WIDE, 0)
     moved = [i for i in ALL if not torch.equal(adversary.masks[i], at_random.masks[i])]
     assert moved == [2]
     successes = cleansing._successes(adversary, original, ["patch"])

@@ -132,11 +132,9 @@ def test_a_step_of_auto_waits_for_nothing_and_sends_one_order_of_its_images() ->
     auto.teacher.to("meta")
     auto.student.to("meta")
     auto._classes = list(range(4))
-    auto._sinusoid_weights = torch.ones(sinusoids.NUM_KINDS, device="meta")
+    weights = torch.ones(sinusoids.NUM_KINDS, device="meta")
     adversary = auto._adversary(LIMITS, seed=0).to("meta")
-    objective = _training_objective(
-        auto.student, auto.teacher, adversary, auto._sinusoid_weights, auto.effort
-    )
+    objective = _training_objective(auto.student, auto.teacher, adversary, weights, auto.effort)
     views = torch.rand(32, 3, 16, 16, device="meta")
     with Sent() as sent:
         objective(views, torch.arange(32), 0.5).backward()

@@ -51,6 +51,7 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
         passes=searching + FORWARD * effort.search_steps * batch,
         after=class_screening.STARTS * len(UNIVERSAL) * tried + listed,
     )
+    weaknesses = PlannedStage(title="looking for weaknesses", passes=searching, after=trying + listed)
     halved = [
         PlannedStage(
             title="looking for smaller triggers", passes=searching, after=trying + listed, sure=False
@@ -61,10 +62,10 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
     levels = all_levels if effort.reinitialise else [auto.GENTLE, all_levels[-1]]
     return (
         *([screening] if screened else []),
-        PlannedStage(title="looking for weaknesses", passes=searching, after=trying + listed),
+        weaknesses,
         PlannedStage(title="looking for triggers", passes=searching, after=trying),
         *halved,
-        *(_tuning(defense, batch) if effort.reinitialise and not quick else []),
+        *(_tuning(defense, batch, weaknesses) if effort.reinitialise and not quick else []),
         *(stage for level in levels for stage in _level(defense, batch, level)),
     )
 
@@ -85,8 +86,8 @@ def _cleansing(defense: Auto, batch: float) -> float:
     return steps * batch * (seen * FORWARD + 0.5 * TO_IMAGES + seen * TO_WEIGHTS)
 
 
-def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
-    """Planting canaries and cleansing them; left out where a trigger stands out."""
+def _tuning(defense: Auto, batch: float, weaknesses: PlannedStage) -> list[PlannedStage]:
+    """Planting canaries, and searching and cleansing their copy; left out where a trigger stands out."""
     from bcu_cli.defenses import auto
 
     planting = defense.effort.canary_steps * batch * (FORWARD + 2 * TO_WEIGHTS)
@@ -100,7 +101,8 @@ def _tuning(defense: Auto, batch: float) -> list[PlannedStage]:
         )
         for level in range(auto.GENTLE, len(auto.LEVELS))
     ]
-    return [PlannedStage(title="planting canaries", passes=planting), *cleansings]
+    search = replace(weaknesses, title=f"{weaknesses.title} of the copy")
+    return [PlannedStage(title="planting canaries", passes=planting, after=trying), search, *cleansings]
 
 
 def _mixing(defense: Auto) -> float:
