@@ -76,7 +76,6 @@ from bcu_cli.evaluation.adversary import (
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
-from bcu_cli.models.classifier import name_of
 from bcu_cli.training.inference import in_batches, predict
 from bcu_cli.training.loop import Companion, Stage, Training
 from bcu_cli.triggers.base import to_bytes
@@ -426,7 +425,7 @@ class Auto(TrainedDefense[AutoOptions]):
             lambda images: confidence_and_answer(self.teacher(images)),
             self.held_out.images,
             self.device,
-            name=name_of(self.teacher),
+            network=self.teacher,
         ).T
         return answers.long(), confidence.topk(ceil(len(confidence) / 2)).indices
 

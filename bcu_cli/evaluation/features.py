@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.evaluation.measures import labels_of
-from bcu_cli.models.classifier import name_of
 from bcu_cli.training.inference import in_batches
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def penultimate(
         return seen[-1].float()
 
     with layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
-        return in_batches(features, images, device, transform=transform, name=name_of(model))
+        return in_batches(features, images, device, transform=transform, network=model)
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bcu_cli.models.classifier import name_of
 from bcu_cli.models.outputs import are_probabilities
 from bcu_cli.training.inference import in_batches
 
@@ -136,7 +135,7 @@ def suitability(
     """
     model.to(device.torch).eval()
     confidence, answers = in_batches(
-        lambda batch: confidence_and_answer(model(batch)), images, device, name=name_of(model)
+        lambda batch: confidence_and_answer(model(batch)), images, device, network=model
     ).T
     number = model.num_classes
     return Suitability(

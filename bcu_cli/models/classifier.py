@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bcu_cli.errors import AnswersError
+from bcu_cli.errors import AnswersError, BcuError, TrainingError
 from bcu_cli.models.outputs import Ending, logits_of, to_logits
 from bcu_cli.models.preprocessing import BGR
 from bcu_cli.words import number_of
@@ -38,6 +38,7 @@ class Classifier(nn.Module):
 
     Attributes:
         ending: What the network ends in; its output is converted to logits.
+        trained: Whether a training has changed the weights of the file, so that they may be at fault.
     """
 
     mean: Tensor
@@ -57,6 +58,7 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.name = name
         self.ending = Ending.LOGITS
+        self.trained = False
         self.register_buffer("mean", _per_channel(preprocessing.mean), persistent=False)
         self.register_buffer("std", _per_channel(preprocessing.std), persistent=False)
 
@@ -124,8 +126,8 @@ def refuse_dependence(alone: Tensor, both: Tensor, name: str) -> None:
         )
 
 
-def name_of(network: nn.Module) -> str:
-    """Name in errors of a network, which need not be a :class:`Classifier`."""
+def name_of(network: nn.Module | None) -> str:
+    """Name in errors of a network, which need not be a :class:`Classifier` or known."""
     return str(getattr(network, "name", THE_NETWORK))
 
 
@@ -135,6 +137,16 @@ def not_finite(name: str) -> AnswersError:
         f"{name} answers with NaN or infinite numbers",
         "its weights or its normalisation are far too large or damaged; get another copy",
     )
+
+
+def no_numbers(network: nn.Module | None) -> BcuError:
+    """The error for a network with NaN or infinite answers, which a training may have led to."""
+    if isinstance(network, Classifier) and network.trained:
+        return TrainingError(
+            "the training diverged: the network that it led to answers with NaN or infinite numbers",
+            "use a lower --learning-rate, or --precision fp32",
+        )
+    return not_finite(name_of(network))
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bcu_cli.errors import TrainingError
-from bcu_cli.models.classifier import THE_NETWORK, name_of, not_finite
+from bcu_cli.models.classifier import no_numbers
 from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
 from bcu_cli.training.profile import EVALUATION, span
@@ -43,13 +43,13 @@ def predict(
         The classes, int64 ``[N]``, on the CPU.
 
     Raises:
-        TrainingError: A single image does not fit into memory.
+        TrainingError: A single image does not fit into memory, or the training of the model diverged.
         AnswersError: The network outputs NaN, infinity, or no logits at all.
     """
     model.to(device.torch).eval()
     answers = in_batches(lambda batch: _classes(model(batch)), images, device, transform=transform)
     if (answers == _NOT_FINITE).any():
-        raise not_finite(name_of(model))
+        raise no_numbers(model)
     return answers
 
 
@@ -66,7 +66,7 @@ def in_batches(
     device: Device,
     *,
     transform: Callable[[Tensor], Tensor] | None = None,
-    name: str = THE_NETWORK,
+    network: nn.Module | None = None,
 ) -> Tensor:
     """Results of ``compute`` on the images, batch by batch; several ranks share the images.
 
@@ -75,13 +75,13 @@ def in_batches(
         images: Images, uint8 ``[N, C, H, W]``.
         device: The device to run on.
         transform: Applied to each batch of uint8 images first, for example a trigger.
-        name: Name of the network in errors.
+        network: The network that computes, for errors.
 
     Returns:
         The results, finite, ``[N, …]`` on the CPU.
 
     Raises:
-        TrainingError: A single image does not fit into memory.
+        TrainingError: A single image does not fit into memory, or the training of the network diverged.
         AnswersError: A result is NaN or infinite.
     """
     shared = len(images) >= ranks.count()
@@ -104,7 +104,7 @@ def in_batches(
             size = (size + 1) // 2
     whole = ranks.gathered(torch.cat(computed)) if shared else torch.cat(computed)
     if not whole.isfinite().all():
-        raise not_finite(name)
+        raise no_numbers(network)
     return whole
 
 

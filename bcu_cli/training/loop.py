@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil
+from math import ceil, isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,6 +114,8 @@ class Training:
     ) -> None:
         self.device = device
         self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(model, Classifier):
+            model.trained = True
         self.images = images if isinstance(images, Stream) else images.to(device.torch)
         self.objective = objective
         self.options = options
@@ -397,9 +399,10 @@ class Training:
         started = time.perf_counter()
         loss = float(self._loss)  # waits for the device
         self._seconds += time.perf_counter() - started
-        if not loss == loss or loss == float("inf"):
+        if not isfinite(loss):
             raise TrainingError(
-                f"the loss is {loss} in epoch {number}", "use a lower --learning-rate, or --precision fp32"
+                f"the training diverged: the loss is {loss} in epoch {number}",
+                "use a lower --learning-rate, or --precision fp32",
             )
         if on_epoch:
             for learner in self._learners:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bcu_cli.evaluation.suitability import confidence_and_answer
-from bcu_cli.models.classifier import name_of
 from bcu_cli.report.trigger_sheet import data_uri
 from bcu_cli.training.inference import in_batches, predict
 
@@ -39,7 +38,7 @@ def evidence(defense: Defense[Any], held_out: ImageSet | None, device: Device) -
         lambda images: confidence_and_answer(defense.teacher(images)),
         held_out.images,
         device,
-        name=name_of(defense.teacher),
+        network=defense.teacher,
     ).T
     answers = answers.long()
     drawn = [_drawn(defense, each, held_out.images, answers, device) for each in defense.found_triggers()]

@@ -81,7 +81,7 @@ def test_answers_without_sense_are_an_error_that_names_the_model(case: str) -> N
         lambda: predict(model, IMAGES, CPU),
         lambda: accuracy(model, ImageSet(images=IMAGES, labels=labels), CPU),
         lambda: agreement(model, labels, IMAGES, CPU),
-        lambda: in_batches(lambda batch: model(batch).softmax(1), IMAGES, CPU, name=model.name),
+        lambda: in_batches(lambda batch: model(batch).softmax(1), IMAGES, CPU, network=model),
     ):
         if case in {"infinity", "less than all"} and measure.__code__.co_names[0] == "in_batches":
             continue  # what a softmax makes of them may be finite

@@ -117,6 +117,17 @@ def test_windows_and_statistics_that_make_no_sense_are_refused(
         network_of(op, **tensors)(IMAGES)
 
 
+@pytest.mark.parametrize(("kept", "momentum"), [(0.75, 0.25), (1.0, None)])
+def test_batch_norm_follows_the_mode_of_the_network(kept: float, momentum: float | None) -> None:
+    weights = {"a": torch.rand(3), "b": torch.rand(3), "c": torch.rand(3), "d": torch.rand(3) + 0.5}
+    found = network_of(node("BatchNormalization", "x", *"abcd", momentum=kept), **weights)
+    wanted = torch.nn.BatchNorm2d(3, momentum=momentum)
+    names = ("weight", "bias", "running_mean", "running_var")
+    wanted.load_state_dict(dict(zip(names, weights.values(), strict=True)), strict=False)
+    for mode in (False, True, True, False):
+        torch.testing.assert_close(found.train(mode)(IMAGES), wanted.train(mode)(IMAGES))
+
+
 def test_a_graph_has_an_end() -> None:
     chain = [node("Relu", "x", to="v0"), *(node("Relu", f"v{i}", to=f"v{i + 1}") for i in range(30_000))]
     with pytest.raises(ArchitectureError, match="30,001 operations"):

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bcu_cli.errors import TrainingError, UsageError
+from bcu_cli.errors import AnswersError, TrainingError, UsageError
 from bcu_cli.images.augmentation import Augmentation
+from bcu_cli.models.classifier import Classifier
+from bcu_cli.models.embedded.opening import identity_preprocessing
 from bcu_cli.training import devices
 from bcu_cli.training.devices import Device
+from bcu_cli.training.inference import predict
 from bcu_cli.training.loop import Companion, Interrupted, Training
 from bcu_cli.training.options import Schedule, TrainingOptions
 from bcu_cli.training.throughput import Throughput, measure_peak
@@ -168,8 +171,29 @@ def test_a_loss_that_is_no_number_ends_the_run() -> None:
         return model(images).sum() * float("nan")
 
     run = Training(model, IMAGES, objective, TrainingOptions(epochs=2), device=CPU, seed=0)
-    with pytest.raises(TrainingError, match="the loss is nan in epoch 1"):
+    with pytest.raises(TrainingError, match="training diverged: the loss is nan in epoch 1"):
         run.run()
+
+
+def test_a_network_that_diverged_is_no_fault_of_its_file() -> None:
+    original = Classifier(network(), identity_preprocessing((3, 8, 8)), 4, name="a.pt")
+    model = copy.deepcopy(original)
+    seen = []
+
+    def objective(images: torch.Tensor, index: torch.Tensor, progress: float) -> torch.Tensor:
+        return F.cross_entropy(model(images), LABELS[index])
+
+    options = TrainingOptions(epochs=1, batch_size=50, learning_rate=1e38)
+    run = Training(model, IMAGES, objective, options, device=CPU, seed=0)
+    run.run(on_epoch=lambda epoch: seen.append(epoch.loss))
+    assert seen[0] < 100  # the loss of the only step is that before it
+    with pytest.raises(TrainingError, match="the training diverged") as caught:
+        predict(model, IMAGES, CPU)
+    assert "--learning-rate" in caught.value.hint
+    with torch.no_grad():
+        next(original.parameters()).fill_(float("inf"))
+    with pytest.raises(AnswersError, match=r"a\.pt answers with NaN"):
+        predict(original, IMAGES, CPU)
 
 
 def test_the_global_random_state_is_left_alone() -> None:

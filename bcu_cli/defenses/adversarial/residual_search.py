@@ -20,7 +20,6 @@ from torch import Tensor
 from bcu_cli.defenses.adversarial import patches
 from bcu_cli.defenses.adversarial.patches import SCREENING_IMAGES, Patch
 from bcu_cli.evaluation.measures import Proportion
-from bcu_cli.models.classifier import name_of
 from bcu_cli.training.inference import in_batches, predict
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ class ModelPair:
                 lambda batch: self.cleansed(batch).softmax(1)[:, target],
                 shown,
                 self.device,
-                name=name_of(self.cleansed),
+                network=self.cleansed,
             )
             return found.view(len(of), len(images)).mean(1).tolist()
 

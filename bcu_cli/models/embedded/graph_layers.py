@@ -162,7 +162,7 @@ def _batch_norm(a: dict[str, Any], weights: list[Tensor | None]) -> nn.Module:
     layer = nn.BatchNorm2d(
         len(weights[0]),  # type: ignore[arg-type]
         eps=_number(a, "epsilon", 1e-5),
-        momentum=1 - _number(a, "momentum", 0.9),
+        momentum=1 - _number(a, "momentum", 0.9) or None,  # ONNX has 1 for a layer that averages over all
         device="meta",
     )
     return _filled(layer, **dict(zip(names, weights, strict=True)), num_batches_tracked=torch.tensor(0))

@@ -143,6 +143,13 @@ class _Convolution(nn.Conv2d):
         return result
 
 
+class _BatchNorm(nn.BatchNorm2d):
+    """A batch normalisation of a graph, which holds no kind: features ``[N, C]`` are normalised, too."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
+        """Accept any number of dimensions; the operator refuses what has no channels."""
+
+
 def _held(tensor: Tensor, *, is_parameter: bool) -> Tensor:
     """A weight in float32, whatever its stored type; integers stay as they are."""
     if not tensor.is_floating_point():
@@ -250,17 +257,29 @@ def _linear(args: list[Any], weights: list[Any]) -> nn.Module | None:  # noqa: A
 
 
 def _batch_norm(args: list[Any], weights: list[Any]) -> nn.Module | None:
-    """A normalisation in evaluation mode; one that takes the statistics of the batch stays an operation."""
-    if not all(isinstance(each, Tensor) and each.dim() == 1 for each in weights) or args[5] is not False:
+    """A normalisation in evaluation mode; one that takes the statistics of the batch stays an operation.
+
+    It is torch's layer, so that in training mode it normalises by the batch.
+    """
+    affine, statistics = weights[:2], weights[2:]
+    has_weights = any(each is not None for each in affine)
+    held = weights if has_weights else statistics
+    if args[5] is not False or not all(isinstance(each, Tensor) and each.dim() == 1 for each in held):
         return None
-    if not all(isinstance(each, nn.Parameter) for each in weights[:2]):
+    if has_weights and not all(isinstance(each, nn.Parameter) for each in affine):
         return None
-    if len({len(each) for each in weights}) != 1:
+    if len({len(each) for each in held}) != 1:
         return None
-    layer = nn.BatchNorm2d(len(weights[0]), eps=args[7], momentum=args[6], device="meta")
-    layer.register_parameter("weight", weights[0])
-    layer.register_parameter("bias", weights[1])
-    layer.running_mean, layer.running_var = weights[2], weights[3]
+    layer = _BatchNorm(
+        len(statistics[0]),
+        eps=args[7],
+        momentum=args[6] or None,  # exported as 0 where the layer averages over all batches
+        affine=has_weights,
+        device="meta",
+    )
+    layer.register_parameter("weight", affine[0])
+    layer.register_parameter("bias", affine[1])
+    layer.running_mean, layer.running_var = statistics
     layer.num_batches_tracked = torch.tensor(0)
     return layer
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bcu_cli.checkpoints.torchscript.operators import BUILTINS
+from bcu_cli.models.embedded import script_batch_norm
 from bcu_cli.models.embedded.script_limits import RefusedError
 from bcu_cli.models.embedded.script_operators import compute
 from bcu_cli.models.embedded.script_values import (
@@ -348,6 +349,8 @@ class _Frame:
 
     def _operator(self, name: str, node: ast.Call) -> Any:
         args, named = self._arguments(node)
+        if name == script_batch_norm.OPERATOR:
+            args = script_batch_norm.in_mode_of(self._variables.get("self"), node, args)
         return compute(self._run, name, args, named)
 
     def _call_method(self, owner: Any, name: str, node: ast.Call) -> Any:
