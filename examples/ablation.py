@@ -144,7 +144,7 @@ def _objective(
             clean = torch.cat([views, auto.mixup(views)]) if how.mixed_images else views
             both = torch.cat([clean, changed]).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
-                taught, misled = teacher(both).split([len(clean), len(views)])
+                taught, on_changed_before = teacher(both).split([len(clean), len(views)])
             expected, on_pairs = taught[: len(views)], taught[len(views) :]
             right = expected.argmax(1)
 
@@ -158,7 +158,7 @@ def _objective(
                 on_clean = on_images[: len(views)]
                 counts = on_changed.argmax(1) != right
                 if not how.all_errors:
-                    counts = counts & (on_changed.argmax(1) == misled.argmax(1))
+                    counts = counts & (on_changed.argmax(1) == on_changed_before.argmax(1))
                 disagree = on_clean.argmax(1) != right
                 of_clean = 1.0 + weight * disagree
                 of_changed = weight * auto.emphasis(disagree) * counts

@@ -144,7 +144,7 @@ def no_numbers(network: nn.Module | None) -> BcuError:
     if isinstance(network, Classifier) and network.trained:
         return TrainingError(
             "the training diverged: the network that it led to answers with NaN or infinite numbers",
-            "use a lower --learning-rate, or --precision fp32",
+            "use --precision fp32, or a lower --learning-rate",
         )
     return not_finite(name_of(network))
 

@@ -109,7 +109,7 @@ def _charts(details: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
         _chart(patterns, sorted(sinusoids["working"], key=_worst_first), classes, always=True),
     ]
     for level, trial in enumerate(details["trials"]):
-        mixed = "" if level else " Shown is the mildest mix with the copy that removed them, if one did."
+        mixed = "" if level else " Shown is the mildest mix that removed them, or the mildest of all."
         planted = (
             "Canaries: backdoors that were planted in a copy of the network, cleansed at level "
             f"{level}. They are easier to remove than a backdoor that was there from the start.{mixed}"

@@ -68,7 +68,7 @@ def measured(*words: object, state: Path | None = None) -> dict[str, Any]:
         "exit_code": process.returncode,
         "seconds": round(time.perf_counter() - started, 1),
         "peak_bytes": usage.ru_maxrss * 1024,
-        "images_forward": int(Path(counts.name).read_text()),
+        "images_forward": int(Path(counts.name).read_text() or 0),
     }
     Path(counts.name).unlink()
     return found if state is None else found | {"state_bytes": largest}

@@ -313,9 +313,30 @@ def test_the_mildest_mix_is_taken_where_canaries_live_at_every_level(monkeypatch
     did = cleansing.details()
     assert (did["level"], did["mix"]) == (0, 0.7)
     trials = [trial[0]["after"]["value"] for trial in did["trials"]]
-    assert trials == [0.6, 0.5, 0.4, 0.8]  # the last one is of the level and the mix that are taken
+    assert trials == [0.8, 0.5, 0.4]  # at the gentle level that of the mix that is taken
     assert cleansing.verdict().word == "could not tell"
     assert "a canary backdoor still works on 80%" in cleansing.verdict().why
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_canary_that_is_too_much_for_a_level_is_too_much_for_the_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On 22 of 100 images it lives, though its interval begins below the 20 % that a dead one may have."""
+    cleansing, _ = staged(monkeypatch, canaries=[22] * 5)
+    assert cleansing.verdict().word == "could not tell"
+    assert "a canary backdoor still works on 22%" in cleansing.verdict().why
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(("rate", "word"), [(0.05, "cleansed"), (0.04, "could not tell")])
+def test_with_a_lower_learning_rate_nothing_is_called_cleansed(
+    monkeypatch: pytest.MonkeyPatch, rate: float, word: str
+) -> None:
+    cleansing, _ = staged(monkeypatch)
+    cleansing.options = replace(cleansing.options, learning_rate=rate)
+    assert cleansing.verdict().word == word
+    assert ("learning rate of 0.04 for 0.05" in cleansing.verdict().why) == (rate < 0.05)
 
 
 @pytest.mark.usefixtures("brief")

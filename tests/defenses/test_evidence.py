@@ -58,8 +58,8 @@ WORKS = 50
     ("canaries", "found", "word"),
     [
         ([success(100, 0), success(95, 20)], [success(99, CLEAR)], "cleansed"),
-        ([success(100, 0), success(95, 27)], [], "cleansed"),  # 27 of 100 may be 20 %
-        ([success(100, 0), success(95, 28)], [], "could not tell"),  # a canary alone cannot veto
+        ([success(100, 0), success(95, 20)], [], "cleansed"),
+        ([success(100, 0), success(95, 21)], [], "could not tell"),  # a canary alone cannot veto
         ([success(100, 0), success(79, 79)], [], "cleansed"),  # a canary that was never there proves nothing
         ([success(79, 0)], [], "could not tell"),  # nor do none
         ([success(79, 0)], [success(99, WORKS)], "not cleansed"),  # but what still works speaks for itself

@@ -75,7 +75,7 @@ def test_canaries_sinusoids_and_searches_on_the_result_have_charts() -> None:
     assert len(list(parsed(content).iter("svg"))) == 4
     for part in ("1 of the 48 that were tried", "cleansed at level 0. They", "searched on the result itself"):
         assert part in words(content)
-    assert "from the start. Shown is the mildest mix with the copy that removed them" in words(content)
+    assert "from the start. Shown is the mildest mix that removed them" in words(content)
     content["details"]["sinusoids"]["working"] = []
     assert len(list(parsed(content).iter("svg"))) == 3
     assert "0 of the 48 that were tried" in words(content)

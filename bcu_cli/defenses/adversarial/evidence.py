@@ -61,7 +61,7 @@ class Evidence:
     Args:
         found: The triggers that a search found on the original, of each kind for each class.
         sinusoids: The sinusoidal patterns that succeed on the original.
-        trials: The canaries after each level that was tried on them.
+        trials: The canaries after each level that was tried on them, the one that is taken last.
         residual_searches: The searches on the cleansed network; empty before they were made.
         confident_agreement: Agreement of both networks on the images that the original is surer of.
         held_out: Number of held-out images.
@@ -93,7 +93,7 @@ class Evidence:
 
     @property
     def planted(self) -> list[TriggerSuccess]:
-        """The canaries that the copy learned, with their success after the last level tried."""
+        """The canaries that the copy learned, with their success after the level that is taken."""
         return learned_canaries(self.trials)
 
     @property
@@ -153,7 +153,7 @@ class Evidence:
             return "the canary backdoors could not be trained into a copy of the network"
         if not self.planted and not outstanding:
             return "no trigger stands out on the original, and no canaries were planted"
-        if canaries := [each for each in self.planted if each.after.interval[0] > MAX_CANARY_SUCCESS]:
+        if canaries := [each for each in self.planted if each.after.value > MAX_CANARY_SUCCESS]:
             return f"a canary backdoor still works on {_highest_success(canaries):.0%} of the images"
         if not self.enough_images:
             return f"{self.held_out} held-out images are too few for a verdict; 500 images in all suffice"

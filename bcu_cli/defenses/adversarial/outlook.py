@@ -77,7 +77,7 @@ def _listing(defense: Auto, *, largest: float = 1.0) -> float:
 
 
 def _cleansing(defense: Auto, batch: float) -> float:
-    """Passes of a cleansing: both networks see two or three images for each, and the adversary half a one."""
+    """Passes of a cleansing: both networks see each image two or three times, the adversary half."""
     from bcu_cli.defenses import auto
 
     per_epoch = min(ceil(len(defense.data) / defense.batch_size), auto.MOST_STEPS)
@@ -131,7 +131,8 @@ def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
     )
     # Each mix that is not good is followed by another one, which is searched as well.
     more = len(mixing.onward(mixing.SHARES[0])) - 1 if gentle else 0
-    return [cleansing, search, *[replace(search, sure=False)] * more]
+    again = replace(search, passes=search.passes + trying, sure=False)
+    return [cleansing, search, *[again] * more]
 
 
 def _verifying(defense: Auto) -> tuple[float, float]:

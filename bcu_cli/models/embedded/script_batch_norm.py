@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 OPERATOR = "aten::batch_norm"
-_RUNNING_MEAN, _TRAINING, _MOMENTUM = 3, 5, 6
+_WEIGHT, _BIAS, _RUNNING_MEAN, _RUNNING_VAR, _TRAINING, _MOMENTUM = 1, 2, 3, 4, 5, 6
 
 
 def in_mode_of(module: Any, call: ast.Call, args: list[Any]) -> list[Any]:
@@ -16,17 +16,19 @@ def in_mode_of(module: Any, call: ast.Call, args: list[Any]) -> list[Any]:
 
     A trace in evaluation mode has ``training=False`` as a constant. In training mode that becomes True, or
     the network would train without normalisation by the batch, and diverge at the rates of its training.
-    Scripted code reads ``self.training`` and is left alone, like statistics that are no buffers of the file.
+    Scripted code reads ``self.training`` and is left alone. So are statistics that are no buffers of the file
+    by torch's names, and weights that are no parameters: a norm with those always evaluates.
 
     Args:
         module: The module whose code makes the call; anything else outside of methods.
         call: The call in the code.
         args: Its positional arguments.
     """
-    if not isinstance(module, nn.Module) or not module.training or not _is_constantly_false(call):
+    if not isinstance(module, nn.Module) or len(args) <= _MOMENTUM or not _is_constantly_false(call):
         return args
-    owner = _owner(module, args[_RUNNING_MEAN])
-    if owner is None or len(args) <= _MOMENTUM:
+    owner = _owner(module, args[_RUNNING_MEAN], args[_RUNNING_VAR])
+    trains = all(each is None or isinstance(each, nn.Parameter) for each in (args[_WEIGHT], args[_BIAS]))
+    if owner is None or not owner.training or not trains:
         return args
     args = list(args)
     args[_TRAINING] = True
@@ -45,9 +47,11 @@ def _is_constantly_false(call: ast.Call) -> bool:
     return isinstance(training, ast.Constant) and training.value is False
 
 
-def _owner(module: nn.Module, statistics: Any) -> nn.Module | None:
-    """The module within another one that has a tensor as a buffer."""
+def _owner(module: nn.Module, mean: Any, variance: Any) -> nn.Module | None:
+    """The module within another one that has two tensors as its running statistics."""
+    if mean is None or variance is None:
+        return None
     for part in module.modules():
-        if statistics is not None and any(held is statistics for held in part._buffers.values()):
+        if part._buffers.get("running_mean") is mean and part._buffers.get("running_var") is variance:
             return part
     return None
