@@ -45,11 +45,11 @@ from bcu_cli.defenses.adversarial import canary, effort, outlook, patches, sinus
 from bcu_cli.defenses.adversarial.corruptions import corrupt, uniform
 from bcu_cli.defenses.adversarial.evidence import (
     MIN_HELD_OUT,
-    MIN_PLANTED_SUCCESS,
     MIN_TRIGGER_SUCCESS,
     Evidence,
     canaries_removed,
     clear_classes,
+    learned_canaries,
     log_odds,
     saturated,
     standing_out,
@@ -273,7 +273,7 @@ class Auto(TrainedDefense[AutoOptions]):
             self.mix = share
             mixture.take(share)
             yield from self._judge_as_it_is()
-            if self.evidence.verdict().good or not self._more_may_help:
+            if self.verdict().good or not self._more_may_help:
                 return
 
     def _judge_as_it_is(self) -> Iterator[Stage]:
@@ -313,15 +313,18 @@ class Auto(TrainedDefense[AutoOptions]):
     def _more_may_help(self) -> bool:
         """Whether a stronger cleansing could lead to a better verdict.
 
-        A good one rests on a trigger that stands out, or on canaries that were removed, and on enough images.
+        A good one rests on a trigger that stands out, or on canaries that were removed, on enough images, and
+        on the method's own learning rate.
         """
         if not self.evidence.outstanding and not canaries_removed(self.evidence.trials):
             return False
+        if self._rate_is_low:
+            return self.evidence.triggers_remain
         return self.evidence.triggers_remain or self.evidence.enough_images
 
     def _is_last_level(self) -> bool:
         """Whether no further level is tried."""
-        if self.evidence.verdict().good or not self._more_may_help:
+        if self.verdict().good or not self._more_may_help:
             return True
         if self.level == GENTLE and self.effort.reinitialise:
             return False
@@ -335,7 +338,7 @@ class Auto(TrainedDefense[AutoOptions]):
         before, self.evidence = self.evidence, self._known_triggers()
         if before.residual_searches:
             self._compare_changes(self._model_pair, self._suspect_classes)
-        elif self.evidence.verdict().good and not before.verdict().good:
+        elif self.verdict().good and not before.verdict().good:
             self.evidence = before
 
     def verdict(self) -> Verdict:
@@ -344,14 +347,18 @@ class Auto(TrainedDefense[AutoOptions]):
         With a lower learning rate than its own the method left a backdoor twice that the search on the result
         did not see (``docs/auto.md``). So nothing is called cleansed there.
         """
-        verdict, rate = self.evidence.verdict(), self.options.learning_rate
-        if verdict.good and rate is not None and rate < self.effort.learning_rate:
-            why = (
-                f"at a learning rate of {rate:g} for {self.effort.learning_rate:g} more of a backdoor may "
-                "remain than the search on the result finds"
-            )
+        verdict = self.evidence.verdict()
+        if verdict.good and self._rate_is_low:
+            rates = f"{self.options.learning_rate:g} for {self.effort.learning_rate:g}"
+            why = f"at a learning rate of {rates} more may remain than the search on the result finds"
             return Verdict(word="could not tell", why=why)
         return verdict
+
+    @property
+    def _rate_is_low(self) -> bool:
+        """Whether the learning rate is lower than the method's own."""
+        rate = self.options.learning_rate
+        return rate is not None and rate < self.effort.learning_rate
 
     def details(self) -> dict[str, Any]:
         """The level taken, and the evidence for the verdict."""
@@ -537,19 +544,23 @@ class Auto(TrainedDefense[AutoOptions]):
         planting = self._training(taught, objective, **self._length(self.effort.canary_steps))
         yield Stage(title="planting canaries", training=planting)
         changes = [trigger.apply_to_bytes for trigger in triggers]
-        before = [self._success(taught, *each) for each in zip(changes, targets, strict=True)]
         self.level, self._least_share = GENTLE, 0.0
 
-        def trial(cleansed: Classifier) -> list[TriggerSuccess]:
-            after = [self._success(cleansed, *each) for each in zip(changes, targets, strict=True)]
+        def successes(network: Classifier) -> list[Proportion]:
+            return [self._success(network, *each) for each in zip(changes, targets, strict=True)]
+
+        before = successes(taught)
+
+        def trial(after: list[Proportion]) -> list[TriggerSuccess]:
             each = zip(canary.NAMES, targets, before, after, changes, strict=True)
             return [
                 TriggerSuccess(trigger=name, target=target, before=at_first, after=left, change=change)
                 for name, target, at_first, left, change in each
             ]
 
-        if all(each.value < MIN_PLANTED_SUCCESS for each in before):
-            self.trials.append(trial(taught))
+        planted = trial(before)
+        if not learned_canaries([planted]):
+            self.trials.append(planted)
             return
         weaknesses = yield from self._weaknesses(taught, "looking for weaknesses of the copy")
         mildest: list[TriggerSuccess] = []
@@ -561,7 +572,7 @@ class Auto(TrainedDefense[AutoOptions]):
             mixture = Mixture(taught, cleansed)
             for share in onward(unguided(self._margin)) if level == GENTLE else [1.0]:
                 mixture.take(share)
-                left = trial(cleansed)
+                left = trial(successes(cleansed))
                 mildest = mildest or left
                 if canaries_removed([left]):
                     self.trials.append(left)

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
 STAGES = ["looking for weaknesses", "looking for triggers", "planting canaries"]
+STAGES += ["looking for weaknesses of the copy"]
 STAGES += [f"cleansing canaries, level {level}" for level in range(3)]
-STAGES += ["cleansing, level 2"]
+STAGES += ["cleansing, level 0"]
 CODES = {"cleansed": 0, "not cleansed": 1, "could not tell": 2}
 
 
@@ -83,7 +84,7 @@ def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(
     ran = cleanse("--json")
     report = ran.json
     assert report["method"] == "auto"
-    assert [stage["stage"] for stage in report["training"]] == [*STAGES[:4], "cleansing, level 0"]
+    assert [stage["stage"] for stage in report["training"]] == [*STAGES[:3], "cleansing, level 0"]
     assert (ran.code, report["verdict"]["word"]) == (2, "could not tell")
     assert report["output"] is None
     assert ran.error.startswith("error: could not tell: the canary backdoors could not be trained")
@@ -173,7 +174,7 @@ def test_people_see_the_evidence_and_what_the_verdict_does_not_mean(
     assert [row[:2] for row in rows][12:] == [*looked_for, ["sinusoid", "48"]]
     text = " ".join(ran.out.split())
     assert "cleansed: it was told so" in text
-    assert "level 2 of 2" in text
+    assert "level 0 of 2" in text
     assert "distillation-conditional" in text
     assert "bcu inspect --scan" in text
     assert str(tmp_path / "out.safetensors") in "".join(ran.out.split())
