@@ -38,7 +38,7 @@ class Classifier(nn.Module):
 
     Attributes:
         ending: What the network ends in; its output is converted to logits.
-        trained: Whether a training has changed the weights of the file, so that they may be at fault.
+        trained: Whether it is or was trained in this run, so that its weights may be at fault, not the file.
     """
 
     mean: Tensor
