@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 8
 SMALLEST_SIDE = 64
+MOST_LOSSLESS = 64 * 64
+"""Most pixels of an image that a page holds without loss."""
 GAP = 4
 MARGIN = 112
 """Width of the row names at the left, in pixels."""
@@ -28,6 +30,7 @@ GAIN = 10
 ROWS = ("clean", "triggered", f"difference x{GAIN}")  # Pillow's default font has no ×
 _BACKGROUND, _INK = "#ffffff", "#202020"
 _FONT_SIZE = 14
+_JPEG: dict[str, Any] = {"quality": 90, "subsampling": 0}
 
 
 def write_sheet(trigger: Trigger, images: Tensor, path: Path) -> str:
@@ -61,10 +64,14 @@ def write_image(pixels: Tensor, path: Path) -> str:
 
 
 def data_uri(pixels: Tensor) -> str:
-    """One image, as :func:`write_image` writes it, as a ``data:`` URI for a page."""
+    """One image, as :func:`write_image` takes it, as a ``data:`` URI for a page.
+
+    It is a PNG, or a JPEG where it has more than ``MOST_LOSSLESS`` pixels: a page holds up to a hundred.
+    """
     buffer = io.BytesIO()
-    _enlarged(pixels).save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    kind, how = ("jpeg", _JPEG) if pixels[0].numel() > MOST_LOSSLESS else ("png", {})
+    _enlarged(pixels).save(buffer, format=kind, **how)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _enlarged(pixels: Tensor) -> Image.Image:

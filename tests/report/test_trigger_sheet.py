@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import base64
+import io
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from bcu_cli.errors import OutputError
-from bcu_cli.report.trigger_sheet import GAP, MARGIN, sheet, write_sheet
+from bcu_cli.report.trigger_sheet import GAP, MARGIN, data_uri, sheet, write_sheet
 from bcu_cli.triggers.custom import Custom
 
 if TYPE_CHECKING:
@@ -53,6 +56,27 @@ def test_a_colour_stays_a_colour_and_grey_becomes_one() -> None:
 def test_small_images_are_enlarged_by_a_whole_number(side: int, drawn_side: int) -> None:
     images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     assert sheet(white_corner(side), images).size[0] == MARGIN + drawn_side + GAP
+
+
+def embedded(pixels: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """The length of an image as a page holds it, and its values uint8 ``[C, H, W]``."""
+    data = base64.b64decode(data_uri(pixels).partition(",")[2])
+    values = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    return len(data), torch.from_numpy(values).permute(2, 0, 1)
+
+
+def test_a_page_holds_small_images_exactly_and_large_ones_nearly_in_a_fraction_of_the_bytes() -> None:
+    noise = torch.Generator().manual_seed(0)
+    small = torch.rand(3, 64, 64, generator=noise).mul(255).round() / 255
+    _, values = embedded(small)
+    assert torch.equal(values, (small * 255).to(torch.uint8))
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 12, generator=noise), 224, mode="bicubic")
+    photo = (smooth[0] + torch.randn(3, 224, 224, generator=noise) / 50).clamp(0, 1)
+    photo[:, 100:108, 100:108] = torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1)  # a trigger stays what it is
+    length, values = embedded(photo)
+    assert length < 50_000  # 3 x 224 x 224 bytes are 150,000, and a PNG of this noise 120,000
+    trigger = values[:, 101:107, 101:107].float() / 255
+    assert (trigger - torch.tensor([1.0, 1.0, 0.0]).view(3, 1, 1)).abs().max() < 0.1
 
 
 def test_eight_images_spread_over_the_set_are_written(tmp_path: Path) -> None:
