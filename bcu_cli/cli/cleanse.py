@@ -98,7 +98,8 @@ def cleanse(
         float | None,
         typer.Option(
             min=0.0,
-            help="(default: 0.01; anp: 0.2; auto: 0.05, on images of more than 64x64 pixels 0.01)",
+            help="(default: 0.01; anp: 0.2; auto: 0.05, on images of more than 64x64 pixels 0.01, and for "
+            "networks with LayerNorm, by AdamW, 0.001 and 0.0001)",
             rich_help_panel=_METHOD,
         ),
     ] = None,

@@ -35,6 +35,7 @@ verdict uses no labels and no trigger of the attacker (``evidence.py``).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,6 +84,7 @@ from bcu_cli.evaluation.adversary import (
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
+from bcu_cli.models.normalisation import is_layer_normalised
 from bcu_cli.training.inference import in_batches, predict
 from bcu_cli.training.loop import Companion, Stage, Training
 from bcu_cli.triggers.base import to_bytes
@@ -152,7 +154,8 @@ class AutoOptions(TrainedOptions):
         batch_size: Most images in a step; as many changed ones are added, and as many mixed ones. None is
             128, or 12 for images of more than 64x64 pixels, of which none are mixed.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls. None is 0.05, or
-            0.01 for images of more than 64x64 pixels.
+            0.01 for images of more than 64x64 pixels. A network with LayerNorm and no BatchNorm is trained by
+            AdamW; there None is 0.001, or 0.0001.
         quick: Whether to plant no canaries and try no level above 1, on images of more than 64x64 pixels none
             above 0.
         prefer: What counts more at the gentle level: ``accuracy`` goes further back towards the original,
@@ -217,10 +220,13 @@ class Auto(TrainedDefense[AutoOptions]):
             options = replace(options, epochs=ceil(steps / per_epoch))
         return super().decide(options)
 
-    @property
+    @cached_property
     def effort(self) -> Effort:
-        """Numbers of steps and images that suit the size of the images."""
-        return effort.suited(self.teacher.preprocessing.input_size)
+        """Numbers of steps and images, and the optimiser, that suit the network and its images."""
+        self.teacher.eval()
+        example = self.example().to(next(self.teacher.parameters()).device)
+        by_layer = is_layer_normalised(self.teacher, example)
+        return effort.suited(self.teacher.preprocessing.input_size, layer_normalised=by_layer)
 
     @property
     def batch_size(self) -> int:
@@ -371,6 +377,7 @@ class Auto(TrainedDefense[AutoOptions]):
             "mix": self.mix,
             "levels": len(LEVELS) - 1,
             "limits": asdict(LEVELS[self.level]),
+            "optimizer": self.effort.optimizer,
             "more_without_quick": more,
             "classes_searched": len(self._classes),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
@@ -739,7 +746,7 @@ class Auto(TrainedDefense[AutoOptions]):
             network,
             self.data.images,
             objective,
-            self.options.training(**{"schedule": "one-cycle", **how}),
+            self.options.training(**{"schedule": "one-cycle", "optimizer": self.effort.optimizer, **how}),
             device=self.device,
             seed=self.options.seed,
             optimizer=optimizer,

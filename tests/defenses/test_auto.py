@@ -9,6 +9,7 @@ import pytest
 import torch
 from defending import CPU, backdoored_setting, classifier, pictures, run, small
 from helpers import lessen_effort
+from scripted import script_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +22,7 @@ from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.adversary import UNIVERSAL, Adversary
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
+from bcu_cli.models.normalisation import is_layer_normalised
 from bcu_cli.training.inference import predict
 
 if TYPE_CHECKING:
@@ -128,6 +130,39 @@ def test_large_images_take_fewer_steps_with_fewer_images(
     assert (made.options.batch_size, made.options.epochs) == (batch_size, epochs)
     assert made.options.learning_rate == (0.05 if side == 64 else 0.01)
     assert made.effort.search_steps == (120 if side == 64 else 300)
+
+
+@pytest.mark.parametrize(("side", "rate"), [(64, 0.001), (65, 0.0001)])
+def test_a_network_with_layer_norm_is_trained_by_adamw(side: int, rate: float) -> None:
+    """Canaries are planted by it, too; an adversary keeps its own optimiser."""
+    norm = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(2), nn.LayerNorm((side // 8) ** 2))
+    answers = nn.Sequential(norm, nn.Flatten(), nn.Linear(4 * (side // 8) ** 2, 4))
+    made = method(classifier(answers, side), pictures(side), epochs=1)
+    assert (made.effort.optimizer, made.options.learning_rate) == ("adamw", rate)
+    stage = made._cleansing(made.student, made.teacher, no_weaknesses(made), auto.GENTLE, "cleansing")
+    student, adversary = stage.training._learners
+    assert isinstance(student.optimizer, torch.optim.AdamW)
+    assert isinstance(adversary.optimizer, torch.optim.Adam)
+    assert (
+        method(classifier(answers, side), pictures(side), epochs=1, learning_rate=0.003)._rate_is_low is False
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([nn.Conv2d(3, 4, 3)], False),
+        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], False),
+        ([nn.Conv2d(3, 4, 3), nn.LayerNorm(6)], True),
+        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LayerNorm(6)], False),
+        ([nn.Flatten(2), nn.TransformerEncoderLayer(64, 2, 8, batch_first=True)], True),
+    ],
+)
+def test_a_network_is_layer_normalised_by_what_it_runs(layers: list[nn.Module], expected: bool) -> None:
+    network = nn.Sequential(*layers).eval()
+    assert is_layer_normalised(network, torch.rand(2, 3, 8, 8)) is expected
+    in_a_file = script_network(network, torch.rand(2, 3, 8, 8))
+    assert is_layer_normalised(in_a_file, torch.rand(2, 3, 8, 8)) is expected
 
 
 def test_large_networks_are_not_re_initialised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,18 @@
-"""How much method ``auto`` computes: less on large images, where a step costs far more.
+"""How much method ``auto`` computes, and by which optimiser: less on large images, where a step costs more.
 
 At 224x224 an image costs what 49 images cost at 32x32, in time and in memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from bcu_cli.training.options import Optimizer
 
 LARGE_PIXELS = 64 * 64
 """Most pixels of an image for ``USUAL``; what is larger gets ``LARGE``."""
@@ -23,6 +25,8 @@ class Effort:
     Args:
         batch_size: Most images in a step; a cleansing adds as many changed ones, and as many mixed ones.
         learning_rate: Peak learning rate of a cleansing.
+        adamw_rate: The same where the optimiser is AdamW.
+        optimizer: Optimiser of a cleansing.
         reinitialise: Whether levels above the gentle one begin with a share of the weights re-initialised. If
             not, level 1 is left out, and no canaries choose a level.
         epochs: Passes over the images in a cleansing, which takes no fewer than ``fewest_steps``.
@@ -43,6 +47,8 @@ class Effort:
 
     batch_size: int = 128
     learning_rate: float = 0.05
+    adamw_rate: float = 0.001
+    optimizer: Optimizer = "sgd"
     reinitialise: bool = True
     epochs: int = 20
     fewest_steps: int = 400
@@ -63,6 +69,7 @@ USUAL = Effort()
 LARGE = Effort(
     batch_size=12,
     learning_rate=0.01,
+    adamw_rate=0.0001,
     reinitialise=False,
     epochs=3,
     fewest_steps=100,
@@ -84,6 +91,17 @@ a higher weight of errors costs; and mixed images gave nothing there (``docs/aut
 """
 
 
-def suited(input_size: Sequence[int]) -> Effort:
-    """The effort for images ``[C, H, W]``."""
-    return LARGE if prod(input_size[1:]) > LARGE_PIXELS else USUAL
+def suited(input_size: Sequence[int], *, layer_normalised: bool) -> Effort:
+    """The effort for a network.
+
+    ViTs and ConvNeXts are trained by AdamW. SGD at a rate that removes backdoors takes away 6 points of their
+    accuracy, too (``docs/auto-log.md``).
+
+    Args:
+        input_size: Shape of its images, ``[C, H, W]``.
+        layer_normalised: Whether it has LayerNorm and no BatchNorm.
+    """
+    effort = LARGE if prod(input_size[1:]) > LARGE_PIXELS else USUAL
+    if layer_normalised:
+        return replace(effort, optimizer="adamw", learning_rate=effort.adamw_rate)
+    return effort

@@ -1,0 +1,48 @@
+"""Which normalisation layers a network runs, whatever form its file has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bcu_cli.models.architectures.dispatch import DispatchMode
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class _Normalisations(DispatchMode):
+    """Notes whether the operators inside the context normalise by the batch or by the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.by_batch = self.by_layer = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one operator."""
+        name = func.name()
+        self.by_batch |= "batch_norm" in name
+        self.by_layer |= "layer_norm" in name
+        return func(*args, **(kwargs or {}))
+
+
+def is_layer_normalised(network: nn.Module, images: Tensor) -> bool:
+    """Whether a network has LayerNorm and no BatchNorm, as ViTs and ConvNeXts do.
+
+    The operators are observed, since code in a model file has no such modules. A network whose file holds
+    LayerNorm as sums and products, or RMSNorm, is taken for one without.
+
+    Args:
+        network: Maps ``images`` to logits.
+        images: A few images in [0, 1], float ``[N, C, H, W]``, on the network's device.
+    """
+    with torch.enable_grad(), _Normalisations() as seen:  # without gradients torch fuses layers of a ViT
+        network(images)
+    return seen.by_layer and not seen.by_batch
