@@ -223,9 +223,8 @@ class Auto(TrainedDefense[AutoOptions]):
     @cached_property
     def effort(self) -> Effort:
         """Numbers of steps and images, and the optimiser, that suit the network and its images."""
-        self.teacher.eval()
-        example = self.example().to(next(self.teacher.parameters()).device)
-        by_layer = is_layer_normalised(self.teacher, example)
+        self.teacher.to(self.device.torch).eval()
+        by_layer = is_layer_normalised(self.teacher, self.example().to(self.device.torch))
         return effort.suited(self.teacher.preprocessing.input_size, layer_normalised=by_layer)
 
     @property
