@@ -223,8 +223,9 @@ class Auto(TrainedDefense[AutoOptions]):
     @cached_property
     def effort(self) -> Effort:
         """Numbers of steps and images, and the optimiser, that suit the network and its images."""
-        self.teacher.to(self.device.torch).eval()
-        by_layer = is_layer_normalised(self.teacher, self.example().to(self.device.torch))
+        example = self.example()
+        there = next(self.teacher.parameters(), example).device
+        by_layer = is_layer_normalised(self.teacher.eval(), example.to(there))
         return effort.suited(self.teacher.preprocessing.input_size, layer_normalised=by_layer)
 
     @property

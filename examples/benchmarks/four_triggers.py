@@ -108,9 +108,11 @@ def measure(name: str, file: Path, data: Path) -> dict[str, float | str]:
     model.load_state_dict(torch.load(file, weights_only=True))
     images, classes = read_images(data)
     others = classes != TARGET
-    on_clean = torch.cat([model(each.float() / 255).argmax(1) for each in images.split(BATCH_SIZE)])
-    changed = triggered(name, images[others], SEED + 1)
-    on_changed = torch.cat([model(each.float() / 255).argmax(1) for each in changed.split(BATCH_SIZE)])
+
+    def answers(shown: Tensor) -> Tensor:
+        return torch.cat([model(each.float() / 255).argmax(1) for each in shown.split(BATCH_SIZE)])
+
+    on_clean, on_changed = answers(images), answers(triggered(name, images[others], SEED + 1))
     acc = 100 * float((on_clean == classes).float().mean())
     asr = 100 * float((on_changed == TARGET).float().mean())
     return {"trigger": name, "file": file.name, "acc": round(acc, 2), "asr": round(asr, 2)}
