@@ -98,13 +98,14 @@ def cleanse(
         float | None,
         typer.Option(
             min=0.0,
-            help="(default: 0.01; anp: 0.2; auto: 0.05, on images of more than 64x64 pixels 0.01, and for "
-            "networks with LayerNorm, by AdamW, 0.001 and 0.0001)",
+            help="(default: 0.01; anp: 0.2; auto: 0.05, above 64x64 pixels 0.01; by AdamW, which trains "
+            "networks with LayerNorm and no BatchNorm, 0.001, above 64x64 pixels 0.0001)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     momentum: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="(default: 0.9)", rich_help_panel=_METHOD)
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Momentum of SGD. (default: 0.9)", rich_help_panel=_METHOD),
     ] = None,
     weight_decay: Annotated[
         float | None, typer.Option(min=0.0, help="(default: 0.0005)", rich_help_panel=_METHOD)

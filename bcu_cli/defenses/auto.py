@@ -109,6 +109,8 @@ STARTS_PER_CLASS = 3
 """Changes of each kind that this search starts from for each class, where there are suspected classes."""
 MOST_SUSPECTS, MOST_CONTROLS = 3, 6
 """Most suspected classes to search, and most control classes to compare them with."""
+MOST_OF_USUAL_RATE = 4.0
+"""Factor of the method's own learning rate above which a rate that the user gives is remarked on."""
 EMA_DECAY = 0.98
 """Decay of the moving average of the weights that a cleansing ends with."""
 TEMPERATURE = 2.0
@@ -223,9 +225,8 @@ class Auto(TrainedDefense[AutoOptions]):
     @cached_property
     def effort(self) -> Effort:
         """Numbers of steps and images, and the optimiser, that suit the network and its images."""
-        example = self.example()
-        there = next(self.teacher.parameters(), example).device
-        by_layer = is_layer_normalised(self.teacher.eval(), example.to(there))
+        example = self.example().to(self.teacher.mean.device)
+        by_layer = is_layer_normalised(self.teacher.eval(), example)
         return effort.suited(self.teacher.preprocessing.input_size, layer_normalised=by_layer)
 
     @property
@@ -239,12 +240,19 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def doubts(self) -> list[str]:
         """See :meth:`Defense.doubts`."""
-        if len(self.held_out) >= MIN_HELD_OUT:
-            return []
-        count = len(self.data) + len(self.held_out)
-        return [
-            f"{count} images are too few for a verdict: only with 500 or more is a result called cleansed"
-        ]
+        doubts = []
+        if len(self.held_out) < MIN_HELD_OUT:
+            count = len(self.data) + len(self.held_out)
+            doubts.append(
+                f"{count} images are too few for a verdict: only with 500 or more is a result called cleansed"
+            )
+        rate, usual = self.options.learning_rate, self.effort.learning_rate
+        if rate is not None and rate > MOST_OF_USUAL_RATE * usual:
+            doubts.append(
+                f"a learning rate of {rate:g} may take away accuracy: for this network, which "
+                f"{self.effort.optimizer} trains, {usual:g} is usual"
+            )
+        return doubts
 
     def stages(self) -> Iterator[Stage]:
         """Search the original, tune the strength on canaries where needed, cleanse, and verify."""

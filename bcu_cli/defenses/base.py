@@ -71,7 +71,9 @@ class DefenseOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOptions(DefenseOptions):
-    """Options of a defense that trains by SGD; the defaults are the BCU paper's (section 4.1, supplement B).
+    """Options of a defense that trains; the defaults are the BCU paper's (section 4.1, supplement B).
+
+    The optimiser is SGD, but for method ``auto`` on a network with LayerNorm.
 
     Args:
         epochs: Passes over the images, at least ``fewest_epochs``; a pass has at most ``MOST_STEPS`` steps.
@@ -79,7 +81,7 @@ class TrainedOptions(DefenseOptions):
         batch_size: Most images in a step.
         learning_rate: Initial learning rate; it falls to 0 along a cosine.
         momentum: Momentum of SGD.
-        weight_decay: Weight decay of SGD.
+        weight_decay: Weight decay; AdamW applies it to matrices and kernels alone.
         crop_padding: Padding of the random crop, in pixels. None is an eighth of the shorter side, which on
             32x32 images is the paper's 4.
         flip: Whether images are mirrored at random. None asks the teacher, which predicts the same class for
@@ -282,7 +284,7 @@ def decide(options: T, teacher: Classifier, images: Images, *, device: Device) -
 
 
 class TrainedDefense(Defense[T]):
-    """A defense that trains by SGD."""
+    """A defense that trains."""
 
     def decide(self, options: T) -> T:
         """See :meth:`Defense.decide`."""

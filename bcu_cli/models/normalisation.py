@@ -1,4 +1,4 @@
-"""Which normalisation layers a network runs, whatever form its file has."""
+"""Which normalisation layers a network runs."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ class _Normalisations(DispatchMode):
         """Run one operator."""
         name = func.name()
         self.by_batch |= "batch_norm" in name
-        self.by_layer |= "layer_norm" in name
+        self.by_layer |= "layer_norm" in name or "transformer_encoder_layer" in name  # which fuses LayerNorm
         return func(*args, **(kwargs or {}))
 
 
 def is_layer_normalised(network: nn.Module, images: Tensor) -> bool:
     """Whether a network has LayerNorm and no BatchNorm, as ViTs and ConvNeXts do.
 
-    The operators are observed, since code in a model file has no such modules. A network whose file holds
-    LayerNorm as sums and products, or RMSNorm, is taken for one without.
+    The operators are observed, since code in a model file has no such modules. So the file decides: LayerNorm
+    that it holds as sums and products is not seen, nor BatchNorm that is folded into convolutions.
+    InstanceNorm counts as BatchNorm; RMSNorm and GroupNorm count as neither.
 
     Args:
         network: Maps ``images`` to logits.
         images: A few images in [0, 1], float ``[N, C, H, W]``, on the network's device.
     """
-    with torch.enable_grad(), _Normalisations() as seen:  # without gradients torch fuses layers of a ViT
+    with torch.no_grad(), _Normalisations() as seen:
         network(images)
     return seen.by_layer and not seen.by_batch

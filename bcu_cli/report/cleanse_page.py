@@ -224,7 +224,11 @@ def _options(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     model, images = report["model"], report["images"]
     preprocessing = model["preprocessing"]
     rows = [("method", f"{report['method']}: {report['paper']}")]
-    rows += [(name.replace("_", " "), _plain(value)) for name, value in report["options"].items()]
+    options, optimizer = dict(report["options"]), (report["details"] or {}).get("optimizer")
+    if optimizer == "adamw":
+        options.pop("momentum", None)  # which it has none of
+    rows += [(name.replace("_", " "), _plain(value)) for name, value in options.items()]
+    rows += [("optimizer", optimizer)] if optimizer else []
     rows.append(("architecture", architecture_name(model["architecture"]["name"])))
     rows += [(name.replace("_", " "), _plain(value)) for name, value in preprocessing.items()]
     if images:

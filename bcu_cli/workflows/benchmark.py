@@ -258,11 +258,13 @@ def _measure(work: _Work, results: Results, runner: Engine) -> None:
 
 
 def _line(cell: dict[str, Any]) -> str:
-    """A cell in one line."""
+    """A cell in one line; a network without a backdoor has no ASR."""
     if error := cell["error"]:
         return f"{error['step']} failed: {error['message']}"
     parts = []
     for measure in ("acc", "asr"):
-        before, after = (percent(cell[side][measure]["value"]) for side in ("before", "after"))
-        parts.append(f"{measure.upper()} {before} -> {after}")
+        sides = [cell[side][measure] for side in ("before", "after")]
+        if all(sides):
+            before, after = (percent(each["value"]) for each in sides)
+            parts.append(f"{measure.upper()} {before} -> {after}")
     return ", ".join(parts)
