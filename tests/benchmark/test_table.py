@@ -13,6 +13,7 @@ import pytest
 
 from bcu_cli.benchmark import results, writing
 from bcu_cli.benchmark import table as tables
+from bcu_cli.workflows.benchmark import _line as progress_line
 
 MADE = {"versions": {"bcu": "1", "torch": "2"}, "device": {"name": "a <CPU>", "precision": "bf16"}}
 
@@ -83,6 +84,13 @@ def clean(**more: Any) -> dict[str, Any]:
     one = cell(500, 0.0, attack="none")
     sides = {side: one[side] | {"asr": None, "ra": None} for side in ("before", "after")}
     return one | sides | more
+
+
+def test_the_line_of_a_cell_that_is_done() -> None:
+    assert progress_line(cell(500, 0.1)) == "ACC 75.00 % -> 50.00 %, ASR 100.00 % -> 10.00 %"
+    assert progress_line(clean()) == "ACC 75.00 % -> 50.00 %"
+    failed = {"step": "cleansing", "message": "no images"}
+    assert progress_line(cell(500, 0.1, error=failed)) == "cleansing failed: no images"
 
 
 def test_a_network_without_a_backdoor_has_acc_alone_and_is_no_part_of_the_mean() -> None:
