@@ -157,7 +157,7 @@ class AutoOptions(TrainedOptions):
             128, or 12 for images of more than 64x64 pixels, of which none are mixed.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls. None is 0.05, or
             0.01 for images of more than 64x64 pixels. A network with LayerNorm and no BatchNorm is trained by
-            AdamW; there None is 0.001, or 0.0001.
+            AdamW; there None is 0.001, or 0.0003.
         quick: Whether to plant no canaries and try no level above 1, on images of more than 64x64 pixels none
             above 0.
         prefer: What counts more at the gentle level: ``accuracy`` goes further back towards the original,
@@ -328,11 +328,11 @@ class Auto(TrainedDefense[AutoOptions]):
         """Whether a stronger cleansing could lead to a better verdict.
 
         A good one rests on a trigger that stands out, or on canaries that were removed, on enough images, and
-        on the method's own learning rate.
+        on settings that have been measured.
         """
         if not self.evidence.outstanding and not canaries_removed(self.evidence.trials):
             return False
-        if self._rate_is_low:
+        if self._unproven():
             return self.evidence.triggers_remain
         return self.evidence.triggers_remain or self.evidence.enough_images
 
@@ -358,21 +358,21 @@ class Auto(TrainedDefense[AutoOptions]):
     def verdict(self) -> Verdict:
         """See :meth:`Defense.verdict`.
 
-        With a lower learning rate than its own the method left a backdoor twice that the search on the result
-        did not see (``docs/auto.md``). So nothing is called cleansed there.
+        With a lower learning rate than its own, and by AdamW on large images, the method left backdoors that
+        the search on the result did not see (``docs/auto.md``). So nothing is called cleansed there.
         """
         verdict = self.evidence.verdict()
-        if verdict.good and self._rate_is_low:
-            rates = f"{self.options.learning_rate:g} for {self.effort.learning_rate:g}"
-            why = f"at a learning rate of {rates} more may remain than the search on the result finds"
+        if verdict.good and (where := self._unproven()):
+            why = f"{where} more may remain than the search on the result finds"
             return Verdict(word="could not tell", why=why)
         return verdict
 
-    @property
-    def _rate_is_low(self) -> bool:
-        """Whether the learning rate is lower than the method's own."""
+    def _unproven(self) -> str:
+        """Under which settings of this cleansing the search on a result missed a backdoor; empty if none."""
         rate = self.options.learning_rate
-        return rate is not None and rate < self.effort.learning_rate
+        if rate is not None and rate < self.effort.learning_rate:
+            return f"at a learning rate of {rate:g} for {self.effort.learning_rate:g}"
+        return "" if self.effort.proven else "in a network with LayerNorm and for such large images"
 
     def details(self) -> dict[str, Any]:
         """The level taken, and the evidence for the verdict."""

@@ -140,7 +140,7 @@ def layer_normalised(side: int) -> Classifier:
     return classifier(nn.Sequential(norm, nn.Flatten(), nn.Linear(4 * area, 4)), side)
 
 
-@pytest.mark.parametrize(("side", "rate"), [(64, 0.001), (65, 0.0001)])
+@pytest.mark.parametrize(("side", "rate"), [(64, 0.001), (65, 0.0003)])
 def test_a_network_with_layer_norm_is_trained_by_adamw(side: int, rate: float) -> None:
     """An adversary keeps its own optimiser."""
     made = method(layer_normalised(side), pictures(side), epochs=1)
@@ -384,6 +384,18 @@ def test_a_canary_that_is_too_much_for_a_level_is_too_much_for_the_verdict(
     cleansing, _ = staged(monkeypatch, canaries=[22] * 5)
     assert cleansing.verdict().word == "could not tell"
     assert "a canary backdoor still works on 22%" in cleansing.verdict().why
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_large_image_network_with_layer_norm_is_not_called_cleansed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cleansing, _ = staged(monkeypatch)
+    assert cleansing.verdict().word == "cleansed"
+    for side, word in ((64, "cleansed"), (65, "could not tell")):
+        cleansing.effort = effort.suited((3, side, side), layer_normalised=True)
+        assert cleansing.verdict().word == word
+    assert "LayerNorm" in cleansing.verdict().why
 
 
 @pytest.mark.usefixtures("brief")
