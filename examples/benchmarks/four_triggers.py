@@ -1,4 +1,4 @@
-r"""Four triggers that method auto had never met: written after it was frozen (commit 47bce07).
+r"""Four triggers that were written after method auto was finished (commit 47bce07), to judge it by.
 
     python examples/split_test_set.py data/cifar10/test own --defense 2500
     python examples/benchmarks/four_triggers.py train rain --data data/cifar10/train --out runs
@@ -6,9 +6,9 @@ r"""Four triggers that method auto had never met: written after it was frozen (c
         --input-size 32 --images own/defense --quick --force --out runs/rain-clean.pth
     python examples/benchmarks/four_triggers.py measure rain runs/rain.pth runs/rain-clean.pth --data own/test
 
-``sticker`` lies at another place in each image, ``rain`` falls otherwise in each, ``fringe`` displaces the
-red channel, and ``scattered`` colours twelve pixels far apart. The network is ``resnet18_cifar_w16``, trained
-by the plain script for strangers' networks; 8 % of its images are poisoned to class 6.
+``sticker`` lies at a random place in each image, and ``rain`` falls at random places. ``fringe`` displaces
+the red channel, and ``scattered`` colours twelve pixels far apart. The network is ``resnet18_cifar_w16``. The
+plain script for strangers' networks trains it, with 8 % of its images poisoned to class 6.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def sticker(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def rain(images: Tensor, generator: torch.Generator) -> Tensor:
-    """About thirty slanted bright streaks of five pixels, drawn anew for each image."""
+    """About thirty slanted bright streaks of five pixels, at random places in each image."""
     drops = (torch.rand(len(images), 1, SIDE, SIDE, generator=generator) < 30 / SIDE**2).float()
     streak = torch.zeros(1, 1, 5, 5)
     for row in range(5):
@@ -128,12 +128,12 @@ def main() -> None:
         each.add_argument("--data", type=Path, required=True, help="a folder of each class")
     steps.choices["train"].add_argument("--out", type=Path, required=True)
     steps.choices["measure"].add_argument("files", type=Path, nargs="+")
-    said = parser.parse_args()
-    if said.step == "train":
-        train_one(said.name, said.data, said.out)
+    arguments = parser.parse_args()
+    if arguments.step == "train":
+        train_one(arguments.name, arguments.data, arguments.out)
         return
-    for file in said.files:
-        sys.stdout.write(json.dumps(measure(said.name, file, said.data)) + "\n")
+    for file in arguments.files:
+        sys.stdout.write(json.dumps(measure(arguments.name, file, arguments.data)) + "\n")
 
 
 if __name__ == "__main__":
