@@ -8,7 +8,8 @@ r"""Four triggers that were written after method auto was finished (commit 47bce
 
 ``sticker`` lies at a random place in each image, and ``rain`` falls at random places. ``fringe`` displaces
 the red channel, and ``scattered`` colours twelve pixels far apart. The network is ``resnet18_cifar_w16``. The
-plain script for strangers' networks trains it, with 8 % of its images poisoned to class 6.
+plain script for strangers' networks trains it, with 8 % of its images poisoned to class 6. A clean network of
+``bcu attack none`` may be measured, too: it shows what a trigger does by nature.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from strangers import POISONED, SEED, SIDE, Normalisation, read_images, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import bcu_cli
 from bcu_cli.models import registry
 
 if TYPE_CHECKING:
@@ -101,11 +103,19 @@ def train_one(name: str, data: Path, out: Path) -> None:
     torch.save(model.state_dict(), out / f"{name}.pth")
 
 
+def read_network(file: Path) -> nn.Module:
+    """A network that maps images in [0, 1] to logits: of this script, or a file of ``bcu attack``."""
+    if file.suffix == ".safetensors":
+        return bcu_cli.load(file).classifier
+    model = network(10)
+    model.load_state_dict(torch.load(file, weights_only=True))
+    return model
+
+
 @torch.no_grad()
 def measure(name: str, file: Path, data: Path) -> dict[str, float | str]:
     """ACC, and ASR on the images of other classes than the target, in per cent."""
-    model = network(10).eval()
-    model.load_state_dict(torch.load(file, weights_only=True))
+    model = read_network(file).eval()
     images, classes = read_images(data)
     others = classes != TARGET
 
