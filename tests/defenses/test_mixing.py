@@ -11,7 +11,7 @@ from defending import CPU, pictures, small
 from torch import nn
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import effort, mixing
+from bcu_cli.defenses.adversarial import mixing
 from bcu_cli.defenses.adversarial.evidence import Evidence
 from bcu_cli.defenses.adversarial.mixing import Mixture
 from bcu_cli.defenses.adversarial.residual_search import ModelPair, TriggerSuccess
@@ -265,7 +265,7 @@ def test_a_mix_is_chosen_by_the_patches_that_stand_out_or_else_by_other_triggers
     monkeypatch.setattr(Mixture, "mildest", mildest)
     assert made._mildest(Mixture(made.teacher, made.student)) == share
     assert sorted(given) == chosen_by
-    monkeypatch.setattr(effort, "USUAL", replace(effort.USUAL, least_share=0.6))  # as for large images
+    made.effort = replace(made.effort, least_share=0.6)  # as for large images
     assert made._mildest(Mixture(made.teacher, made.student)) == 0.8
     made._least_share = 1.0  # the canaries died only there
     assert made._mildest(Mixture(made.teacher, made.student)) == 1.0
