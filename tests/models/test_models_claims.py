@@ -22,6 +22,7 @@ from bcu_cli.checkpoints import read
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.images.decoding.image import Geometry, decode
 from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for
+from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.configs import timm_config
 from bcu_cli.models.configs import transformers_processor as processors
 from bcu_cli.models.configs.claims import read_claims
@@ -107,6 +108,21 @@ def test_a_network_with_options_answers_as_its_own_folder(
     assert again.architecture.name == loaded.architecture.name
     assert again.classifier.preprocessing.input_size == loaded.classifier.preprocessing.input_size
     assert_same_answers(again.classifier, network)
+
+
+def test_metadata_holds_where_the_users_python_file_has_moved(tmp_path: Path, checkpoint_of) -> None:
+    """How the input is normalised does not depend on the path of the file that builds the network."""
+    made = "nn.Sequential(nn.Flatten(), nn.Linear(192, 4))"
+    code = f"from torch import nn\ndef make(num_classes):\n    return {made}\n"
+    for folder in ("then", "now"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.py").write_text(code)
+    weights = build(f"{tmp_path}/then/net.py:make", num_classes=4)
+    architecture = Architecture(name="then/net.py:make", source="test", num_classes=4)
+    how = Preprocessing(input_size=(3, 8, 8), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    checkpoint = checkpoint_of(weights, metadata=metadata_for(architecture, how))
+    loaded = load(checkpoint, arch=f"{tmp_path}/now/net.py:make")
+    assert loaded.classifier.preprocessing == dataclasses.replace(how, source="metadata")
 
 
 def test_the_pooling_alone_is_heeded_where_older_writers_put_it(tmp_path: Path) -> None:
