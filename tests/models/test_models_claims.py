@@ -110,18 +110,17 @@ def test_a_network_with_options_answers_as_its_own_folder(
     assert_same_answers(again.classifier, network)
 
 
-def test_metadata_holds_where_the_users_python_file_has_moved(tmp_path: Path, checkpoint_of) -> None:
-    """How the input is normalised does not depend on the path of the file that builds the network."""
+@pytest.mark.parametrize("before", ["then/net.py:make", "resnet20"])
+def test_metadata_holds_where_a_users_python_file_builds_the_network(
+    before: str, tmp_path: Path, checkpoint_of
+) -> None:
+    """How the input is normalised does not depend on what builds the network."""
     made = "nn.Sequential(nn.Flatten(), nn.Linear(192, 4))"
-    code = f"from torch import nn\ndef make(num_classes):\n    return {made}\n"
-    for folder in ("then", "now"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "net.py").write_text(code)
-    weights = build(f"{tmp_path}/then/net.py:make", num_classes=4)
-    architecture = Architecture(name="then/net.py:make", source="test", num_classes=4)
+    (tmp_path / "net.py").write_text(f"from torch import nn\ndef make(num_classes):\n    return {made}\n")
+    name = f"{tmp_path}/net.py:make"
     how = Preprocessing(input_size=(3, 8, 8), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    checkpoint = checkpoint_of(weights, metadata=metadata_for(architecture, how))
-    loaded = load(checkpoint, arch=f"{tmp_path}/now/net.py:make")
+    metadata = metadata_for(Architecture(name=before, source="test", num_classes=4), how)
+    loaded = load(checkpoint_of(build(name, num_classes=4), metadata=metadata), arch=name)
     assert loaded.classifier.preprocessing == dataclasses.replace(how, source="metadata")
 
 

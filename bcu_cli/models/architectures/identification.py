@@ -459,13 +459,13 @@ def unconfirmed(name: str, what: str, why: str) -> ArchitectureError:
 def claim_fits(claim: Claim, candidates: Sequence[Candidate]) -> bool:
     """Whether a claim of preprocessing is about one of these architectures.
 
-    A network of one Python file may be built by another, or by the same that was moved: the weights and how
-    their input is normalised are the same.
+    What bcu wrote into a file is about its weights. So it holds where a Python file of the user's builds the
+    network, too, whatever built it before.
     """
     if claim.arch is None:
         return True
-    if is_user_file(claim.arch):
-        return any(is_user_file(candidate.name) for candidate in candidates)
+    if claim.source == BCU_SOURCE and any(is_user_file(candidate.name) for candidate in candidates):
+        return True
     names = {timm_config.base_of(candidate.name) for candidate in candidates}
     base = timm_config.base_of(claim.arch)
     return base in names or any(name in names for name in possible_names(base))
