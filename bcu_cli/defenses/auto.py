@@ -246,6 +246,8 @@ class Auto(TrainedDefense[AutoOptions]):
             doubts.append(
                 f"{count} images are too few for a verdict: only with 500 or more is a result called cleansed"
             )
+        if where := self._unproven():
+            doubts.append(f"{where} no result is called cleansed: a backdoor was missed there")
         rate, usual = self.options.learning_rate, self.effort.learning_rate
         if rate is not None and rate > MOST_OF_USUAL_RATE * usual:
             doubts.append(

@@ -217,7 +217,7 @@ class Defense(ABC, Generic[O]):
         return None
 
     def doubts(self) -> list[str]:
-        """What keeps the verdict from being good whatever the training does, a sentence each."""
+        """What speaks against a good result before the training has begun, a sentence each."""
         return []
 
     def measure_again(self) -> None:

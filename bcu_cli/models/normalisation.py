@@ -19,13 +19,7 @@ class _Normalisations(DispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.by_batch = self.by_layer = False
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
         name = func.name()
         self.by_batch |= "batch_norm" in name

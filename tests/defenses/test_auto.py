@@ -158,15 +158,20 @@ def test_canaries_are_planted_by_the_optimiser_of_the_network() -> None:
     assert type(planting.training._learners[0].optimizer) is AdamW
 
 
-def test_a_rate_far_above_the_usual_one_is_remarked_on() -> None:
+def test_what_speaks_against_a_good_result_is_said_beforehand() -> None:
     def doubts(rate: float) -> list[str]:
         made = method(layer_normalised(16), pictures(16), epochs=1, learning_rate=rate)
         return [doubt for doubt in made.doubts() if "rate" in doubt]
 
-    assert doubts(0.004) == doubts(0.0005) == []
+    assert doubts(0.004) == doubts(0.001) == []
+    assert doubts(0.0005) == [
+        "at a learning rate of 0.0005 for 0.001 no result is called cleansed: a backdoor was missed there"
+    ]
     assert doubts(0.01) == [
         "a learning rate of 0.01 may take away accuracy: for this network, which adamw trains, 0.001 is usual"
     ]
+    large = method(layer_normalised(72), pictures(72), epochs=1).doubts()
+    assert any("LayerNorm and for such large images no result is called cleansed" in each for each in large)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def suited(input_size: Sequence[int], *, layer_normalised: bool) -> Effort:
     """The effort for a network.
 
     ViTs and ConvNeXts are trained by AdamW. SGD at a rate that removes backdoors takes away their accuracy,
-    too. On large images no setting was found yet that removes a backdoor from such a network for certain
+    too. On large images no setting has been found that surely removes a backdoor from such a network
     (``docs/auto-log.md``).
 
     Args:
@@ -105,7 +105,7 @@ def suited(input_size: Sequence[int], *, layer_normalised: bool) -> Effort:
         layer_normalised: Whether it has LayerNorm and no BatchNorm.
     """
     effort = LARGE if prod(input_size[1:]) > LARGE_PIXELS else USUAL
-    if layer_normalised:
-        by_adamw = replace(effort, optimizer="adamw", learning_rate=effort.adamw_rate)
-        return replace(by_adamw, proven=effort is USUAL)
-    return effort
+    if not layer_normalised:
+        return effort
+    is_proven = effort is USUAL
+    return replace(effort, optimizer="adamw", learning_rate=effort.adamw_rate, proven=is_proven)
