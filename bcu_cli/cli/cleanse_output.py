@@ -63,7 +63,11 @@ def explain(report: dict[str, Any]) -> None:
     outcome = f"{written['path']} was written all the same" if written else "nothing was written"
     advice = [
         *(["leave --quick out"] if report["details"].get("more_without_quick") else []),
-        "give it more images of what the model was made for",
+        *(
+            []
+            if report["details"].get("unproven")
+            else ["give it more images of what the model was made for"]
+        ),
         *([] if written else ["repeat the command with --resume --force: it writes the result at once"]),
     ]
     output.fail(f"{verdict['word']}: {verdict['why']}; {outcome}", ", or ".join(advice))

@@ -388,6 +388,7 @@ class Auto(TrainedDefense[AutoOptions]):
             "levels": len(LEVELS) - 1,
             "limits": asdict(LEVELS[self.level]),
             "optimizer": self.effort.optimizer,
+            "unproven": self._unproven(),
             "more_without_quick": more,
             "classes_searched": len(self._classes),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from bcu_cli.checkpoints import Format, read, write
 from bcu_cli.checkpoints.resume import StateFile
 from bcu_cli.cli import cleanse_output
+from bcu_cli.cli.cleanse_output import explain
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversarial import evidence, mixing, patches
 from bcu_cli.defenses.adversarial.evidence import Evidence
@@ -317,3 +318,14 @@ def test_options_of_its_own_are_refused_elsewhere(cleanse: Cleanse, words: list[
     ran = cleanse(*words)
     assert ran.code == 2
     assert message in ran.error
+
+
+@pytest.mark.parametrize(("unproven", "hinted"), [("", True), ("at a learning rate of 0.01 for 0.05", False)])
+def test_more_images_are_advised_only_where_they_can_help(
+    unproven: str, hinted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = {"word": "could not tell", "why": "too little is known"}
+    explain({"verdict": verdict, "output": {"path": "x"}, "details": {"unproven": unproven}})
+    said = capsys.readouterr().err
+    assert "error: could not tell: too little is known" in said
+    assert ("give it more images" in said) == hinted
