@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import effort, mixing, sinusoids
+from bcu_cli.defenses.adversarial import effort, mixing, objective, sinusoids
 from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.adversary import KINDS, Adversary
 
@@ -59,11 +59,11 @@ def _no_weaknesses() -> None:
 
 
 def _no_corruptions() -> None:
-    auto.corrupt = lambda images: images  # type: ignore[attr-defined]
+    objective.corrupt = lambda images: images  # type: ignore[attr-defined]
 
 
 def _no_sinusoids() -> None:
-    auto.SINUSOID_DIVISOR = NEVER
+    objective.SINUSOID_DIVISOR = NEVER
 
 
 def _neither() -> None:
@@ -77,7 +77,11 @@ def _no_new_weights() -> None:
 
 def _all_alike() -> None:
     """Every image counts 1, whatever the networks answer."""
-    auto.distillation_loss = lambda answers, taught, *_: distillation_loss(answers, taught, auto.TEMPERATURE)  # type: ignore[attr-defined]
+
+    def alike(answers: Tensor, taught: Tensor, *_: object) -> Tensor:
+        return distillation_loss(answers, taught, objective.TEMPERATURE)
+
+    objective.distillation_loss = alike  # type: ignore[assignment,attr-defined]
 
 
 def _no_average() -> None:
@@ -132,16 +136,16 @@ def _objective(
         student: Any, teacher: Any, adversary: Adversary, weights: Tensor, how: effort.Effort
     ) -> Any:
         attacked = _Mean(student, teacher) if both_attacked else student
-        weight = how.error_factor * auto.DISAGREEMENT_WEIGHT
+        weight = how.error_factor * objective.DISAGREEMENT_WEIGHT
 
-        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
+        def loss_of(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
             half = len(views) // 2
-            quota = half // auto.SINUSOID_DIVISOR
+            quota = half // objective.SINUSOID_DIVISOR
             adversarial, surrogate = adversary.attack(attacked, views[half:])
             with_sinusoids = sinusoids.add_sinusoids(views[:quota], weights)
-            corrupted = auto.corrupt(views[quota:half])  # type: ignore[attr-defined]  # or its replacement
+            corrupted = objective.corrupt(views[quota:half])  # type: ignore[attr-defined]  # or its replacement
             changed = torch.cat([with_sinusoids, corrupted, adversarial])
-            clean = torch.cat([views, auto.mixup(views)]) if how.mixed_images else views
+            clean = torch.cat([views, objective.mixup(views)]) if how.mixed_images else views
             both = torch.cat([clean, changed]).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
                 taught, on_changed_before = teacher(both).split([len(clean), len(views)])
@@ -161,20 +165,20 @@ def _objective(
                     counts = counts & (on_changed.argmax(1) == on_changed_before.argmax(1))
                 disagree = on_clean.argmax(1) != right
                 of_clean = 1.0 + weight * disagree
-                of_changed = weight * auto.emphasis(disagree) * counts
+                of_changed = weight * objective.emphasis(disagree) * counts
                 parts = [
-                    distillation_loss(on_clean, expected, auto.TEMPERATURE, of_clean),
-                    distillation_loss(on_changed, expected, auto.TEMPERATURE, of_changed),
+                    distillation_loss(on_clean, expected, objective.TEMPERATURE, of_clean),
+                    distillation_loss(on_changed, expected, objective.TEMPERATURE, of_changed),
                 ]
                 if how.mixed_images:
-                    parts.append(distillation_loss(on_images[len(views) :], on_pairs, auto.TEMPERATURE))
+                    parts.append(distillation_loss(on_images[len(views) :], on_pairs, objective.TEMPERATURE))
                 return torch.stack(parts).sum()
 
             return (loss(_at_the_worst(student, loss, radius)) if radius else loss(student)) + surrogate
 
-        return objective
+        return loss_of
 
-    auto._training_objective = training_objective  # type: ignore[assignment]
+    auto.training_objective = training_objective  # type: ignore[assignment,attr-defined]
 
 
 _switches: dict[str, Any] = {}
@@ -212,7 +216,12 @@ def _no_mixed_images() -> None:
 
 
 def _weight(of: float) -> None:
-    auto.DISAGREEMENT_WEIGHT = of
+    objective.DISAGREEMENT_WEIGHT = of
+
+
+def _optimizer(*, adamw: bool) -> None:
+    """One optimiser for every network; the method takes AdamW for those with LayerNorm alone."""
+    auto.is_layer_normalised = lambda *_: adamw  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -259,7 +268,9 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "with statistics of their own": lambda: _switch(own_statistics=True),
     "with sharpness-aware minimisation": lambda: _switch(radius=2.0),
     "without mixed images": _no_mixed_images,
-    "without emphasis": lambda: setattr(auto, "MOST_EMPHASIS", 1.0),
+    "without emphasis": lambda: setattr(objective, "MOST_EMPHASIS", 1.0),
+    "trained by SGD": lambda: _optimizer(adamw=False),
+    "trained by AdamW": lambda: _optimizer(adamw=True),
     "with errors weighing 2": lambda: _weight(2.0),
     "with errors weighing 6": lambda: _weight(6.0),
     "with errors weighing 8": lambda: _weight(8.0),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import effort
+from bcu_cli.defenses.adversarial import effort, objective
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.evaluation.adversary import Adversary
 from bcu_cli.models.new_classifier import new_classifier
@@ -28,11 +28,11 @@ def ablation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec and spec.loader
     script = module_from_spec(spec)
     spec.loader.exec_module(script)
-    monkeypatch.setattr(auto, "_training_objective", auto._training_objective)
+    monkeypatch.setattr(auto, "training_objective", objective.training_objective)
     return script
 
 
-def loss(objective: Any, how: effort.Effort) -> float:
+def loss(method: Any, how: effort.Effort) -> float:
     """The loss of one step, with the same networks and the same random numbers every time."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
@@ -41,27 +41,27 @@ def loss(objective: Any, how: effort.Effort) -> float:
     teacher.eval()
     adversary = Adversary(range(4), (3, 16, 16), auto.LIMITS, seed=0)
     given: Any = (student, teacher, adversary, torch.ones(NUM_KINDS), how)
-    return objective(*given)(torch.rand(24, 3, 16, 16), torch.arange(24), 0.5).item()
+    return method(*given)(torch.rand(24, 3, 16, 16), torch.arange(24), 0.5).item()
 
 
 @pytest.mark.parametrize("how", [effort.USUAL, effort.LARGE])
 def test_without_switches_it_is_the_method_s(ablation: ModuleType, how: effort.Effort) -> None:
-    expected = loss(auto._training_objective, how)
+    expected = loss(auto.training_objective, how)
     ablation._objective()
-    assert loss(auto._training_objective, how) == pytest.approx(expected, rel=1e-5)
+    assert loss(auto.training_objective, how) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("switch", [{"own_statistics": True}, {"both_attacked": True}])
 def test_each_switch_changes_it(ablation: ModuleType, switch: dict[str, bool]) -> None:
-    expected = loss(auto._training_objective, effort.USUAL)
+    expected = loss(auto.training_objective, effort.USUAL)
     ablation._switch(**switch)
-    assert abs(loss(auto._training_objective, effort.USUAL) - expected) > 1e-4
+    assert abs(loss(auto.training_objective, effort.USUAL) - expected) > 1e-4
 
 
 def test_one_switch_leaves_another_as_it_is(ablation: ModuleType) -> None:
     ablation._switch(both_attacked=True)
-    alone = loss(auto._training_objective, effort.USUAL)
+    alone = loss(auto.training_objective, effort.USUAL)
     ablation._switch(own_statistics=True)
-    both = loss(auto._training_objective, effort.USUAL)
+    both = loss(auto.training_objective, effort.USUAL)
     ablation._objective(own_statistics=True)
-    assert len({alone, both, loss(auto._training_objective, effort.USUAL)}) == 3
+    assert len({alone, both, loss(auto.training_objective, effort.USUAL)}) == 3

@@ -11,7 +11,8 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    without gradients. One third of these get sinusoidal patterns (``sinusoids.py``), most often of kinds that
    succeed on the original; the others get random corruptions (``corruptions.py``). A changed image counts
    only where the change misleads student and teacher alike, so that the student unlearns the teacher's faults
-   alone (SAU; Wei et al., NeurIPS 2023). The student is the moving average of its weights.
+   alone (SAU; Wei et al., NeurIPS 2023). The loss is ``objective.py``. The student is the moving average of
+   its weights.
 2. Evidence for the verdict. A second adversary with another seed searches the original for triggers that
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
@@ -43,7 +44,6 @@ import torch
 from torch import Tensor
 
 from bcu_cli.defenses.adversarial import canary, effort, outlook, patches, sinusoids
-from bcu_cli.defenses.adversarial.corruptions import corrupt, uniform
 from bcu_cli.defenses.adversarial.evidence import (
     MIN_HELD_OUT,
     MIN_TRIGGER_SUCCESS,
@@ -56,6 +56,7 @@ from bcu_cli.defenses.adversarial.evidence import (
     standing_out,
 )
 from bcu_cli.defenses.adversarial.mixing import MARGIN, Mixture, onward, unguided
+from bcu_cli.defenses.adversarial.objective import training_objective
 from bcu_cli.defenses.adversarial.residual_search import (
     FoundTrigger,
     ModelPair,
@@ -71,7 +72,7 @@ from bcu_cli.defenses.base import (
     copy_of,
     require,
 )
-from bcu_cli.defenses.bcu import BcuOptions, distillation_loss, reinitialise
+from bcu_cli.defenses.bcu import BcuOptions, reinitialise
 from bcu_cli.evaluation import class_screening
 from bcu_cli.evaluation.adversary import (
     KINDS,
@@ -113,22 +114,10 @@ MOST_OF_USUAL_RATE = 4.0
 """Factor of the method's own learning rate above which a rate that the user gives is remarked on."""
 EMA_DECAY = 0.98
 """Decay of the moving average of the weights that a cleansing ends with."""
-TEMPERATURE = 2.0
 TAKEN_PENALTY = 0.5
 """Penalty on a class that is another canary's target, as a share of images predicted as that class."""
 MIN_START_SUCCESS = 0.5
 """Least success of a listed patch that a search starts at."""
-DISAGREEMENT_WEIGHT = 4.0
-"""Weight of a changed image that misleads both networks; added to 1 for a clean one they disagree on.
-
-So harmless changes do not crowd out the clean images; figures are in ``docs/auto-log.md``.
-"""
-SPARE_DISAGREEMENT = 0.06
-"""Share of clean images on which the networks may disagree before changed ones count no more than usual."""
-MOST_EMPHASIS = 4.0
-"""Factor of the weight of changed images where the networks agree on all clean ones."""
-SINUSOID_DIVISOR = 3
-"""One in this many images of the half without an adversary gets a sinusoid; the others, corruptions."""
 MOST_DRAWN = 4
 """Most triggers of the original, and most sinusoidal patterns, that a page draws."""
 FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
@@ -624,7 +613,7 @@ class Auto(TrainedDefense[AutoOptions]):
             student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
             reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)
-        objective = _training_objective(student, teacher, adversary, weaknesses.sinusoids, self.effort)
+        objective = training_objective(student, teacher, adversary, weaknesses.sinusoids, self.effort)
         how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
         training = self._training(student, objective, companion, **how)
         return Stage(title=title, training=training)
@@ -772,73 +761,6 @@ class Auto(TrainedDefense[AutoOptions]):
         others = self.held_out.images[spread(index, most or len(index))]
         answers = predict(network, others, self.device, transform=change)
         return Proportion(hits=int((answers == target).sum()), of=len(others))
-
-
-def _training_objective(
-    student: Classifier,
-    teacher: Classifier,
-    adversary: Adversary,
-    sinusoid_weights: Tensor,
-    how: Effort,
-) -> Objective:
-    """The loss of a cleansing: the teacher's answers to clean images are right for changed ones, too.
-
-    A clean image counts 1, and ``DISAGREEMENT_WEIGHT`` more where student and teacher disagree. A changed one
-    counts ``DISAGREEMENT_WEIGHT`` where the change misleads both of them to the same class, else nothing
-    (shared adversarial examples; Wei et al., NeurIPS 2023). So it unlearns the teacher's faults alone. It
-    counts more where that costs no accuracy (:func:`emphasis`). On mixes of two clean images the teacher's
-    answer is right as well: so the student stays near the teacher on more images than were given. On large
-    images every change that misleads the student counts, but less, and there are no such mixes.
-    """
-    weight = how.error_factor * DISAGREEMENT_WEIGHT
-
-    def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
-        half = len(views) // 2
-        quota = half // SINUSOID_DIVISOR
-        adversarial, surrogate = adversary.attack(student, views[half:])
-        with_sinusoids = sinusoids.add_sinusoids(views[:quota], sinusoid_weights)
-        changed = [with_sinusoids, corrupt(views[quota:half]), adversarial]
-        pairs = [mixup(views)] if how.mixed_images else []
-        images = torch.cat([views, *changed, *pairs]).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            expected, on_changed_before, *expected_on_pairs = teacher(images).split(len(views))
-        on_clean, on_changed, *on_pairs = student(images).split(len(views))
-        right, answers = expected.argmax(1), on_changed.argmax(1)
-        misled = answers != right
-        if not how.all_errors:
-            misled = misled & (answers == on_changed_before.argmax(1))
-        disagree = on_clean.argmax(1) != right
-        clean_weights = 1.0 + weight * disagree
-        changed_weights = weight * emphasis(disagree) * misled
-        loss = distillation_loss(on_clean, expected, TEMPERATURE, clean_weights)
-        loss = loss + distillation_loss(on_changed, expected, TEMPERATURE, changed_weights)
-        for answer, taught in zip(on_pairs, expected_on_pairs, strict=True):
-            loss = loss + distillation_loss(answer, taught, TEMPERATURE)
-        return loss + surrogate
-
-    return objective
-
-
-def mixup(images: Tensor) -> Tensor:
-    """Each image mixed with the one before it, at a share between 0 and 1 (Zhang et al., mixup, ICLR 2018).
-
-    Args:
-        images: Float ``[N, C, H, W]``.
-    """
-    return torch.lerp(images, images.roll(1, 0), uniform(images, 1, 1, 1))
-
-
-def emphasis(disagree: Tensor) -> Tensor:
-    """How much the changed images of a batch count, from 1 to ``MOST_EMPHASIS``.
-
-    It grows where the student answers nearly all clean images as the teacher does. In batches of 15 images or
-    fewer, which cannot tell, it stays 1.
-
-    Args:
-        disagree: Whether the networks disagree on each clean image, bool ``[N]``.
-    """
-    spare = SPARE_DISAGREEMENT * (len(disagree) + 1) / (disagree.sum() + 1)
-    return spare.clamp(1.0, MOST_EMPHASIS)
 
 
 def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:

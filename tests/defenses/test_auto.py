@@ -10,15 +10,13 @@ import torch
 from defending import CPU, backdoored_setting, classifier, pictures, run, small
 from helpers import lessen_effort
 from scripted import script_network
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversarial import effort, evidence, mixing
 from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess, spread
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.defenses.auto import Auto, AutoOptions
-from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.adversary import UNIVERSAL, Adversary
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.images.folder import hold_out
@@ -541,91 +539,6 @@ def test_sinusoids_are_weighted_by_the_odds_on_the_original(monkeypatch: pytest.
     assert weights == [pytest.approx([0.1 + 0.2 / 0.82] * NUM_KINDS)]
 
 
-class Answers(nn.Module):
-    """One of three classes for clean images, then one for changed ones, then one for mixed ones.
-
-    Args:
-        count: Number of clean images.
-        clean: Their class.
-        changed: The class of as many changed ones.
-        mixed: The class of the others, which are mixed.
-    """
-
-    def __init__(self, count: int, clean: int, changed: int, mixed: int = 0) -> None:
-        super().__init__()
-        self.count = count
-        self.logits = nn.Parameter(2.0 * F.one_hot(torch.tensor([clean, changed, mixed]), 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        part = torch.arange(len(images)) // self.count
-        return self.logits[part] + 0.0 * images.mean((1, 2, 3))[:, None]
-
-
-WEIGHT = auto.DISAGREEMENT_WEIGHT
-
-
-@pytest.mark.parametrize(
-    ("how", "count", "student", "misled", "counts"),
-    [
-        (effort.USUAL, 12, (0, 0), 1, 0.0),
-        (effort.USUAL, 12, (0, 1), 0, 0.0),  # the original is not misled,
-        (effort.USUAL, 12, (0, 1), 2, 0.0),  # or to another class
-        (effort.USUAL, 12, (0, 1), 1, WEIGHT),
-        (effort.USUAL, 128, (0, 1), 1, auto.MOST_EMPHASIS * WEIGHT),
-        (effort.USUAL, 12, (1, 1), 0, 1.0 + WEIGHT),
-        (effort.USUAL, 12, (1, 1), 1, 1.0 + 2 * WEIGHT),
-        (effort.LARGE, 12, (0, 1), 0, WEIGHT / 2),
-        (effort.LARGE, 12, (1, 1), 2, 1.0 + WEIGHT),
-    ],
-)
-def test_a_changed_image_counts_where_it_misleads_both_networks_or_on_large_images_the_student(
-    how: effort.Effort, count: int, student: tuple[int, int], misled: int, counts: float
-) -> None:
-    """Clean images always count, and more where the networks disagree. The original's class is 0."""
-    loss = objective_of(Answers(count, *student), Answers(count, 0, misled), how)
-    assert loss == pytest.approx(counts * of_one_wrong_image())
-
-
-@pytest.mark.parametrize(
-    ("how", "student", "original", "counts"),
-    [
-        (effort.USUAL, 0, 0, 0.0),
-        (effort.USUAL, 1, 0, 1.0),
-        (effort.USUAL, 1, 1, 0.0),
-        (effort.LARGE, 1, 0, 0.0),  # without mixes
-    ],
-)
-def test_mixed_images_count_once_and_have_the_original_s_answer(
-    how: effort.Effort, student: int, original: int, counts: float
-) -> None:
-    loss = objective_of(Answers(12, 0, 0, student), Answers(12, 0, 0, original), how)
-    assert loss == pytest.approx(counts * of_one_wrong_image())
-
-
-def objective_of(student: Answers, original: Answers, how: effort.Effort) -> float:
-    """The loss of a step of a cleansing."""
-    adversary = Adversary(range(3), (3, 16, 16), auto.LIMITS, seed=0)
-    given: Any = (student, original, adversary, torch.ones(NUM_KINDS), how)
-    views, index = torch.rand(student.count, 3, 16, 16), torch.arange(student.count)
-    return auto._training_objective(*given)(views, index, 0.0).item()
-
-
-def of_one_wrong_image() -> float:
-    """The loss of class 1 where 0 is right."""
-    wrong, right = (2.0 * F.one_hot(torch.tensor([target]), 3) for target in (1, 0))
-    return distillation_loss(wrong, right, auto.TEMPERATURE).item()
-
-
-def test_a_mixed_image_lies_between_two_neighbours() -> None:
-    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 4, 4)
-    mixed = auto.mixup(images)
-    low, high = torch.minimum(images, images.roll(1, 0)), torch.maximum(images, images.roll(1, 0))
-    assert ((mixed >= low) & (mixed <= high)).all()
-    shares = (mixed - images) / (images.roll(1, 0) - images)
-    assert shares.std(0).min() > 0.05 and shares[:, 0, 0, 0].unique().numel() == 6
-    assert torch.allclose(shares, shares[:, :1, :1, :1].expand_as(shares), atol=1e-4)
-
-
 @pytest.mark.usefixtures("brief")
 def test_the_copy_with_canaries_is_the_teacher_of_its_cleansing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The original knows no canaries, so none of them would mislead both networks.
@@ -661,16 +574,6 @@ def test_the_copy_with_canaries_is_the_teacher_of_its_cleansing(monkeypatch: pyt
         ("cleansing canaries, level 0", False, False, True, True),
         ("cleansing, level 0", True, False, True, True),
     ]
-
-
-@pytest.mark.parametrize(
-    ("disagreeing", "of", "counts"),
-    [(0, 128, 4.0), (2, 128, 2.58), (6, 128, 0.06 * 129 / 7), (7, 128, 1.0), (128, 128, 1.0), (0, 12, 1.0)],
-)
-def test_changed_images_count_more_where_clean_ones_are_answered_alike(
-    disagreeing: int, of: int, counts: float
-) -> None:
-    assert auto.emphasis(torch.arange(of) < disagreeing).item() == pytest.approx(counts)
 
 
 @pytest.mark.usefixtures("brief")

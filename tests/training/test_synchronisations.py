@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bcu_cli.defenses.adversarial import sinusoids
-from bcu_cli.defenses.auto import LIMITS, Auto, AutoOptions, _training_objective
+from bcu_cli.defenses.adversarial.objective import training_objective
+from bcu_cli.defenses.auto import LIMITS, Auto, AutoOptions
 from bcu_cli.defenses.bcu import BcuOptions, distillation
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.images.folder import ImageSet
@@ -134,7 +135,7 @@ def test_a_step_of_auto_waits_for_nothing_and_sends_one_order_of_its_images() ->
     auto._classes = list(range(4))
     weights = torch.ones(sinusoids.NUM_KINDS, device="meta")
     adversary = auto._adversary(LIMITS, seed=0).to("meta")
-    objective = _training_objective(auto.student, auto.teacher, adversary, weights, auto.effort)
+    objective = training_objective(auto.student, auto.teacher, adversary, weights, auto.effort)
     views = torch.rand(32, 3, 16, 16, device="meta")
     with Sent() as sent:
         objective(views, torch.arange(32), 0.5).backward()
