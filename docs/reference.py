@@ -169,7 +169,8 @@ def _methods() -> str:
         options = {one.name: one.default for one in fields(kind.Options) if one.name != "seed"}
         settings = {one: value for one, value in options.items() if one not in NAMED}
         needs = "labels" if kind.needs_labels else "images" if kind.needs_images else "nothing"
-        rows.append((f"`{name}`", kind.paper, needs, _settings(settings)))
+        paper = f"{kind.paper}; a variant: {kind.variant}" if kind.variant else kind.paper
+        rows.append((f"`{name}`", paper, needs, _settings(settings)))
     table = _table(("`--method`", "paper", "needs", "settings and their defaults"), rows)
     return f"## Methods of bcu cleanse\n\n`--setting NAME=NUMBER` changes a setting.\n\n{table}"
 

@@ -8,6 +8,8 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from bcu_cli.benchmark import published, verdicts
+from bcu_cli.benchmark.cell import PAPERS_METHOD
+from bcu_cli.defenses.base import find
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,6 +58,7 @@ class Row:
         drop: ``before`` − ``after`` by name, averaged over networks.
         paper: Results of the paper; None where there are none.
         unlike: How the cells differ from the paper's setup, in words.
+        variant: How the defense departs from the paper of its own; empty if it does not.
     """
 
     place: dict[str, Any]
@@ -66,6 +69,7 @@ class Row:
     drop: dict[str, Spread]
     paper: Published | None
     unlike: tuple[str, ...] = ()
+    variant: str = ""
 
     @property
     def count(self) -> int:
@@ -191,13 +195,18 @@ def spread(value: Spread | None) -> str:
 
 def _line(row: Row, keys: Sequence[str], *, compared: bool) -> list[str]:
     count = f"{row.count}, {row.failed} failed" if row.failed else str(row.count)
-    line = [*(str(row.place[key]) for key in keys), count]
+    line = [*(_said(row, key) for key in keys), count]
     for measure in _SHOWN:
         line += [spread(side.get(measure)) for side in (row.before, row.after, row.drop)]
         if compared:
             paper = points(row.paper.after[measure]) if row.paper else "–"
             line += [paper, points(row.difference(measure), sign=True)]
     return line
+
+
+def _said(row: Row, key: str) -> str:
+    """A coordinate in a table for people."""
+    return f"{row.place[key]}{' (variant)' if key == 'defense' and row.variant else ''}"
 
 
 def _table(cells: list[dict[str, Any]]) -> TableOf:
@@ -212,6 +221,7 @@ def _table(cells: list[dict[str, Any]]) -> TableOf:
         "note": {plan["note"]} - {""},
         "paper": {published.title(plan["paper"])} - {""},
         **{key: {value} for key, value in one.items()},
+        "variants": {f"{row.place['defense']}: {row.variant}" for row in rows if row.variant},
         "made with": {f"bcu {m['versions'].get('bcu')}, torch {m['versions'].get('torch')}" for m in made},
         "on": {f"{m['device'].get('name')}, {m['device'].get('precision')}" for m in made},
     }
@@ -250,7 +260,11 @@ def _row(place: dict[str, Any], cells: list[dict[str, Any]], paper: str) -> Row:
     found = published.find(paper, place)
     unlike = tuple(dict.fromkeys(each for cell in good for each in published.unlike(paper, cell)))
     failed = len(cells) - len(good)
-    return Row(place=place, classes=classes, failed=failed, paper=found, unlike=unlike, **sides)
+    method = cells[0]["decides"]["cleanse"].get("method", PAPERS_METHOD)
+    variant = find(method).variant
+    return Row(
+        place=place, classes=classes, failed=failed, paper=found, unlike=unlike, variant=variant, **sides
+    )
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -276,7 +290,17 @@ def _means(rows: Sequence[Row]) -> list[Row]:
         place = some[0].place | {"attack": MEAN}
         paper = _mean_of_paper([row.paper for row in good])
         unlike = tuple(dict.fromkeys(each for row in good for each in row.unlike))
-        means.append(Row(place=place, classes=some[0].classes, failed=0, paper=paper, unlike=unlike, **sides))
+        means.append(
+            Row(
+                place=place,
+                classes=some[0].classes,
+                failed=0,
+                paper=paper,
+                unlike=unlike,
+                variant=some[0].variant,
+                **sides,
+            )
+        )
     return means
 
 

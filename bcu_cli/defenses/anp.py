@@ -78,6 +78,7 @@ class AdversarialNeuronPruning(Defense[AnpOptions]):
 
     name = "anp"
     paper = "Wu & Wang, Adversarial Neuron Pruning, NeurIPS 2021"
+    variant = "images are not augmented, and perturbations are clipped"
     Options: ClassVar[type[DefenseOptions]] = AnpOptions
 
     masks: list[Tensor]

@@ -169,6 +169,8 @@ class Defense(ABC, Generic[O]):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    variant: ClassVar[str] = ""
+    """How the defense departs from its paper in more than a number; empty if it does not."""
     Options: ClassVar[type[DefenseOptions]]
     needs_images: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True

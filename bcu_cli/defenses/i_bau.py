@@ -67,6 +67,7 @@ class ImplicitUnlearning(TrainedDefense[IBauOptions]):
 
     name = "i-bau"
     paper = "Zeng et al., Adversarial Unlearning of Backdoors via Implicit Hypergradient, ICLR 2022"
+    variant = "a perturbation for each batch, which is learnt with its clean images, by SGD"
     Options: ClassVar[type[DefenseOptions]] = IBauOptions
 
     def stages(self) -> Iterator[Stage]:

@@ -27,7 +27,7 @@ def cell(
         "plan": {"name": "figure4", "size": "", "title": "A | <title>", "note": "", "paper": "figure4"},
         "position": number + seed,
         "cell": place | {"images": "own", "max-images": number},
-        "decides": {"images": {"classes": None}},
+        "decides": {"images": {"classes": None}, "cleanse": {}},
         "before": {"acc": {"value": 0.75}, "asr": {"value": 1.0}, "ra": {"value": 0.0}},
         "after": {"acc": {"value": acc}, "asr": {"value": asr}, "ra": {"value": 0.5}},
         "made": MADE,
@@ -154,7 +154,7 @@ def test_curves_over_the_number_of_images() -> None:
 def test_curves_over_the_number_of_classes() -> None:
     some = []
     for classes, asr in ((200, 0.0), (20, 0.5)):
-        one = cell(2000, asr, decides={"images": {"classes": classes}})
+        one = cell(2000, asr, decides={"images": {"classes": classes}, "cleanse": {}})
         some.append(one | {"cell": one["cell"] | {"images": f"{classes}x{2000 // classes}"}})
     asr, _ = ET.fromstring(writing.as_html(tables.of(some)).removeprefix("<!DOCTYPE html>")).iter("svg")
     assert [path.get("d") for path in asr.iter("path")] == ["M50.0 124.0 L160.0 234.0"]
@@ -195,7 +195,7 @@ def of_table1(
     plan = one["plan"] | {"name": "table1", "paper": "table1"}
     sides = {"acc": {"value": acc[0]}, "asr": {"value": before}, "ra": {"value": 0.0}}
     model = {"options": {"epochs": 8}, "data": {"train_images": None}}
-    decides = {"images": {"classes": None}, "model": model}
+    decides = {"images": {"classes": None}, "model": model, "cleanse": {}}
     return one | {"plan": plan, "before": sides, "decides": decides}
 
 
@@ -224,6 +224,18 @@ def test_differences_over_two_points_are_explained_by_the_cells_or_said_to_be_un
         assert "ASR +94.00: unexplained" in text
     found = {row["place"]["attack"]: row["explanation"] for row in made.as_json()["rows"]}
     assert found["sig"] == {"asr": None, "acc": None}
+
+
+def test_a_method_that_departs_from_its_paper_is_called_a_variant() -> None:
+    alike = of_table1("badnets", before=1.0, after=0.97, acc=(0.8576, 0.8515))
+    other = alike | {
+        "cell": alike["cell"] | {"defense": "unlearning"},
+        "decides": alike["decides"] | {"cleanse": {"method": "i-bau"}},
+    }
+    (made,) = tables.of([alike, other])
+    assert [line[1] for line in made.as_text()[1]] == ["bcu", "unlearning (variant)"]
+    assert dict(made.facts)["variants"].startswith("unlearning: a perturbation for each batch")
+    assert [row["variant"] == "" for row in made.as_json()["rows"]] == [True, False]
 
 
 def test_one_picture_by_attack_with_the_paper_beside_it() -> None:
