@@ -135,6 +135,19 @@ def test_batches_that_do_not_fit_are_halved() -> None:
     assert accuracy(Small(), data, CPU) == Proportion(hits=50, of=50)
 
 
+@pytest.mark.parametrize(("side", "most"), [(32, 64), (112, 64), (224, 16), (600, 8)])
+def test_large_images_go_through_in_smaller_batches(side: int, most: int) -> None:
+    """A batch of 64 at 224x224 took more than a gigabyte, and no less time."""
+    seen: list[int] = []
+
+    def compute(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(len(batch))
+        return batch.mean((1, 2, 3))
+
+    inference.in_batches(compute, torch.zeros(70, 1, side, side, dtype=torch.uint8), CPU)
+    assert max(seen) == most and sum(seen) == 70
+
+
 def test_one_image_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "BATCH_SIZE", 1)
 
