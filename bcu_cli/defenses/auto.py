@@ -16,7 +16,8 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
 2. Evidence for the verdict. A second adversary with another seed searches the original for triggers that
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
-   for the same reason; Wang et al., S&P 2019). Sinusoidal patterns that succeed on the original are added.
+   for the same reason; Wang et al., S&P 2019). Where no trigger stands out, a sinusoid may, by the spectrum
+   of a perturbation (``evaluation/spectrum.py``). Sinusoidal patterns that succeed on the original are added.
 3. A search for the strength, where no trigger stands out on images that are not large. A copy of the network
    is taught known backdoors (``canary.py``), searched as the original was, and cleansed. The first of
    ``LEVELS`` that removes them is taken. Where none does, or a trigger stands out, it is the first of all.
@@ -83,6 +84,7 @@ from bcu_cli.evaluation.adversary import (
     odds,
 )
 from bcu_cli.evaluation.measures import Proportion, agreement
+from bcu_cli.evaluation.spectrum import DOMINANT, SpectralAdversary
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
 from bcu_cli.models.normalisation import is_layer_normalised
@@ -198,6 +200,7 @@ class Auto(TrainedDefense[AutoOptions]):
     _classes: list[int]
     _judging_adversaries: dict[str, Adversary]
     _success_before: dict[tuple[str, int], Proportion]
+    _spectral: dict[int, tuple[Change, Proportion]]
     _sinusoids_before: list[tuple[Change, int, Proportion]]
 
     def decide(self, options: AutoOptions) -> AutoOptions:
@@ -253,6 +256,7 @@ class Auto(TrainedDefense[AutoOptions]):
         yield from self._choose_classes()
         weaknesses = yield from self._weaknesses(self.teacher, "looking for weaknesses")
         yield from self._search_for_triggers()
+        yield from self._search_for_a_sinusoid()
         self._sinusoids_before = self._try_sinusoids(self.teacher, self.options.seed + 1)
         self.level = GENTLE
         if not self._standing_out() and not self.options.quick and self.effort.reinitialise:
@@ -299,7 +303,7 @@ class Auto(TrainedDefense[AutoOptions]):
         stands_out = self._standing_out()
         patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        clear = patches_alone or clear_classes(_triples(self._success_before))
+        clear = patches_alone or self._spectral or clear_classes(_triples(self._success_before))
         least = max(self._least_share, min(1.0, round(self.effort.least_share + self._margin, 2)))
         if not clear:
             least = max(least, unguided(self._margin))
@@ -312,7 +316,8 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _standing_out(self) -> list[tuple[str, int]]:
         """Kind and target class of each trigger that stands out on the original."""
-        return standing_out(_triples(self._success_before))
+        spectral = [(DOMINANT, target) for target in self._spectral]
+        return [*standing_out(_triples(self._success_before)), *spectral]
 
     @property
     def _more_may_help(self) -> bool:
@@ -386,7 +391,8 @@ class Auto(TrainedDefense[AutoOptions]):
                 "working": [{**each.as_json(), "counts": each in counting} for each in evidence.sinusoids],
             },
             "found_triggers": [
-                {**each.as_json(), "stands_out": each in outstanding} for each in evidence.found
+                {**each.as_json(), "stands_out": each in outstanding}
+                for each in [*evidence.found, *evidence.spectral]
             ],
             "residual_searches": [each.as_json() for each in evidence.residual_searches],
         }
@@ -427,6 +433,16 @@ class Auto(TrainedDefense[AutoOptions]):
             )
             for (kind, target), share in self._success_before.items()
         ]
+        spectral = [
+            TriggerSuccess(
+                trigger=DOMINANT,
+                target=target,
+                before=share,
+                after=self._success(self.student, change, target),
+                change=change,
+            )
+            for target, (change, share) in self._spectral.items()
+        ]
         patterns = [
             TriggerSuccess(
                 trigger="sinusoid",
@@ -439,6 +455,7 @@ class Auto(TrainedDefense[AutoOptions]):
         ]
         return Evidence(
             found=found,
+            spectral=spectral,
             sinusoids=patterns,
             trials=self.trials[: self.level + 1],
             residual_searches=[],
@@ -467,6 +484,8 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _judging_change(self, kind: str, target: int) -> Change:
         """A trigger that was found on the original."""
+        if kind == DOMINANT:
+            return self._spectral[target][0]
         adversary = self._judging_adversaries[kind]
         return _on_bytes(adversary, adversary.targets.tolist().index(target), UNIVERSAL.index(kind))
 
@@ -512,6 +531,33 @@ class Auto(TrainedDefense[AutoOptions]):
             if len(self._judging_adversaries) == len(UNIVERSAL):
                 return
             limits = limits.scaled(0.5)
+
+    def _search_for_a_sinusoid(self) -> Iterator[Stage]:
+        """Search the original for a sinusoid to one class, where no other trigger stands out.
+
+        A class stands out by the spectrum of the perturbation that leads to it. Of its sinusoid the weakest
+        amplitude is taken that leads ``MIN_TRIGGER_SUCCESS`` of the held-out images there, if one does.
+        """
+        self._spectral = {}
+        if self._standing_out() or not self.effort.spectral_steps:
+            return
+        size = self.teacher.preprocessing.input_size[1:]
+        adversary = SpectralAdversary(self._classes, size, seed=self.options.seed).to(self.device.torch)
+
+        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
+            return adversary.loss(self.teacher, views)
+
+        how: dict[str, Any] = {"schedule": "constant", "augmentation": NO_AUGMENTATION}
+        how |= self._length(self.effort.spectral_steps)
+        training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
+        yield Stage(title="looking for a sinusoidal trigger", training=training)
+        for target, pattern in adversary.standing_out().items():
+            for amplitude in sinusoids.TRIGGER_AMPLITUDES:
+                change = sinusoids.add_pattern(pattern, amplitude)
+                success = self._success(self.teacher, change, target)
+                if success.value >= MIN_TRIGGER_SUCCESS:
+                    self._spectral[target] = change, success
+                    break
 
     def _weaknesses(self, network: Classifier, title: str) -> Generator[Stage, None, _Weaknesses]:
         """Search a network for what misleads it before it is cleansed."""

@@ -157,7 +157,7 @@ class Adversary(nn.Module):
         slots = torch.cat(drawn)
         parameters = list(self.parameters())
         seen = images.detach().requires_grad_()
-        with _frozen_in_eval(network), torch.enable_grad():
+        with frozen_in_eval(network), torch.enable_grad():
             changed = self(seen, slots, counts)
             logits = network(changed.contiguous(memory_format=torch.channels_last))
             loss = self._loss(network, images, logits, slots)
@@ -294,7 +294,7 @@ def _saturate_pixels(images: Tensor, gradients: Tensor, share: float) -> Tensor:
 
 
 @contextmanager
-def _frozen_in_eval(network: nn.Module) -> Iterator[None]:
+def frozen_in_eval(network: nn.Module) -> Iterator[None]:
     """Keep a network in eval mode, without gradients for its weights, while the context lasts."""
     trained = network.training
     network.eval()

@@ -61,7 +61,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cleanse(bcu, model: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cleanse:
     """Cleanses into out.safetensors, in a few steps that try every level."""
-    lessen_effort(monkeypatch, canary_steps=4, search_steps=4)
+    lessen_effort(monkeypatch, canary_steps=4, search_steps=4, spectral_steps=4)
     monkeypatch.setattr(evidence, "MIN_PLANTED_SUCCESS", -1.0)
     monkeypatch.setattr(evidence, "MAX_CANARY_SUCCESS", -1.0)  # no level is enough
 

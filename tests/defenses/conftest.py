@@ -13,4 +13,4 @@ def setting() -> Setting:
 @pytest.fixture
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Method auto plants its canaries and looks for triggers in a few steps."""
-    lessen_effort(monkeypatch, canary_steps=4, search_steps=4)
+    lessen_effort(monkeypatch, canary_steps=4, search_steps=4, spectral_steps=4)

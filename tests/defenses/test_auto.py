@@ -14,7 +14,7 @@ from torch import nn
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversarial import effort, evidence, mixing
-from bcu_cli.defenses.adversarial.residual_search import ResidualSearch, TriggerSuccess, spread
+from bcu_cli.defenses.adversarial.residual_search import ModelPair, ResidualSearch, TriggerSuccess, spread
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.evaluation.adversary import UNIVERSAL, Adversary
@@ -204,7 +204,7 @@ def test_large_networks_are_not_re_initialised(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    lessen_effort(monkeypatch, canary_steps=2, search_steps=2)
+    lessen_effort(monkeypatch, canary_steps=2, search_steps=2, spectral_steps=0)
 
 
 def staged(
@@ -628,7 +628,7 @@ def test_a_hopeless_network_is_not_called_cleansed(monkeypatch: pytest.MonkeyPat
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return 0.0 * self.layer(images.flatten(1)) + torch.tensor([9.0, 0.0, 0.0, 0.0])
 
-    lessen_effort(monkeypatch, canary_steps=4, search_steps=4)
+    lessen_effort(monkeypatch, canary_steps=4, search_steps=4, spectral_steps=4)
     cleansing = method(classifier(Deaf()), pictures(), epochs=1)
     run(cleansing)
     assert cleansing.verdict().word == "could not tell"
@@ -660,6 +660,60 @@ def test_it_removes_a_backdoor_and_proves_it() -> None:
     assert cleansing.verdict().word == "cleansed"
     reference = predict(setting.model, setting.test.images, CPU)
     assert agreement(cleansing.student, reference, setting.test.images, CPU).value > 0.9
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(("stands_out", "tried"), [(True, False), (False, True)])
+def test_a_sinusoid_is_searched_where_no_other_trigger_stands_out(
+    monkeypatch: pytest.MonkeyPatch, stands_out: bool, tried: bool
+) -> None:
+    lessen_effort(monkeypatch, spectral_steps=2)
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=True)
+    give(monkeypatch, cleansing, [50, 99 if stands_out else 60, 5])
+    titles = []
+    for stage in cleansing.stages():
+        titles.append(stage.title)
+        if stage.title.startswith("cleansing"):
+            break
+        stage.training.run()
+    assert ("looking for a sinusoidal trigger" in titles) is tried
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(
+    ("reached", "left", "mix", "word"),
+    [(95, 5, 0.4, "cleansed"), (95, 60, 1.0, "not cleansed"), (80, 5, 0.7, "could not tell")],
+)
+def test_the_sinusoid_that_dominates_is_a_trigger_at_the_least_amplitude_that_reaches_90_percent(
+    monkeypatch: pytest.MonkeyPatch, reached: int, left: int, mix: float, word: str
+) -> None:
+    """Class 2 stands out by its spectrum; sinusoids to another class are natural beside it."""
+    lessen_effort(monkeypatch, spectral_steps=2)
+    monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
+    cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=True)
+    pattern = torch.ones(1, 8, 8)
+    monkeypatch.setattr(auto.SpectralAdversary, "standing_out", lambda _: {2: pattern})
+    monkeypatch.setattr(cleansing, "_successes", lambda *_: {})
+    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(95), share(0), share(0), share(0)])
+    monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))
+    monkeypatch.setattr(ModelPair, "success", lambda *_: share(left))
+    amplitudes = []
+
+    def success(network: Classifier, change: Any, target: int, *_: Any) -> Proportion:
+        assert target == 2
+        amplitude = int(change(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).max())
+        amplitudes.append(amplitude)
+        if network is not cleansing.teacher:
+            return share(left)
+        return share(reached if amplitude > 25 else 50)  # from a tenth of the range on
+
+    monkeypatch.setattr(cleansing, "_success", success)
+    for _ in stages_of(cleansing):
+        pass
+    assert amplitudes[:3] == [15, 20, 26]
+    assert (cleansing.mix, cleansing.verdict().word) == (mix, word)
+    found = [each for each in cleansing.details()["found_triggers"] if each["stands_out"]]
+    assert [each["trigger"] for each in found] == (["dominant sinusoid"] if reached == 95 else [])
 
 
 def stages_of(cleansing: Auto):  # type: ignore[no-untyped-def]

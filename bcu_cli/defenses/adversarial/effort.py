@@ -35,6 +35,7 @@ class Effort:
         canary_steps: Steps that plant canaries.
         search_steps: Steps of a search on the original.
         verification_steps: Steps of the search on the cleansed network.
+        spectral_steps: Steps of the search for a sinusoidal trigger; 0 leaves it out.
         sinusoid_images: Most images that each sinusoidal pattern is tried on.
         mixing_images: Most images that mixes are compared on.
         error_factor: Factor of the weight of images on which student and teacher err or disagree.
@@ -57,6 +58,7 @@ class Effort:
     canary_steps: int = 200
     search_steps: int = 120
     verification_steps: int = 160
+    spectral_steps: int = 200
     sinusoid_images: int = 200
     mixing_images: int = 1000
     error_factor: float = 1.0
@@ -77,6 +79,7 @@ LARGE = Effort(
     fewest_steps=100,
     search_steps=300,
     verification_steps=150,
+    spectral_steps=0,
     sinusoid_images=60,
     mixing_images=200,
     error_factor=0.5,

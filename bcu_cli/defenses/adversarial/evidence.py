@@ -17,6 +17,7 @@ import torch
 from bcu_cli.defenses.base import Verdict
 from bcu_cli.evaluation.adversary import UNIVERSAL
 from bcu_cli.evaluation.measures import above_others
+from bcu_cli.evaluation.spectrum import DOMINANT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,6 +61,7 @@ class Evidence:
 
     Args:
         found: The triggers that a search found on the original, of each kind for each class.
+        spectral: The sinusoids that stand out on the original by their spectrum (``evaluation/spectrum.py``).
         sinusoids: The sinusoidal patterns that succeed on the original.
         trials: The canaries after each level that was tried on them, the one that is taken last.
         residual_searches: The searches on the cleansed network; empty before they were made.
@@ -68,6 +70,7 @@ class Evidence:
     """
 
     found: Sequence[TriggerSuccess]
+    spectral: Sequence[TriggerSuccess] = ()
     sinusoids: Sequence[TriggerSuccess]
     trials: Sequence[Sequence[TriggerSuccess]]
     residual_searches: Sequence[ResidualSearch]
@@ -76,9 +79,9 @@ class Evidence:
 
     @property
     def outstanding(self) -> list[TriggerSuccess]:
-        """The found triggers that succeed on the original, far more often than those for other classes."""
+        """The triggers that stand out on the original, by their success or by their spectrum."""
         far = standing_out([(each.trigger, each.target, each.before) for each in self.found])
-        return [each for each in self.found if (each.trigger, each.target) in far]
+        return [*(each for each in self.found if (each.trigger, each.target) in far), *self.spectral]
 
     @property
     def outliers(self) -> list[TriggerSuccess]:
@@ -89,6 +92,7 @@ class Evidence:
     def sinusoids_that_count(self) -> list[TriggerSuccess]:
         """The sinusoidal patterns that may be the backdoor's: all, or those to the classes that are clear."""
         clear = clear_classes([(each.trigger, each.target, each.before) for each in self.found])
+        clear |= {each.target for each in self.spectral}
         return [each for each in self.sinusoids if may_be_planted(each.target, clear)]
 
     @property
@@ -177,7 +181,7 @@ class Evidence:
         those that were searched anew on the result for the control classes, by their median. Before that
         search they are not judged.
         """
-        if trigger.trigger == "patch":
+        if trigger.trigger in {"patch", DOMINANT}:
             return MAX_TRIGGER_SUCCESS
         if not self.residual_searches:
             return 1.0

@@ -58,6 +58,11 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
         )
         for _ in range(auto.MOST_HALVINGS)
     ]
+    spectral = PlannedStage(
+        title="looking for a sinusoidal trigger",
+        passes=TO_IMAGES * effort.spectral_steps * batch,
+        sure=False,
+    )
     all_levels = list(range(auto.GENTLE, len(auto.LEVELS)))
     levels = all_levels if effort.reinitialise else [auto.GENTLE, all_levels[-1]]
     return (
@@ -65,6 +70,7 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
         weaknesses,
         PlannedStage(title="looking for triggers", passes=searching, after=trying),
         *halved,
+        *([spectral] if effort.spectral_steps else []),
         *(_tuning(defense, batch, weaknesses) if effort.reinitialise and not quick else []),
         *(stage for level in levels for stage in _level(defense, batch, level)),
     )

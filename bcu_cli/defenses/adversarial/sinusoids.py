@@ -1,8 +1,9 @@
 """Sinusoidal patterns across images, tried one by one: gradients do not find them, but there are few kinds.
 
-Clean networks misclassify images with some sinusoidal patterns too, up to all of them. A backdoor with such a
-trigger (SIG) looks no different (``docs/auto.md``). So every pattern that succeeds counts against a network,
-and training samples most often the kinds that succeed on the original.
+Clean networks misclassify images with some sinusoidal patterns too, up to all of them. By its success a
+backdoor with such a trigger (SIG) looks no different; ``evaluation/spectrum.py`` has another sign of it. So
+every pattern that succeeds counts against a network, and training samples most often the kinds that succeed
+on the original.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ AMPLITUDE = 0.24
 """Amplitude of a tried pattern, in all channels, on a scale of 0 to 1: about SIG's stronger setting."""
 AMPLITUDES = (0.12, 0.25)
 """Range of the amplitude of the patterns that a student is trained on."""
+TRIGGER_AMPLITUDES = (0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.24)
+"""Amplitudes at which a sinusoid that stands out is tried, the weakest first."""
 COLOURED = 0.25
 """Share of the patterns in training that are weaker in some channels."""
 
@@ -98,10 +101,19 @@ def one_per_kind(seed: int) -> list[Callable[[Tensor], Tensor]]:
     return [_as_change(draw(kind, generator)) for kind in torch.split(kinds, 1)]
 
 
+def add_pattern(pattern: Tensor, amplitude: float) -> Callable[[Tensor], Tensor]:
+    """A function that adds a pattern, float ``[1, H, W]`` from -1 to 1, to images, uint8 ``[N, C, H, W]``."""
+
+    def change(images: Tensor) -> Tensor:
+        values = images.float() / 255.0
+        return to_bytes((values + amplitude * pattern.to(values)).clamp_(0.0, 1.0))
+
+    return change
+
+
 def _as_change(sinusoids: Sinusoids) -> Callable[[Tensor], Tensor]:
     def change(images: Tensor) -> Tensor:
         moved = Sinusoids(**{name: value.to(images.device) for name, value in vars(sinusoids).items()})
-        values = images.float() / 255.0
-        return to_bytes((values + AMPLITUDE * moved.on_grid_of(values)).clamp_(0.0, 1.0))
+        return add_pattern(moved.on_grid_of(images.float())[0], AMPLITUDE)(images)
 
     return change
