@@ -16,8 +16,8 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
 2. Evidence for the verdict. A second adversary with another seed searches the original for triggers that
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
-   for the same reason; Wang et al., S&P 2019). Where no trigger stands out, a sinusoid may, by the spectrum
-   of a perturbation (``evaluation/spectrum.py``). Sinusoidal patterns that succeed on the original are added.
+   for the same reason; Wang et al., S&P 2019). Where no trigger stands out, a sinusoid may, among sums of
+   sinusoids (``evaluation/spectrum.py``). Sinusoidal patterns that succeed on the original are added.
 3. A search for the strength, where no trigger stands out on images that are not large. A copy of the network
    is taught known backdoors (``canary.py``), searched as the original was, and cleansed. The first of
    ``LEVELS`` that removes them is taken. Where none does, or a trigger stands out, it is the first of all.
@@ -51,6 +51,7 @@ from bcu_cli.defenses.adversarial.evidence import (
     Evidence,
     canaries_removed,
     clear_classes,
+    is_planted,
     learned_canaries,
     log_odds,
     saturated,
@@ -533,10 +534,10 @@ class Auto(TrainedDefense[AutoOptions]):
             limits = limits.scaled(0.5)
 
     def _search_for_a_sinusoid(self) -> Iterator[Stage]:
-        """Search the original for a sinusoid to one class, where no other trigger stands out.
+        """Search the original for a sinusoidal trigger, where no other trigger stands out.
 
-        A class stands out by the spectrum of the perturbation that leads to it. Of its sinusoid the weakest
-        amplitude is taken that leads ``MIN_TRIGGER_SUCCESS`` of the held-out images there, if one does.
+        A sinusoid stands out that leads to a class nearly as often as the best sum of many. The weakest
+        amplitude is taken at which it leads ``MIN_TRIGGER_SUCCESS`` of the held-out images there, if any.
         """
         self._spectral = {}
         if self._standing_out() or not self.effort.spectral_steps:
@@ -547,16 +548,22 @@ class Auto(TrainedDefense[AutoOptions]):
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
             return adversary.loss(self.teacher, views)
 
-        how: dict[str, Any] = {"schedule": "constant", "augmentation": NO_AUGMENTATION}
+        how: dict[str, Any] = {"schedule": "cosine", "augmentation": NO_AUGMENTATION}
         how |= self._length(self.effort.spectral_steps)
         training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
         yield Stage(title="looking for a sinusoidal trigger", training=training)
-        for target, pattern in adversary.standing_out().items():
+        for each in adversary.candidates():
+            together = self._success(self.teacher, sinusoids.add_pattern(each.perturbation, 1.0), each.target)
+            alone = self._success(
+                self.teacher, sinusoids.add_pattern(each.sinusoid, each.amplitude), each.target
+            )
+            if not is_planted(alone, together):
+                continue
             for amplitude in sinusoids.TRIGGER_AMPLITUDES:
-                change = sinusoids.add_pattern(pattern, amplitude)
-                success = self._success(self.teacher, change, target)
+                change = sinusoids.add_pattern(each.sinusoid, amplitude)
+                success = self._success(self.teacher, change, each.target)
                 if success.value >= MIN_TRIGGER_SUCCESS:
-                    self._spectral[target] = change, success
+                    self._spectral[each.target] = change, success
                     break
 
     def _weaknesses(self, network: Classifier, title: str) -> Generator[Stage, None, _Weaknesses]:

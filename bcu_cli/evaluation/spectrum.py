@@ -1,15 +1,16 @@
 """Universal perturbations as sums of sinusoids: does a network respond to a single one?
 
-Sinusoidal patterns mislead clean networks, too, so success does not tell a sinusoidal trigger (SIG) from a
-natural one. The spectrum may. A perturbation that leads a clean network to a class spreads its power over
-many frequencies. The one to the target of SIG puts a quarter and more into the attacker's frequency, if its
-budget is just below what the trigger has. The idea and the thresholds are bcu's own (``docs/auto-log.md``).
+Sinusoidal patterns mislead clean networks, too, so the success of one does not tell a sinusoidal trigger (as
+SIG's) from a natural one. But a clean network is led to a class most easily by a sum of many sinusoids, of
+which each alone does little. To the target of SIG a single one leads nearly as often as the best sum of the
+same power. The idea and the thresholds are bcu's own (``docs/auto-log.md``).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
-from math import pi
+from math import pi, sqrt
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcu_cli.evaluation.adversary import frozen_in_eval
-from bcu_cli.evaluation.measures import above_others
 from bcu_cli.training.optimizers import Adam
 
 if TYPE_CHECKING:
@@ -25,15 +25,30 @@ if TYPE_CHECKING:
 
 MAX_CYCLES = 10
 """Most cycles across an image in each direction; in small images, half of the pixels."""
-BUDGETS = (0.035, 0.045, 0.06)
+BUDGETS = (0.04, 0.05)
 """Root mean squares of the perturbations, on a scale of 0 to 1; there is one of each for each class."""
 MIN_CONCENTRATION = 0.15
-"""Least share of the power in one frequency for a class to stand out."""
-MIN_GAP = 1.5
-"""Least gap of that share, in log-odds, to the median of the other classes, for a class to stand out."""
+"""Least share of the power of a perturbation in one frequency for that one to be tried alone."""
 LEARNING_RATE = 0.1
 DOMINANT = "dominant sinusoid"
 """Kind of the triggers found in this way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A perturbation to a class, and the strongest sinusoid in it.
+
+    Args:
+        target: The class.
+        perturbation: Float ``[1, H, W]``, on a scale of 0 to 1.
+        sinusoid: Float ``[1, H, W]``, from -1 to 1.
+        amplitude: Amplitude at which the sinusoid has the power of the whole perturbation.
+    """
+
+    target: int
+    perturbation: Tensor
+    sinusoid: Tensor
+    amplitude: float
 
 
 class SpectralAdversary(nn.Module):
@@ -94,30 +109,26 @@ class SpectralAdversary(nn.Module):
         return F.cross_entropy(logits.float(), self.targets[slots])
 
     @torch.no_grad()
-    def standing_out(self) -> dict[int, Tensor]:
-        """The sinusoid that dominates the perturbation to each class that stands out.
-
-        Returns:
-            By class: the sinusoid, float ``[1, H, W]`` on the CPU, from -1 to 1.
-        """
+    def candidates(self) -> list[Candidate]:
+        """The perturbations that hold much of their power in one frequency."""
         half = len(self.frequencies)
         power = self.coefficients[:, :half].square() + self.coefficients[:, half:].square()
-        shares = (power / power.sum(1, keepdim=True)).view(len(BUDGETS), -1, half)
-        concentration, strongest = shares.max(2)
-        found: dict[int, Tensor] = {}
-        for budget, alike in enumerate(concentration):
-            if len(alike) < 2:
-                continue
-            gaps = above_others(torch.logit(alike, eps=1e-6))
-            for slot in ((alike >= MIN_CONCENTRATION) & (gaps >= MIN_GAP)).nonzero()[:, 0].tolist():
-                row = budget * len(alike) + slot
-                found.setdefault(int(self.targets[row]), self._sinusoid(row, int(strongest[budget, slot])))
-        return found
+        concentration, strongest = (power / power.sum(1, keepdim=True)).max(1)
+        patterns = self.patterns().cpu()
+        return [
+            Candidate(
+                target=int(self.targets[slot]),
+                perturbation=patterns[slot],
+                sinusoid=self._sinusoid(slot, int(strongest[slot])),
+                amplitude=sqrt(2.0) * float(self.budgets[slot]),
+            )
+            for slot in (concentration >= MIN_CONCENTRATION).nonzero()[:, 0].tolist()
+        ]
 
-    def _sinusoid(self, row: int, frequency: int) -> Tensor:
+    def _sinusoid(self, slot: int, frequency: int) -> Tensor:
         """The sinusoid of one frequency in a perturbation, at an amplitude of 1."""
         half = len(self.frequencies)
-        sine, cosine = self.coefficients[row, frequency], self.coefficients[row, half + frequency]
+        sine, cosine = self.coefficients[slot, frequency], self.coefficients[slot, half + frequency]
         wave = sine * self.basis[frequency] + cosine * self.basis[half + frequency]
         return (wave / torch.hypot(sine, cosine)).view(1, *self.size).cpu()
 

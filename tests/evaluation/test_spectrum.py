@@ -7,7 +7,9 @@ from math import pi
 import torch
 from torch import Tensor, nn
 
-from bcu_cli.evaluation.spectrum import BUDGETS, SpectralAdversary
+from bcu_cli.defenses.adversarial.evidence import is_planted
+from bcu_cli.evaluation.measures import Proportion
+from bcu_cli.evaluation.spectrum import BUDGETS, Candidate, SpectralAdversary
 
 SIDE, CLASSES, TARGET = 16, 6, 4
 IMAGES = torch.rand(64, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -36,7 +38,7 @@ class Noisy(nn.Module):
         return logits + sharp[:, None] * (torch.arange(CLASSES) == TARGET)
 
 
-def searched(network: nn.Module) -> SpectralAdversary:
+def searched(network: nn.Module) -> list[Candidate]:
     torch.manual_seed(0)
     adversary = SpectralAdversary(range(CLASSES), (SIDE, SIDE), seed=0)
     optimizer = adversary.optimizer()
@@ -45,25 +47,32 @@ def searched(network: nn.Module) -> SpectralAdversary:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return adversary
+    return adversary.candidates()
 
 
-def test_the_class_of_a_sinusoidal_trigger_stands_out_with_its_frequency_and_phase() -> None:
+def success(network: nn.Module, pattern: Tensor) -> Proportion:
+    """How often the images are led to the backdoor's class."""
+    hits = int((network(IMAGES + pattern).argmax(1) == TARGET).sum())
+    return Proportion(hits=hits, of=len(IMAGES))
+
+
+def test_a_sinusoidal_trigger_is_found_with_its_class_frequency_and_phase() -> None:
     trigger = sinusoid(0, 6, 0.7)
-    found = searched(Noisy(trigger)).standing_out()
-    assert list(found) == [TARGET]
-    assert found[TARGET].shape == (1, SIDE, SIDE)
-    assert abs(float(found[TARGET].max()) - 1.0) < 0.05
-    likeness = 2.0 * (found[TARGET] * trigger).mean()
-    assert likeness > 0.9
+    network = Noisy(trigger)
+    found = searched(network)
+    assert {each.target for each in found} == {TARGET}
+    for each in found:
+        assert each.sinusoid.shape == (1, SIDE, SIDE)
+        assert abs(float(each.sinusoid.max()) - 1.0) < 0.05
+        assert 2.0 * (each.sinusoid * trigger).mean() > 0.9
+        power = (each.amplitude * each.sinusoid).square().mean()
+        assert torch.allclose(power, each.perturbation.square().mean(), rtol=1e-3)
+        alone = success(network, each.amplitude * each.sinusoid)
+        assert is_planted(alone, success(network, each.perturbation))
 
 
-def test_nothing_stands_out_where_the_power_is_spread() -> None:
-    assert searched(Noisy(None)).standing_out() == {}
-
-
-def test_one_class_has_no_others_to_stand_out_of() -> None:
-    assert SpectralAdversary([3], (SIDE, SIDE), seed=0).standing_out() == {}
+def test_no_sinusoid_holds_much_where_the_power_is_spread() -> None:
+    assert searched(Noisy(None)) == []
 
 
 def test_each_perturbation_keeps_its_budget_and_the_weights_get_no_gradient() -> None:

@@ -51,6 +51,10 @@ MIN_AGREEMENT = 0.7
 
 On images unlike the training data even a good copy often disagrees (``docs/auto.md``).
 """
+MIN_SUM_SUCCESS = 0.5
+"""Least success of the best sum of sinusoids to a class, for one of them to be compared with it."""
+MAX_LOSS_ALONE = 1.0
+"""Most that a sinusoid alone may lose to that sum, in log-odds of success, to be taken for planted."""
 MIN_HELD_OUT = 50
 """Fewest held-out images for a verdict, a tenth of all: of ten, one misclassified by chance is 10 %."""
 
@@ -61,7 +65,8 @@ class Evidence:
 
     Args:
         found: The triggers that a search found on the original, of each kind for each class.
-        spectral: The sinusoids that stand out on the original by their spectrum (``evaluation/spectrum.py``).
+        spectral: The sinusoids that lead the original to a class as often as sums of many do
+            (``evaluation/spectrum.py``).
         sinusoids: The sinusoidal patterns that succeed on the original.
         trials: The canaries after each level that was tried on them, the one that is taken last.
         residual_searches: The searches on the cleansed network; empty before they were made.
@@ -79,7 +84,7 @@ class Evidence:
 
     @property
     def outstanding(self) -> list[TriggerSuccess]:
-        """The triggers that stand out on the original, by their success or by their spectrum."""
+        """The triggers that stand out on the original: among other classes, or among sums of sinusoids."""
         far = standing_out([(each.trigger, each.target, each.before) for each in self.found])
         return [*(each for each in self.found if (each.trigger, each.target) in far), *self.spectral]
 
@@ -243,6 +248,16 @@ def standing_out(triggers: Iterable[Found]) -> list[tuple[str, int]]:
             if gap >= MIN_LOG_ODDS_GAP and success.value >= MIN_TRIGGER_SUCCESS:
                 far.append((kind, target))
     return far
+
+
+def is_planted(alone: Proportion, together: Proportion) -> bool:
+    """Whether a sinusoid leads to a class nearly as often as the best sum of sinusoids of the same power.
+
+    Args:
+        alone: Success of the sinusoid on the original.
+        together: Success of the sum.
+    """
+    return together.value >= MIN_SUM_SUCCESS and log_odds(alone) >= log_odds(together) - MAX_LOSS_ALONE
 
 
 def clear_classes(triggers: Iterable[Found]) -> set[int]:
