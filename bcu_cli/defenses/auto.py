@@ -100,6 +100,7 @@ if TYPE_CHECKING:
 
     from bcu_cli.defenses.adversarial.effort import Effort
     from bcu_cli.defenses.adversarial.residual_search import Change
+    from bcu_cli.evaluation.spectrum import Candidate
     from bcu_cli.models import Classifier
     from bcu_cli.training.forecast import Outlook
     from bcu_cli.training.loop import Objective
@@ -553,11 +554,7 @@ class Auto(TrainedDefense[AutoOptions]):
         training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
         yield Stage(title="looking for a sinusoidal trigger", training=training)
         for each in adversary.candidates():
-            together = self._success(self.teacher, sinusoids.add_pattern(each.perturbation, 1.0), each.target)
-            alone = self._success(
-                self.teacher, sinusoids.add_pattern(each.sinusoid, each.amplitude), each.target
-            )
-            if not is_planted(alone, together):
+            if not is_planted(*self._alone_and_together(each)):
                 continue
             for amplitude in sinusoids.TRIGGER_AMPLITUDES:
                 change = sinusoids.add_pattern(each.sinusoid, amplitude)
@@ -565,6 +562,13 @@ class Auto(TrainedDefense[AutoOptions]):
                 if success.value >= MIN_TRIGGER_SUCCESS:
                     self._spectral[each.target] = change, success
                     break
+
+    def _alone_and_together(self, candidate: Candidate) -> tuple[Proportion, Proportion]:
+        """Success on the original of a sinusoid alone, and of the sum of equal power that it is part of."""
+        alone = sinusoids.add_pattern(candidate.sinusoid, candidate.amplitude)
+        together = sinusoids.add_pattern(candidate.perturbation, 1.0)
+        target = candidate.target
+        return self._success(self.teacher, alone, target), self._success(self.teacher, together, target)
 
     def _weaknesses(self, network: Classifier, title: str) -> Generator[Stage, None, _Weaknesses]:
         """Search a network for what misleads it before it is cleansed."""

@@ -43,12 +43,16 @@ class Candidate:
         perturbation: Float ``[1, H, W]``, on a scale of 0 to 1.
         sinusoid: Float ``[1, H, W]``, from -1 to 1.
         amplitude: Amplitude at which the sinusoid has the power of the whole perturbation.
+        cycles: Cycles of the sinusoid down and across the image.
+        concentration: Share of the sinusoid in the power of the perturbation.
     """
 
     target: int
     perturbation: Tensor
     sinusoid: Tensor
     amplitude: float
+    cycles: tuple[int, int]
+    concentration: float
 
 
 class SpectralAdversary(nn.Module):
@@ -121,6 +125,8 @@ class SpectralAdversary(nn.Module):
                 perturbation=patterns[slot],
                 sinusoid=self._sinusoid(slot, int(strongest[slot])),
                 amplitude=sqrt(2.0) * float(self.budgets[slot]),
+                cycles=tuple(self.frequencies[int(strongest[slot])].tolist()),
+                concentration=float(concentration[slot]),
             )
             for slot in (concentration >= MIN_CONCENTRATION).nonzero()[:, 0].tolist()
         ]

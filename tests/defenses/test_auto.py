@@ -698,7 +698,8 @@ def test_the_sinusoid_that_dominates_is_a_trigger_at_the_least_amplitude_that_re
     monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 1.1)
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=True)
     pattern = torch.ones(1, 8, 8)
-    found_one = Candidate(target=2, perturbation=0.9 * pattern, sinusoid=pattern, amplitude=0.05)
+    shape: Any = {"cycles": (0, 0), "concentration": 0.5}
+    found_one = Candidate(target=2, perturbation=0.9 * pattern, sinusoid=pattern, amplitude=0.05, **shape)
     monkeypatch.setattr(auto.SpectralAdversary, "candidates", lambda _: [found_one])
     monkeypatch.setattr(cleansing, "_successes", lambda *_: {})
     monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(95), share(0), share(0), share(0)])
