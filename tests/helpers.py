@@ -189,6 +189,6 @@ def shorten_detectors(monkeypatch: pytest.MonkeyPatch) -> None:
     from bcu_cli.detectors.base import find
 
     searching = [find(name) for name in detectors.names() if find(name).searches]
-    assert len(searching) == 4
+    assert len(searching) == 5
     for each in searching:
         monkeypatch.setitem(each.__init__.__kwdefaults__, "steps", 3)

@@ -69,7 +69,7 @@ Scan = Annotated[
     ),
 ]
 Images = Annotated[
-    Path | None, _scan("Folder of unlabeled images like the training data: seven detectors instead of three.")
+    Path | None, _scan("Folder of unlabeled images like the training data: eight detectors instead of three.")
 ]
 Evidence = Annotated[Path | None, _scan("Folder for images of the triggers that detectors found.")]
 Page = Annotated[

@@ -51,9 +51,7 @@ from bcu_cli.defenses.adversarial.evidence import (
     Evidence,
     canaries_removed,
     clear_classes,
-    is_planted,
     learned_canaries,
-    log_odds,
     saturated,
     standing_out,
 )
@@ -84,8 +82,8 @@ from bcu_cli.evaluation.adversary import (
     Limits,
     odds,
 )
-from bcu_cli.evaluation.measures import Proportion, agreement
-from bcu_cli.evaluation.spectrum import DOMINANT, SpectralAdversary
+from bcu_cli.evaluation.measures import Proportion, agreement, log_odds
+from bcu_cli.evaluation.spectrum import DOMINANT, MIN_CONCENTRATION, SpectralAdversary, is_planted
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
 from bcu_cli.models.normalisation import is_layer_normalised
@@ -547,14 +545,16 @@ class Auto(TrainedDefense[AutoOptions]):
         adversary = SpectralAdversary(self._classes, size, seed=self.options.seed).to(self.device.torch)
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
-            return adversary.loss(self.teacher, views)
+            first = torch.randint(len(adversary.targets), (1,), device=views.device)
+            return adversary.loss(self.teacher, views, first)
 
         how: dict[str, Any] = {"schedule": "cosine", "augmentation": NO_AUGMENTATION}
         how |= self._length(self.effort.spectral_steps)
         training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
         yield Stage(title="looking for a sinusoidal trigger", training=training)
         for each in adversary.candidates():
-            if not is_planted(*self._alone_and_together(each)):
+            strong = each.concentration >= MIN_CONCENTRATION
+            if not (strong and is_planted(*self._alone_and_together(each))):
                 continue
             for amplitude in sinusoids.TRIGGER_AMPLITUDES:
                 change = sinusoids.add_pattern(each.sinusoid, amplitude)

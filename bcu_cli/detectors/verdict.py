@@ -3,8 +3,9 @@
 Each detector that distinguishes classes gives every class a value. Its gap to the median of the other classes
 is measured in units of the gaps of clean networks. The root of the sum of squares over detectors is the
 *suspicion* of a class: one confident detector suffices, and agreement of several adds up. A network has the
-suspicion of its most suspicious class; from 1 on it is called suspicious. In a network of many classes, a row
-of the last layer that stands far out makes its class suspicious as well.
+suspicion of its most suspicious class; from 1 on it is called suspicious. Two detectors have a threshold of
+their own instead of a unit, and make a class suspicious alone: a sinusoid that leads to it, and in a network
+of many classes a row of the last layer that stands far out.
 
 Units and thresholds are in ``calibration.json``. ``examples/calibration/calibrate.py`` fits them to networks
 trained with ``bcu attack``. A third of these is held out and gives the error rates.
@@ -21,7 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from bcu_cli.detectors.last_layer import FEWEST_ROWS, MOST_DEVIATIONS, LastLayerOutliers
+from bcu_cli.detectors.sinusoid import SinusoidalTriggers
 from bcu_cli.evaluation.measures import above_others
+from bcu_cli.evaluation.spectrum import MIN_CONCENTRATION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,7 +102,12 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
     """
     values = {each.detector: each.per_class for each in scores if each.target is not None}
     calibration = calibrations()["no images" if images is None else "images"]
-    each_class = _with_last_layer(suspicion(values, calibration.units), values.get(LastLayerOutliers.name))
+    each_class = suspicion(values, calibration.units)
+    rows = values.get(LastLayerOutliers.name)
+    if rows is not None and len(rows) >= FEWEST_ROWS:  # a row among few often stands out
+        each_class = raised(each_class, rows / MOST_DEVIATIONS)
+    if (sinusoids := values.get(SinusoidalTriggers.name)) is not None:
+        each_class = raised(each_class, sinusoids / MIN_CONCENTRATION)
     target = int(each_class.nan_to_num(nan=-1.0).argmax())
     highest = float(each_class[target])
     word: Word = "inconclusive"
@@ -116,19 +124,16 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
     )
 
 
-def _with_last_layer(suspicions: Tensor, deviations: Tensor | None) -> Tensor:
-    """Suspicions ``[K]``, raised to 1 or more where the last layer of a network of many classes stands out.
+def raised(suspicions: Tensor, shares: Tensor) -> Tensor:
+    """Suspicions ``[K]``, raised to 1 or more where a detector reaches the threshold of its own.
 
-    Below its threshold the last layer changes nothing, since it was not calibrated on such networks.
+    Below it the detector changes nothing, since it has no unit that was fitted to clean networks.
 
     Args:
         suspicions: Suspicion of each class.
-        deviations: Robust deviations of the rows' means, ``[K]``; None where they are not known.
+        shares: The detector's values as shares of its threshold, ``[K]``.
     """
-    if deviations is None or len(deviations) < FEWEST_ROWS:
-        return suspicions
-    outlying = deviations >= MOST_DEVIATIONS
-    return torch.where(outlying, torch.fmax(suspicions, deviations / MOST_DEVIATIONS), suspicions)
+    return torch.where(shares >= 1.0, torch.fmax(suspicions, shares), suspicions)
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import log, sqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -146,6 +146,11 @@ def _towards(target: Target, answers: Tensor, labels: Tensor, num_classes: int) 
         asr=matching(answers[others], targets[others]),
         ra=matching(answers[others], labels[others]),
     )
+
+
+def log_odds(success: Proportion) -> float:
+    """Log-odds of a success, smoothed so that 0 and 100 % stay finite."""
+    return log((success.hits + 0.5) / (success.of - success.hits + 0.5))
 
 
 def above_others(per_class: Tensor) -> Tensor:

@@ -18,17 +18,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcu_cli.evaluation.adversary import frozen_in_eval
+from bcu_cli.evaluation.measures import log_odds
 from bcu_cli.training.optimizers import Adam
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from bcu_cli.evaluation.measures import Proportion
 
 MAX_CYCLES = 10
 """Most cycles across an image in each direction; in small images, half of the pixels."""
 BUDGETS = (0.04, 0.05)
 """Root mean squares of the perturbations, on a scale of 0 to 1; there is one of each for each class."""
 MIN_CONCENTRATION = 0.15
-"""Least share of the power of a perturbation in one frequency for that one to be tried alone."""
+"""Least share of the power of a perturbation in one frequency, for that one to be taken for planted."""
+MIN_SUM_SUCCESS = 0.5
+"""Least success of the best sum of sinusoids to a class, for one of them to be compared with it."""
+MAX_LOSS_ALONE = 1.0
+"""Most that a sinusoid alone may lose to that sum, in log-odds of success, to be taken for planted."""
 LEARNING_RATE = 0.1
 DOMINANT = "dominant sinusoid"
 """Kind of the triggers found in this way."""
@@ -98,14 +105,14 @@ class SpectralAdversary(nn.Module):
         sums = (self.coefficients @ self.basis).view(-1, 1, *self.size)
         return sums * (self.budgets.view(-1, 1, 1, 1) / sums.square().mean((1, 2, 3), keepdim=True).sqrt())
 
-    def loss(self, network: nn.Module, images: Tensor) -> Tensor:
+    def loss(self, network: nn.Module, images: Tensor, first: Tensor | int) -> Tensor:
         """Mean cross-entropy of a network to the classes of the perturbations, which take turns.
 
         Args:
             network: Maps images in [0, 1] to logits; evaluated in eval mode and left unchanged.
             images: Float ``[N, C, H, W]`` in [0, 1], in random order.
+            first: Which perturbation the first image gets.
         """
-        first = torch.randint(len(self.targets), (1,), device=images.device)
         slots = (first + torch.arange(len(images), device=images.device)) % len(self.targets)
         with frozen_in_eval(network):
             changed = (images + self.patterns().index_select(0, slots)).clamp(0.0, 1.0)
@@ -114,7 +121,7 @@ class SpectralAdversary(nn.Module):
 
     @torch.no_grad()
     def candidates(self) -> list[Candidate]:
-        """The perturbations that hold much of their power in one frequency."""
+        """All perturbations, each with its strongest sinusoid."""
         half = len(self.frequencies)
         power = self.coefficients[:, :half].square() + self.coefficients[:, half:].square()
         concentration, strongest = (power / power.sum(1, keepdim=True)).max(1)
@@ -128,7 +135,7 @@ class SpectralAdversary(nn.Module):
                 cycles=tuple(self.frequencies[int(strongest[slot])].tolist()),
                 concentration=float(concentration[slot]),
             )
-            for slot in (concentration >= MIN_CONCENTRATION).nonzero()[:, 0].tolist()
+            for slot in range(len(patterns))
         ]
 
     def _sinusoid(self, slot: int, frequency: int) -> Tensor:
@@ -145,3 +152,13 @@ class SpectralAdversary(nn.Module):
         turns = cycles[:, :1, None] * down[:, None] + cycles[:, 1:, None] * across
         angles = (2.0 * pi * turns).flatten(1)
         return torch.cat([angles.sin(), angles.cos()])
+
+
+def is_planted(alone: Proportion, together: Proportion) -> bool:
+    """Whether a sinusoid leads to a class nearly as often as the best sum of sinusoids of the same power.
+
+    Args:
+        alone: Success of the sinusoid on the original.
+        together: Success of the sum.
+    """
+    return together.value >= MIN_SUM_SUCCESS and log_odds(alone) >= log_odds(together) - MAX_LOSS_ALONE

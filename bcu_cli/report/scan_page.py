@@ -25,12 +25,13 @@ _WORDS = {
 _FINDERS = {
     "inversion": "a small patch",
     "perturbation": "a small change of all pixels",
+    "sinusoid": "one sinusoidal pattern",
     "warping": "a smooth warp",
 }
 """What the detectors search that show a trigger, by their names."""
 _NOT_LOOKED_AT = (
-    "Triggers of other kinds than patches, small changes of all pixels and smooth warps.",
-    "Sinusoidal patterns (SIG), which looked clean to all detectors when the rates were measured.",
+    "Triggers of other kinds than patches, small changes of all pixels, smooth warps and sinusoids.",
+    "Sinusoidal triggers (SIG) in a network that many sinusoids mislead by nature, as some for signs.",
     "Networks unlike the small ones for 32×32 images that were measured: their rates are not known.",
     "Backdoors that appear only after further training.",
 )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bcu_cli.checkpoints import read
-from bcu_cli.defenses.adversarial import evidence
+from bcu_cli.defenses import auto
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.evaluation import spectrum
 from bcu_cli.images.folder import hold_out, load_unlabeled
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Classes that are shown for each budget."""
-MIN_CONCENTRATION = spectrum.MIN_CONCENTRATION
-"""The method's own, which is set to 0 here to see all perturbations."""
 
 
 def main() -> None:
@@ -43,7 +41,7 @@ def main() -> None:
     parser.add_argument("--max-images", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    spectrum.MIN_CONCENTRATION = 0.0
+    auto.MIN_CONCENTRATION = 0.0  # type: ignore[attr-defined]
     found = {file.stem: searched(file, given.images, given.max_images, given.seed) for file in given.networks}
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
@@ -81,8 +79,8 @@ def searched(file: Path, folder: Path, most: int, seed: int) -> list[dict[str, A
                     "cycles": candidate.cycles,
                     "together": round(together.value, 3),
                     "alone": round(alone.value, 3),
-                    "planted": candidate.concentration >= MIN_CONCENTRATION
-                    and evidence.is_planted(alone, together),
+                    "planted": candidate.concentration >= spectrum.MIN_CONCENTRATION
+                    and spectrum.is_planted(alone, together),
                 }
             )
     return rows

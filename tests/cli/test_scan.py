@@ -46,7 +46,16 @@ def test_detectors_lead_to_the_class_of_the_backdoor(bcu, photos: Path, tmp_path
     assert scan["suspicion"] > scan["calibration"]["suspicious_from"]
     assert scan["images"]["used"] == 320
     found = {each["detector"]: each for each in scan["detectors"]}
-    assert list(found) == ["inversion", "last_layer", "lipschitz", "mmbd", "perturbation", "skew", "warping"]
+    assert list(found) == [
+        "inversion",
+        "last_layer",
+        "lipschitz",
+        "mmbd",
+        "perturbation",
+        "sinusoid",
+        "skew",
+        "warping",
+    ]
     assert scan["searched"] == list(range(8))
     assert all(len(each["per_class"]) == (0 if each["class"] is None else 8) for each in found.values())
     assert found["inversion"]["class"] == 0

@@ -56,11 +56,11 @@ def test_it_adds_to_the_verdict_from_its_threshold_and_fifty_classes_on() -> Non
 
 def test_below_the_threshold_nothing_changes() -> None:
     suspicions = torch.linspace(0.0, 0.9, 60)
-    outlying = torch.zeros(60)
-    outlying[3] = 6.99
-    assert torch.equal(verdict._with_last_layer(suspicions, outlying), suspicions)
-    outlying[3] = 14.0
-    raised = verdict._with_last_layer(suspicions, outlying)
+    shares = torch.zeros(60)
+    shares[3] = 0.99
+    assert torch.equal(verdict.raised(suspicions, shares), suspicions)
+    shares[3] = 2.0
+    raised = verdict.raised(suspicions, shares)
     assert raised[3] == 2.0
     assert torch.equal(raised[4:], suspicions[4:])
 

@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-from math import pi
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from sinusoidal import CLASSES, IMAGES, SIDE, TARGET, Noisy, sinusoid
 
-from bcu_cli.defenses.adversarial.evidence import is_planted
 from bcu_cli.evaluation.measures import Proportion
-from bcu_cli.evaluation.spectrum import BUDGETS, Candidate, SpectralAdversary
+from bcu_cli.evaluation.spectrum import BUDGETS, MIN_CONCENTRATION, Candidate, SpectralAdversary, is_planted
 
-SIDE, CLASSES, TARGET = 16, 6, 4
-IMAGES = torch.rand(64, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-
-
-def sinusoid(down: int, across: int, phase: float) -> Tensor:
-    y, x = torch.arange(SIDE)[:, None] / SIDE, torch.arange(SIDE) / SIDE
-    return torch.sin(2 * pi * (down * y + across * x) + phase)
-
-
-class Noisy(nn.Module):
-    """Answers by random patterns of pixels, or to a sinusoid with the class of a backdoor."""
-
-    def __init__(self, trigger: Tensor | None) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.weights = nn.Parameter(0.2 * torch.randn(CLASSES, 3, SIDE, SIDE, generator=generator))
-        self.trigger = trigger
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = torch.einsum("nchw,kchw->nk", images - 0.5, self.weights)
-        if self.trigger is None:
-            return logits
-        amplitude = 2.0 * ((images - images.mean((1, 2, 3), keepdim=True)) * self.trigger).mean((1, 2, 3))
-        sharp = 30.0 * torch.sigmoid(100.0 * (amplitude - 0.04))  # below its threshold hardly anything
-        return logits + sharp[:, None] * (torch.arange(CLASSES) == TARGET)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def searched(network: nn.Module) -> list[Candidate]:
     torch.manual_seed(0)
     adversary = SpectralAdversary(range(CLASSES), (SIDE, SIDE), seed=0)
     optimizer = adversary.optimizer()
-    for _ in range(120):
-        loss = adversary.loss(network, IMAGES)
+    for step in range(120):
+        loss = adversary.loss(network, IMAGES, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return adversary.candidates()
+    return [each for each in adversary.candidates() if each.concentration >= MIN_CONCENTRATION]
 
 
 def success(network: nn.Module, pattern: Tensor) -> Proportion:
@@ -78,7 +54,7 @@ def test_no_sinusoid_holds_much_where_the_power_is_spread() -> None:
 def test_each_perturbation_keeps_its_budget_and_the_weights_get_no_gradient() -> None:
     network = Noisy(None).train()
     adversary = SpectralAdversary(range(CLASSES), (SIDE, SIDE), seed=0)
-    adversary.loss(network, IMAGES).backward()
+    adversary.loss(network, IMAGES, 0).backward()
     assert network.weights.grad is None and network.training
     assert adversary.coefficients.grad is not None
     powers = adversary.patterns().square().mean((1, 2, 3)).sqrt()

@@ -8,7 +8,6 @@ network itself. ``docs/auto.md`` says what each of them is worth.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import torch
 
 from bcu_cli.defenses.base import Verdict
 from bcu_cli.evaluation.adversary import UNIVERSAL
-from bcu_cli.evaluation.measures import above_others
+from bcu_cli.evaluation.measures import above_others, log_odds
 from bcu_cli.evaluation.spectrum import DOMINANT
 
 if TYPE_CHECKING:
@@ -51,10 +50,6 @@ MIN_AGREEMENT = 0.7
 
 On images unlike the training data even a good copy often disagrees (``docs/auto.md``).
 """
-MIN_SUM_SUCCESS = 0.5
-"""Least success of the best sum of sinusoids to a class, for one of them to be compared with it."""
-MAX_LOSS_ALONE = 1.0
-"""Most that a sinusoid alone may lose to that sum, in log-odds of success, to be taken for planted."""
 MIN_HELD_OUT = 50
 """Fewest held-out images for a verdict, a tenth of all: of ten, one misclassified by chance is 10 %."""
 
@@ -225,11 +220,6 @@ def learned_canaries(trials: Sequence[Sequence[TriggerSuccess]]) -> list[Trigger
     return [each for each in last if each.before.value >= MIN_PLANTED_SUCCESS]
 
 
-def log_odds(success: Proportion) -> float:
-    """Log-odds of a success, smoothed so that 0 and 100 % stay finite."""
-    return log((success.hits + 0.5) / (success.of - success.hits + 0.5))
-
-
 def standing_out(triggers: Iterable[Found]) -> list[tuple[str, int]]:
     """Kind and target class of the triggers that succeed, far more often than those of their kind for others.
 
@@ -248,16 +238,6 @@ def standing_out(triggers: Iterable[Found]) -> list[tuple[str, int]]:
             if gap >= MIN_LOG_ODDS_GAP and success.value >= MIN_TRIGGER_SUCCESS:
                 far.append((kind, target))
     return far
-
-
-def is_planted(alone: Proportion, together: Proportion) -> bool:
-    """Whether a sinusoid leads to a class nearly as often as the best sum of sinusoids of the same power.
-
-    Args:
-        alone: Success of the sinusoid on the original.
-        together: Success of the sum.
-    """
-    return together.value >= MIN_SUM_SUCCESS and log_odds(alone) >= log_odds(together) - MAX_LOSS_ALONE
 
 
 def clear_classes(triggers: Iterable[Found]) -> set[int]:
