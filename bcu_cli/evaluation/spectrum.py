@@ -30,7 +30,7 @@ MAX_CYCLES = 10
 """Most cycles across an image in each direction; in small images, half of the pixels."""
 BUDGETS = (0.04, 0.05)
 """Root mean squares of the perturbations, on a scale of 0 to 1; there is one of each for each class."""
-MIN_CONCENTRATION = 0.15
+MIN_CONCENTRATION = 0.17
 """Least share of the power of a perturbation in one frequency, for that one to be taken for planted."""
 MIN_SUM_SUCCESS = 0.5
 """Least success of the best sum of sinusoids to a class, for one of them to be compared with it."""
