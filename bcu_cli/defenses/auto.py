@@ -16,8 +16,8 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
 2. Evidence for the verdict. A second adversary with another seed searches the original for triggers that
    succeed far more often than those for other classes. Where most classes are reached, no class can be far
    ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
-   for the same reason; Wang et al., S&P 2019). Where no trigger stands out, a sinusoid may, among sums of
-   sinusoids (``evaluation/spectrum.py``). Sinusoidal patterns that succeed on the original are added.
+   for the same reason; Wang et al., S&P 2019). Where no trigger stands out, a sinusoid may
+   (``evaluation/spectrum.py``). Sinusoidal patterns that succeed on the original are added.
 3. A search for the strength, where no trigger stands out on images that are not large. A copy of the network
    is taught known backdoors (``canary.py``), searched as the original was, and cleansed. The first of
    ``LEVELS`` that removes them is taken. Where none does, or a trigger stands out, it is the first of all.
@@ -83,7 +83,7 @@ from bcu_cli.evaluation.adversary import (
     odds,
 )
 from bcu_cli.evaluation.measures import Proportion, agreement, log_odds
-from bcu_cli.evaluation.spectrum import DOMINANT, MIN_CONCENTRATION, SpectralAdversary, is_planted
+from bcu_cli.evaluation.spectrum import DOMINANT, MIN_LEAD, SpectralAdversary, leads
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
 from bcu_cli.models.normalisation import is_layer_normalised
@@ -98,7 +98,6 @@ if TYPE_CHECKING:
 
     from bcu_cli.defenses.adversarial.effort import Effort
     from bcu_cli.defenses.adversarial.residual_search import Change
-    from bcu_cli.evaluation.spectrum import Candidate
     from bcu_cli.models import Classifier
     from bcu_cli.training.forecast import Outlook
     from bcu_cli.training.loop import Objective
@@ -535,8 +534,7 @@ class Auto(TrainedDefense[AutoOptions]):
     def _search_for_a_sinusoid(self) -> Iterator[Stage]:
         """Search the original for a sinusoidal trigger, where no other trigger stands out.
 
-        A sinusoid stands out that leads to a class nearly as often as the best sum of many. The weakest
-        amplitude is taken at which it leads ``MIN_TRIGGER_SUCCESS`` of the held-out images there, if any.
+        Of each class the strongest sinusoid in a perturbation is tried alone, at its weakest amplitude first.
         """
         self._spectral = {}
         if self._standing_out() or not self.effort.spectral_steps:
@@ -552,23 +550,13 @@ class Auto(TrainedDefense[AutoOptions]):
         how |= self._length(self.effort.spectral_steps)
         training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
         yield Stage(title="looking for a sinusoidal trigger", training=training)
-        for each in adversary.candidates():
-            strong = each.concentration >= MIN_CONCENTRATION
-            if not (strong and is_planted(*self._alone_and_together(each))):
-                continue
-            for amplitude in sinusoids.TRIGGER_AMPLITUDES:
-                change = sinusoids.add_pattern(each.sinusoid, amplitude)
-                success = self._success(self.teacher, change, each.target)
-                if success.value >= MIN_TRIGGER_SUCCESS:
-                    self._spectral[each.target] = change, success
-                    break
-
-    def _alone_and_together(self, candidate: Candidate) -> tuple[Proportion, Proportion]:
-        """Success on the original of a sinusoid alone, and of the sum of equal power that it is part of."""
-        alone = sinusoids.add_pattern(candidate.sinusoid, candidate.amplitude)
-        together = sinusoids.add_pattern(candidate.perturbation, 1.0)
-        target = candidate.target
-        return self._success(self.teacher, alone, target), self._success(self.teacher, together, target)
+        for alike in adversary.candidates():
+            changes = [sinusoids.add_pattern(each.sinusoid, each.amplitude) for each in alike]
+            tried = list(zip(alike, changes, strict=True))
+            successes = [self._success(self.teacher, change, each.target) for each, change in tried]
+            for (each, change), success, lead in zip(tried, successes, leads(successes), strict=True):
+                if lead >= MIN_LEAD:
+                    self._spectral.setdefault(each.target, (change, success))
 
     def _weaknesses(self, network: Classifier, title: str) -> Generator[Stage, None, _Weaknesses]:
         """Search a network for what misleads it before it is cleansed."""

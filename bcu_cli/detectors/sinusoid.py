@@ -1,4 +1,4 @@
-"""Sinusoidal triggers: classes to which one sinusoid leads nearly as often as the best sum of many."""
+"""Sinusoidal triggers: a class to which one sinusoid leads, far more often than others to other classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from bcu_cli.detectors.base import Detector, Scores, Subject
 from bcu_cli.detectors.input_optimisation import logits, of_other_classes
 from bcu_cli.evaluation.measures import Proportion
-from bcu_cli.evaluation.spectrum import LEARNING_RATE, MIN_CONCENTRATION, SpectralAdversary, is_planted
+from bcu_cli.evaluation.spectrum import LEARNING_RATE, SpectralAdversary, leads
 from bcu_cli.training.forecast import TO_IMAGES
 
 if TYPE_CHECKING:
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SinusoidalTriggers(Detector):
-    """How much of the perturbation that leads to a class is a single sinusoid (``evaluation/spectrum.py``).
+    """The strongest sinusoid in a perturbation to each class, tried alone (``evaluation/spectrum.py``).
 
-    The value of a class is the share of the perturbation's power in one frequency. From ``MIN_CONCENTRATION``
-    on it is 0 unless that sinusoid alone leads there nearly as often as the whole perturbation. The detector
-    is bcu's. On large images it looks for nothing, since it was not tried there.
+    The value of a class is the lead of its sinusoid over the best one to another class, in log-odds of
+    success, if that is 90 % or more. The detector is bcu's. On large images it looks for nothing, since it
+    was not tried there.
 
     Args:
         steps: Steps of the search.
         batch: Images in a step.
-        most: Most images to search on, and most to measure on.
+        most: Most images to search on.
+        measured: Most images to measure on.
     """
 
     name: ClassVar[str] = "sinusoid"
@@ -45,6 +46,7 @@ class SinusoidalTriggers(Detector):
     steps: int = 200
     batch: int = 128
     most: int = 1000
+    measured: int = 300
 
     def passes(self, subject: Subject) -> float:  # noqa: ARG002 - the same for all
         """See :meth:`Detector.passes`."""
@@ -62,20 +64,17 @@ class SinusoidalTriggers(Detector):
                 evidence={"search": "not on images of more than 64x64 pixels"},
             )
         learn, judge = subject.divided(self.most)
+        judge = judge[: self.measured]
         before = logits(subject.model, judge, subject.device).argmax(1)
-        values = dict.fromkeys(subject.searched, 0.0)
-        strongest: dict[int, Candidate] = {}
-        for candidate in self._search(subject, learn):
-            target, value = candidate.target, candidate.concentration
-            if value >= MIN_CONCENTRATION and not is_planted(
-                *self._alone_and_together(subject, candidate, judge[before != target])
-            ):
-                value = 0.0
-            if target not in strongest or value > values[target]:
-                values[target], strongest[target] = value, candidate
-        target = max(values, key=lambda each: values[each])
-        found = strongest[target]
-        alone, together = self._alone_and_together(subject, found, judge[before != target])
+        values = dict.fromkeys(subject.searched, -1.0)
+        best: dict[int, tuple[Candidate, Proportion]] = {}
+        for alike in self._search(subject, learn):
+            successes = [self._success(subject, each, judge[before != each.target]) for each in alike]
+            for candidate, success, lead in zip(alike, successes, leads(successes), strict=True):
+                if lead > values[candidate.target]:
+                    values[candidate.target], best[candidate.target] = lead, (candidate, success)
+        target = max(values, key=lambda each: (values[each], best[each][1].value))
+        found, success = best[target]
         shown = of_other_classes(subject.model, judge, target, subject.device)
         changed = shown + found.amplitude * found.sinusoid.to(shown)
         return Scores(
@@ -87,17 +86,16 @@ class SinusoidalTriggers(Detector):
                 "cycles_down": found.cycles[0],
                 "cycles_across": found.cycles[1],
                 "amplitude": found.amplitude,
-                "success": alone.value,
-                "success_of_sum": together.value,
-                "images": together.of,
+                "success": success.value,
+                "images": success.of,
             },
             pictures={"sinusoid": (0.5 + 0.5 * found.sinusoid).clamp(0.0, 1.0)},
             examples=(shown, changed.clamp(0.0, 1.0)),
             searched=subject.classes,
         )
 
-    def _search(self, subject: Subject, images: Tensor) -> list[Candidate]:
-        """The perturbation of each class and budget, with its strongest sinusoid."""
+    def _search(self, subject: Subject, images: Tensor) -> list[list[Candidate]]:
+        """The strongest sinusoid for each class, by budget."""
         size: Any = subject.model.preprocessing.input_size[1:]
         device, generator = subject.device, subject.generator()
         adversary = SpectralAdversary(subject.searched, size, seed=subject.seed).to(device.torch)
@@ -115,14 +113,10 @@ class SinusoidalTriggers(Detector):
         return adversary.candidates()
 
     @torch.no_grad()
-    def _alone_and_together(
-        self, subject: Subject, candidate: Candidate, images: Tensor
-    ) -> tuple[Proportion, Proportion]:
-        """Success on images of other classes: of the sinusoid alone, and of the whole perturbation."""
-        hits = []
-        for pattern in (candidate.amplitude * candidate.sinusoid, candidate.perturbation):
-            changed = (images + pattern.to(images)).clamp(0.0, 1.0)
-            answers = logits(subject.model, changed, subject.device).argmax(1) if len(images) else images[:0]
-            hits.append(int((answers == candidate.target).sum()))
-        alone, together = (Proportion(hits=each, of=max(1, len(images))) for each in hits)
-        return alone, together
+    def _success(self, subject: Subject, candidate: Candidate, images: Tensor) -> Proportion:
+        """How often the sinusoid alone leads images of other classes to its class."""
+        if not len(images):
+            return Proportion(hits=0, of=1)
+        changed = (images + candidate.amplitude * candidate.sinusoid.to(images)).clamp(0.0, 1.0)
+        answers = logits(subject.model, changed, subject.device).argmax(1)
+        return Proportion(hits=int((answers == candidate.target).sum()), of=len(images))

@@ -24,7 +24,7 @@ import torch
 from bcu_cli.detectors.last_layer import FEWEST_ROWS, MOST_DEVIATIONS, LastLayerOutliers
 from bcu_cli.detectors.sinusoid import SinusoidalTriggers
 from bcu_cli.evaluation.measures import above_others
-from bcu_cli.evaluation.spectrum import MIN_CONCENTRATION
+from bcu_cli.evaluation.spectrum import MIN_LEAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +107,7 @@ def judge(scores: list[Scores], *, images: int | None) -> Verdict:
     if rows is not None and len(rows) >= FEWEST_ROWS:  # a row among few often stands out
         each_class = raised(each_class, rows / MOST_DEVIATIONS)
     if (sinusoids := values.get(SinusoidalTriggers.name)) is not None:
-        each_class = raised(each_class, sinusoids / MIN_CONCENTRATION)
+        each_class = raised(each_class, sinusoids / MIN_LEAD)
     target = int(each_class.nan_to_num(nan=-1.0).argmax())
     highest = float(each_class[target])
     word: Word = "inconclusive"

@@ -1,9 +1,11 @@
-"""Universal perturbations as sums of sinusoids: does a network respond to a single one?
+"""Sinusoidal triggers: the strongest sinusoid in a universal perturbation to each class, tried alone.
 
-Sinusoidal patterns mislead clean networks, too, so the success of one does not tell a sinusoidal trigger (as
-SIG's) from a natural one. But a clean network is led to a class most easily by a sum of many sinusoids, of
-which each alone does little. To the target of SIG a single one leads nearly as often as the best sum of the
-same power. The idea and the thresholds are bcu's own (``docs/auto-log.md``).
+Sinusoidal patterns mislead clean networks, too, and no gradient finds the one of an attacker (SIG) directly.
+But a perturbation that is searched as a sum of sinusoids holds it: where it leads to the target, the
+attacker's has more of its power than any other. Tried alone, the strongest sinusoids of clean networks lead
+few images to a class, or those to several classes lead as many. So a sinusoid is taken for planted where it
+leads nearly all images to its class, and those to other classes far fewer. The idea and the thresholds are
+bcu's own (``docs/auto-log.md``).
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ if TYPE_CHECKING:
 
 MAX_CYCLES = 10
 """Most cycles across an image in each direction; in small images, half of the pixels."""
-BUDGETS = (0.04, 0.05)
+BUDGETS = (0.05, 0.07, 0.1)
 """Root mean squares of the perturbations, on a scale of 0 to 1; there is one of each for each class."""
-MIN_CONCENTRATION = 0.17
-"""Least share of the power of a perturbation in one frequency, for that one to be taken for planted."""
-MIN_SUM_SUCCESS = 0.5
-"""Least success of the best sum of sinusoids to a class, for one of them to be compared with it."""
-MAX_LOSS_ALONE = 1.0
-"""Most that a sinusoid alone may lose to that sum, in log-odds of success, to be taken for planted."""
+MIN_SUCCESS = 0.9
+"""Least success of a planted sinusoid."""
+MIN_LEAD = 2.5
+"""Least lead of a planted sinusoid, in log-odds of success, over the best one to another class.
+
+Planted ones led by 4 and more, natural ones with a success of 84 % by 1 (``docs/auto-log.md``).
+"""
 LEARNING_RATE = 0.1
 DOMINANT = "dominant sinusoid"
 """Kind of the triggers found in this way."""
@@ -43,23 +46,19 @@ DOMINANT = "dominant sinusoid"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A perturbation to a class, and the strongest sinusoid in it.
+    """The strongest sinusoid in the perturbation to a class.
 
     Args:
         target: The class.
-        perturbation: Float ``[1, H, W]``, on a scale of 0 to 1.
         sinusoid: Float ``[1, H, W]``, from -1 to 1.
-        amplitude: Amplitude at which the sinusoid has the power of the whole perturbation.
-        cycles: Cycles of the sinusoid down and across the image.
-        concentration: Share of the sinusoid in the power of the perturbation.
+        amplitude: Amplitude at which it has the power of the whole perturbation, on a scale of 0 to 1.
+        cycles: Its cycles down and across the image.
     """
 
     target: int
-    perturbation: Tensor
     sinusoid: Tensor
     amplitude: float
     cycles: tuple[int, int]
-    concentration: float
 
 
 class SpectralAdversary(nn.Module):
@@ -72,7 +71,7 @@ class SpectralAdversary(nn.Module):
 
     Attributes:
         frequencies: Cycles down and across the image, int64 ``[F, 2]``.
-        coefficients: Share of each sine and then of each cosine, float ``[S, 2F]``, S = classes x budgets.
+        coefficients: Share of each sine and then of each cosine, float ``[S, 2F]``, S = budgets x classes.
     """
 
     frequencies: Tensor
@@ -120,23 +119,22 @@ class SpectralAdversary(nn.Module):
         return F.cross_entropy(logits.float(), self.targets[slots])
 
     @torch.no_grad()
-    def candidates(self) -> list[Candidate]:
-        """All perturbations, each with its strongest sinusoid."""
+    def candidates(self) -> list[list[Candidate]]:
+        """The strongest sinusoid for each class, by budget from the smallest to the largest."""
         half = len(self.frequencies)
         power = self.coefficients[:, :half].square() + self.coefficients[:, half:].square()
-        concentration, strongest = (power / power.sum(1, keepdim=True)).max(1)
-        patterns = self.patterns().cpu()
-        return [
+        strongest = power.argmax(1).tolist()
+        each = [
             Candidate(
                 target=int(self.targets[slot]),
-                perturbation=patterns[slot],
-                sinusoid=self._sinusoid(slot, int(strongest[slot])),
+                sinusoid=self._sinusoid(slot, frequency),
                 amplitude=sqrt(2.0) * float(self.budgets[slot]),
-                cycles=tuple(self.frequencies[int(strongest[slot])].tolist()),
-                concentration=float(concentration[slot]),
+                cycles=tuple(self.frequencies[frequency].tolist()),
             )
-            for slot in range(len(patterns))
+            for slot, frequency in enumerate(strongest)
         ]
+        classes = len(each) // len(BUDGETS)
+        return [each[start : start + classes] for start in range(0, len(each), classes)]
 
     def _sinusoid(self, slot: int, frequency: int) -> Tensor:
         """The sinusoid of one frequency in a perturbation, at an amplitude of 1."""
@@ -154,11 +152,20 @@ class SpectralAdversary(nn.Module):
         return torch.cat([angles.sin(), angles.cos()])
 
 
-def is_planted(alone: Proportion, together: Proportion) -> bool:
-    """Whether a sinusoid leads to a class nearly as often as the best sum of sinusoids of the same power.
+def leads(successes: Sequence[Proportion]) -> list[float]:
+    """How far each class's sinusoid is ahead of the best one to another class, in log-odds; 0 if it is not.
+
+    One whose success is below ``MIN_SUCCESS`` has no lead.
 
     Args:
-        alone: Success of the sinusoid on the original.
-        together: Success of the sum.
+        successes: Success of the sinusoid of each class, all of one amplitude.
     """
-    return together.value >= MIN_SUM_SUCCESS and log_odds(alone) >= log_odds(together) - MAX_LOSS_ALONE
+    values = [log_odds(each) for each in successes]
+    ordered = sorted(values)[-2:]
+    if len(ordered) < 2:
+        return [0.0] * len(values)
+    second, first = ordered
+    return [
+        max(0.0, value - (second if value == first else first)) if each.value >= MIN_SUCCESS else 0.0
+        for value, each in zip(values, successes, strict=True)
+    ]

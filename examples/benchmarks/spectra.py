@@ -1,12 +1,12 @@
-"""Do single sinusoids lead a network to a class as often as the best sums of many do? Prints one JSON document.
+"""How often do the strongest sinusoids lead networks to their classes, alone? Prints one JSON document.
 
     python examples/benchmarks/spectra.py NETWORK... --images DIR [--seed 0] > spectra.json
 
-It searches each network as method ``auto`` does where no other trigger stands out (``bcu_cli/evaluation/spectrum.py``). For
-each budget it names the classes in whose perturbation one frequency holds the most power: that share, the cycles down
-and across the image, and the shares of the held-out images that the whole perturbation and that sinusoid alone lead
-there. The sinusoid counts as a trigger where ``planted`` is true.
-"""  # noqa: E501 - wide lines of a script
+It searches each network as method ``auto`` does where no other trigger stands out
+(``bcu_cli/evaluation/spectrum.py``). For each amplitude it names the classes to which their sinusoids lead
+most held-out images, the cycles of these down and across the image, and their lead over the best one to
+another class, in log-odds. ``planted`` is what the method takes for a trigger.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bcu_cli.checkpoints import read
-from bcu_cli.defenses import auto
 from bcu_cli.defenses.auto import Auto, AutoOptions
-from bcu_cli.evaluation import spectrum
+from bcu_cli.evaluation.spectrum import MIN_LEAD, SpectralAdversary, leads
 from bcu_cli.images.folder import hold_out, load_unlabeled
 from bcu_cli.models import load
 from bcu_cli.training import devices
 
 if TYPE_CHECKING:
     from bcu_cli.evaluation.measures import Proportion
+    from bcu_cli.evaluation.spectrum import Candidate
 
 SHOWN = 3
-"""Classes that are shown for each budget."""
+"""Classes that are shown for each amplitude."""
 
 
 def main() -> None:
@@ -41,13 +41,12 @@ def main() -> None:
     parser.add_argument("--max-images", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    auto.MIN_CONCENTRATION = 0.0  # type: ignore[attr-defined]
     found = {file.stem: searched(file, given.images, given.max_images, given.seed) for file in given.networks}
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 
 def searched(file: Path, folder: Path, most: int, seed: int) -> list[dict[str, Any]]:
-    """The classes with the most power in one frequency, for each budget."""
+    """The classes to which most images are led, for each amplitude."""
     network, device = load(read(file)).classifier.eval(), devices.choose("auto")
     generator = torch.Generator().manual_seed(seed)
     data = load_unlabeled(folder, network.preprocessing.geometry, at_most=most, generator=generator)
@@ -56,33 +55,38 @@ def searched(file: Path, folder: Path, most: int, seed: int) -> list[dict[str, A
     method.teacher.to(device.torch).eval()
     method._teacher_answers, _ = method._answers_and_confident()
     method._classes, method._success_before = list(range(network.num_classes)), {}
-    tried: list[tuple[spectrum.Candidate, Proportion, Proportion]] = []
-    compare = method._alone_and_together
+    seen: list[list[Candidate]] = []
+    successes: list[Proportion] = []
+    candidates, success = SpectralAdversary.candidates, method._success
 
-    def noted(candidate: spectrum.Candidate) -> tuple[Proportion, Proportion]:
-        alone, together = compare(candidate)
-        tried.append((candidate, alone, together))
-        return alone, together
+    def noted(adversary: SpectralAdversary) -> list[list[Candidate]]:
+        seen.extend(candidates(adversary))
+        return seen
 
-    method._alone_and_together = noted  # type: ignore[method-assign]
+    def measured(*given: Any) -> Proportion:
+        successes.append(success(*given))
+        return successes[-1]
+
+    SpectralAdversary.candidates = noted  # type: ignore[assignment,method-assign]
+    method._success = measured  # type: ignore[assignment,method-assign]
     for stage in method._search_for_a_sinusoid():
         stage.training.run()
+    SpectralAdversary.candidates = candidates  # type: ignore[method-assign]
     rows = []
-    for budget in sorted({each.amplitude for each, *_ in tried}):
-        alike = [row for row in tried if row[0].amplitude == budget]
-        for candidate, alone, together in sorted(alike, key=lambda row: -row[0].concentration)[:SHOWN]:
-            rows.append(
-                {
-                    "amplitude": round(budget, 4),
-                    "class": candidate.target,
-                    "concentration": round(candidate.concentration, 3),
-                    "cycles": candidate.cycles,
-                    "together": round(together.value, 3),
-                    "alone": round(alone.value, 3),
-                    "planted": candidate.concentration >= spectrum.MIN_CONCENTRATION
-                    and spectrum.is_planted(alone, together),
-                }
-            )
+    for start, alike in enumerate(seen):
+        some = successes[start * len(alike) : (start + 1) * len(alike)]
+        ranked = sorted(zip(alike, some, leads(some), strict=True), key=lambda row: -row[1].value)
+        rows += [
+            {
+                "amplitude": round(each.amplitude, 3),
+                "class": each.target,
+                "cycles": each.cycles,
+                "success": round(alone.value, 3),
+                "lead": round(lead, 2),
+                "planted": lead >= MIN_LEAD,
+            }
+            for each, alone, lead in ranked[:SHOWN]
+        ]
     return rows
 
 

@@ -9,7 +9,7 @@ from sinusoidal import CLASSES, IMAGES, SIDE, TARGET, Noisy, sinusoid
 from bcu_cli.detectors import verdict
 from bcu_cli.detectors.base import Scores, Subject
 from bcu_cli.detectors.sinusoid import SinusoidalTriggers
-from bcu_cli.evaluation.spectrum import MIN_CONCENTRATION
+from bcu_cli.evaluation.spectrum import MIN_LEAD
 from bcu_cli.models import Classifier, Preprocessing
 from bcu_cli.training.devices import choose
 
@@ -37,9 +37,9 @@ def test_a_sinusoidal_trigger_makes_its_class_suspicious() -> None:
     trigger = sinusoid(0, 6, 0.7)
     scores = SinusoidalTriggers(steps=120).scan(subject(Noisy(trigger)))
     assert scores.target == TARGET
-    assert scores.score == float(scores.per_class[TARGET]) >= MIN_CONCENTRATION
+    assert scores.score == float(scores.per_class[TARGET]) >= MIN_LEAD
     assert (scores.evidence["cycles_down"], scores.evidence["cycles_across"]) == (0, 6)
-    assert scores.evidence["success"] > 0.5
+    assert scores.evidence["success"] >= 0.9
     assert judged(scores) == ("suspicious", TARGET)
     before, after = scores.examples or pytest.fail("nothing is shown")
     assert before.shape == after.shape and not torch.equal(before, after)
@@ -47,14 +47,7 @@ def test_a_sinusoidal_trigger_makes_its_class_suspicious() -> None:
 
 def test_a_network_without_one_is_clean_looking() -> None:
     scores = SinusoidalTriggers(steps=120).scan(subject(Noisy(None)))
-    assert scores.score < MIN_CONCENTRATION
-    assert judged(scores)[0] == "clean-looking"
-
-
-def test_a_sinusoid_that_does_far_less_than_the_sum_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bcu_cli.detectors.sinusoid.is_planted", lambda *_: False)
-    scores = SinusoidalTriggers(steps=120).scan(subject(Noisy(sinusoid(0, 6, 0.7))))
-    assert scores.score < MIN_CONCENTRATION
+    assert scores.score < MIN_LEAD
     assert judged(scores)[0] == "clean-looking"
 
 

@@ -60,7 +60,7 @@ class Evidence:
 
     Args:
         found: The triggers that a search found on the original, of each kind for each class.
-        spectral: The sinusoids that lead the original to a class as often as sums of many do
+        spectral: The sinusoids that lead the original to a class far more often than others to other classes
             (``evaluation/spectrum.py``).
         sinusoids: The sinusoidal patterns that succeed on the original.
         trials: The canaries after each level that was tried on them, the one that is taken last.
@@ -79,7 +79,7 @@ class Evidence:
 
     @property
     def outstanding(self) -> list[TriggerSuccess]:
-        """The triggers that stand out on the original: among other classes, or among sums of sinusoids."""
+        """The triggers that succeed on the original, far more often than those for other classes."""
         far = standing_out([(each.trigger, each.target, each.before) for each in self.found])
         return [*(each for each in self.found if (each.trigger, each.target) in far), *self.spectral]
 

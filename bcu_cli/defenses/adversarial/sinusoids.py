@@ -30,8 +30,6 @@ AMPLITUDE = 0.24
 """Amplitude of a tried pattern, in all channels, on a scale of 0 to 1: about SIG's stronger setting."""
 AMPLITUDES = (0.12, 0.25)
 """Range of the amplitude of the patterns that a student is trained on."""
-TRIGGER_AMPLITUDES = (0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.24)
-"""Amplitudes at which a sinusoid that stands out is tried, the weakest first."""
 COLOURED = 0.25
 """Share of the patterns in training that are weaker in some channels."""
 
