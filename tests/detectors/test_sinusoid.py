@@ -37,7 +37,8 @@ def test_a_sinusoidal_trigger_makes_its_class_suspicious() -> None:
     trigger = sinusoid(0, 6, 0.7)
     scores = SinusoidalTriggers(steps=120).scan(subject(Noisy(trigger)))
     assert scores.target == TARGET
-    assert scores.score == float(scores.per_class[TARGET]) >= MIN_LEAD
+    assert scores.score == pytest.approx(float(scores.per_class[TARGET]))
+    assert scores.score >= MIN_LEAD
     assert (scores.evidence["cycles_down"], scores.evidence["cycles_across"]) == (0, 6)
     assert scores.evidence["success"] >= 0.9
     assert judged(scores) == ("suspicious", TARGET)
