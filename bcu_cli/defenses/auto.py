@@ -515,7 +515,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
         Where a kind of trigger reaches most classes and none stands out, its limit is halved.
         """
-        self._judging_adversaries, self._success_before = {}, {}
+        self._judging_adversaries, self._success_before, self._spectral = {}, {}, {}
         limits = LEVELS[0]
         for halving in range(MOST_HALVINGS + 1):
             adversary = self._starting_adversary(self.teacher, limits, self.options.seed + 1)
@@ -536,11 +536,11 @@ class Auto(TrainedDefense[AutoOptions]):
 
         Of each class the strongest sinusoid in a perturbation is tried alone, at its weakest amplitude first.
         """
-        self._spectral = {}
+        classes = [each for each in self._classes if bool((self._teacher_answers != each).any())]
         if self._standing_out() or not self.effort.spectral_steps:
             return
         size = self.teacher.preprocessing.input_size[1:]
-        adversary = SpectralAdversary(self._classes, size, seed=self.options.seed).to(self.device.torch)
+        adversary = SpectralAdversary(classes, size, seed=self.options.seed).to(self.device.torch)
 
         def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
             first = torch.randint(len(adversary.targets), (1,), device=views.device)

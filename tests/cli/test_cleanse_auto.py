@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     Cleanse = Callable[..., Ran]
 
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
-STAGES = ["looking for weaknesses", "looking for triggers", "planting canaries"]
-STAGES += ["looking for weaknesses of the copy"]
+STAGES = ["looking for weaknesses", "looking for triggers", "looking for a sinusoidal trigger"]
+STAGES += ["planting canaries", "looking for weaknesses of the copy"]
 STAGES += [f"cleansing canaries, level {level}" for level in range(3)]
 STAGES += ["cleansing, level 0"]
 CODES = {"cleansed": 0, "not cleansed": 1, "could not tell": 2}
@@ -85,7 +85,7 @@ def test_it_is_the_default_and_cannot_tell_where_no_canary_could_be_planted(
     ran = cleanse("--json")
     report = ran.json
     assert report["method"] == "auto"
-    assert [stage["stage"] for stage in report["training"]] == [*STAGES[:3], "cleansing, level 0"]
+    assert [stage["stage"] for stage in report["training"]] == [*STAGES[:4], "cleansing, level 0"]
     assert (ran.code, report["verdict"]["word"]) == (2, "could not tell")
     assert report["output"] is None
     assert ran.error.startswith("error: could not tell: the canary backdoors could not be trained")

@@ -61,7 +61,7 @@ def test_detectors_lead_to_the_class_of_the_backdoor(bcu, photos: Path, tmp_path
     assert found["inversion"]["class"] == 0
     assert found["inversion"]["evidence"]["success"] > 0.5
     assert {picture["path"].rpartition("-")[2] for picture in scan["pictures"]} == {
-        *("mask.png", "trigger.png", "input.png", "perturbation.png", "warped.png")
+        *("mask.png", "trigger.png", "input.png", "perturbation.png", "sinusoid.png", "warped.png")
     }
     for picture in scan["pictures"]:
         with Image.open(picture["path"]) as opened:
