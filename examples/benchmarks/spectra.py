@@ -54,7 +54,8 @@ def searched(file: Path, folder: Path, most: int, seed: int) -> list[dict[str, A
     method = Auto(network, used, AutoOptions(seed=seed), device=device, held_out=held_out)
     method.teacher.to(device.torch).eval()
     method._teacher_answers, _ = method._answers_and_confident()
-    method._classes, method._success_before = list(range(network.num_classes)), {}
+    method._classes = list(range(network.num_classes))
+    method._success_before, method._spectral = {}, {}
     seen: list[list[Candidate]] = []
     successes: list[Proportion] = []
     candidates, success = SpectralAdversary.candidates, method._success
