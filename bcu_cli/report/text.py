@@ -68,7 +68,7 @@ def rates_of_others(scan: Mapping[str, Any]) -> str:
     """What the error rates of a scan do not cover, in words; empty if they hold for this network."""
     larger = max(scan["model"]["preprocessing"]["input_size"][1:]) > _MEASURED_SIDE
     if not larger and not searched_of_all(scan):
-        return ""
+        return "were measured before the detector of sinusoids was added" if scan["images"] else ""
     return f"are of small networks for {_MEASURED_SIDE}x{_MEASURED_SIDE} images; not known for one like this"
 
 
