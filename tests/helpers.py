@@ -42,11 +42,14 @@ class Ran:
         return lines[0]
 
 
+_TOLD = tempfile.TemporaryDirectory(prefix="bcu-telling-", ignore_cleanup_errors=True)  # removed at exit
+
+
 @dataclass(frozen=True)
 class Telling:
     """Processes, and those that they start, say when they begin to train: a stop then waits."""
 
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bcu-telling-")))
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(dir=_TOLD.name)))
 
     @property
     def environment(self) -> dict[str, str]:
