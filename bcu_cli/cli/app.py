@@ -61,8 +61,10 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - always the same
         """A command by its name; None if there is none."""
         if cmd_name in COMMANDS and self.commands[cmd_name] is None:
-            self.commands[cmd_name] = typer.main.get_command(command_line(cmd_name))
-            self.commands[cmd_name].name = cmd_name
+            self.commands[cmd_name] = command = typer.main.get_command(command_line(cmd_name))
+            command.name = cmd_name
+            for each in (command, *getattr(command, "commands", {}).values()):
+                each.help = _with_whole_paragraphs(each.help)
         return self.commands.get(cmd_name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -74,6 +76,11 @@ class _Commands(TyperGroup):
         """Write the list of commands; see Click."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def _with_whole_paragraphs(text: str | None) -> str:
+    """A docstring whose paragraphs are one line each: Typer keeps the line breaks of all but the first."""
+    return "\n\n".join(" ".join(each.split()) for each in (text or "").split("\n\n"))
 
 
 app = typer.Typer(

@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,9 @@ def test_every_command_has_help(bcu, command: str) -> None:
     ran = bcu(command, "--help")
     assert ran.code == 0
     assert "Usage: " in ran.out
+    about = [line.strip() for line in ran.out.partition("Usage: ")[2].partition("─ ")[0].splitlines()]
+    broken = [line for line, after in pairwise(about) if line and after and len(line + after.split()[0]) < 70]
+    assert not broken  # a line ends where it is full, not where the docstring's does
 
 
 def test_version(bcu) -> None:
