@@ -86,6 +86,7 @@ from bcu_cli.evaluation.measures import Proportion, agreement, log_odds
 from bcu_cli.evaluation.spectrum import DOMINANT, MIN_LEAD, SpectralAdversary, leads
 from bcu_cli.evaluation.suitability import confidence_and_answer
 from bcu_cli.images.augmentation import NO_AUGMENTATION
+from bcu_cli.models.classifier import place
 from bcu_cli.models.normalisation import is_layer_normalised
 from bcu_cli.training.inference import in_batches, predict
 from bcu_cli.training.loop import Companion, Stage, Training
@@ -249,7 +250,7 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def stages(self) -> Iterator[Stage]:
         """Search the original, tune the strength on canaries where needed, cleanse, and verify."""
-        self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        place(self.teacher.eval(), self.device.torch)
         self.trials = []
         self._teacher_answers, self._confident = self._answers_and_confident()
         yield from self._choose_classes()
@@ -275,7 +276,8 @@ class Auto(TrainedDefense[AutoOptions]):
             yield from self._judge_as_it_is()
             return
         # A copy is mixed: the state that ``--resume`` starts from holds the student as it was trained.
-        self.student = copy_of(self.student).to(self.device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student = copy_of(self.student)
+        place(self.student, self.device.torch)
         mixture = Mixture(self.teacher, self.student)
         for share in onward(self._mildest(mixture)):
             self.mix = share
@@ -620,7 +622,8 @@ class Auto(TrainedDefense[AutoOptions]):
             cleansed = copy_of(taught)
             yield self._cleansing(cleansed, taught, weaknesses, level, f"cleansing canaries, level {level}")
             # A copy is mixed, as in ``_judge``: the state of ``--resume`` holds it as it was trained.
-            cleansed = copy_of(cleansed).to(self.device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            cleansed = copy_of(cleansed)
+            place(cleansed, self.device.torch)
             mixture = Mixture(taught, cleansed)
             for share in onward(unguided(self._margin)) if level == GENTLE else [1.0]:
                 mixture.take(share)
@@ -789,7 +792,7 @@ class Auto(TrainedDefense[AutoOptions]):
     ) -> Training:
         return Training(
             network,
-            self.data.images,
+            self.images,
             objective,
             self.options.training(**{"schedule": "one-cycle", "optimizer": self.effort.optimizer, **how}),
             device=self.device,

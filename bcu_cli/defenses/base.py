@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from importlib import import_module
 from math import ceil, isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from bcu_cli import defenses
 from bcu_cli.errors import UsageError
@@ -20,8 +22,6 @@ from bcu_cli.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from torch import Tensor
 
     from bcu_cli.defenses.adversarial.residual_search import FoundTrigger
     from bcu_cli.images.folder import ImageSet
@@ -243,6 +243,12 @@ class Defense(ABC, Generic[O]):
             raise ValueError(f"{self.name} has no images held out")
         return self._held_out
 
+    @cached_property
+    def images(self) -> Images:
+        """The images to learn from, on the device unless they are streamed: one copy for all trainings."""
+        images = self.data.images
+        return images.to(self.device.torch) if isinstance(images, Tensor) else images
+
     @property
     def labels(self) -> Tensor:
         """The images' labels, int64 ``[N]``, on the device."""
@@ -305,7 +311,7 @@ class TrainedDefense(Defense[T]):
         """
         return Training(
             self.student if of is None else of,
-            self.data.images,
+            self.images,
             objective,
             self.options.training(**other),
             device=self.device,

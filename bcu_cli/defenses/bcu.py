@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from bcu_cli.defenses.base import DefenseOptions, TrainedDefense, TrainedOptions, require
 from bcu_cli.defenses.parts import reinit_ratios
 from bcu_cli.defenses.parts.depth import Layer, measure
+from bcu_cli.models.classifier import place
 from bcu_cli.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Bcu(TrainedDefense[BcuOptions]):
         if self.options.epochs == 0:
             return
         objective = distillation(self.student, self.teacher, self.options)
-        self.teacher.to(self.device.torch, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        place(self.teacher.eval(), self.device.torch)
         yield Stage(title="cleansing", training=self.training(objective))
 
     def details(self) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Classifier(nn.Module):
     Attributes:
         ending: What the network ends in; its output is converted to logits.
         trained: Whether it is or was trained in this run, so that its weights may be at fault, not the file.
+        channels_last: Whether the network takes images laid out channels last, which makes convolutions fast.
+            Code that flattens feature maps by ``view`` does not. :func:`try_channels_last` finds out.
     """
 
     mean: Tensor
@@ -59,6 +61,7 @@ class Classifier(nn.Module):
         self.name = name
         self.ending = Ending.LOGITS
         self.trained = False
+        self.channels_last = False
         self.register_buffer("mean", _per_channel(preprocessing.mean), persistent=False)
         self.register_buffer("std", _per_channel(preprocessing.std), persistent=False)
 
@@ -74,7 +77,8 @@ class Classifier(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         """Normalise images ``float [N, C, H, W]`` in [0, 1], and reorder their channels, for the network."""
-        return (in_order(images, self.preprocessing.channel_order) - self.mean) / self.std
+        images = (in_order(images, self.preprocessing.channel_order) - self.mean) / self.std
+        return images if self.channels_last else images.contiguous()
 
     def _logits(self, answer: Any, number: int) -> Tensor:
         """Check the output of the network, and take the logits from it."""
@@ -97,6 +101,34 @@ class Classifier(nn.Module):
                 _NO_CLASSIFIER,
             )
         return to_logits(answer, self.ending)
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move a module to a device; a classifier's weights are laid out channels last where it takes that."""
+    model.to(device)
+    if isinstance(model, Classifier) and model.channels_last:
+        _lay_out(model, torch.channels_last)
+
+
+def try_channels_last(model: Classifier, images: Tensor) -> None:
+    """Set ``model.channels_last`` by a forward pass of images ``float [N, C, H, W]`` in [0, 1]."""
+    training = model.training
+    model.eval().channels_last = True
+    _lay_out(model, torch.channels_last)
+    try:
+        with torch.no_grad():
+            model(images.contiguous(memory_format=torch.channels_last))
+    except (RuntimeError, BcuError):  # a network that fails for another reason fails the next time, too
+        model.channels_last = False
+    _lay_out(model, torch.contiguous_format)
+    model.train(training)
+
+
+def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay out all four-dimensional tensors of a module."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)
 
 
 def in_order(images: Tensor, channel_order: str) -> Tensor:

@@ -14,7 +14,7 @@ from bcu_cli.errors import ArchitectureError, BcuError, CheckpointError
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.architectures.fitting import fill, refuse_broken
 from bcu_cli.models.architectures.identification import Found, ambiguous, find, unconfirmed
-from bcu_cli.models.classifier import Classifier, refuse_dependence
+from bcu_cli.models.classifier import Classifier, refuse_dependence, try_channels_last
 from bcu_cli.models.configs.claims import Claim, read_claims
 from bcu_cli.models.embedded.opening import (
     KINDS,
@@ -486,6 +486,7 @@ def as_classifier(
     alone, both = answers(classifier, inputs[:1], name), answers(classifier, inputs[:2], name)
     refuse_dependence(alone, both, name)
     classifier.num_classes = both.shape[1]
+    try_channels_last(classifier, inputs)
     return classifier, tuple(note for note in (choice, classifier.ending.note) if note)
 
 

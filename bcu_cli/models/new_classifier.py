@@ -8,7 +8,7 @@ import torch
 
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.architectures.index import entry_of
-from bcu_cli.models.classifier import Classifier
+from bcu_cli.models.classifier import Classifier, try_channels_last
 from bcu_cli.models.networks.builtin import BUILTIN_ARCHITECTURES, is_builtin, split_width
 from bcu_cli.models.preprocessing import Preprocessing
 from bcu_cli.models.registry import build, resolve
@@ -62,7 +62,9 @@ def new_classifier(arch: str, num_classes: int, images: Tensor, *, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build(arch, num_classes=num_classes, input_size=preprocessing.input_size)
-    return Classifier(network, preprocessing, num_classes)
+    made = Classifier(network, preprocessing, num_classes)
+    try_channels_last(made, images[:2].float() / 255.0)
+    return made
 
 
 def with_classes(model: Classifier, architecture: Architecture, num_classes: int, *, seed: int) -> Classifier:
@@ -98,7 +100,9 @@ def with_classes(model: Classifier, architecture: Architecture, num_classes: int
             f"give data of {model.num_classes} classes, or other weights",
         )
     network.load_state_dict({name: new[name] if name in last else tensor for name, tensor in held.items()})
-    return Classifier(network, model.preprocessing, num_classes, name=model.name)
+    made = Classifier(network, model.preprocessing, num_classes, name=model.name)
+    made.channels_last = model.channels_last
+    return made
 
 
 def _sides(old: Tensor, new: Tensor) -> tuple[int, int] | None:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from bcu_cli.errors import TrainingError, UsageError
 from bcu_cli.images.augmentation import augment
 from bcu_cli.images.stream import Stream
 from bcu_cli.models import Classifier
+from bcu_cli.models.classifier import place
 from bcu_cli.training import ranks
 from bcu_cli.training.devices import is_out_of_memory
 from bcu_cli.training.distributed import DistributedObjective, Statistics
@@ -113,7 +114,8 @@ class Training:
         companions: Sequence[Companion] = (),
     ) -> None:
         self.device = device
-        self.model = model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model
+        place(model, device.torch)
         if isinstance(model, Classifier):
             model.trained = True
         self.images = images if isinstance(images, Stream) else images.to(device.torch)
@@ -137,7 +139,7 @@ class Training:
                 f"each needs {FEWEST_IMAGES}; use a larger --batch-size, or fewer devices",
             )
         self._distributed: DistributedObjective | None = None
-        self._average = _average(self.model, options.ema) if options.ema else None
+        self._average = _MovingAverage(self.model, options.ema) if options.ema else None
         self._scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
         self._generator = torch.Generator()
         self._order = lru_cache(maxsize=2)(self._order_of)  # a stream prefetches from the next epoch
@@ -352,7 +354,8 @@ class Training:
         for learner in self._learners:
             for group in learner.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * share
-            self._scaler.step(learner.optimizer)
+            if _has_gradients(learner.optimizer):  # else a scaler refuses, and an optimizer has nothing to do
+                self._scaler.step(learner.optimizer)
         self._scaler.update()
         if self._average:
             self._average.update_parameters(self.model)
@@ -425,10 +428,38 @@ def _optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimi
     )
 
 
-def _average(model: nn.Module, decay: float) -> AveragedModel:
-    """A moving average of the model's weights and BatchNorm statistics."""
-    average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    return any(each.grad is not None for group in optimizer.param_groups for each in group["params"])
+
+
+class _MovingAverage(AveragedModel):
+    """A moving average of the model's weights and BatchNorm statistics.
+
+    torch's own update copies a counter to the device in each step, which waits for a GPU.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take over the first weights, and a share of ``1 - decay`` of later ones."""
+        first = bool(self.n_averaged == 0)
+        pairs = [*zip(_tensors(self.module), _tensors(model), strict=True)]
+        for own, given in pairs:
+            if first:
+                own.copy_(given)
+            elif not own.is_floating_point():
+                own.copy_(own * self.decay + given * (1 - self.decay))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        if floats and not first:
+            torch._foreach_lerp_([own for own, _ in floats], [given for _, given in floats], 1 - self.decay)
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def _seed(seed: int, position: int) -> int:
