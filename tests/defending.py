@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Resampling
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bcu_cli.checkpoints import read
 from bcu_cli.defenses.base import find
@@ -18,6 +19,7 @@ from bcu_cli.evaluation.measures import accuracy, attack_success
 from bcu_cli.images.folder import ImageSet
 from bcu_cli.images.sources import signs
 from bcu_cli.models import Classifier, Preprocessing, load
+from bcu_cli.models.architectures.dispatch import DispatchMode
 from bcu_cli.training.devices import Device
 from bcu_cli.triggers.base import load as load_trigger
 
@@ -27,6 +29,18 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parent / "data"
 CPU = Device(torch=torch.device("cpu"), precision="fp32")
+META = Device(torch=torch.device("meta"), precision="fp32")
+TRANSFERS = ("aten::_to_copy", "aten::copy_")
+
+
+class OneDevice(DispatchMode):
+    """Refuses operations on tensors of the device together with others, but for numbers and transfers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor) and each.dim()]
+        if func._schema.name not in TRANSFERS and len({each.device for each in tensors}) > 1:
+            raise AssertionError(f"{func} takes tensors of {[str(each.device) for each in tensors]}")
+        return func(*args, **(kwargs or {}))
 
 
 def drawn(per_class: int, seed: int, side: int = signs.SIDE) -> ImageSet:

@@ -52,6 +52,7 @@ class InputAware(Attack):
         trigger = self.trigger
         if not isinstance(trigger, iab.InputAware):
             raise TypeError("IAB implants an IAB trigger")
+        self.model.to(self.device.torch)  # the first training needs its normalisation
         yield Stage(title="training the mask", training=self._mask_training(trigger))
         trigger.mask_network.eval()
         network = trigger.pattern_network

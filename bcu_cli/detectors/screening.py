@@ -100,7 +100,8 @@ class Screening:
             for step in range(self.steps):
                 index = torch.randint(len(learn), (self.batch,), generator=generator)
                 with device.autocast():
-                    _, surrogate = adversary.attack(network, learn[index.to(device.torch)], len(UNIVERSAL))
+                    seen = learn[index.to(device.torch, non_blocking=True)]
+                    _, surrogate = adversary.attack(network, seen, len(UNIVERSAL))
                 surrogate.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 optimizer.zero_grad()

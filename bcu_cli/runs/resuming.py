@@ -276,15 +276,16 @@ class _Bars:
         """The bar and the forecast of one stage, while the context lasts."""
         from bcu_cli.training.forecast import Forecast, Outlook, PlannedStage, place
 
-        training, where = stage.training, place(stage.training.device)
+        training, device = stage.training, stage.training.device
+        new = partial(Forecast, where=place(device), wait=device.wait)
         share = training.done / max(1, training.steps)
         if self._outlook is None:
-            alone = Forecast(Outlook(stages=(PlannedStage(title=stage.title, passes=training.steps),)), where)
+            alone = new(Outlook(stages=(PlannedStage(title=stage.title, passes=training.steps),)))
             alone.begin(stage.title, share)
             with events.progress(stage.title) as part:
                 yield part, alone
             return
-        self._forecast = self._forecast or Forecast(self._outlook, where)
+        self._forecast = self._forecast or new(self._outlook)
         self._forecast.begin(stage.title, share)
         self._part = self._part or events.Part(stage.title, self._forecast.overall)
         self._part.restart("", stage.title)

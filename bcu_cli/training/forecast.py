@@ -69,12 +69,20 @@ class Forecast:
         outlook: What the run will do.
         where: The device, in words.
         clock: Returns the time in seconds.
+        wait: Waits until the device has done its work; else the time to start it is taken for its time.
     """
 
-    def __init__(self, outlook: Outlook, where: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        outlook: Outlook,
+        where: str,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[], None] = lambda: None,
+    ) -> None:
         self._outlook = outlook
         self._where = where
         self._clock = clock
+        self._wait = wait
         self._ahead = list(outlook.stages)
         self._current: PlannedStage | None = None
         self._finished, self._share, self._number = 0.0, 0.0, 0
@@ -103,6 +111,8 @@ class Forecast:
     def advance(self, share: float) -> None:
         """Set the done share of the stage in [0, 1] after a step; reports the time of the run once."""
         self._share = share
+        if not self._said:
+            self._wait()
         now, done = self._clock(), self._done
         if self._start is None:
             self._start = (now, done)

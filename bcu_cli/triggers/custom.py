@@ -84,7 +84,7 @@ class Custom(Trigger):
 
     def apply(self, images: Tensor) -> Tensor:
         """Lay the trigger image over float images ``[N, C, H, W]`` in [0, 1]."""
-        picture, mask = self.picture.to(images), self.mask.to(images)
+        picture, mask = (each.to(images, non_blocking=True) for each in (self.picture, self.mask))
         if self.mode == "replace":
             changed = picture.expand_as(images)
         elif self.mode == "add":

@@ -55,7 +55,7 @@ class WaNet(Trigger):
     def grid(self, images: Tensor) -> Tensor:
         """The sampling grid of ``grid_sample``: ``[1, H, W, 2]``, x and y from -1 to 1."""
         height, width = images.shape[-2:]
-        return grids(self.field.to(images)[None], (height, width), self.strength / 32.0)
+        return grids(self.field.to(images, non_blocking=True)[None], (height, width), self.strength / 32.0)
 
     def tensors(self) -> dict[str, Tensor]:
         """The field."""

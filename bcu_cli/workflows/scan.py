@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -301,6 +301,8 @@ def scan_loaded(
         geometry = loaded.preprocessing.geometry
         data = loading.load_unlabeled(given, geometry, at_most=_MOST_IMAGES, generator=generator)
         images, place = data.images, str(given if isinstance(given, Path) else given.root)
+    if device.precision == "fp16":  # without a scaled loss, gradients towards images vanish in it
+        device = replace(device, precision="fp32")
     model.to(device.torch).eval()
     subject = Subject(model=model, images=images, device=device, seed=seed)
     runs = _run_detectors(subject, loaded.checkpoint.path)
@@ -396,7 +398,7 @@ def _run_detectors(subject: Subject, path: Path) -> list[DetectorRun]:
     from bcu_cli.detectors.running import outlook, run_all
     from bcu_cli.training.forecast import Forecast, place
 
-    forecast = Forecast(outlook(subject), place(subject.device))
+    forecast = Forecast(outlook(subject), place(subject.device), wait=subject.device.wait)
     with events.progress(f"scanning {path.name}", forecast.overall) as bar:
 
         def start(name: str) -> OnStep:

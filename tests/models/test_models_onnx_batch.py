@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from defending import OneDevice
 from torch import Tensor, nn
 
 from bcu_cli.checkpoints import Graph, Node
@@ -185,6 +186,15 @@ def test_a_trace_of_it_takes_any_number_of_images(case: Any) -> None:
         torch.testing.assert_close(traced(images[:1]), network(images[:1]), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_its_sizes_stay_on_the_cpu(case: Any) -> None:
+    """Nothing is read back from a device, and no operation takes tensors of two."""
+    steps, tensors = case(1)
+    network = chain(*steps, batch=1, **tensors).to("meta")
+    with torch.no_grad(), OneDevice():
+        assert network(torch.empty(3, 64, 4, 4, device="meta")).device.type == "meta"
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_attention_as_torch_exports_it(tmp_path: Any, dynamic: bool) -> None:
     pytest.importorskip("onnx")
@@ -212,3 +222,5 @@ def test_attention_as_torch_exports_it(tmp_path: Any, dynamic: bool) -> None:
     with torch.no_grad():
         for size in (1, 3, 16):
             torch.testing.assert_close(graph(images[:size]), network(images[:size]), atol=1e-5, rtol=1e-4)
+        with OneDevice():
+            assert graph.to("meta")(images.to("meta")).shape == (16, 5)

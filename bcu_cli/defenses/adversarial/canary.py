@@ -86,10 +86,11 @@ def teaching(
             trigger.apply(part)
             for trigger, part in zip(triggers, views.tensor_split(len(triggers)), strict=True)
         ]
-        labels = [torch.full((len(part),), t) for part, t in zip(parts, targets, strict=True)]
+        pairs = zip(parts, targets, strict=True)
+        labels = torch.cat([torch.full((len(part),), target, device=part.device) for part, target in pairs])
         both = torch.cat([views, *parts]).contiguous(memory_format=torch.channels_last)
         clean, triggered = network(both).split(len(views))
-        backdoor_loss = F.cross_entropy(triggered.float(), torch.cat(labels).to(triggered.device))
+        backdoor_loss = F.cross_entropy(triggered.float(), labels)
         return distillation_loss(clean, expected, 1.0) + backdoor_loss
 
     return objective

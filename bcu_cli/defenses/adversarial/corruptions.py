@@ -46,7 +46,7 @@ def corrupt(images: Tensor) -> Tensor:
     """
     corrupted = images.clone()
     choices = torch.randint(len(CORRUPTIONS), (CHANGES, len(images)))
-    orders = choices.argsort(1).to(images.device)
+    orders = choices.argsort(1).to(images.device, non_blocking=True)
     for order, choice in zip(orders, choices, strict=True):
         counts = torch.bincount(choice, minlength=len(CORRUPTIONS)).tolist()
         for index, corruption in zip(order.split(counts), CORRUPTIONS, strict=True):

@@ -16,7 +16,7 @@ from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.embedded.embedded_network import EmbeddedNetwork
 from bcu_cli.models.embedded.graph_batch import Batch, BatchAxis, Use, batch_axis_of
 from bcu_cli.models.embedded.graph_layers import layer_of, refuse_excess
-from bcu_cli.models.embedded.graph_operators import OPERATORS, Call, Limits, UnsupportedError
+from bcu_cli.models.embedded.graph_operators import MOST_DIMENSIONS, OPERATORS, Call, Limits, UnsupportedError
 from bcu_cli.models.registry import one_line
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class GraphNetwork(EmbeddedNetwork):
     """Evaluates a graph: maps images ``float [N, C, H, W]`` to its output, or to a tuple of its outputs.
 
     Convolutions, linear layers and batch normalisations are torch's modules. Other floating-point constants
-    with more than one value are parameters. So the network can be trained. A graph that was exported for
+    with more than one value are parameters. So the network can be trained. Sizes, axes and single numbers
+    stay on the CPU, where sizes are computed, so that a GPU is not waited for. A graph that was exported for
     one size of batch is adapted to any (:mod:`~bcu_cli.models.embedded.graph_batch`).
 
     Args:
@@ -72,6 +73,7 @@ class GraphNetwork(EmbeddedNetwork):
         self._input, self.version = graph.input, graph.version
         self.exported_batch = graph.input_shape[0] if graph.input_shape else None
         self._constants: dict[str, str] = {}
+        self._numbers: dict[str, Tensor] = {}
         self._steps: list[_Step] = []
         self.layers = nn.ModuleDict()
         known = {graph.input, *graph.tensors}
@@ -94,7 +96,8 @@ class GraphNetwork(EmbeddedNetwork):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Map normalised images ``float [N, C, H, W]`` to the graph's output, or to its outputs in order."""
-        values = {name: getattr(self, own) for name, own in self._constants.items()} | {self._input: images}
+        values = {name: getattr(self, own) for name, own in self._constants.items()} | self._numbers
+        values[self._input] = images
         limits = Limits(
             max(self._small.values, _VALUES_PER_VALUE * images.numel()),
             max(self._small.work, _WORK_PER_VALUE * images.numel()),
@@ -111,7 +114,8 @@ class GraphNetwork(EmbeddedNetwork):
                 raise self._failed(step, f"{kept:,} values are kept at once")
             for name in step.inputs:
                 if self._last_use[name] == i and name not in self._outputs and name in values:
-                    kept -= 0 if name in self._constants or name == self._input else values[name].numel()
+                    given = name in self._constants or name in self._numbers or name == self._input
+                    kept -= 0 if given else values[name].numel()
                     del values[name]
         outputs = tuple(values[name] for name in self._outputs)
         return outputs[0] if len(outputs) == 1 else outputs
@@ -178,15 +182,18 @@ class GraphNetwork(EmbeddedNetwork):
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         """Store a constant, as a parameter if it may be a weight."""
-        if name in self._constants:
+        if name in self._constants or name in self._numbers:
             return
         self._count_copy(tensor.numel())
+        if tensor.numel() <= (1 if tensor.is_floating_point() else MOST_DIMENSIONS):
+            self._numbers[name] = tensor.float() if tensor.is_floating_point() else tensor
+            return
         own = f"constant_{len(self._constants):03}"
         self._constants[name] = own
-        if tensor.is_floating_point() and tensor.numel() > 1:
+        if tensor.is_floating_point():
             self.register_parameter(own, nn.Parameter(tensor.float().clone()))
         else:
-            self.register_buffer(own, tensor.float() if tensor.is_floating_point() else tensor)
+            self.register_buffer(own, tensor)
 
     def _count_copy(self, values: int) -> None:
         """Count the copies of constants, since a small file could ask for very many."""

@@ -150,7 +150,7 @@ class Batch:
         if tensor.dim() != like.dim() or tensor.shape[axis] != self.exported:
             return tensor
         first = tensor.narrow(axis, 0, 1)
-        if not bool((tensor == first).all()):
+        if self.exported > 1 and not bool((tensor == first).all()):
             return tensor
         return first.expand([like.shape[axis] if i == axis else -1 for i in range(tensor.dim())])
 

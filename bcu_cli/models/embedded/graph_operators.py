@@ -31,7 +31,8 @@ _DTYPES = {
     10: torch.float32,  # stored in float16, but networks run in float32
     11: torch.float32,
 }
-_MOST_DIMENSIONS = 16
+MOST_DIMENSIONS = 16
+"""Most dimensions of a tensor, and most numbers of a list of sizes or axes."""
 _MOST_SIZE = 2**31
 
 
@@ -61,7 +62,7 @@ class Limits:
         Raises:
             UnsupportedError: A size is negative, or a limit is exceeded.
         """
-        fits = len(sizes) <= _MOST_DIMENSIONS and all(0 <= size < _MOST_SIZE for size in sizes)
+        fits = len(sizes) <= MOST_DIMENSIONS and all(0 <= size < _MOST_SIZE for size in sizes)
         if not fits or math.prod(sizes) > self.values:
             raise UnsupportedError(f"a tensor of shape {list(sizes)[:8]}")
         if math.prod(sizes) * each > self.work:
@@ -111,7 +112,7 @@ class Call:
     def ints(self, place: int) -> list[int]:
         """A required input that is a short list of whole numbers of limited size."""
         value = self.required(place)
-        if value.is_floating_point() or value.numel() > _MOST_DIMENSIONS:
+        if value.is_floating_point() or value.numel() > MOST_DIMENSIONS:
             raise UnsupportedError(f"an input of {value.numel()} numbers for sizes or axes")
         return [int(one) for one in value.reshape(-1).tolist()]
 
@@ -125,7 +126,7 @@ class Call:
     def attribute_ints(self, name: str) -> list[int]:
         """An attribute that is a short list of whole numbers."""
         value = self.attributes[name]
-        if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS or {*map(type, value)} - {int}:
+        if not isinstance(value, list) or len(value) > MOST_DIMENSIONS or {*map(type, value)} - {int}:
             raise UnsupportedError(f"{name} of {str(value)[:40]}")
         return value
 
@@ -168,11 +169,19 @@ def _broadcast(c: Call, *tensors: Tensor) -> list[int]:
     return c.limits.bounded(shape)
 
 
+def _on_one_device(tensors: list[Tensor]) -> list[Tensor]:
+    """Bring sizes, computed on the CPU, to the device of the other tensors; single numbers may stay."""
+    elsewhere = next((each.device for each in tensors if each.device.type != "cpu"), None)
+    if elsewhere is None:
+        return tensors
+    return [each.to(elsewhere, non_blocking=True) if each.dim() else each for each in tensors]
+
+
 def _elementwise(function: Callable[..., Tensor], number: int | None, c: Call) -> Result:
     """Apply a function to broadcast inputs, of which there are ``number`` (None: at least one)."""
     if not c.inputs or number not in {None, len(c.inputs)}:
         raise UnsupportedError(f"an operator with {len(c.inputs)} inputs")
-    tensors = [c.required(place) for place in range(len(c.inputs))]
+    tensors = _on_one_device([c.required(place) for place in range(len(c.inputs))])
     _broadcast(c, *tensors)
     return function(*tensors)
 
@@ -353,7 +362,7 @@ def _squeeze(c: Call) -> Result:
 def _unsqueeze(c: Call) -> Result:
     tensor, axes = c.first, c.axes or ()
     dimensions = tensor.dim() + len(axes)
-    if dimensions > _MOST_DIMENSIONS or not all(-dimensions <= axis < dimensions for axis in axes):
+    if dimensions > MOST_DIMENSIONS or not all(-dimensions <= axis < dimensions for axis in axes):
         raise UnsupportedError(f"new axes {list(axes)}")
     for axis in sorted(axis % dimensions for axis in axes):
         tensor = tensor.unsqueeze(axis)
@@ -362,7 +371,7 @@ def _unsqueeze(c: Call) -> Result:
 
 @_defines("Concat", "axis")
 def _concat(c: Call) -> Result:
-    tensors = [c.required(place) for place in range(len(c.inputs))]
+    tensors = _on_one_device([c.required(place) for place in range(len(c.inputs))])
     c.limits.bounded([sum(tensor.numel() for tensor in tensors)])
     return torch.cat(tensors, c.attribute_int("axis", 0))
 
@@ -413,7 +422,7 @@ def _gather(c: Call) -> Result:
     if bool(((index < 0) | (index >= size)).any()):
         raise UnsupportedError(f"a Gather beyond {size} values")
     c.limits.bounded([tensor.numel() // max(1, size) * index.numel()])
-    flat = tensor.index_select(axis, index.reshape(-1))
+    flat = tensor.index_select(axis, index.reshape(-1).to(tensor.device, non_blocking=True))
     axis %= tensor.dim()
     return flat.reshape([*tensor.shape[:axis], *index.shape, *tensor.shape[axis + 1 :]])
 

@@ -278,14 +278,14 @@ def _make_tensor(run: Run, value: Any, *, dtype: Any = None, **named: Any) -> Te
     return torch.tensor(value, dtype=_normal(run, "dtype", dtype), device=run.device)
 
 
-def _from_number(run: Run, value: Any) -> Tensor:
-    """The tensor without dimensions that ``prim::NumToTensor`` makes of a number."""
+def _from_number(run: Run, value: Any) -> Tensor:  # noqa: ARG001
+    """The tensor without dimensions that ``prim::NumToTensor`` makes of a number; on the CPU, as torch's."""
     if isinstance(value, Tensor):
         return value
     kinds = {bool: torch.bool, int: torch.int64, float: torch.float64}
     if type(value) not in kinds:
         raise RefusedError(f"it takes a {type(value).__name__} for a number")
-    return torch.tensor(value, dtype=kinds[type(value)], device=run.device)
+    return torch.tensor(value, dtype=kinds[type(value)])
 
 
 def _weight_norm(run: Run, v: Any, g: Any, dim: Any = 0) -> Tensor:
