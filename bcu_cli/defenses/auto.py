@@ -82,6 +82,7 @@ from bcu_cli.evaluation.adversary import (
     Limits,
     odds,
 )
+from bcu_cli.evaluation.class_screening import FEWEST_CLASSES, LARGEST_SHARE
 from bcu_cli.evaluation.measures import Proportion, agreement, log_odds
 from bcu_cli.evaluation.spectrum import DOMINANT, MIN_LEAD, SpectralAdversary, leads
 from bcu_cli.evaluation.suitability import confidence_and_answer
@@ -91,6 +92,7 @@ from bcu_cli.models.normalisation import is_layer_normalised
 from bcu_cli.training.inference import in_batches, predict
 from bcu_cli.training.loop import Companion, Stage, Training
 from bcu_cli.triggers.base import to_bytes
+from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -193,6 +195,7 @@ class Auto(TrainedDefense[AutoOptions]):
     level: int
     mix: float = 1.0
     _least_share: float = 0.0
+    _largest_share: float = 0.0
     evidence: Evidence
     trials: list[list[TriggerSuccess]]
     _teacher_answers: Tensor
@@ -239,7 +242,7 @@ class Auto(TrainedDefense[AutoOptions]):
                 f"{count} images are too few for a verdict: only with 500 or more is a result called cleansed"
             )
         if where := self._unproven():
-            doubts.append(f"{where} no result is called cleansed: a backdoor was missed there")
+            doubts.append(f"{where} no result is called cleansed: a search may miss what remains")
         rate, usual = self.options.learning_rate, self.effort.learning_rate
         if rate is not None and rate > MOST_OF_USUAL_RATE * usual:
             doubts.append(
@@ -253,6 +256,8 @@ class Auto(TrainedDefense[AutoOptions]):
         place(self.teacher.eval(), self.device.torch)
         self.trials = []
         self._teacher_answers, self._confident = self._answers_and_confident()
+        counts = torch.bincount(self._teacher_answers)
+        self._largest_share = int(counts.max()) / len(self._teacher_answers)
         yield from self._choose_classes()
         weaknesses = yield from self._weaknesses(self.teacher, "looking for weaknesses")
         yield from self._search_for_triggers()
@@ -301,7 +306,8 @@ class Auto(TrainedDefense[AutoOptions]):
         """
         selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.mixing_images)]
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
-        stands_out = self._standing_out()
+        targets = pair.targets()
+        stands_out = [each for each in self._standing_out() if each[1] in targets]
         patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
         clear = patches_alone or self._spectral or clear_classes(_triples(self._success_before))
@@ -355,21 +361,32 @@ class Auto(TrainedDefense[AutoOptions]):
     def verdict(self) -> Verdict:
         """See :meth:`Defense.verdict`.
 
-        With a lower learning rate than its own, and by AdamW on large images, the method left backdoors that
-        the search on the result did not see (``docs/auto.md``). So nothing is called cleansed there.
+        Nothing is called cleansed where the search on the result says too little (:meth:`_unproven`).
         """
         verdict = self.evidence.verdict()
         if verdict.good and (where := self._unproven()):
-            why = f"{where} more may remain than the search on the result finds"
+            why = f"{where} more may remain than a search finds"
             return Verdict(word="could not tell", why=why)
         return verdict
 
     def _unproven(self) -> str:
-        """Under which settings of this cleansing the search on a result missed a backdoor; empty if none."""
-        rate = self.options.learning_rate
-        if rate is not None and rate < self.effort.learning_rate:
-            return f"at a learning rate of {rate:g} for {self.effort.learning_rate:g}"
-        return "" if self.effort.proven else "in a network with LayerNorm and for such large images"
+        """Where the search on a result says too little for a good verdict; empty if it says enough.
+
+        It missed backdoors after a weaker cleansing than the method's own, and by AdamW on large images.
+        Where few classes can be compared, hardly anything can stand out.
+        """
+        rate, usual = self.options.learning_rate, self.effort.learning_rate
+        if rate is not None and rate < usual:
+            return f"at a learning rate of {rate:g} for {usual:g}"
+        if self.effort.optimizer == "sgd" and self.options.momentum < AutoOptions.momentum:
+            return f"at a momentum of {self.options.momentum:g} for {AutoOptions.momentum:g}"
+        if not self.effort.proven:
+            return "in a network with LayerNorm and for such large images"
+        if self.teacher.num_classes < FEWEST_CLASSES:
+            return f"in a network of {number_of(self.teacher.num_classes, 'class', 'classes')}"
+        if self._largest_share > LARGEST_SHARE:
+            return f"by images of which {self._largest_share:.0%} are of one class to the original"
+        return ""
 
     def details(self) -> dict[str, Any]:
         """The level taken, and the evidence for the verdict."""
@@ -676,7 +693,7 @@ class Auto(TrainedDefense[AutoOptions]):
         if suspects:
             listed = {target: listed[target] for target in self._add_controls(suspects, list(listed))}
         compared = list(listed) if suspects else pair.most_affected(listed, MOST_SUSPECTS + MOST_CONTROLS)
-        listed |= {target: pair.climb(listed[target], target) for target in compared}
+        climbed = {target: pair.climb(listed[target], target) for target in compared}
         targets = (
             [target for target in listed for _ in range(STARTS_PER_CLASS)] if suspects else self._classes
         )
@@ -686,7 +703,7 @@ class Auto(TrainedDefense[AutoOptions]):
         how = {"batch_size": batch, **self._length(steps, batch)}
         yield self._search(adversary, self.student, "looking for remaining triggers", **how)
         self._candidates: list[tuple[str, str, Mapping[int, Sequence[Change]]]] = [
-            ("enumeration", "patch", listed)
+            ("enumeration", "patch", climbed)
         ]
         for position, kind in enumerate(UNIVERSAL):
             searched: dict[int, list[Change]] = {}
@@ -707,15 +724,25 @@ class Auto(TrainedDefense[AutoOptions]):
         self.evidence = replace(self.evidence, residual_searches=searches)
 
     def _suspects(self) -> list[int]:
-        """The target classes of the outstanding triggers, those of the most successful triggers first."""
-        ranked = sorted(self.evidence.outstanding, key=lambda each: -log_odds(each.before))
+        """The target classes of the outstanding triggers, up to ``MOST_SUSPECTS`` of them.
+
+        Those of patches and those that are clear come first, since other triggers may be natural; of both
+        those of the most successful triggers do.
+        """
+        clear = self.evidence.clear
+
+        def rank(each: TriggerSuccess) -> tuple[bool, float]:
+            return each.trigger != "patch" and each.target not in clear, -log_odds(each.before)
+
+        ranked = sorted(self.evidence.outstanding, key=rank)
         return list(dict.fromkeys(each.target for each in ranked))[:MOST_SUSPECTS]
 
     def _add_controls(self, suspects: list[int], classes: list[int]) -> list[int]:
-        """The suspected classes, followed by control classes drawn at random."""
+        """The suspected classes, and control classes drawn at random, for which nothing stands out."""
         generator = torch.Generator().manual_seed(self.options.seed)
         order = torch.randperm(len(classes), generator=generator).tolist()
-        others = [classes[i] for i in order if classes[i] not in suspects]
+        known = {each.target for each in self.evidence.outstanding}
+        others = [classes[i] for i in order if classes[i] not in known]
         return [each for each in suspects if each in classes] + others[:MOST_CONTROLS]
 
     def _search(

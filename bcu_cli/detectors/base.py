@@ -33,8 +33,6 @@ MOST_VALUES = 64 * 32 * 3 * 32 * 32
 """Most values of the images in one pass: those of 2,048 images of 3x32x32, or of 41 of 3x224x224."""
 LARGE = 64 * 64
 """Most pixels of an image that detectors search with all of their steps and images."""
-FEWEST_CLASSES = 4
-"""Fewest classes of a network that detectors can scan; with fewer there is nothing to compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)

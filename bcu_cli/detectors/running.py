@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bcu_cli import detectors
-from bcu_cli.detectors.base import FEWEST_CLASSES, find
+from bcu_cli.detectors.base import find
 from bcu_cli.detectors.input_optimisation import batches
 from bcu_cli.detectors.screening import TITLE, Screening, is_needed, most_searched
 from bcu_cli.errors import ScanError
+from bcu_cli.evaluation.class_screening import FEWEST_CLASSES, LARGEST_SHARE
 from bcu_cli.models.classifier import not_finite
 from bcu_cli.models.outputs import are_probabilities
 from bcu_cli.training.forecast import Outlook, PlannedStage
@@ -28,8 +29,8 @@ SUSPICIOUS, UNDECIDED, FAILED = "scan-suspicious", "scan-undecided", "scan-faile
 """Rules of a scan: the network looks backdoored, is undecided, or could not be scanned."""
 _NOISE, _IMAGES, _LARGE_IMAGES = 64, 512, 64
 """Number of random inputs, or most images, that the network is checked with before the scan."""
-_SMALLEST_RANGE, _LARGEST_SHARE = 0.1, 0.9
-"""Least median range of an image's logits, and most images that are predicted as one class."""
+_SMALLEST_RANGE = 0.1
+"""Least median range of an image's logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def _refuse_answers(subject: Subject) -> None:
             "its last layer may have been scaled down; get another copy",
         )
     share, most = torch.bincount(answers.argmax(1), minlength=model.num_classes).max(0)
-    if subject.images is not None and int(share) > _LARGEST_SHARE * len(answers):
+    if subject.images is not None and int(share) > LARGEST_SHARE * len(answers):
         raise ScanError(
             f"the network predicts class {int(most)} for {int(share)} of {number_of(len(answers), 'image')}",
             "give --images of all its classes, like its training data",

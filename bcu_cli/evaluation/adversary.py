@@ -212,9 +212,10 @@ class Adversary(nn.Module):
             masks, patterns = self._patches(slots)
             return torch.lerp(images, patterns, masks.expand_as(patterns))
         if kind == _PERTURBATION:
-            added = perturbation(_rows(self.perturbations, slots), self.size, self.limits.perturbation)
+            limit = self.limits.perturbation
+            added = perturbation(_within(_rows(self.perturbations, slots), limit), self.size, limit)
             return (images + added).clamp(0.0, 1.0)
-        return warp(images, grids(_rows(self.fields, slots), self.size))
+        return warp(images, grids(_within(_rows(self.fields, slots), self.limits.warp), self.size))
 
     def _patches(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Masks ``[N, 1, H, W]`` and patterns ``[N, C, H, W]`` in [0, 1].
@@ -241,6 +242,11 @@ def _rows(parameters: Tensor, slots: Tensor) -> Tensor:
     Plain indexing adds gradients up from all threads at once, in whatever order they arrive.
     """
     return parameters.index_select(0, slots)
+
+
+def _within(values: Tensor, limit: float) -> Tensor:
+    """Values clamped to an absolute limit; those that are clamped keep their gradient."""
+    return values + (values.clamp(-limit, limit) - values).detach()
 
 
 def resolution(size: tuple[int, int]) -> tuple[int, int]:
@@ -277,7 +283,7 @@ def perturbation(parameters: Tensor, size: tuple[int, int], limit: float) -> Ten
     coarse, fine = parameters.chunk(2, dim=1)
     repeats = [-(-whole // part) for whole, part in zip(size, parameters.shape[2:], strict=True)]
     added = resized(coarse, size) + fine.repeat(1, 1, *repeats)[..., : size[0], : size[1]]
-    return added + (added.clamp(-limit, limit) - added).detach()  # clamped values keep their gradient
+    return _within(added, limit)
 
 
 def odds(success: Proportion) -> float:

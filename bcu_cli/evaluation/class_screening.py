@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from bcu_cli.evaluation.adversary import Limits
 
+FEWEST_CLASSES = 4
+"""Fewest classes of a network that can be judged: a trigger's class is compared with the others."""
+LARGEST_SHARE = 0.9
+"""Most images that may have one class: a trigger to it is tried on the images of the others."""
 MOST_CLASSES = 64
 """Most classes to search triggers for; networks of no more classes are not screened."""
 RANDOM_CLASSES = 24

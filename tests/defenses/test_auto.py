@@ -40,6 +40,12 @@ def few_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixing, "MIN_UNMIXED_AGREEMENT", 0.0)
 
 
+@pytest.fixture(autouse=True)
+def one_class_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny networks answer most noise with one class, which is no reason against a verdict here."""
+    monkeypatch.setattr(auto, "LARGEST_SHARE", 1.0)
+
+
 def method(model: Classifier, data: ImageSet, **options: object) -> Auto:
     used, held_out = hold_out(data, 0.2, most=1000, generator=torch.Generator().manual_seed(0))
     finished = Auto(model, used, AutoOptions(**options), device=CPU, held_out=held_out)  # type: ignore[arg-type]
@@ -157,6 +163,38 @@ def test_canaries_are_planted_by_the_optimiser_of_the_network() -> None:
     assert type(planting.training._learners[0].optimizer) is AdamW
 
 
+@pytest.mark.parametrize(
+    ("classes", "share", "options", "why"),
+    [
+        (4, 0.9, {}, ""),
+        (3, 0.5, {}, "in a network of 3 classes"),
+        (4, 0.91, {}, "by images of which 91% are of one class to the original"),
+        (4, 0.5, {"momentum": 0.5}, "at a momentum of 0.5 for 0.9"),
+        (4, 0.5, {"learning_rate": 0.01}, "at a learning rate of 0.01 for 0.05"),
+    ],
+)
+def test_where_too_little_can_be_compared_nothing_is_called_cleansed(
+    monkeypatch: pytest.MonkeyPatch, classes: int, share: float, options: dict[str, float], why: str
+) -> None:
+    monkeypatch.undo()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
+    made = method(classifier(network, classes=classes), pictures(), epochs=1, **options)
+    made._largest_share = share
+    none, most = Proportion(hits=1, of=100), Proportion(hits=99, of=100)
+    found = [
+        TriggerSuccess(
+            trigger="patch", target=each, before=none if each else most, after=none, change=torch.clone
+        )
+        for each in range(classes)
+    ]
+    made.evidence = evidence.Evidence(
+        found=found, sinusoids=[], trials=[], residual_searches=[], confident_agreement=most, held_out=100
+    )
+    assert made._unproven() == why
+    assert made.verdict().word == ("could not tell" if why else "cleansed")
+    assert made.verdict().why.startswith(why)
+
+
 def test_what_speaks_against_a_good_result_is_said_beforehand() -> None:
     def doubts(rate: float) -> list[str]:
         made = method(layer_normalised(16), pictures(16), epochs=1, learning_rate=rate)
@@ -164,7 +202,7 @@ def test_what_speaks_against_a_good_result_is_said_beforehand() -> None:
 
     assert doubts(0.004) == doubts(0.001) == []
     assert doubts(0.0005) == [
-        "at a learning rate of 0.0005 for 0.001 no result is called cleansed: a backdoor was missed there"
+        "at a learning rate of 0.0005 for 0.001 no result is called cleansed: a search may miss what remains"
     ]
     assert doubts(0.01) == [
         "a learning rate of 0.01 may take away accuracy: for this network, which adamw trains, 0.001 is usual"

@@ -279,12 +279,30 @@ def found(*hits: int, of: int, before: int) -> list[TriggerSuccess]:
         ((3, 0, 0, 0, 0), 10, [0], []),  # few images prove nothing
         ((3, 3), 100, [0], []),
         ((27,), 100, [0], []),  # nor does a class without others
+        ((60, 62, 58, 2), 100, [0, 1, 2], [0, 1, 2]),  # suspected classes are not compared with each other
+        ((60, 2), 100, [0, 1], [0]),  # unless there is nothing else to compare with
     ],
 )
 def test_a_class_stands_out_by_intervals(
     percents: tuple[int, ...], of: int, suspects: list[int], outliers: list[int]
 ) -> None:
     assert [each.target for each in outliers_among(found(*percents, of=of, before=98), suspects)] == outliers
+
+
+def test_what_the_cleansed_network_reacts_to_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what leads most images on the original: nothing else can be an outlier."""
+    shares = {"strong": (95, 30), "remains": (55, 60), "natural": (20, 90), "weak": (50, 30)}
+    networks = {"original": 0, "cleansed": 1}
+
+    def success(pair: object, network: int, change: str, target: int, **_: object) -> Proportion:
+        return Proportion(hits=shares[change][network], of=100)
+
+    monkeypatch.setattr(ModelPair, "__init__", lambda self: vars(self).update(networks))
+    monkeypatch.setattr(ModelPair, "success", success)
+    pair = ModelPair()  # type: ignore[call-arg]
+    assert pair.best([*shares], 0) == "remains"  # type: ignore[list-item]
+    first = {place: [name] for place, name in enumerate(["weak", "strong", "natural"])}
+    assert pair.most_affected(first, 2) == [2, 1]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("before", "clear"), [(30, []), (59, []), (60, [0])])

@@ -89,11 +89,15 @@ class Evidence:
         return [each for search in self.residual_searches for each in search.outliers]
 
     @property
+    def clear(self) -> set[int]:
+        """The classes that are clear: hardly any trigger to them stands out by nature."""
+        found = [(each.trigger, each.target, each.before) for each in self.found]
+        return clear_classes(found) | {each.target for each in self.spectral}
+
+    @property
     def sinusoids_that_count(self) -> list[TriggerSuccess]:
         """The sinusoidal patterns that may be the backdoor's: all, or those to the classes that are clear."""
-        clear = clear_classes([(each.trigger, each.target, each.before) for each in self.found])
-        clear |= {each.target for each in self.spectral}
-        return [each for each in self.sinusoids if may_be_planted(each.target, clear)]
+        return [each for each in self.sinusoids if may_be_planted(each.target, self.clear)]
 
     @property
     def planted(self) -> list[TriggerSuccess]:

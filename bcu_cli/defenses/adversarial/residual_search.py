@@ -174,12 +174,16 @@ class ModelPair:
         return [c for c in classes if all(bool((answers != c).any()) for answers in self._original_answers)]
 
     def most_affected(self, changes: Mapping[int, Sequence[Change]], most: int) -> list[int]:
-        """The classes whose first change succeeds most often on ``SCREENING_IMAGES`` images, worst first."""
-        success = {
-            target: self.success(self.cleansed, each[0], target, most=SCREENING_IMAGES).value
-            for target, each in changes.items()
-        }
-        return sorted(success, key=lambda target: -success[target])[:most]
+        """The classes whose first change succeeds most often on ``SCREENING_IMAGES`` images, worst first.
+
+        What succeeds on the cleansed network counts, then what does on the original.
+        """
+
+        def success(target: int) -> list[float]:
+            networks, change = (self.cleansed, self.original), changes[target][0]
+            return [self.success(n, change, target, most=SCREENING_IMAGES).value for n in networks]
+
+        return sorted(changes, key=success, reverse=True)[:most]
 
     def agreement(self) -> float:
         """Share of the selection images on which both networks have the same prediction."""
@@ -187,9 +191,18 @@ class ModelPair:
         return float((answers == self._original_answers[0]).float().mean())
 
     def best(self, changes: Sequence[Change], target: int) -> Change:
-        """The change with the highest success on the selection images, on both networks together."""
-        networks = (self.original, self.cleansed)
-        return max(changes, key=lambda each: sum(self.success(n, each, target).value for n in networks))
+        """The change that succeeds most often on the cleansed network, on the selection images.
+
+        One that leads most images on the original comes before others: no other can be an outlier.
+        """
+
+        def rank(change: Change) -> tuple[bool, float, float]:
+            before, after = (
+                self.success(network, change, target).value for network in (self.original, self.cleansed)
+            )
+            return before >= MIN_ORIGINAL_SUCCESS, after, before
+
+        return max(changes, key=rank)
 
     def trigger_success(self, trigger: str, change: Change, target: int) -> TriggerSuccess:
         """Success of a change on the test images, on both networks."""
@@ -275,16 +288,18 @@ def outliers_among(found: Sequence[TriggerSuccess], suspects: Sequence[int]) -> 
     """The changes that succeed clearly more often than those of the other classes.
 
     The lower end of a class's interval is compared with the median of the upper ends of the other classes, in
-    log-odds. So few images prove nothing. A change must also succeed on most images of the original: large
-    ones fool any network for some classes, and say nothing about its backdoor.
+    log-odds. So few images prove nothing. Suspected classes are no others, since each may have a backdoor,
+    unless all are suspected. A change must also succeed on most images of the original: large ones fool any
+    network for some classes, and say nothing about its backdoor.
 
     Args:
         found: The best change of each class.
         suspects: The suspected classes; other classes need a larger gap.
     """
     clear = []
+    controls = [each for each in found if each.target not in suspects] or found
     for each in found:
-        others = [_log_odds(other.after.interval[1]) for other in found if other is not each]
+        others = [_log_odds(other.after.interval[1]) for other in controls if other is not each]
         needed = MIN_SUSPECT_GAP if each.target in suspects else MIN_CONTROL_GAP
         ahead = bool(others) and _log_odds(each.after.interval[0]) - median(others) >= needed
         if ahead and each.before.interval[0] >= MIN_ORIGINAL_SUCCESS:
