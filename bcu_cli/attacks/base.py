@@ -156,7 +156,8 @@ def find(name: str) -> type[Attack]:
     """
     if name not in {*attacks.names(), "none"}:
         raise UsageError(
-            f"there is no attack called {name}", f"there are {', '.join(attacks.names())}, and none"
+            f"there is no attack called {name}",
+            f"there are {', '.join(attacks.names())}; none, for a clean network; and all, for a zoo",
         )
     module = import_module(f"bcu_cli.attacks.{name.replace('-', '_')}")
     classes = [value for value in vars(module).values() if isinstance(value, type)]
@@ -182,7 +183,8 @@ def _check_options(attack: Attack) -> None:
         )
     if isinstance(target, int) and not 0 <= target < classes:
         raise UsageError(
-            f"there is no class {target} among {classes} classes", f"--target-class takes 0 to {classes - 1}"
+            f"there is no class {target} among {classes} classes",
+            f"--target-class takes 0 to {classes - 1}, or next",
         )
     rate, pool = attack.options.poison_rate, len(candidate_index(attack.data, attack))
     if attack.trigger is None:

@@ -178,7 +178,7 @@ class _Hashed:
 
 def path_of(output: Path) -> Path:
     """The path of the state of a run that writes ``output``."""
-    return output.with_name(output.name + ".resume")
+    return output.parent / (output.name + ".resume")
 
 
 def refuse_foreign(path: Path) -> None:

@@ -217,6 +217,6 @@ def _show_pruned(layers: list[dict[str, Any]]) -> str:
 
 def _show_suitability(found: dict[str, Any]) -> str:
     classes = number_of(found["of_classes"], "class", "classes")
-    answered = f"the original answers {found['answered_classes']} of {classes} for them"
-    spread = f"spread as over {found['effective_classes']:.1f}"
-    return f"{answered}, {spread}; median confidence {found['median_confidence']:.2f}"
+    answered = f"the original predicts {found['answered_classes']} of {classes} for them"
+    effective = f"effective number {found['effective_classes']:.1f}"
+    return f"{answered} ({effective}); median confidence {found['median_confidence']:.2f}"

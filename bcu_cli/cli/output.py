@@ -164,9 +164,9 @@ def measure(share: dict[str, Any]) -> str:
 def speed(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Facts on the time and, if measured, the speed of a report."""
     time = ("time", f"{report['seconds']['total']:.0f} s on {report['device']['name']}")
-    if not report["training"]:
+    last = report["training"][-1] if report["training"] else None
+    if not last or not last["images_per_second"]:  # nothing was trained, or by the run that is continued
         return [time]
-    last = report["training"][-1]
     share = percent(last["share_of_peak"])
     product = f"a {report['device']['precision']} matrix product"
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bcu_cli.cli import output
-from bcu_cli.report.text import rates_of_others, searched_of_all
+from bcu_cli.report.text import rates_of_others, searched_of_all, suspected_class
 
 
 def show(scan: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def show(scan: dict[str, Any]) -> None:
         ],
     )
     rates = scan["calibration"]
-    suspect = f", class {scan['class']}" if scan["verdict"] == "suspicious" else ""
+    suspect = f", {suspected_class(scan)}" if scan["verdict"] == "suspicious" else ""
     some = searched_of_all(scan)
     thresholds = f"clean-looking below {rates['clean_below']:.2f}, suspicious from 1"
     output.facts(

@@ -127,7 +127,7 @@ class TriggerChoice:
 
 def trigger_beside(model: Path) -> Path:
     """The file to which ``bcu attack`` writes the trigger of a model."""
-    return model.with_name(model.name.removesuffix(".safetensors") + ".trigger.safetensors")
+    return model.parent / (model.name.removesuffix(".safetensors") + ".trigger.safetensors")
 
 
 def parse_target(text: str | None) -> Target | None:

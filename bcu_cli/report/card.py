@@ -31,7 +31,7 @@ def refuse_existing(out: Path) -> None:
     Raises:
         OutputError: There is a ``README.md`` beside ``out``.
     """
-    card = out.with_name(_NAME)
+    card = out.parent / _NAME
     if card.exists() or card.is_symlink():
         raise OutputError(
             f"--card would overwrite {card}", "give --out in a folder of its own, as clean/model.safetensors"
@@ -50,7 +50,7 @@ def write(report: Mapping[str, Any], base_model: str | None) -> tuple[Path, str]
     """
     out = Path(report["output"]["path"])
     refuse_existing(out)
-    path = out.with_name(_NAME)
+    path = out.parent / _NAME
     return path, write_bytes(path, text(report, base_model).encode())
 
 

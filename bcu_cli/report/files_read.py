@@ -88,7 +88,7 @@ def files_of_model(path: Path, arch: str | None = None) -> list[Path]:
 
 def files_of_config(path: Path, arch: str | None = None) -> list[Path]:
     """The files that may be read to identify a network, whether they exist or not."""
-    beside = [path.with_name(name) for name in ("config.json", "preprocessor_config.json")]
+    beside = [path.parent / name for name in ("config.json", "preprocessor_config.json")]
     return [*beside, *([Path(arch.rpartition(":")[0])] if arch and ":" in arch else [])]
 
 

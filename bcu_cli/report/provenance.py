@@ -25,7 +25,7 @@ _DIGITS = 64
 
 def path_beside(out: Path) -> Path:
     """The file of the statement on ``out``."""
-    return out.with_name(out.name + SUFFIX)
+    return out.parent / (out.name + SUFFIX)
 
 
 def write(report: Mapping[str, Any]) -> tuple[Path, str]:

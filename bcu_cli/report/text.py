@@ -58,6 +58,12 @@ def numbered(name: str, number: int) -> str:
     return name if name.isdecimal() and int(name) == number else f"{shortened(name)} · {number}"
 
 
+def suspected_class(scan: Mapping[str, Any]) -> str:
+    """The most suspicious class of a scan in words, with its name where that is known."""
+    index, names = scan["class"], scan["classes"]
+    return f"class {numbered(names[index], index) if names else index}"
+
+
 def searched_of_all(scan: Mapping[str, Any]) -> str:
     """How many classes a scan searched, in words; empty if it searched all."""
     searched, count = len(scan["searched"]), len(scan["suspicions"])

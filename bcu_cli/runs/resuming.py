@@ -128,7 +128,8 @@ def train(
             for stage in stages:
                 if kept_stage := states.get(stage.title):
                     _restore(stage, kept_stage.pop(0), state_file)
-                    events.say(f"resuming after step {stage.training.done} of {stage.training.steps}")
+                    steps = f"step {stage.training.done} of {stage.training.steps}"
+                    events.say(f"resuming after {steps} of {stage.title}")
                 elif states and not done:
                     raise _unfit(state_file, f"it does not begin with {stage.title}")
                 done.append(stage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,7 +295,8 @@ class _Attacking:
             "path": str(request.weights),
             "sha256": start.loaded.checkpoint.sha256,
         }
-        decides = (in_force, images, described, surrogate_file, self.device.precision, weights_file)
+        prepared = asdict(model.preprocessing) | {"source": None}
+        decides = (in_force, images, described, surrogate_file, self.device.precision, weights_file, prepared)
         keeper = StateFile(request.out, document.fingerprint("attack", *decides))
         stages = resuming.train(attacking.stages(), keeper, resume=request.resume)
         self.clock.lap("training")

@@ -351,6 +351,8 @@ class _Cleansing:
             "cleanse",
             self.kind.name,
             in_force,
+            self.loaded.architecture.name,
+            asdict(self.loaded.preprocessing) | {"source": None},
             self.loaded.checkpoint.sha256,
             *self.loaded.checkpoint.nesting,
             images and images["sha256"],

@@ -232,9 +232,10 @@ def _conclude(file: dict[str, Any], scan: Mapping[str, Any]) -> None:
     """Add the finding or problem that follows from the verdict."""
     from bcu_cli.checkpoints import Finding
     from bcu_cli.detectors.running import SUSPICIOUS, UNDECIDED
+    from bcu_cli.report.text import suspected_class
 
     if scan["verdict"] == "suspicious":
-        message = f"it behaves as if it had a backdoor to class {scan['class']}"
+        message = f"it behaves as if it had a backdoor to {suspected_class(scan)}"
         file["findings"].append(asdict(Finding(rule=SUSPICIOUS, message=message, severity="suspicious")))
     elif scan["verdict"] == "inconclusive":
         message = f"whether {file['path']} has a backdoor was not decided: {_undecided(scan)}"

@@ -130,8 +130,9 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_device_can_go_on(
     assert ran.json["error"]["message"] == ran.error.removeprefix("error: ")
     assert [file.name for file in tmp_path.iterdir()] == ["out.safetensors.resume"]
     state = Path(f"{out}.resume").read_bytes()
-    other = bcu("cleanse", *words, "--resume", "--seed", 1)
-    assert "was left by a run with other options" in other.error
+    for another in (["--seed", 1], ["--mean", 0.4, "--std", 0.25]):
+        other = bcu("cleanse", *words, "--resume", *another)
+        assert "was left by a run with other options" in other.error
     assert Path(f"{out}.resume").read_bytes() == state
     resumed = bcu("cleanse", *words, "--resume")
     assert resumed.code == 0, resumed.err

@@ -85,7 +85,7 @@ def refuse_other_configs(out: Path, configs: Mapping[str, bytes]) -> None:
         OutputError: A file beside ``out`` has the name of a configuration, and another content.
     """
     for name, content in configs.items():
-        file = out.with_name(name)
+        file = out.parent / name
         if (file.exists() or file.is_symlink()) and not _is_same(file, content):
             raise OutputError(
                 f"{out} needs its own {name} beside it, and {file} is of another model",
@@ -103,7 +103,7 @@ def write_configs(out: Path, configs: Mapping[str, bytes]) -> dict[Path, str]:
         OutputError: A file cannot be written, or another model's is in its place.
     """
     refuse_other_configs(out, configs)
-    missing = {out.with_name(name): content for name, content in configs.items()}
+    missing = {out.parent / name: content for name, content in configs.items()}
     return {file: write_bytes(file, content) for file, content in missing.items() if not file.exists()}
 
 

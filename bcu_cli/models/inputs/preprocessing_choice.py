@@ -339,8 +339,9 @@ def _ask(
     else:
         listed = f"no images were given; usual are {', '.join(n.name for n in candidates)}"
         first = candidates[min(1, len(candidates) - 1)]
+    instead = "" if verdict else "--images like its training data, or "
     return ArchitectureError(
         f"how the input of {question.what} is normalised is not known: {listed}",
-        f"give --mean and --std, for {first.name}: "
+        f"give {instead}--mean and --std, for {first.name}: "
         f"--mean {format_values(first.mean)} --std {format_values(first.std)}",
     )
