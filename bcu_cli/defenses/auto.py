@@ -310,7 +310,7 @@ class Auto(TrainedDefense[AutoOptions]):
         stands_out = [each for each in self._standing_out() if each[1] in targets]
         patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        clear = patches_alone or self._spectral or clear_classes(_triples(self._success_before))
+        clear = self._spectral or clear_classes(_triples(self._success_before))
         least = max(self._least_share, min(1.0, round(self.effort.least_share + self._margin, 2)))
         if not clear:
             least = max(least, unguided(self._margin))
@@ -726,13 +726,13 @@ class Auto(TrainedDefense[AutoOptions]):
     def _suspects(self) -> list[int]:
         """The target classes of the outstanding triggers, up to ``MOST_SUSPECTS`` of them.
 
-        Those of patches and those that are clear come first, since other triggers may be natural; of both
-        those of the most successful triggers do.
+        Those that are clear come first, since other triggers may be natural; then those of the most
+        successful triggers.
         """
         clear = self.evidence.clear
 
         def rank(each: TriggerSuccess) -> tuple[bool, float]:
-            return each.trigger != "patch" and each.target not in clear, -log_odds(each.before)
+            return each.target not in clear, -log_odds(each.before)
 
         ranked = sorted(self.evidence.outstanding, key=rank)
         return list(dict.fromkeys(each.target for each in ranked))[:MOST_SUSPECTS]

@@ -145,9 +145,9 @@ def test_a_remaining_sinusoid_counts_against_it_and_a_removed_one_proves_nothing
     [
         ("patch", 25, 0, "could not tell"),  # of the backdoor's class
         ("patch", 25, 1, "cleansed"),  # of another class, so natural
-        ("patch", 26, 1, "could not tell"),  # a patch that may stand out by nature
+        ("patch", 26, 1, "cleansed"),  # no patch stands out by nature
         ("perturbation", 25, 1, "cleansed"),
-        ("perturbation", 26, 1, "could not tell"),
+        ("perturbation", 26, 1, "could not tell"),  # which may stand out by nature
     ],
 )
 def test_where_a_backdoor_has_a_clear_class_only_sinusoids_to_it_count(
@@ -166,13 +166,20 @@ def test_where_a_backdoor_has_a_clear_class_only_sinusoids_to_it_count(
 
 @pytest.mark.parametrize(
     ("patch", "perturbation", "clear"),
-    [(0, 0, {0}), (0, 1, set()), (0, None, set())],  # one kind alone may stand out by nature
+    [(0, None, {0}), (0, 1, {0}), (None, 1, set()), (None, None, set())],
 )
-def test_a_class_is_clear_where_two_kinds_of_triggers_stand_out_for_it(
-    patch: int, perturbation: int | None, clear: set[int]
+def test_a_class_is_clear_where_a_patch_stands_out_and_not_where_a_perturbation_alone_does(
+    patch: int | None, perturbation: int | None, clear: set[int]
 ) -> None:
     found = [("patch", target, share(100 if target == patch else 60)) for target in range(4)]
     found += [("perturbation", target, share(100 if target == perturbation else 60)) for target in range(4)]
+    assert clear_classes(found) == clear
+
+
+@pytest.mark.parametrize(("warp", "clear"), [(0, {0}), (1, set())])
+def test_a_class_is_clear_where_two_kinds_of_triggers_stand_out_for_it(warp: int, clear: set[int]) -> None:
+    found = [("perturbation", target, share(60 if target else 100)) for target in range(4)]
+    found += [("warp", target, share(100 if target == warp else 60)) for target in range(4)]
     assert clear_classes(found) == clear
 
 

@@ -40,8 +40,8 @@ MIN_LOG_ODDS_GAP = 3.5
 MAX_OTHERS_SUCCESS = 0.25
 """Most success, by the median of the other classes, beside which a trigger that stands out is no natural one.
 
-The class of such a trigger is *clear*, and so is one for which triggers of two kinds stand out. Sinusoidal
-patterns that lead to other classes are then natural.
+The class of such a trigger is *clear*, and so is one for which a patch or triggers of two kinds stand out.
+Sinusoidal patterns that lead to other classes are then natural.
 """
 MAX_TRIGGER_SUCCESS = 0.4
 """Most success of a found trigger on a cleansed network; some triggers fool clean networks, too."""
@@ -247,7 +247,8 @@ def standing_out(triggers: Iterable[Found]) -> list[tuple[str, int]]:
 def clear_classes(triggers: Iterable[Found]) -> set[int]:
     """The target classes of triggers that hardly stand out by nature.
 
-    Those for other classes hardly succeed, or triggers of two kinds stand out for the same class.
+    A patch stands out, which none did to a wrong class in the networks that were measured. Or triggers for
+    other classes hardly succeed, or triggers of two kinds stand out for the same class.
 
     Args:
         triggers: Kind, target class and success of each trigger on the original.
@@ -257,7 +258,8 @@ def clear_classes(triggers: Iterable[Found]) -> set[int]:
     clear = set()
     for kind, target in far:
         others = [success.value for each, other, success in triggers if each == kind and other != target]
-        if median(others) <= MAX_OTHERS_SUCCESS or sum(target == other for _, other in far) > 1:
+        alone = median(others) <= MAX_OTHERS_SUCCESS
+        if kind == "patch" or alone or sum(target == other for _, other in far) > 1:
             clear.add(target)
     return clear
 
