@@ -25,7 +25,7 @@ from bcu_cli.models import load
 from bcu_cli.training import devices
 from bcu_cli.triggers.base import load as load_trigger
 
-SHARES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 def main() -> None:

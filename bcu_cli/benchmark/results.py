@@ -35,10 +35,12 @@ class Results:
         folder: The folder, which need not exist yet.
 
     Raises:
-        UsageError: A file among the cells is not a cell.
+        UsageError: The folder is a file, or a file among the cells is not a cell.
     """
 
     def __init__(self, folder: Path) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file", "name a folder for the results, which need not exist yet")
         self.folder = folder
         self.cells = read_cells(folder)
         """Cells by the names of folder and file, like ``table1.smoke/cifar10-…``."""

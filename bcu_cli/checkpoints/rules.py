@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+RESAVE = "if you trust it, open it and run torch.save(model.state_dict(), ...); bcu reads the result"
+"""What to do with a whole pickled network, whose rule is ``pickle-object``."""
+
 
 @dataclass(frozen=True)
 class Rule:

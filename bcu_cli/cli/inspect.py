@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from bcu_cli import triggers
+from bcu_cli.checkpoints.rules import RESAVE
 from bcu_cli.cli import output, scan_output
 from bcu_cli.cli.exit_codes import BAD, DONE, FAILED
 from bcu_cli.cli.options import Arch, DeviceName, InputSize, Json, Mean, Precision, Seed, Std, panel
@@ -229,6 +230,10 @@ def _facts(file: dict[str, Any]) -> list[tuple[str, str]]:
     safe = {True: "yes", None: "not known: it was not read", False: "NO: it was not opened"}
     rows.append(("safe to open", safe[file["safe"]]))
     rows += [(finding["severity"], finding["message"]) for finding in file["findings"][:_MOST_SHOWN]]
+    if {finding["rule"] for finding in file["findings"] if finding["severity"] == "unsafe"} == {
+        "pickle-object"
+    }:
+        rows.append(("what to do", RESAVE))
     if architecture := file.get("architecture"):
         rows.append(("architecture", f"{_name(architecture)}, by {architecture['source']}"))
         if architecture["rivals"]:

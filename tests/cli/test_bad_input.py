@@ -147,7 +147,20 @@ def test_out_in_a_folder_that_is_not_there(bcu, untrained: Path, photos: Path, t
 
 
 def test_out_that_is_a_folder(bcu, untrained: Path, photos: Path, tmp_path: Path) -> None:
-    assert cleanse(bcu, untrained, tmp_path, photos).code == 2
+    for folder in (tmp_path, Path(), Path("/")):  # the last two have no name
+        ran = cleanse(bcu, untrained, folder, photos)
+        assert (ran.code, ran.error) == (2, f"error: {folder} cannot be written: it is a folder")
+
+
+@pytest.mark.parametrize("command", ["cleanse", "evaluate"])
+def test_the_folder_that_one_is_in(
+    bcu, untrained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """It has no name, and holds no model here."""
+    monkeypatch.chdir(tmp_path)
+    words = {"cleanse": ["--images", photos, "--out", "out.pth"], "evaluate": ["--data", photos]}
+    ran = bcu(command, ".", *words[command])
+    assert (ran.code, ran.error) == (2, "error: . is a folder without a model file")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

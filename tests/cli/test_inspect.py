@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from bcu_cli.checkpoints import RULES
 from bcu_cli.models import build
@@ -380,3 +381,11 @@ def test_a_renamed_network_is_said_to_be_one(bcu, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     assert "resnet8, by shapes of the tensors" in ran.out
     assert "have other names" in " ".join(ran.out.split())
+
+
+def test_a_whole_pickled_network_is_refused_with_what_to_do(bcu, tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), tmp_path / "whole.pth")
+    ran = bcu("inspect", tmp_path / "whole.pth")
+    assert ran.code == 1
+    assert "holds an object of torch.nn.modules.linear.Linear" in ran.out
+    assert "torch.save(model.state_dict()" in ran.out

@@ -11,6 +11,7 @@ from bcu_cli.checkpoints.pickles.inert import KIND_DTYPES, open_inertly, size_fa
 from bcu_cli.checkpoints.pickles.inspection import OBJECT_PREFIX, BrokenPickleError, inspect_pickle
 from bcu_cli.checkpoints.pickles.machine import follow
 from bcu_cli.checkpoints.pickles.weights import Weights, find_weights
+from bcu_cli.checkpoints.rules import RESAVE
 from bcu_cli.checkpoints.sniff import Kind
 from bcu_cli.errors import CheckpointError, UnsafeFileError
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _LEGACY_STREAMS = 5  # magic number, protocol, system, object, storage keys; then the data
 _LEGACY_OBJECT = 3
 _COUNT_BYTES = 8  # size of the element count before the data of each storage
-_RESAVE = "if you trust it, open it and run torch.save(model.state_dict(), ...); bcu reads the result"
 _OTHER_LIBRARIES = re.compile(r"\b(sklearn|joblib|xgboost|lightgbm)\.")
 
 
@@ -88,7 +88,7 @@ def refuse_if_unsafe(path: Path, findings: list[Finding]) -> None:
         message = f"{path} holds a whole pickled object, not weights ({_join(classes)}); it was not opened"
     else:
         message = f"{path} {OBJECT_PREFIX}{_join(names)}, which weights do not need; it was not opened"
-    raise UnsafeFileError(message, _RESAVE, rule="pickle-object")
+    raise UnsafeFileError(message, RESAVE, rule="pickle-object")
 
 
 def refuse_other_library(path: Path, findings: list[Finding]) -> None:
