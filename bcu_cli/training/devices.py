@@ -60,6 +60,19 @@ def choose(name: str = "auto", precision: str = "auto") -> Device:
     Raises:
         UsageError: There is no such device or precision.
     """
+    device = check(name, precision)
+    _try(device)
+    if precision == "auto":
+        precision = "bf16" if _multiplies_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
+    return Device(torch=device, precision=precision)
+
+
+def check(name: str, precision: str) -> torch.device:
+    """The device that :func:`choose` takes, before it is used: another process may need a GPU for itself.
+
+    Raises:
+        UsageError: There is no such device or precision.
+    """
     if name == "auto":
         alone = ranks.count() == 1
         mps = alone and torch.backends.mps.is_available()
@@ -68,17 +81,24 @@ def choose(name: str = "auto", precision: str = "auto") -> Device:
         name = _device_of_rank(name)
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {name}", "auto, cpu, cuda, cuda:1 or mps") from error
+    if precision not in {"auto", "bf16", "fp16", "fp32"}:
+        raise UsageError(f"there is no precision {precision}", "auto, bf16, fp16 or fp32")
+    if device.type != "cuda":
+        _try(device)
+    elif (device.index or 0) >= (there := torch.cuda.device_count()):
+        there_are = number_of(there, "CUDA device is there", "CUDA devices are there")
+        raise UsageError(f"device {name} cannot be used: {there_are}", "use --device auto")
+    return device
+
+
+def _try(device: torch.device) -> None:
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        if reason.startswith("Expected one of"):
-            raise UsageError(f"there is no device {name}", "auto, cpu, cuda, cuda:1 or mps") from error
-        raise UsageError(f"device {name} cannot be used: {reason}", "use --device auto") from error
-    if precision not in {"auto", "bf16", "fp16", "fp32"}:
-        raise UsageError(f"there is no precision {precision}", "auto, bf16, fp16 or fp32")
-    if precision == "auto":
-        precision = "bf16" if _multiplies_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
-    return Device(torch=device, precision=precision)
+        raise UsageError(f"device {device} cannot be used: {reason}", "use --device auto") from error
 
 
 def _device_of_rank(name: str) -> str:

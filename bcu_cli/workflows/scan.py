@@ -119,7 +119,7 @@ def prepare(options: ScanRequest) -> None:
         except OSError as error:
             message = f"--evidence {options.evidence} cannot be used: {error.strerror}"
             raise OutputError(message, "name a folder that exists or can be created") from error
-    devices.choose(options.device, options.precision)
+    devices.check(options.device, options.precision)
 
 
 def scan_all(files: list[dict[str, Any]], options: ScanRequest) -> None:
