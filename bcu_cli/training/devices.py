@@ -97,7 +97,7 @@ def _try(device: torch.device) -> None:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise UsageError(f"device {device} cannot be used: {reason}", "use --device auto") from error
 
 
