@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import effort, objective
+from bcu_cli.defenses.adversarial import effort, objective, searching
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.evaluation.adversary import Adversary
 from bcu_cli.models.new_classifier import new_classifier
@@ -39,7 +39,7 @@ def loss(method: Any, how: effort.Effort) -> float:
     student, teacher = (new_classifier("resnet8", 4, images, seed=seed) for seed in (0, 1))
     student.train()
     teacher.eval()
-    adversary = Adversary(range(4), (3, 16, 16), auto.LIMITS, seed=0)
+    adversary = Adversary(range(4), (3, 16, 16), searching.LIMITS, seed=0)
     given: Any = (student, teacher, adversary, torch.ones(NUM_KINDS), how)
     return method(*given)(torch.rand(24, 3, 16, 16), torch.arange(24), 0.5).item()
 

@@ -3,7 +3,8 @@
 The re-initialised student that learns from the teacher on unlabeled images is the paper's (CVPR 2023). Alone
 it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.md``). This method adds:
 
-0. Where there are many classes, universal changes choose those to search (``class_screening.py``).
+0. Where there are many classes, universal changes choose those to search (``class_screening.py``). All
+   searches are those of ``searching.py``.
 1. Robust distillation. An :class:`Adversary` learns universal changes that make images be predicted as a
    class. The student must give the teacher's answers to the *clean* images on the changed ones as well; I-BAU
    does this with labels (Zeng et al., ICLR 2022). The adversary starts from what it found on the original
@@ -14,10 +15,8 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    alone (SAU; Wei et al., NeurIPS 2023). The loss is ``objective.py``. The student is the moving average of
    its weights.
 2. Evidence for the verdict. A second adversary with another seed searches the original for triggers that
-   succeed far more often than those for other classes. Where most classes are reached, no class can be far
-   ahead; so the limits are halved, and the search is repeated (Neural Cleanse compares the smallest triggers
-   for the same reason; Wang et al., S&P 2019). Where no trigger stands out, a sinusoid may
-   (``evaluation/spectrum.py``). Sinusoidal patterns that succeed on the original are added.
+   succeed far more often than those for other classes (``original_triggers.py``). Where none stands out, a
+   sinusoid may (``evaluation/spectrum.py``). Sinusoidal patterns that succeed on the original are added.
 3. A search for the strength, where no trigger stands out on images that are not large. A copy of the network
    is taught known backdoors (``canary.py``), searched as the original was, and cleansed. The first of
    ``LEVELS`` that removes them is taken. Where none does, or a trigger stands out, it is the first of all.
@@ -27,7 +26,7 @@ it leaves backdoors in networks that its ratios were not tuned for (``docs/auto.
    nothing does. A user may prefer more or less of the original's.
 5. Verification. All triggers of step 2 come from the original, and the student was trained against similar
    ones. So before the verdict is ``cleansed``, triggers are searched on the cleansed network itself
-   (``residual_search.py``), for the suspected classes and for control classes.
+   (``verification.py``), for the suspected classes and for control classes.
 
 If a trigger of step 2 still works, or a class is reached clearly more often than the others in step 5, the
 next level is taken; on small images after the gentle one whenever the verdict is not good but can be. The
@@ -42,28 +41,20 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from bcu_cli.defenses.adversarial import canary, effort, outlook, patches, sinusoids
+from bcu_cli.defenses.adversarial import canary, effort, outlook, sinusoids
 from bcu_cli.defenses.adversarial.evidence import (
     MIN_HELD_OUT,
-    MIN_TRIGGER_SUCCESS,
     Evidence,
     canaries_removed,
-    clear_classes,
     learned_canaries,
-    saturated,
-    standing_out,
 )
 from bcu_cli.defenses.adversarial.mixing import MARGIN, Mixture, onward, unguided
 from bcu_cli.defenses.adversarial.objective import training_objective
-from bcu_cli.defenses.adversarial.residual_search import (
-    FoundTrigger,
-    ModelPair,
-    TriggerSuccess,
-    compare_changes,
-    spread,
-)
+from bcu_cli.defenses.adversarial.original_triggers import OriginalTriggers
+from bcu_cli.defenses.adversarial.residual_search import FoundTrigger, ModelPair, TriggerSuccess
+from bcu_cli.defenses.adversarial.searching import LIMITS, Searcher
+from bcu_cli.defenses.adversarial.verification import Verification
 from bcu_cli.defenses.base import (
     DefenseOptions,
     TrainedDefense,
@@ -73,34 +64,21 @@ from bcu_cli.defenses.base import (
     require,
 )
 from bcu_cli.defenses.bcu import BcuOptions, reinitialise
-from bcu_cli.evaluation import class_screening
-from bcu_cli.evaluation.adversary import (
-    KINDS,
-    UNIVERSAL,
-    WEIGHT_FLOOR,
-    Adversary,
-    Limits,
-    odds,
-)
 from bcu_cli.evaluation.class_screening import FEWEST_CLASSES, LARGEST_SHARE
-from bcu_cli.evaluation.measures import Proportion, agreement, log_odds
-from bcu_cli.evaluation.spectrum import DOMINANT, MIN_LEAD, SpectralAdversary, leads
-from bcu_cli.evaluation.suitability import confidence_and_answer
-from bcu_cli.images.augmentation import NO_AUGMENTATION
+from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.models.classifier import place
 from bcu_cli.models.normalisation import is_layer_normalised
-from bcu_cli.training.inference import in_batches, predict
+from bcu_cli.training.inference import predict
 from bcu_cli.training.loop import Companion, Stage, Training
-from bcu_cli.triggers.base import to_bytes
 from bcu_cli.words import number_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
 
     from bcu_cli.defenses.adversarial.effort import Effort
-    from bcu_cli.defenses.adversarial.residual_search import Change
+    from bcu_cli.defenses.adversarial.searching import Weaknesses
     from bcu_cli.models import Classifier
     from bcu_cli.training.forecast import Outlook
     from bcu_cli.training.loop import Objective
@@ -108,35 +86,20 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 3000
 """Most steps of a cleansing."""
-MOST_HALVINGS = 2
-"""Most halvings of the limits while triggers are searched that tell the classes apart."""
-STARTS_PER_CLASS = 3
-"""Changes of each kind that this search starts from for each class, where there are suspected classes."""
-MOST_SUSPECTS, MOST_CONTROLS = 3, 6
-"""Most suspected classes to search, and most control classes to compare them with."""
 MOST_OF_USUAL_RATE = 4.0
 """Factor of the method's own learning rate above which a rate that the user gives is remarked on."""
 EMA_DECAY = 0.98
 """Decay of the moving average of the weights that a cleansing ends with."""
 TAKEN_PENALTY = 0.5
 """Penalty on a class that is another canary's target, as a share of images predicted as that class."""
-MIN_START_SUCCESS = 0.5
-"""Least success of a listed patch that a search starts at."""
 MOST_DRAWN = 4
 """Most triggers of the original, and most sinusoidal patterns, that a page draws."""
-FEWEST_ANSWERS, MOST_ANSWERS = 50, 100_000
-"""Predictions while triggers are tried on a network: fewest for each trigger, and most for all together."""
-
 ACCURACY, REMOVAL = "accuracy", "removal"
 """What a user may prefer."""
-LIMITS = Limits(patch=0.03, perturbation=0.06, warp=0.125)
-"""Limits of the searches, and of the adversary at the first levels."""
 LEVELS = (LIMITS, LIMITS, LIMITS.scaled(2.0))
 """Limits of the adversary by level; the first is the ``GENTLE`` one."""
 GENTLE = 0
 """The level that stays as close to the original as it can; it re-initialises nothing."""
-VERIFICATION_LIMITS = replace(LIMITS, patch=LIMITS.patch / 2)
-"""Limits of the search on the cleansed network: larger patches fool many networks for any class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,19 +134,6 @@ class AutoOptions(TrainedOptions):
         require(known, f"--prefer {self.prefer} makes no sense", f"--prefer {ACCURACY}, or {REMOVAL}")
 
 
-@dataclass(frozen=True)
-class _Weaknesses:
-    """What misleads a network before it is cleansed.
-
-    Args:
-        adversary: Universal changes, and how often each is to be sampled.
-        sinusoids: Weight of each kind of sinusoidal pattern, float ``[NUM_KINDS]``.
-    """
-
-    adversary: Adversary
-    sinusoids: Tensor
-
-
 class Auto(TrainedDefense[AutoOptions]):
     """Adversarial distillation, with a search for its strength and a verdict."""
 
@@ -195,16 +145,9 @@ class Auto(TrainedDefense[AutoOptions]):
     level: int
     mix: float = 1.0
     _least_share: float = 0.0
-    _largest_share: float = 0.0
     evidence: Evidence
     trials: list[list[TriggerSuccess]]
-    _teacher_answers: Tensor
-    _confident: Tensor
-    _classes: list[int]
-    _judging_adversaries: dict[str, Adversary]
-    _success_before: dict[tuple[str, int], Proportion]
-    _spectral: dict[int, tuple[Change, Proportion]]
-    _sinusoids_before: list[tuple[Change, int, Proportion]]
+    _verification: Verification
 
     def decide(self, options: AutoOptions) -> AutoOptions:
         """See :meth:`Defense.decide`."""
@@ -223,6 +166,25 @@ class Auto(TrainedDefense[AutoOptions]):
         example = self.example().to(self.teacher.mean.device)
         by_layer = is_layer_normalised(self.teacher.eval(), example)
         return effort.suited(self.teacher.preprocessing.input_size, layer_normalised=by_layer)
+
+    @cached_property
+    def searcher(self) -> Searcher:
+        """Searches the networks of this cleansing; the original is taken to the device for it."""
+        place(self.teacher.eval(), self.device.torch)
+        return Searcher(
+            self.teacher,
+            self.data.images,
+            self.held_out.images,
+            self.effort,
+            training=self.training_of,
+            device=self.device,
+            seed=self.options.seed,
+        )
+
+    @cached_property
+    def triggers(self) -> OriginalTriggers:
+        """What is searched on the original to judge the cleansing by."""
+        return OriginalTriggers(self.searcher)
 
     @property
     def batch_size(self) -> int:
@@ -253,18 +215,12 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def stages(self) -> Iterator[Stage]:
         """Search the original, tune the strength on canaries where needed, cleanse, and verify."""
-        place(self.teacher.eval(), self.device.torch)
         self.trials = []
-        self._teacher_answers, self._confident = self._answers_and_confident()
-        counts = torch.bincount(self._teacher_answers)
-        self._largest_share = int(counts.max()) / len(self._teacher_answers)
-        yield from self._choose_classes()
-        weaknesses = yield from self._weaknesses(self.teacher, "looking for weaknesses")
-        yield from self._search_for_triggers()
-        yield from self._search_for_a_sinusoid()
-        self._sinusoids_before = self._try_sinusoids(self.teacher, self.options.seed + 1)
+        yield from self.searcher.choose_classes()
+        weaknesses = yield from self.searcher.weaknesses(self.teacher, "looking for weaknesses")
+        yield from self.triggers.search()
         self.level = GENTLE
-        if not self._standing_out() and not self.options.quick and self.effort.reinitialise:
+        if not self.triggers.outstanding and not self.options.quick and self.effort.reinitialise:
             yield from self._tune_on_canaries()
         while True:
             title = f"cleansing, level {self.level}"
@@ -304,15 +260,14 @@ class Auto(TrainedDefense[AutoOptions]):
         of them is clear, the mix holds as much of the student as where nothing stands out. It never holds
         less than the mix in which the canaries died.
         """
-        selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.mixing_images)]
+        selection = self.searcher.selected(self.effort.mixing_images)
         pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
         targets = pair.targets()
-        stands_out = [each for each in self._standing_out() if each[1] in targets]
+        stands_out = [each for each in self.triggers.outstanding if each[1] in targets]
         patches_alone = [each for each in stands_out if each[0] == "patch"]
-        found = [(self._judging_change(*each), each[1]) for each in patches_alone or stands_out]
-        clear = self._spectral or clear_classes(_triples(self._success_before))
+        found = [(self.triggers.change(*each), each[1]) for each in patches_alone or stands_out]
         least = max(self._least_share, min(1.0, round(self.effort.least_share + self._margin, 2)))
-        if not clear:
+        if not self.triggers.clear:
             least = max(least, unguided(self._margin))
         return max(mixture.mildest(pair, found, margin=self._margin), least)
 
@@ -320,11 +275,6 @@ class Auto(TrainedDefense[AutoOptions]):
     def _margin(self) -> float:
         """Added to the least share of the student in a mix, by what the user prefers."""
         return {ACCURACY: 0.0, None: MARGIN, REMOVAL: 1.0}[self.options.prefer]
-
-    def _standing_out(self) -> list[tuple[str, int]]:
-        """Kind and target class of each trigger that stands out on the original."""
-        spectral = [(DOMINANT, target) for target in self._spectral]
-        return [*standing_out(_triples(self._success_before)), *spectral]
 
     @property
     def _more_may_help(self) -> bool:
@@ -354,7 +304,7 @@ class Auto(TrainedDefense[AutoOptions]):
         """
         before, self.evidence = self.evidence, self._known_triggers()
         if before.residual_searches:
-            self._compare_changes(self._model_pair, self._suspect_classes)
+            self.evidence = replace(self.evidence, residual_searches=self._verification.judged())
         elif self.verdict().good and not before.verdict().good:
             self.evidence = before
 
@@ -384,8 +334,9 @@ class Auto(TrainedDefense[AutoOptions]):
             return "in a network with LayerNorm and for such large images"
         if self.teacher.num_classes < FEWEST_CLASSES:
             return f"in a network of {number_of(self.teacher.num_classes, 'class', 'classes')}"
-        if self._largest_share > LARGEST_SHARE:
-            return f"by images of which {self._largest_share:.0%} are of one class to the original"
+        counts = torch.bincount(self.searcher.answers)
+        if (share := int(counts.max()) / int(counts.sum())) > LARGEST_SHARE:
+            return f"by images of which {share:.0%} are of one class to the original"
         return ""
 
     def details(self) -> dict[str, Any]:
@@ -402,7 +353,7 @@ class Auto(TrainedDefense[AutoOptions]):
             "optimizer": self.effort.optimizer,
             "unproven": self._unproven(),
             "more_without_quick": more,
-            "classes_searched": len(self._classes),
+            "classes_searched": len(self.searcher.classes),
             "trials": [[each.as_json() for each in trial] for trial in self.trials],
             "sinusoids": {
                 "tried": sinusoids.NUM_KINDS,
@@ -438,173 +389,21 @@ class Auto(TrainedDefense[AutoOptions]):
 
     def _known_triggers(self) -> Evidence:
         """The evidence on the student before it is searched: what succeeded on the original, and canaries."""
-        after: dict[tuple[str, int], Proportion] = {}
-        for kind, adversary in self._judging_adversaries.items():
-            after |= self._successes(adversary, self.student, [kind])
-        found = [
-            TriggerSuccess(
-                trigger=kind,
-                target=target,
-                before=share,
-                after=after[kind, target],
-                change=self._judging_change(kind, target),
-            )
-            for (kind, target), share in self._success_before.items()
-        ]
-        spectral = [
-            TriggerSuccess(
-                trigger=DOMINANT,
-                target=target,
-                before=share,
-                after=self._success(self.student, change, target),
-                change=change,
-            )
-            for target, (change, share) in self._spectral.items()
-        ]
-        patterns = [
-            TriggerSuccess(
-                trigger="sinusoid",
-                target=target,
-                before=share,
-                after=self._success_by_class(self.student, pattern)[target],
-                change=pattern,
-            )
-            for pattern, target, share in self._working_sinusoids()
-        ]
         return Evidence(
-            found=found,
-            spectral=spectral,
-            sinusoids=patterns,
+            found=self.triggers.found_on(self.student),
+            spectral=self.triggers.spectral_on(self.student),
+            sinusoids=self.triggers.sinusoids_on(self.student),
             trials=self.trials[: self.level + 1],
             residual_searches=[],
             confident_agreement=self._confident_agreement(),
             held_out=len(self.held_out),
         )
 
-    def _working_sinusoids(self) -> list[tuple[Change, int, Proportion]]:
-        """The sinusoidal patterns that succeed on the original."""
-        return [each for each in self._sinusoids_before if each[2].value >= MIN_TRIGGER_SUCCESS]
-
-    def _answers_and_confident(self) -> tuple[Tensor, Tensor]:
-        """The original's predictions on the held-out images, and the half with its highest confidence."""
-        confidence, answers = in_batches(
-            lambda images: confidence_and_answer(self.teacher(images)),
-            self.held_out.images,
-            self.device,
-            network=self.teacher,
-        ).T
-        return answers.long(), confidence.topk(ceil(len(confidence) / 2)).indices
-
     def _confident_agreement(self) -> Proportion:
         """Agreement of student and original on the images on which the original is most confident."""
-        images, expected = self.held_out.images[self._confident], self._teacher_answers[self._confident]
+        index = self.searcher.confident
+        images, expected = self.held_out.images[index], self.searcher.answers[index]
         return agreement(self.student, expected, images, self.device)
-
-    def _judging_change(self, kind: str, target: int) -> Change:
-        """A trigger that was found on the original."""
-        if kind == DOMINANT:
-            return self._spectral[target][0]
-        adversary = self._judging_adversaries[kind]
-        return _on_bytes(adversary, adversary.targets.tolist().index(target), UNIVERSAL.index(kind))
-
-    def _choose_classes(self) -> Iterator[Stage]:
-        """Choose the classes to search triggers for: all, or those that universal changes lead to."""
-        count = self.teacher.num_classes
-        self._classes = list(range(count))
-        if count <= class_screening.MOST_CLASSES:
-            return
-        shape, seed = self.teacher.preprocessing.input_size, self.options.seed
-        adversary = class_screening.UntargetedAdversary(shape, LEVELS[0], seed=seed).to(self.device.torch)
-        yield self._search(adversary, self.teacher, "screening classes")
-        reached = [
-            [share.value for share in self._success_by_class(self.teacher, _on_bytes(adversary, slot, kind))]
-            for slot in range(class_screening.STARTS)
-            for kind in range(len(UNIVERSAL))
-        ]
-        success = torch.tensor(reached).view(class_screening.STARTS, len(UNIVERSAL), count)
-        self._classes = class_screening.candidates(
-            success.amax(0),
-            seed,
-            most=class_screening.MOST_CLASSES,
-            controls=class_screening.RANDOM_CLASSES,
-        )
-
-    def _search_for_triggers(self) -> Iterator[Stage]:
-        """Search the original for the triggers to judge by, within limits that tell the classes apart.
-
-        Where a kind of trigger reaches most classes and none stands out, its limit is halved.
-        """
-        self._judging_adversaries, self._success_before, self._spectral = {}, {}, {}
-        limits = LEVELS[0]
-        for halving in range(MOST_HALVINGS + 1):
-            adversary = self._starting_adversary(self.teacher, limits, self.options.seed + 1)
-            title = "looking for smaller triggers" if halving else "looking for triggers"
-            yield self._search(adversary, self.teacher, title)
-            missing = [kind for kind in UNIVERSAL if kind not in self._judging_adversaries]
-            for kind in missing:
-                successes = self._successes(adversary, self.teacher, [kind])
-                if halving == MOST_HALVINGS or not saturated(_triples(successes)):
-                    self._judging_adversaries[kind] = adversary
-                    self._success_before |= successes
-            if len(self._judging_adversaries) == len(UNIVERSAL):
-                return
-            limits = limits.scaled(0.5)
-
-    def _search_for_a_sinusoid(self) -> Iterator[Stage]:
-        """Search the original for a sinusoidal trigger, where no other trigger stands out.
-
-        Of each class the strongest sinusoid in a perturbation is tried alone, at its weakest amplitude first.
-        """
-        classes = [each for each in self._classes if bool((self._teacher_answers != each).any())]
-        if self._standing_out() or not self.effort.spectral_steps:
-            return
-        size = self.teacher.preprocessing.input_size[1:]
-        adversary = SpectralAdversary(classes, size, seed=self.options.seed).to(self.device.torch)
-
-        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
-            first = torch.randint(len(adversary.targets), (1,), device=views.device)
-            return adversary.loss(self.teacher, views, first)
-
-        how: dict[str, Any] = {"schedule": "cosine", "augmentation": NO_AUGMENTATION}
-        how |= self._length(self.effort.spectral_steps)
-        training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
-        yield Stage(title="looking for a sinusoidal trigger", training=training)
-        for alike in adversary.candidates():
-            changes = [sinusoids.add_pattern(each.sinusoid, each.amplitude) for each in alike]
-            tried = list(zip(alike, changes, strict=True))
-            successes = [self._success(self.teacher, change, each.target) for each, change in tried]
-            for (each, change), success, lead in zip(tried, successes, leads(successes), strict=True):
-                if lead >= MIN_LEAD:
-                    self._spectral.setdefault(each.target, (change, success))
-
-    def _weaknesses(self, network: Classifier, title: str) -> Generator[Stage, None, _Weaknesses]:
-        """Search a network for what misleads it before it is cleansed."""
-        adversary = self._starting_adversary(network, LIMITS, self.options.seed)
-        yield self._search(adversary, network, title)
-        adversary.set_sampling_weights(self._successes(adversary, network))
-        successes = [share for _, _, share in self._try_sinusoids(network, self.options.seed)]
-        weights = [WEIGHT_FLOOR + odds(success) for success in successes]
-        return _Weaknesses(adversary, torch.tensor(weights, device=self.device.torch))
-
-    def _starting_adversary(self, network: Classifier, limits: Limits, seed: int) -> Adversary:
-        """An adversary whose patches start at those listed ones that succeed most often on a network.
-
-        Gradients alone miss small sharp patches on large images. A class that no listed patch reaches on
-        ``MIN_START_SUCCESS`` of a few images starts at random.
-        """
-        adversary, shape = self._adversary(limits, seed), self.teacher.preprocessing.input_size
-        listed = patches.draw(shape, seed, largest=limits.patch)[:: self.effort.patch_interval]
-        images = self.data.images[spread(torch.arange(len(self.data)), patches.SCREENING_IMAGES)]
-        if not listed:
-            return adversary
-        without = predict(network, images, self.device)
-        answers = patches.answers(listed, images, [network], without, self.device)
-        for slot, target in enumerate(adversary.targets.tolist()):
-            hits, of = (answers == target).sum(1), int((without != target).sum())
-            best = listed[int(hits.argmax())]
-            if of and int(hits.max()) >= MIN_START_SUCCESS * of:
-                adversary.start_patch(slot, best.pixels / 255.0, best.top, best.left)
-        return adversary
 
     def _tune_on_canaries(self) -> Iterator[Stage]:
         """Plant canaries in a copy of the network, and find the first level that removes them."""
@@ -612,13 +411,13 @@ class Auto(TrainedDefense[AutoOptions]):
         triggers = canary.draw(self.teacher.preprocessing.input_size, self.options.seed)
         targets = self._targets(triggers)
         objective = canary.teaching(taught, self.teacher, triggers, targets)
-        planting = self._training(taught, objective, **self._length(self.effort.canary_steps))
+        planting = self.training_of(taught, objective, steps=self.effort.canary_steps)
         yield Stage(title="planting canaries", training=planting)
         changes = [trigger.apply_to_bytes for trigger in triggers]
         self.level, self._least_share = GENTLE, 0.0
 
         def successes(network: Classifier) -> list[Proportion]:
-            return [self._success(network, *each) for each in zip(changes, targets, strict=True)]
+            return [self.searcher.success(network, *each) for each in zip(changes, targets, strict=True)]
 
         before = successes(taught)
 
@@ -633,7 +432,7 @@ class Auto(TrainedDefense[AutoOptions]):
         if not learned_canaries([planted]):
             self.trials.append(planted)
             return
-        weaknesses = yield from self._weaknesses(taught, "looking for weaknesses of the copy")
+        weaknesses = yield from self.searcher.weaknesses(taught, "looking for weaknesses of the copy")
         mildest: list[TriggerSuccess] = []
         for level in range(GENTLE, len(LEVELS)):
             cleansed = copy_of(taught)
@@ -656,8 +455,8 @@ class Auto(TrainedDefense[AutoOptions]):
     def _targets(self, triggers: Sequence[Trigger]) -> list[int]:
         """A target class for each canary: rarely caused by its trigger already, and no other's target."""
         taken = torch.zeros(self.teacher.num_classes)
-        predicted = torch.bincount(self._teacher_answers, minlength=len(taken))
-        taken[predicted == len(self._teacher_answers)] = torch.inf  # no image has another class
+        predicted = torch.bincount(self.searcher.answers, minlength=len(taken))
+        taken[predicted == len(self.searcher.answers)] = torch.inf  # no image has another class
         targets: list[int] = []
         for trigger in triggers:
             answers = predict(
@@ -669,10 +468,10 @@ class Auto(TrainedDefense[AutoOptions]):
         return targets
 
     def _cleansing(
-        self, student: Classifier, teacher: Classifier, weaknesses: _Weaknesses, level: int, title: str
+        self, student: Classifier, teacher: Classifier, weaknesses: Weaknesses, level: int, title: str
     ) -> Stage:
         """Distil into a copy of a network against an adversary, re-initialised in part but at level 0."""
-        adversary = self._adversary(LEVELS[level], self.options.seed)
+        adversary = self.searcher.adversary(LEVELS[level], self.options.seed)
         adversary.load_state_dict(weaknesses.adversary.state_dict())
         if level != GENTLE and self.effort.reinitialise:
             student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
@@ -680,143 +479,38 @@ class Auto(TrainedDefense[AutoOptions]):
         companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)
         objective = training_objective(student, teacher, adversary, weaknesses.sinusoids, self.effort)
         how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
-        training = self._training(student, objective, companion, **how)
+        training = self.training_of(student, objective, companion=companion, **how)
         return Stage(title=title, training=training)
 
     def _verify(self) -> Iterator[Stage]:
-        """Search the cleansed network for triggers to the suspected classes and to control classes."""
-        selection = self.data.images[spread(torch.arange(len(self.data)), self.effort.selection_images)]
-        pair = ModelPair(self.teacher, self.student, selection, self.held_out.images, self.device)
-        shape, seed = self.teacher.preprocessing.input_size, self.options.seed + 2
-        listed = pair.promising(patches.draw(shape, seed)[:: self.effort.patch_interval])
-        suspects = self._suspects()
-        if suspects:
-            listed = {target: listed[target] for target in self._add_controls(suspects, list(listed))}
-        compared = list(listed) if suspects else pair.most_affected(listed, MOST_SUSPECTS + MOST_CONTROLS)
-        climbed = {target: pair.climb(listed[target], target) for target in compared}
-        targets = (
-            [target for target in listed for _ in range(STARTS_PER_CLASS)] if suspects else self._classes
-        )
-        adversary = Adversary(targets, shape, VERIFICATION_LIMITS, seed=seed)
-        adversary.to(self.device.torch)
-        steps, batch = self.effort.verification_steps, self.effort.batch_size
-        how = {"batch_size": batch, **self._length(steps, batch)}
-        yield self._search(adversary, self.student, "looking for remaining triggers", **how)
-        self._candidates: list[tuple[str, str, Mapping[int, Sequence[Change]]]] = [
-            ("enumeration", "patch", climbed)
-        ]
-        for position, kind in enumerate(UNIVERSAL):
-            searched: dict[int, list[Change]] = {}
-            for slot, target in enumerate(adversary.targets.tolist()):
-                if target in listed:
-                    searched.setdefault(target, []).append(_on_bytes(adversary, slot, position))
-            self._candidates.append(("gradient", kind, searched))
-        self._compare_changes(pair, suspects)
+        """Search the cleansed network for triggers, and add what is found to the evidence."""
+        self._verification = Verification(self.searcher, self.student, self.evidence)
+        yield from self._verification.search()
+        self.evidence = replace(self.evidence, residual_searches=self._verification.judged())
 
-    def _compare_changes(self, pair: ModelPair, suspects: list[int]) -> None:
-        """Compare on the current student the changes for suspected classes with those for other classes."""
-        self._model_pair, self._suspect_classes = pair, suspects
-        most = MOST_SUSPECTS + MOST_CONTROLS
-        searches = [
-            compare_changes(pair, search, kind, candidates, suspects, most)
-            for search, kind, candidates in self._candidates
-        ]
-        self.evidence = replace(self.evidence, residual_searches=searches)
-
-    def _suspects(self) -> list[int]:
-        """The target classes of the outstanding triggers, up to ``MOST_SUSPECTS`` of them.
-
-        Those that are clear come first, since other triggers may be natural; then those of the most
-        successful triggers.
-        """
-        clear = self.evidence.clear
-
-        def rank(each: TriggerSuccess) -> tuple[bool, float]:
-            return each.target not in clear, -log_odds(each.before)
-
-        ranked = sorted(self.evidence.outstanding, key=rank)
-        return list(dict.fromkeys(each.target for each in ranked))[:MOST_SUSPECTS]
-
-    def _add_controls(self, suspects: list[int], classes: list[int]) -> list[int]:
-        """The suspected classes, and control classes drawn at random, for which nothing stands out."""
-        generator = torch.Generator().manual_seed(self.options.seed)
-        order = torch.randperm(len(classes), generator=generator).tolist()
-        known = {each.target for each in self.evidence.outstanding}
-        others = [classes[i] for i in order if classes[i] not in known]
-        return [each for each in suspects if each in classes] + others[:MOST_CONTROLS]
-
-    def _search(
-        self,
-        adversary: Adversary,
-        network: Classifier,
-        title: str,
-        **how: Any,
-    ) -> Stage:
-        """A stage that trains an adversary's universal changes against a network."""
-
-        def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - needs no labels
-            return adversary.attack(network, views, len(UNIVERSAL))[1]
-
-        how = {
-            "schedule": "constant",
-            "augmentation": NO_AUGMENTATION,
-            **self._length(self.effort.search_steps),
-            **how,
-        }
-        training = self._training(adversary, objective, optimizer=adversary.optimizer(), **how)
-        return Stage(title=title, training=training)
-
-    def _successes(
-        self, adversary: Adversary, network: Classifier, kinds: Sequence[str] = UNIVERSAL
-    ) -> dict[tuple[str, int], Proportion]:
-        """Success of an adversary's changes on a network, by kind and target class."""
-        targets = [each for each in adversary.targets.tolist() if bool((self._teacher_answers != each).any())]
-        most = max(FEWEST_ANSWERS, MOST_ANSWERS // (len(UNIVERSAL) * max(1, len(targets))))
-        slots = {target: slot for slot, target in enumerate(adversary.targets.tolist())}
-        return {
-            (kind, target): self._success(
-                network, _on_bytes(adversary, slots[target], UNIVERSAL.index(kind)), target, most
-            )
-            for kind in kinds
-            for target in targets
-        }
-
-    def _try_sinusoids(self, network: Classifier, seed: int) -> list[tuple[Change, int, Proportion]]:
-        """One sinusoidal pattern of each kind, its most frequent class on a network, and its success."""
-        tried = []
-        for pattern in sinusoids.one_per_kind(seed):
-            successes = self._success_by_class(network, pattern)
-            target = max(range(len(successes)), key=lambda each: successes[each].value)
-            tried.append((pattern, target, successes[target]))
-        return tried
-
-    def _success_by_class(self, network: Classifier, change: Change) -> list[Proportion]:
-        """Success of a change for each class, on held-out images that the original predicts as another."""
-        shown = spread(torch.arange(len(self._teacher_answers)), self.effort.sinusoid_images)
-        images, expected = self.held_out.images[shown], self._teacher_answers[shown]
-        answers = predict(network, images, self.device, transform=change)
-        classes = network.num_classes
-        hits = torch.bincount(answers[answers != expected], minlength=classes)
-        of = (len(expected) - torch.bincount(expected, minlength=classes)).clamp(min=1)
-        return [Proportion(hits=hit, of=count) for hit, count in zip(hits.tolist(), of.tolist(), strict=True)]
-
-    def _length(self, steps: int, batch_size: int | None = None) -> dict[str, Any]:
-        """The training options that make a training last about ``steps`` steps."""
-        per_epoch = min(ceil(len(self.data) / (batch_size or self.batch_size)), steps)
-        return {"epochs": ceil(steps / per_epoch), "epoch_steps": steps}
-
-    def _adversary(self, limits: Limits, seed: int) -> Adversary:
-        shape = self.teacher.preprocessing.input_size
-        return Adversary(self._classes, shape, limits, seed=seed).to(self.device.torch)
-
-    def _training(
+    def training_of(
         self,
         network: nn.Module,
         objective: Objective,
+        *,
+        steps: int | None = None,
         companion: Companion | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         **how: Any,
     ) -> Training:
+        """A training of a module on the images.
+
+        Args:
+            network: The module.
+            objective: The loss.
+            steps: Number of steps, about; None where ``how`` gives ``epochs``.
+            companion: A module that is trained along.
+            optimizer: Optimiser; None is that of a cleansing.
+            how: Training options that replace those of the defense.
+        """
+        if steps is not None:
+            per_epoch = min(ceil(len(self.data) / how.get("batch_size", self.batch_size)), steps)
+            how |= {"epochs": ceil(steps / per_epoch), "epoch_steps": steps}
         return Training(
             network,
             self.images,
@@ -827,31 +521,6 @@ class Auto(TrainedDefense[AutoOptions]):
             optimizer=optimizer,
             companions=[companion] if companion else [],
         )
-
-    def _success(
-        self, network: Classifier, change: Change, target: int, most: int | None = None
-    ) -> Proportion:
-        """Success of a change: the held-out images of other classes that are predicted as the target."""
-        index = (self._teacher_answers != target).nonzero()[:, 0]
-        others = self.held_out.images[spread(index, most or len(index))]
-        answers = predict(network, others, self.device, transform=change)
-        return Proportion(hits=int((answers == target).sum()), of=len(others))
-
-
-def _on_bytes(adversary: Adversary, slot: int, kind: int) -> Change:
-    """One of the adversary's changes as a function of uint8 images."""
-
-    def change(images: Tensor) -> Tensor:
-        slots = torch.full((len(images),), slot, device=images.device)
-        counts = [len(images) if each == kind else 0 for each in range(len(KINDS))]
-        return to_bytes(adversary(images.float() / 255.0, slots, counts))
-
-    return change
-
-
-def _triples(successes: Mapping[tuple[str, int], Proportion]) -> list[tuple[str, int, Proportion]]:
-    """Kind, target class and success of each trigger."""
-    return [(kind, target, success) for (kind, target), success in successes.items()]
 
 
 def _worst(triggers: Sequence[TriggerSuccess]) -> list[TriggerSuccess]:

@@ -52,13 +52,10 @@ def searched(file: Path, folder: Path, most: int, seed: int) -> list[dict[str, A
     data = load_unlabeled(folder, network.preprocessing.geometry, at_most=most, generator=generator)
     used, held_out = hold_out(data, 0.1, most=1000, generator=generator)
     method = Auto(network, used, AutoOptions(seed=seed), device=device, held_out=held_out)
-    method.teacher.to(device.torch).eval()
-    method._teacher_answers, _ = method._answers_and_confident()
-    method._classes = list(range(network.num_classes))
-    method._success_before, method._spectral = {}, {}
+    searcher = method.searcher
     seen: list[list[Candidate]] = []
     successes: list[Proportion] = []
-    candidates, success = SpectralAdversary.candidates, method._success
+    candidates, success = SpectralAdversary.candidates, searcher.success
 
     def noted(adversary: SpectralAdversary) -> list[list[Candidate]]:
         seen.extend(candidates(adversary))
@@ -69,8 +66,8 @@ def searched(file: Path, folder: Path, most: int, seed: int) -> list[dict[str, A
         return successes[-1]
 
     SpectralAdversary.candidates = noted  # type: ignore[assignment,method-assign]
-    method._success = measured  # type: ignore[assignment,method-assign]
-    for stage in method._search_for_a_sinusoid():
+    searcher.success = measured  # type: ignore[assignment,method-assign]
+    for stage in method.triggers.search_spectral():
         stage.training.run()
     SpectralAdversary.candidates = candidates  # type: ignore[method-assign]
     rows = []

@@ -15,11 +15,12 @@ from torch import nn
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversarial import effort, evidence, mixing
 from bcu_cli.defenses.adversarial.residual_search import ModelPair, ResidualSearch, TriggerSuccess, spread
+from bcu_cli.defenses.adversarial.searching import LIMITS, Searcher, Weaknesses
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.evaluation.adversary import UNIVERSAL, Adversary
 from bcu_cli.evaluation.measures import Proportion, agreement
-from bcu_cli.evaluation.spectrum import Candidate
+from bcu_cli.evaluation.spectrum import Candidate, SpectralAdversary
 from bcu_cli.images.folder import hold_out
 from bcu_cli.models.normalisation import is_layer_normalised
 from bcu_cli.training.inference import predict
@@ -48,9 +49,7 @@ def one_class_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def method(model: Classifier, data: ImageSet, **options: object) -> Auto:
     used, held_out = hold_out(data, 0.2, most=1000, generator=torch.Generator().manual_seed(0))
-    finished = Auto(model, used, AutoOptions(**options), device=CPU, held_out=held_out)  # type: ignore[arg-type]
-    finished._classes = list(range(model.num_classes))
-    return finished
+    return Auto(model, used, AutoOptions(**options), device=CPU, held_out=held_out)  # type: ignore[arg-type]
 
 
 def share(percent: int) -> Proportion:
@@ -79,8 +78,7 @@ def test_what_the_original_is_unsure_of_says_nothing() -> None:
     held_out = replace(data, images=torch.cat([dark, bright]), labels=None)
     original = answering((0.1, 0.0, 0.0, 0.0))
     cleansing = Auto(original, data, AutoOptions(epochs=1), device=CPU, held_out=held_out)
-    cleansing._teacher_answers, cleansing._confident = cleansing._answers_and_confident()
-    assert cleansing._teacher_answers.tolist() == [0] * 10 + [1] * 10
+    assert cleansing.searcher.answers.tolist() == [0] * 10 + [1] * 10
     cleansing.student = answering((0.0, 0.0, 0.1, 0.0))
     assert cleansing._confident_agreement() == Proportion(hits=10, of=10)
     cleansing.student = answering((0.1, -50.0, 0.0, 0.0))
@@ -100,13 +98,13 @@ def test_a_canary_target_is_no_class_that_every_image_already_has() -> None:
     """There are two classes, and every held-out image is predicted as the first."""
     network = classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), classes=2)
     cleansing = method(network, pictures(), epochs=1)
-    cleansing._teacher_answers = torch.zeros(len(cleansing.held_out), dtype=torch.int64)
+    cleansing.searcher._predictions = (torch.zeros(len(cleansing.held_out), dtype=torch.int64),) * 2
     assert cleansing._targets(auto.canary.draw((3, 8, 8), 0)) == [1, 1, 1, 1]
 
 
-def no_weaknesses(cleansing: Auto) -> auto._Weaknesses:
+def no_weaknesses(cleansing: Auto) -> Weaknesses:
     """A search that found nothing."""
-    return auto._Weaknesses(cleansing._adversary(auto.LIMITS, 0), torch.ones(NUM_KINDS))
+    return Weaknesses(cleansing.searcher.adversary(LIMITS, 0), torch.ones(NUM_KINDS))
 
 
 def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +155,6 @@ def test_a_network_with_layer_norm_is_trained_by_adamw(side: int, rate: float) -
 
 def test_canaries_are_planted_by_the_optimiser_of_the_network() -> None:
     made = method(layer_normalised(16), pictures(16), epochs=1)
-    made._teacher_answers, made._confident = made._answers_and_confident()
     planting = next(made._tune_on_canaries())
     assert planting.title == "planting canaries"
     assert type(planting.training._learners[0].optimizer) is AdamW
@@ -179,7 +176,7 @@ def test_where_too_little_can_be_compared_nothing_is_called_cleansed(
     monkeypatch.undo()
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
     made = method(classifier(network, classes=classes), pictures(), epochs=1, **options)
-    made._largest_share = share
+    made.searcher._predictions = ((torch.arange(100) >= 100 * share).long(), torch.arange(50))
     none, most = Proportion(hits=1, of=100), Proportion(hits=99, of=100)
     found = [
         TriggerSuccess(
@@ -264,11 +261,13 @@ def staged(
     successes = iter(
         [share(percent) for percent in [*planted, *[left for left in canaries for _ in range(kinds)]]]
     )
-    monkeypatch.setattr(cleansing, "_success", lambda *_: next(successes))
+    monkeypatch.setattr(cleansing.searcher, "success", lambda *_: next(successes))
     of_copy = [20] * NUM_KINDS if canaries else []
     percents = iter([*[20] * NUM_KINDS, *[50] * (NUM_KINDS - 1), 95, *of_copy, *sinusoids])
     monkeypatch.setattr(
-        cleansing, "_success_by_class", lambda *_: [share(next(percents)), share(0), share(0), share(0)]
+        cleansing.searcher,
+        "success_by_class",
+        lambda *_: [share(next(percents)), share(0), share(0), share(0)],
     )
     monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))  # tests/defenses/test_residual_search.py
     found = give(monkeypatch, cleansing, [50, *([60, 50] if canaries else [99]), *triggers])
@@ -291,7 +290,7 @@ def give(monkeypatch: pytest.MonkeyPatch, cleansing: Auto, percents: list[int]) 
         usual = {("patch", target): share(50) for target in (1, 2, 3)}
         return {("patch", 0): share(next(given)), **usual}
 
-    monkeypatch.setattr(cleansing, "_successes", successes)
+    monkeypatch.setattr(cleansing.searcher, "successes", successes)
     return given
 
 
@@ -314,11 +313,11 @@ def test_the_gentle_level_is_the_first_whatever_stands_out(
 ) -> None:
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
     monkeypatch.setattr(
-        cleansing,
-        "_successes",
+        cleansing.searcher,
+        "successes",
         lambda *_: {(kind, target): share(50 if target else 99) for target in range(4)},
     )
-    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    monkeypatch.setattr(cleansing.searcher, "success_by_class", lambda *_: [share(5)] * 4)
     titles = []
     for stage in cleansing.stages():
         titles.append(stage.title)
@@ -348,7 +347,7 @@ def test_on_large_images_every_level_is_gentle_and_level_1_is_left_out(
 ) -> None:
     lessen_effort(monkeypatch, reinitialise=False)
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=quick)
-    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    monkeypatch.setattr(cleansing.searcher, "success_by_class", lambda *_: [share(5)] * 4)
     monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))
     give(monkeypatch, cleansing, [50, before, *after])
     titles = [stage.title for stage in stages_of(cleansing)]
@@ -365,7 +364,7 @@ def test_to_leave_quick_out_is_advised_only_where_more_would_be_tried(
     """Nothing stands out and sinusoids work to the end; canaries are planted on small images alone."""
     lessen_effort(monkeypatch, reinitialise=not large)
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=True)
-    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(95)] * 4)
+    monkeypatch.setattr(cleansing.searcher, "success_by_class", lambda *_: [share(95)] * 4)
     give(monkeypatch, cleansing, [50, 60, 60])
     assert [stage.title for stage in stages_of(cleansing)] == [*SEARCHES, "cleansing, level 0"]
     assert cleansing.evidence.triggers_remain
@@ -470,7 +469,7 @@ def test_rounding_makes_nothing_good_that_was_not_searched(
 ) -> None:
     """A patch on 41 of 100 images might be more than 40 %; on 5 it is not, but nobody looked further."""
     cleansing = method(small(), pictures(), epochs=1, batch_size=32, quick=True)
-    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    monkeypatch.setattr(cleansing.searcher, "success_by_class", lambda *_: [share(5)] * 4)
     give(monkeypatch, cleansing, [50, 99, 41, 41, rounded])
     for stage in stages_of(cleansing):
         assert stage.title != "looking for remaining triggers"
@@ -512,7 +511,7 @@ def test_more_is_tried_where_a_trigger_is_found_on_the_cleansed_network(
         return iter(())
 
     monkeypatch.setattr(cleansing, "_verify", verify)
-    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    monkeypatch.setattr(cleansing.searcher, "success_by_class", lambda *_: [share(5)] * 4)
     monkeypatch.setattr(cleansing, "_confident_agreement", lambda: share(99))
     titles = [stage.title for stage in stages_of(cleansing)]
     assert titles == [*SEARCHES, *[f"cleansing, level {level}" for level in range(levels)]]
@@ -524,7 +523,7 @@ def test_the_gentle_level_begins_with_the_original_weights(monkeypatch: pytest.M
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
     give(monkeypatch, cleansing, [50, 99, 60, 5])
     monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))
-    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(5)] * 4)
+    monkeypatch.setattr(cleansing.searcher, "success_by_class", lambda *_: [share(5)] * 4)
     seen: dict[str, bool] = {}
     for stage in stages_of(cleansing):
         if stage.title.startswith("cleansing, level"):
@@ -537,7 +536,7 @@ def test_the_gentle_level_begins_with_the_original_weights(monkeypatch: pytest.M
 def test_limits_are_halved_until_classes_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch of the full size reaches all classes, a quarter of it the backdoor's class alone."""
     cleansing = method(small(), pictures(), epochs=1, batch_size=32)
-    full = auto.LIMITS
+    full = LIMITS
     asked: list[tuple[str, float]] = []
 
     def successes(
@@ -548,20 +547,19 @@ def test_limits_are_halved_until_classes_differ(monkeypatch: pytest.MonkeyPatch)
         shares = {kind: [100, usual, usual] if kind == "patch" else [30, 20, 20] for kind in kinds}
         return {(kind, target): share(of) for kind, each in shares.items() for target, of in enumerate(each)}
 
-    monkeypatch.setattr(cleansing, "_successes", successes)
+    monkeypatch.setattr(cleansing.searcher, "successes", successes)
     titles = []
-    for stage in cleansing._search_for_triggers():
+    for stage in cleansing.triggers.search_universal():
         titles.append(stage.title)
         stage.training.run()
     assert titles == ["looking for triggers", "looking for smaller triggers"]
     assert asked == [("patch", 1.0), ("perturbation", 1.0), ("warp", 1.0), ("patch", 0.5)]
-    assert {kind: each.limits.patch for kind, each in cleansing._judging_adversaries.items()} == {
+    assert {kind: each.limits.patch for kind, each in cleansing.triggers.adversaries.items()} == {
         "patch": full.patch / 2,
         "perturbation": full.patch,
         "warp": full.patch,
     }
-    cleansing._sinusoids_before, cleansing._teacher_answers = [], torch.zeros(1)
-    assert cleansing._standing_out() == [("patch", 0)]
+    assert cleansing.triggers.outstanding == [("patch", 0)]
 
 
 @pytest.mark.usefixtures("brief")
@@ -569,7 +567,7 @@ def test_sinusoids_are_weighted_by_the_odds_on_the_original(monkeypatch: pytest.
     """All patterns of the first set succeed on 20 % of the images here."""
     cleansing, weights = auto.Auto._cleansing, []
 
-    def spied(self: auto.Auto, student: Any, teacher: Any, weaknesses: auto._Weaknesses, *how: Any) -> Stage:
+    def spied(self: auto.Auto, student: Any, teacher: Any, weaknesses: Weaknesses, *how: Any) -> Stage:
         weights.append(weaknesses.sinusoids.tolist())
         return cleansing(self, student, teacher, weaknesses, *how)
 
@@ -585,13 +583,13 @@ def test_the_copy_with_canaries_is_the_teacher_of_its_cleansing(monkeypatch: pyt
     The adversary starts from what a search found on the teacher, for the copy as for the original.
     """
     cleansing, teachers = auto.Auto._cleansing, []
-    search, searched = auto.Auto._search, {}
+    search, searched = Searcher.stage, {}
 
     def spied(
         self: auto.Auto,
         student: Classifier,
         teacher: Classifier,
-        weaknesses: auto._Weaknesses,
+        weaknesses: Weaknesses,
         level: int,
         title: str,
     ) -> Stage:
@@ -600,14 +598,12 @@ def test_the_copy_with_canaries_is_the_teacher_of_its_cleansing(monkeypatch: pyt
         teachers.append((title, teacher is self.teacher, teacher.training, same, found))
         return cleansing(self, student, teacher, weaknesses, level, title)
 
-    def searching(
-        self: auto.Auto, adversary: Adversary, network: Classifier, *how: Any, **more: Any
-    ) -> Stage:
+    def searching(self: Searcher, adversary: Adversary, network: Classifier, *how: Any, **more: Any) -> Stage:
         searched[adversary] = network
         return search(self, adversary, network, *how, **more)
 
     monkeypatch.setattr(auto.Auto, "_cleansing", spied)
-    monkeypatch.setattr(auto.Auto, "_search", searching)
+    monkeypatch.setattr(Searcher, "stage", searching)
     staged(monkeypatch, canaries=[5])
     assert teachers == [
         ("cleansing canaries, level 0", False, False, True, True),
@@ -680,7 +676,6 @@ def test_a_canary_target_is_rarely_caused_by_its_trigger_already() -> None:
         network.network[1].weight.zero_()  # type: ignore[index, union-attr, operator]
         network.network[1].bias.copy_(torch.tensor([9.0, 0.0, 0.0, 0.0]))  # type: ignore[index, union-attr, operator]
     cleansing = method(network, pictures(), epochs=1)
-    cleansing._teacher_answers, _ = cleansing._answers_and_confident()
     triggers = auto.canary.draw((3, 8, 8), 0)
     targets = cleansing._targets(triggers)
     assert len(set(targets)) == 3
@@ -743,9 +738,11 @@ def test_a_sinusoid_that_is_far_ahead_is_a_trigger(
         ]
         for amplitude in amplitudes.values()
     ]
-    monkeypatch.setattr(auto.SpectralAdversary, "candidates", lambda _: found)
-    monkeypatch.setattr(cleansing, "_successes", lambda *_: {})
-    monkeypatch.setattr(cleansing, "_success_by_class", lambda *_: [share(95), share(0), share(0), share(0)])
+    monkeypatch.setattr(SpectralAdversary, "candidates", lambda _: found)
+    monkeypatch.setattr(cleansing.searcher, "successes", lambda *_: {})
+    monkeypatch.setattr(
+        cleansing.searcher, "success_by_class", lambda *_: [share(95), share(0), share(0), share(0)]
+    )
     monkeypatch.setattr(cleansing, "_verify", lambda: iter(()))
     monkeypatch.setattr(ModelPair, "success", lambda *_: share(left))
     judged = []
@@ -759,7 +756,7 @@ def test_a_sinusoid_that_is_far_ahead_is_a_trigger(
             return share(50)
         return share({2: best, 3: second}.get(target, 5))
 
-    monkeypatch.setattr(cleansing, "_success", success)
+    monkeypatch.setattr(cleansing.searcher, "success", success)
     for _ in stages_of(cleansing):
         pass
     planted = (best, second) == (95, 20)

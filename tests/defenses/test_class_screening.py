@@ -23,9 +23,8 @@ def screened(model: nn.Module, classes: int) -> tuple[Auto, list[str]]:
     used, held_out = hold_out(data, 0.25, most=1000, generator=torch.Generator().manual_seed(0))
     network = classifier(model, side=SHAPE[1], classes=classes)
     method = Auto(network, used, AutoOptions(epochs=1, batch_size=64), device=CPU, held_out=held_out)
-    method._teacher_answers, _ = method._answers_and_confident()
     titles = []
-    for stage in method._choose_classes():
+    for stage in method.searcher.choose_classes():
         titles.append(stage.title)
         stage.training.run()
     return method, titles
@@ -42,15 +41,17 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_target_of_a_backdoor_is_among_the_few() -> None:
     method, titles = screened(Tinted(), CLASSES)
     assert titles == ["screening classes"]
-    assert len(set(method._classes)) == 12
-    assert TARGET in method._classes
-    assert len([each for each in method._classes if each >= 8 and each != TARGET]) >= 3  # to compare with
+    assert len(set(method.searcher.classes)) == 12
+    assert TARGET in method.searcher.classes
+    assert (
+        len([each for each in method.searcher.classes if each >= 8 and each != TARGET]) >= 3
+    )  # to compare with
 
 
 @pytest.mark.usefixtures("few")
 def test_few_classes_are_all_searched() -> None:
     method, titles = screened(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 12)), 12)
-    assert (titles, method._classes) == ([], list(range(12)))
+    assert (titles, method.searcher.classes) == ([], list(range(12)))
 
 
 def test_the_classes_that_each_kind_reaches_most_are_chosen_and_random_ones_added() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcu_cli.defenses.adversarial import effort, objective
+from bcu_cli.defenses.adversarial.searching import LIMITS
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
-from bcu_cli.defenses.auto import LIMITS
 from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.adversary import Adversary
 

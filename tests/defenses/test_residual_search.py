@@ -12,10 +12,10 @@ from helpers import lessen_effort
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcu_cli.defenses import auto
-from bcu_cli.defenses.adversarial import patches, residual_search
+from bcu_cli.defenses.adversarial import patches, residual_search, verification
 from bcu_cli.defenses.adversarial.evidence import Evidence
 from bcu_cli.defenses.adversarial.residual_search import ModelPair, TriggerSuccess, outliers_among
+from bcu_cli.defenses.adversarial.searching import LIMITS
 from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.evaluation.measures import Proportion
 from bcu_cli.images.folder import ImageSet, hold_out
@@ -30,7 +30,7 @@ RED = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(3, 3, 3)
 GRID = ((torch.arange(4)[:, None] + torch.arange(4)) % 2).float().expand(3, 4, 4)
 ALL = (0, 1, 2, 3)
 ALL_SIDES = patches.SIDES
-WIDE = replace(auto.LIMITS, patch=0.07)
+WIDE = replace(LIMITS, patch=0.07)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def cleansed(original: Classifier, student: Classifier, suspects: Sequence[int],
     """A method that has finished, and believes to have removed a patch to each of some classes."""
     used, held_out = hold_out(images(), 0.25, most=1000, generator=torch.Generator().manual_seed(0))
     finished = Auto(original, used, AutoOptions(epochs=1, seed=seed), device=CPU, held_out=held_out)
-    finished.student, finished._classes = student, list(range(CLASSES))
+    finished.student = student
     gone = TriggerSuccess(
         trigger="patch", target=0, before=percent(100), after=percent(4), change=torch.clone
     )
@@ -139,8 +139,8 @@ def test_the_search_climbs_from_a_listed_patch_to_the_attackers(
 
 def test_of_many_classes_without_suspicion_few_are_climbed_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """There may be thousands."""
-    monkeypatch.setattr(auto, "MOST_SUSPECTS", 1)
-    monkeypatch.setattr(auto, "MOST_CONTROLS", 1)
+    monkeypatch.setattr(verification, "MOST_SUSPECTS", 1)
+    monkeypatch.setattr(verification, "MOST_CONTROLS", 1)
     climbed: list[int] = []
 
     def climb(self: ModelPair, candidates: list[patches.Patch], target: int) -> list[patches.Patch]:
@@ -204,7 +204,7 @@ def test_the_gradient_finds_what_no_square_does(monkeypatch: pytest.MonkeyPatch)
             )
 
     lessen_effort(monkeypatch, verification_steps=60)
-    monkeypatch.setattr(auto, "VERIFICATION_LIMITS", auto.LIMITS)
+    monkeypatch.setattr(verification, "VERIFICATION_LIMITS", LIMITS)
     monkeypatch.setattr(patches, "SIDES", (2,))
     original, student = network(), network()
     original.network, student.network = Tinted(WHITE, 2, ()), Tinted(WHITE, 2, ())
@@ -245,12 +245,11 @@ def test_the_search_of_the_original_starts_at_listed_patches(
     used, held_out = hold_out(given, 0.3, most=1000, generator=torch.Generator().manual_seed(0))
     cleansing = Auto(original, used, AutoOptions(), device=CPU, held_out=held_out)
     cleansing._classes = list(range(CLASSES))
-    cleansing._teacher_answers, _ = cleansing._answers_and_confident()
-    at_random = cleansing._adversary(WIDE, 0)
-    adversary = cleansing._starting_adversary(original, WIDE, 0)
+    at_random = cleansing.searcher.adversary(WIDE, 0)
+    adversary = cleansing.searcher.starting_adversary(original, WIDE, 0)
     moved = [i for i in ALL if not torch.equal(adversary.masks[i], at_random.masks[i])]
     assert moved == [2]
-    successes = cleansing._successes(adversary, original, ["patch"])
+    successes = cleansing.searcher.successes(adversary, original, ["patch"])
     assert [round(successes["patch", target].value, 1) for target in ALL] == [0.0, 0.0, 1.0, 0.0]
 
 

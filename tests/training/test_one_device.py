@@ -20,7 +20,8 @@ from bcu_cli.attacks.base import AttackOptions
 from bcu_cli.attacks.base import find as find_attack
 from bcu_cli.attacks.lc import LabelConsistent
 from bcu_cli.defenses.adversarial import sinusoids
-from bcu_cli.defenses.auto import LIMITS, Auto, _Weaknesses
+from bcu_cli.defenses.adversarial.searching import LIMITS, Weaknesses
+from bcu_cli.defenses.auto import Auto
 from bcu_cli.defenses.base import Defense
 from bcu_cli.defenses.base import find as find_defense
 from bcu_cli.defenses.fp import FinePruning
@@ -63,10 +64,9 @@ def test_method_auto() -> None:
     auto = on_meta("auto")
     assert isinstance(auto, Auto)
     auto.teacher.to("meta")
-    auto._classes = list(range(auto.teacher.num_classes))
-    adversary = auto._adversary(LIMITS, seed=0)
-    weaknesses = _Weaknesses(adversary, torch.ones(sinusoids.NUM_KINDS, device="meta"))
-    step(auto._search(adversary, auto.teacher, "looking for weaknesses"))
+    adversary = auto.searcher.adversary(LIMITS, seed=0)
+    weaknesses = Weaknesses(adversary, torch.ones(sinusoids.NUM_KINDS, device="meta"))
+    step(auto.searcher.stage(adversary, auto.teacher, "looking for weaknesses"))
     for level, student in enumerate([auto.student, deepcopy(auto.student)]):
         step(auto._cleansing(student, auto.teacher, weaknesses, level, "cleansing"))
 

@@ -11,8 +11,10 @@ import torch
 
 from bcu_cli.defenses.adversarial import sinusoids
 from bcu_cli.defenses.adversarial.objective import training_objective
-from bcu_cli.defenses.auto import LIMITS, Auto, AutoOptions
+from bcu_cli.defenses.adversarial.searching import LIMITS
+from bcu_cli.defenses.auto import Auto, AutoOptions
 from bcu_cli.defenses.bcu import BcuOptions, distillation
+from bcu_cli.evaluation.adversary import Adversary
 from bcu_cli.images.augmentation import Augmentation, augment
 from bcu_cli.images.folder import ImageSet
 from bcu_cli.models.architectures.dispatch import DispatchMode
@@ -132,9 +134,8 @@ def test_a_step_of_auto_waits_for_nothing_and_sends_one_order_of_its_images() ->
     auto = Auto(model, data, AutoOptions(epochs=1), device=Device(torch=CPU, precision="fp32"), held_out=data)
     auto.teacher.to("meta")
     auto.student.to("meta")
-    auto._classes = list(range(4))
     weights = torch.ones(sinusoids.NUM_KINDS, device="meta")
-    adversary = auto._adversary(LIMITS, seed=0).to("meta")
+    adversary = Adversary(range(4), (3, 16, 16), LIMITS, seed=0).to("meta")
     objective = training_objective(auto.student, auto.teacher, adversary, weights, auto.effort)
     views = torch.rand(32, 3, 16, 16, device="meta")
     with Sent() as sent:

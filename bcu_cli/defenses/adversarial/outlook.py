@@ -7,7 +7,16 @@ from math import ceil
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from bcu_cli.defenses.adversarial import canary, mixing, patches, residual_search, sinusoids
+from bcu_cli.defenses.adversarial import (
+    canary,
+    mixing,
+    original_triggers,
+    patches,
+    residual_search,
+    searching,
+    sinusoids,
+    verification,
+)
 from bcu_cli.evaluation import class_screening
 from bcu_cli.evaluation.adversary import UNIVERSAL
 from bcu_cli.training.forecast import FORWARD, TO_IMAGES, TO_WEIGHTS, Outlook, PlannedStage
@@ -40,23 +49,21 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
     count, held_out = len(defense.data), len(defense.held_out)
     effort = defense.effort
     batch = count / ceil(count / defense.batch_size)
-    searching = TO_IMAGES * effort.search_steps * batch
+    search = TO_IMAGES * effort.search_steps * batch
     classes = min(defense.teacher.num_classes, class_screening.MOST_CLASSES)
     tried = min(effort.sinusoid_images, held_out)
-    trying = min(auto.MOST_ANSWERS, len(UNIVERSAL) * classes * held_out) + sinusoids.NUM_KINDS * tried
-    listed = _listing(defense, largest=auto.LIMITS.patch)
+    trying = min(searching.MOST_ANSWERS, len(UNIVERSAL) * classes * held_out) + sinusoids.NUM_KINDS * tried
+    listed = _listing(defense, largest=searching.LIMITS.patch)
     screened = defense.teacher.num_classes > class_screening.MOST_CLASSES
     screening = PlannedStage(
         title="screening classes",
-        passes=searching + FORWARD * effort.search_steps * batch,
+        passes=search + FORWARD * effort.search_steps * batch,
         after=class_screening.STARTS * len(UNIVERSAL) * tried + listed,
     )
-    weaknesses = PlannedStage(title="looking for weaknesses", passes=searching, after=trying + listed)
+    weaknesses = PlannedStage(title="looking for weaknesses", passes=search, after=trying + listed)
     halved = [
-        PlannedStage(
-            title="looking for smaller triggers", passes=searching, after=trying + listed, sure=False
-        )
-        for _ in range(auto.MOST_HALVINGS)
+        PlannedStage(title="looking for smaller triggers", passes=search, after=trying + listed, sure=False)
+        for _ in range(original_triggers.MOST_HALVINGS)
     ]
     spectral = PlannedStage(
         title="looking for a sinusoidal trigger",
@@ -68,7 +75,7 @@ def _stages(defense: Auto, *, quick: bool) -> tuple[PlannedStage, ...]:
     return (
         *([screening] if screened else []),
         weaknesses,
-        PlannedStage(title="looking for triggers", passes=searching, after=trying),
+        PlannedStage(title="looking for triggers", passes=search, after=trying),
         *halved,
         *([spectral] if effort.spectral_steps else []),
         *(_tuning(defense, batch, weaknesses) if effort.reinitialise and not quick else []),
@@ -143,10 +150,10 @@ def _level(defense: Auto, batch: float, level: int) -> list[PlannedStage]:
 
 def _verifying(defense: Auto) -> tuple[float, float]:
     """Passes while listed patches and some near them are tried, and while the best changes are compared."""
-    from bcu_cli.defenses import auto
-
-    classes = min(defense.teacher.num_classes, auto.MOST_SUSPECTS + auto.MOST_CONTROLS)
-    finalists = residual_search.FINALISTS + residual_search.CLIMBED + len(UNIVERSAL) * auto.STARTS_PER_CLASS
+    classes = min(defense.teacher.num_classes, verification.MOST_SUSPECTS + verification.MOST_CONTROLS)
+    finalists = (
+        residual_search.FINALISTS + residual_search.CLIMBED + len(UNIVERSAL) * verification.STARTS_PER_CLASS
+    )
     selection = min(defense.effort.selection_images, len(defense.data))
     judged = (1 + len(UNIVERSAL)) * len(defense.held_out)
     shape = defense.teacher.preprocessing.input_size

@@ -222,10 +222,8 @@ class ModelPair:
     ) -> Proportion:
         """Success of a change on the images that the original predicts as another class."""
         images = self.test if on_test else self.selection
-        index = (self._original_answers[on_test] != target).nonzero()[:, 0]
-        images = images[spread(index, most or len(index))]
-        answers = predict(network, images, self.device, transform=change)
-        return Proportion(hits=int((answers == target).sum()), of=len(images))
+        answers = self._original_answers[on_test]
+        return success_on(network, images, answers, change, target, self.device, most=most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +303,33 @@ def outliers_among(found: Sequence[TriggerSuccess], suspects: Sequence[int]) -> 
         if ahead and each.before.interval[0] >= MIN_ORIGINAL_SUCCESS:
             clear.append(each)
     return clear
+
+
+def success_on(
+    network: Classifier,
+    images: Tensor,
+    answers: Tensor,
+    change: Change,
+    target: int,
+    device: Device,
+    *,
+    most: int | None = None,
+) -> Proportion:
+    """Success of a change: the share of the images of other classes that are predicted as the target.
+
+    Args:
+        network: The network to measure it on.
+        images: Images, uint8 ``[N, C, H, W]``.
+        answers: Their classes without the change, int64 ``[N]``.
+        change: The change.
+        target: The target class.
+        device: The device.
+        most: Most images to measure on, evenly spaced; None is all.
+    """
+    index = (answers != target).nonzero()[:, 0]
+    others = images[spread(index, most or len(index))]
+    predicted = predict(network, others, device, transform=change)
+    return Proportion(hits=int((predicted == target).sum()), of=len(others))
 
 
 def spread(index: Tensor, most: int) -> Tensor:
