@@ -87,7 +87,7 @@ app = typer.Typer(
     name="bcu",
     cls=_Commands,
     help="Inspect an image classifier you do not trust, and remove its backdoor with unlabeled images.",
-    epilog="Exit codes: 0 done, 1 done and the verdict is bad, 2 could not be done, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 done and the verdict is bad, 2 not done or not decided, 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"]},
     **_SETTINGS,
 )

@@ -230,8 +230,8 @@ def cleanse(
     """Remove a backdoor by distillation on unlabeled images, and judge the result.
 
     The result has the same tensor names, shapes and types as the original, and takes its place.
-    The default method chooses its strength. Nothing is written where the verdict is not cleansed
-    (exit code 1) or could not tell (2). --method bcu is the recipe of Pang et al., Backdoor
+    The default method chooses its strength. Without --force nothing is written where the verdict is
+    "not cleansed" (exit code 1) or "could not tell" (2). --method bcu is the recipe of Pang et al., Backdoor
     Cleansing with Unlabeled Data, CVPR 2023; --method NAME is another method.
     """
     from bcu_cli.training import ranks
