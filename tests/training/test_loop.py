@@ -271,6 +271,21 @@ def with_companion(seed: int = 1, *, kept: bool = True) -> tuple[Training, nn.Mo
     return Training(model, IMAGES, objective, options, device=CPU, seed=0, companions=together), companion
 
 
+def test_with_fp16_a_companion_may_have_no_gradient() -> None:
+    """As an adversary has in a step whose perturbed images all are of the kind without parameters."""
+    model, companion = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), nn.Linear(2, 2)
+    before = [parameter.detach().clone() for parameter in companion.parameters()]
+
+    def objective(images: torch.Tensor, index: torch.Tensor, progress: float) -> torch.Tensor:
+        return F.cross_entropy(model(images).float(), LABELS[index])
+
+    together = [Companion(module=companion, optimizer=torch.optim.Adam(companion.parameters()), kept=False)]
+    fp16 = Device(torch=torch.device("cpu"), precision="fp16")
+    options = TrainingOptions(epochs=1, batch_size=16)
+    Training(model, IMAGES, objective, options, device=fp16, seed=0, companions=together).run()
+    assert all(torch.equal(a, b) for a, b in zip(companion.parameters(), before, strict=True))
+
+
 def test_a_companion_learns_too_and_is_resumed() -> None:
     whole, companion = with_companion()
     before = weights(companion)
