@@ -23,22 +23,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bcu_cli.checkpoints import Format, write
+from bcu_cli.images.decoding.image import Geometry
+from bcu_cli.images.folder import load_unlabeled
 from bcu_cli.models import Architecture, metadata_for
 from bcu_cli.models.classifier import Classifier
 from bcu_cli.models.new_classifier import new_classifier
 from bcu_cli.report.document import environment
 from bcu_cli.training import devices
 
+FITTED, BATCH = 300, 50
+"""Images that a random network is fitted to, and those in a forward pass."""
 COUNTING = "--counting"
 """The first word of a process that runs a command of bcu and counts."""
 
 
-def drawn(path: Path, arch: str, classes: int, side: int) -> None:
-    """Write a network with random weights."""
-    pixels = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
-    made = new_classifier(arch, classes, pixels, seed=0)
+def drawn(path: Path, arch: str, classes: int, images: torch.Tensor) -> None:
+    """Write a network with random weights that answers the images with many classes.
+
+    Its BatchNorm statistics are those of the images. Each logit has the mean 0 and the deviation 1 over them:
+    bcu judges no network that answers all images alike.
+    """
+    made = new_classifier(arch, classes, images, seed=0)
+    norms = [each for each in made.network.modules() if isinstance(each, nn.BatchNorm2d)]
+    last = [each for each in made.network.modules() if isinstance(each, nn.Linear)][-1]
+    with torch.no_grad():
+        for norm in norms:
+            norm.momentum = None  # the mean over all batches
+        for batch in images.split(BATCH):
+            made.train()(batch.float() / 255.0)
+        logits = torch.cat([made.eval()(batch.float() / 255.0) for batch in images.split(BATCH)])
+        deviation, mean = torch.std_mean(logits, 0)
+        last.weight /= deviation[:, None]
+        last.bias.copy_((last.bias - mean) / deviation)
     known = Architecture(name=arch, source="benchmark", num_classes=classes)
     metadata = metadata_for(known, made.preprocessing, [f"class {index}" for index in range(classes)])
     write(path, made.network.state_dict(), format=Format.SAFETENSORS, metadata=metadata)
@@ -100,17 +119,20 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--arch", default="timm:mobilenetv3_small_050")
     parser.add_argument("--side", type=int, default=224, help="height and width of the images, in pixels")
-    parser.add_argument("--epochs", type=int, default=1, help="epochs of the cleansing")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the images in the cleansing")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     done: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"classes": {}}
     done |= environment(devices.choose()) | {"arch": options.arch, "side": options.side}
+    size_of_images = Geometry(channels=3, height=options.side, width=options.side)
+    generator = torch.Generator().manual_seed(0)
+    images = load_unlabeled(options.images, size_of_images, at_most=FITTED, generator=generator).images
     for classes in options.classes:
         if str(classes) in done["classes"]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             model, out = Path(folder) / "model.safetensors", Path(folder) / "out.safetensors"
-            drawn(model, options.arch, classes, options.side)
+            drawn(model, options.arch, classes, images)
             size = {"model_bytes": model.stat().st_size}
             scan = measured("inspect", model, "--scan", "--images", options.images)
             words = (
