@@ -221,7 +221,7 @@ def _weight(of: float) -> None:
 
 def _optimizer(*, adamw: bool) -> None:
     """One optimiser for every network; the method takes AdamW for those with LayerNorm alone."""
-    auto.is_layer_normalised = lambda *_: adamw  # type: ignore[attr-defined]
+    auto.normalised_by = lambda *_: "layer" if adamw else "batch"  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -67,7 +67,7 @@ from bcu_cli.defenses.bcu import BcuOptions, reinitialise
 from bcu_cli.evaluation.class_screening import FEWEST_CLASSES, LARGEST_SHARE
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.models.classifier import place
-from bcu_cli.models.normalisation import is_layer_normalised
+from bcu_cli.models.normalisation import normalised_by
 from bcu_cli.training.inference import predict
 from bcu_cli.training.loop import Companion, Stage, Training
 from bcu_cli.words import number_of
@@ -112,8 +112,8 @@ class AutoOptions(TrainedOptions):
         batch_size: Most images in a step; as many changed ones are added, and as many mixed ones. None is
             128, or 12 for images of more than 64x64 pixels, of which none are mixed.
         learning_rate: Peak learning rate; it rises for a quarter of the steps, then falls. None is 0.05, or
-            0.01 for images of more than 64x64 pixels. A network with LayerNorm and no BatchNorm is trained by
-            AdamW; there None is 0.001, or 0.0003.
+            0.01 for images of more than 64x64 pixels and for a network without BatchNorm and LayerNorm. One
+            with LayerNorm and no BatchNorm is trained by AdamW; there None is 0.001, or 0.0003.
         quick: Whether to plant no canaries and try no level above 1, on images of more than 64x64 pixels none
             above 0.
         prefer: What counts more at the gentle level: ``accuracy`` goes further back towards the original,
@@ -164,8 +164,8 @@ class Auto(TrainedDefense[AutoOptions]):
     def effort(self) -> Effort:
         """Numbers of steps and images, and the optimiser, that suit the network and its images."""
         example = self.example().to(self.teacher.mean.device)
-        by_layer = is_layer_normalised(self.teacher.eval(), example)
-        return effort.suited(self.teacher.preprocessing.input_size, layer_normalised=by_layer)
+        by = normalised_by(self.teacher.eval(), example)
+        return effort.suited(self.teacher.preprocessing.input_size, normalised_by=by)
 
     @cached_property
     def searcher(self) -> Searcher:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -27,12 +27,12 @@ class _Normalisations(DispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def is_layer_normalised(network: nn.Module, images: Tensor) -> bool:
-    """Whether a network has LayerNorm and no BatchNorm, as ViTs and ConvNeXts do.
+def normalised_by(network: nn.Module, images: Tensor) -> Literal["batch", "layer", "nothing"]:
+    """What normalises the activations of a network: BatchNorm, else LayerNorm (as in ViTs), else nothing.
 
     The operators are observed, since code in a model file has no such modules. So the file decides: LayerNorm
     that it holds as sums and products is not seen, nor BatchNorm that is folded into convolutions.
-    InstanceNorm counts as BatchNorm; RMSNorm and GroupNorm count as neither.
+    InstanceNorm counts as BatchNorm; RMSNorm and GroupNorm are not seen.
 
     Args:
         network: Maps ``images`` to logits.
@@ -40,4 +40,4 @@ def is_layer_normalised(network: nn.Module, images: Tensor) -> bool:
     """
     with torch.no_grad(), _Normalisations() as seen:
         network(images)
-    return seen.by_layer and not seen.by_batch
+    return "batch" if seen.by_batch else "layer" if seen.by_layer else "nothing"

@@ -22,7 +22,7 @@ from bcu_cli.evaluation.adversary import UNIVERSAL, Adversary
 from bcu_cli.evaluation.measures import Proportion, agreement
 from bcu_cli.evaluation.spectrum import Candidate, SpectralAdversary
 from bcu_cli.images.folder import hold_out
-from bcu_cli.models.normalisation import is_layer_normalised
+from bcu_cli.models.normalisation import normalised_by
 from bcu_cli.training.inference import predict
 from bcu_cli.training.optimizers import Adam, AdamW
 
@@ -129,11 +129,19 @@ def test_the_student_is_on_the_cpu_when_it_is_re_initialised(monkeypatch: pytest
 def test_large_images_take_fewer_steps_with_fewer_images(
     side: int, given: dict[str, int], batch_size: int, epochs: int
 ) -> None:
-    answers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    answers = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     made = method(classifier(answers, side), pictures(side, count=400), **given)
     assert (made.options.batch_size, made.options.epochs) == (batch_size, epochs)
     assert made.options.learning_rate == (0.05 if side == 64 else 0.01)
     assert made.effort.search_steps == (120 if side == 64 else 300)
+
+
+def test_a_network_without_norms_is_trained_at_a_lower_rate() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    )
+    made = method(classifier(network, 16), pictures(16))
+    assert (made.effort.optimizer, made.options.learning_rate, made._unproven()) == ("sgd", 0.01, "")
 
 
 def layer_normalised(side: int) -> Classifier:
@@ -174,7 +182,7 @@ def test_where_too_little_can_be_compared_nothing_is_called_cleansed(
     monkeypatch: pytest.MonkeyPatch, classes: int, share: float, options: dict[str, float], why: str
 ) -> None:
     monkeypatch.undo()
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, classes))
     made = method(classifier(network, classes=classes), pictures(), epochs=1, **options)
     made.searcher._predictions = ((torch.arange(100) >= 100 * share).long(), torch.arange(50))
     none, most = Proportion(hits=1, of=100), Proportion(hits=99, of=100)
@@ -211,20 +219,20 @@ def test_what_speaks_against_a_good_result_is_said_beforehand() -> None:
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [
-        ([nn.Conv2d(3, 4, 3)], False),
-        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], False),
-        ([nn.Conv2d(3, 4, 3), nn.LayerNorm(6)], True),
-        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LayerNorm(6)], False),
-        ([nn.Flatten(2), nn.TransformerEncoderLayer(64, 2, 8, batch_first=True)], True),
+        ([nn.Conv2d(3, 4, 3)], "nothing"),
+        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], "batch"),
+        ([nn.Conv2d(3, 4, 3), nn.LayerNorm(6)], "layer"),
+        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LayerNorm(6)], "batch"),
+        ([nn.Flatten(2), nn.TransformerEncoderLayer(64, 2, 8, batch_first=True)], "layer"),
     ],
 )
-def test_a_network_is_layer_normalised_by_what_it_runs(layers: list[nn.Module], expected: bool) -> None:
+def test_what_normalises_a_network_is_seen_in_what_it_runs(layers: list[nn.Module], expected: str) -> None:
     network = nn.Sequential(*layers).eval()
-    assert is_layer_normalised(network, torch.rand(2, 3, 8, 8)) is expected
+    assert normalised_by(network, torch.rand(2, 3, 8, 8)) == expected
     network.requires_grad_(False)  # torch fuses the layers of a transformer where no gradient is asked for
-    assert is_layer_normalised(network, torch.rand(2, 3, 8, 8)) is expected
+    assert normalised_by(network, torch.rand(2, 3, 8, 8)) == expected
     in_a_file = script_network(network, torch.rand(2, 3, 8, 8))
-    assert is_layer_normalised(in_a_file, torch.rand(2, 3, 8, 8)) is expected
+    assert normalised_by(in_a_file, torch.rand(2, 3, 8, 8)) == expected
 
 
 def test_large_networks_are_not_re_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,7 +442,7 @@ def test_a_large_image_network_with_layer_norm_is_not_called_cleansed(
     cleansing, _ = staged(monkeypatch)
     assert cleansing.verdict().word == "cleansed"
     for side, word in ((64, "cleansed"), (65, "could not tell")):
-        cleansing.effort = effort.suited((3, side, side), layer_normalised=True)
+        cleansing.effort = effort.suited((3, side, side), normalised_by="layer")
         assert cleansing.verdict().word == word
     assert "LayerNorm" in cleansing.verdict().why
 
@@ -552,10 +560,10 @@ def test_limits_are_halved_until_classes_differ(monkeypatch: pytest.MonkeyPatch)
     for stage in cleansing.triggers.search_universal():
         titles.append(stage.title)
         stage.training.run()
-    assert titles == ["looking for triggers", "looking for smaller triggers"]
-    assert asked == [("patch", 1.0), ("perturbation", 1.0), ("warp", 1.0), ("patch", 0.5)]
+    assert titles == ["looking for triggers", "looking for smaller triggers", "looking for smaller triggers"]
+    assert asked == [("patch", 1.0), ("perturbation", 1.0), ("warp", 1.0), ("patch", 0.5), ("patch", 0.25)]
     assert {kind: each.limits.patch for kind, each in cleansing.triggers.adversaries.items()} == {
-        "patch": full.patch / 2,
+        "patch": full.patch / 4,
         "perturbation": full.patch,
         "warp": full.patch,
     }

@@ -123,6 +123,13 @@ def test_what_stands_out_counts_only_where_it_works(before: int, word: str) -> N
     assert evidence(found=found, trials=[[success(100, 0)]]).verdict().word == word
 
 
+@pytest.mark.parametrize(("usual", "found"), [(75, [("patch", 0)]), (76, [])])
+def test_where_most_classes_are_reached_none_stands_out(usual: int, found: list[tuple[str, int]]) -> None:
+    """There one image more or less would decide."""
+    successes = [Proportion(hits=1000, of=1000), *[Proportion(hits=10 * usual, of=1000)] * 3]
+    assert standing_out([("patch", target, each) for target, each in enumerate(successes)]) == found
+
+
 def test_one_trigger_alone_does_not_stand_out() -> None:
     """There is no other class to compare it with."""
     assert standing_out([("patch", 0, share(100))]) == []

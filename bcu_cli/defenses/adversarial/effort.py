@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,19 +96,25 @@ a higher weight of errors costs; and mixed images gave nothing there (``docs/aut
 """
 
 
-def suited(input_size: Sequence[int], *, layer_normalised: bool) -> Effort:
+PLAIN_RATE = 0.01
+"""Most learning rate of SGD for a network whose activations nothing normalises."""
+
+
+def suited(input_size: Sequence[int], *, normalised_by: Literal["batch", "layer", "nothing"]) -> Effort:
     """The effort for a network.
 
     ViTs and ConvNeXts are trained by AdamW. SGD at a rate that removes backdoors takes away their accuracy,
-    too. On large images no setting has been found that surely removes a backdoor from such a network
-    (``docs/auto-log.md``).
+    too. On large images no setting has been found that surely removes a backdoor from such a network. Where
+    nothing normalises the activations, the usual rate of SGD costs accuracy as well (``docs/auto-log.md``).
 
     Args:
         input_size: Shape of its images, ``[C, H, W]``.
-        layer_normalised: Whether it has LayerNorm and no BatchNorm.
+        normalised_by: What normalises its activations (``models/normalisation.py``).
     """
     effort = LARGE if prod(input_size[1:]) > LARGE_PIXELS else USUAL
-    if not layer_normalised:
+    if normalised_by == "batch":
         return effort
+    if normalised_by == "nothing":
+        return replace(effort, learning_rate=min(effort.learning_rate, PLAIN_RATE))
     is_proven = effort is USUAL
     return replace(effort, optimizer="adamw", learning_rate=effort.adamw_rate, proven=is_proven)

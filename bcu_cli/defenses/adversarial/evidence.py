@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     """Kind, target class and success of a trigger on the original."""
 
 SATURATED = 0.75
-"""Median success over the classes above which the limits are halved; 3.5 in log-odds above it is 99 %."""
+"""Median success over the classes above which triggers of a kind do not stand out, and limits are halved.
+
+On 230 images a gap of 3.5 above it is the difference between 100 % and one image less. So patches stood out
+to wrong classes there (``docs/auto-log.md``).
+"""
 MIN_PLANTED_SUCCESS = 0.8
 """Least success of a canary in the copy; below that it proves nothing."""
 MAX_CANARY_SUCCESS = 0.2
@@ -227,7 +231,8 @@ def learned_canaries(trials: Sequence[Sequence[TriggerSuccess]]) -> list[Trigger
 def standing_out(triggers: Iterable[Found]) -> list[tuple[str, int]]:
     """Kind and target class of the triggers that succeed, far more often than those of their kind for others.
 
-    On a clean network triggers succeed, too, but then for most classes.
+    On a clean network triggers succeed, too, but then for most classes. Where most classes are reached, none
+    stands out.
 
     Args:
         triggers: Kind, target class and success of each trigger on the original.
@@ -239,7 +244,9 @@ def standing_out(triggers: Iterable[Found]) -> list[tuple[str, int]]:
             continue
         gaps = above_others(torch.tensor([log_odds(success) for _, success in alike])).tolist()
         for (target, success), gap in zip(alike, gaps, strict=True):
-            if gap >= MIN_LOG_ODDS_GAP and success.value >= MIN_TRIGGER_SUCCESS:
+            others = median(share.value for other, share in alike if other != target)
+            found = success.value >= MIN_TRIGGER_SUCCESS and others <= SATURATED
+            if found and gap >= MIN_LOG_ODDS_GAP:
                 far.append((kind, target))
     return far
 
