@@ -14,6 +14,7 @@ from torch import nn
 
 from bcu_cli.defenses import auto
 from bcu_cli.defenses.adversarial import effort, evidence, mixing
+from bcu_cli.defenses.adversarial.mixing import Mixture
 from bcu_cli.defenses.adversarial.residual_search import ModelPair, ResidualSearch, TriggerSuccess, spread
 from bcu_cli.defenses.adversarial.searching import LIMITS, Searcher, Weaknesses
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
@@ -136,12 +137,13 @@ def test_large_images_take_fewer_steps_with_fewer_images(
     assert made.effort.search_steps == (120 if side == 64 else 300)
 
 
-def test_a_network_without_norms_is_trained_at_a_lower_rate() -> None:
+def test_a_network_without_norms_is_trained_at_a_lower_rate_and_not_mixed() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
     )
     made = method(classifier(network, 16), pictures(16))
     assert (made.effort.optimizer, made.options.learning_rate, made._unproven()) == ("sgd", 0.01, "")
+    assert made._mildest(Mixture(made.teacher, made.student)) == 1.0
 
 
 def layer_normalised(side: int) -> Classifier:

@@ -41,7 +41,7 @@ class Effort:
         error_factor: Factor of the weight of images on which student and teacher err or disagree.
         all_errors: Whether changed images that mislead the student alone count, too.
         mixed_images: Whether the student learns the original's answers to mixes of two images, too.
-        least_share: Least share of the cleansed network in a mix, before the margin is added.
+        least_share: Least share of the cleansed network in a mix, before the margin is added; 1 is no mix.
         selection_images: Images that changes found on the cleansed network are selected on.
         patch_interval: One in this many of the listed patches is tried. It has no divisor in common with the
             10 patches of each size at each place; otherwise some of them would be left out everywhere.
@@ -105,7 +105,8 @@ def suited(input_size: Sequence[int], *, normalised_by: Literal["batch", "layer"
 
     ViTs and ConvNeXts are trained by AdamW. SGD at a rate that removes backdoors takes away their accuracy,
     too. On large images no setting has been found that surely removes a backdoor from such a network. Where
-    nothing normalises the activations, the usual rate of SGD costs accuracy as well (``docs/auto-log.md``).
+    nothing normalises the activations, the usual rate of SGD costs accuracy as well or diverges, and a mix of
+    weights is worse than both networks (``docs/auto-log.md``).
 
     Args:
         input_size: Shape of its images, ``[C, H, W]``.
@@ -115,6 +116,6 @@ def suited(input_size: Sequence[int], *, normalised_by: Literal["batch", "layer"
     if normalised_by == "batch":
         return effort
     if normalised_by == "nothing":
-        return replace(effort, learning_rate=min(effort.learning_rate, PLAIN_RATE))
+        return replace(effort, learning_rate=min(effort.learning_rate, PLAIN_RATE), least_share=1.0)
     is_proven = effort is USUAL
     return replace(effort, optimizer="adamw", learning_rate=effort.adamw_rate, proven=is_proven)
