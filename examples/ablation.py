@@ -121,6 +121,7 @@ def _objective(
     both_attacked: bool = False,
     own_statistics: bool = False,
     radius: float = 0.0,
+    suspect_left_out: bool = False,
 ) -> None:
     """The method's objective, with changes.
 
@@ -130,6 +131,8 @@ def _objective(
             those of the clean ones (Xie et al., AdvProp, CVPR 2020).
         radius: Above 0, the loss is that of the worst weights within this radius, in which each weight moves
             in proportion to its size (Kwon et al., ASAM, ICML 2021; Zhu et al., FT-SAM, ICCV 2023).
+        suspect_left_out: On clean images the logit of the most suspicious class, to which the adversary samples
+            most often, counts on neither side: a backdoor may show in what the teacher answers to them.
     """
 
     def training_objective(
@@ -151,6 +154,9 @@ def _objective(
                 taught, on_changed_before = teacher(both).split([len(clean), len(views)])
             expected, on_pairs = taught[: len(views)], taught[len(views) :]
             right = expected.argmax(1)
+            kept = list(range(expected.shape[1]))
+            if suspect_left_out:
+                kept.remove(int(adversary.targets[adversary.sampling_weights.sum(1).argmax()]))
 
             def loss(network: Callable[[Tensor], Tensor]) -> Tensor:
                 if own_statistics:
@@ -167,7 +173,7 @@ def _objective(
                 of_clean = 1.0 + weight * disagree
                 of_changed = weight * objective.emphasis(disagree) * counts
                 parts = [
-                    distillation_loss(on_clean, expected, objective.TEMPERATURE, of_clean),
+                    distillation_loss(on_clean[:, kept], expected[:, kept], objective.TEMPERATURE, of_clean),
                     distillation_loss(on_changed, expected, objective.TEMPERATURE, of_changed),
                 ]
                 if how.mixed_images:
@@ -213,6 +219,33 @@ def _all_errors() -> None:
 def _no_mixed_images() -> None:
     """The student learns nothing from mixes of two images."""
     effort.USUAL = replace(effort.USUAL, mixed_images=False)
+
+
+def _cutmix(images: Tensor) -> Tensor:
+    """Each image with a box of the one before it, the same box for all (Yun et al., CutMix, ICCV 2019)."""
+    height, width = images.shape[2:]
+    share = float(torch.rand(())) ** 0.5
+    tall, wide = round(share * height), round(share * width)
+    top, left = int(torch.randint(height - tall + 1, ())), int(torch.randint(width - wide + 1, ()))
+    mixed = images.clone()
+    mixed[:, :, top : top + tall, left : left + wide] = images.roll(1, 0)[
+        :, :, top : top + tall, left : left + wide
+    ]
+    return mixed
+
+
+def _norms_alone() -> None:
+    """At the gentle level scales and shifts of BatchNorm alone are trained (Karim et al., NFT, ECCV 2024)."""
+    cleansing = auto.Auto._cleansing
+
+    def of_norms(self: auto.Auto, student: Any, teacher: Any, weaknesses: Any, level: int, title: str) -> Any:
+        for module in student.modules():
+            if level == auto.GENTLE and not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+        return cleansing(self, student, teacher, weaknesses, level, title)
+
+    auto.Auto._cleansing = of_norms  # type: ignore[method-assign]
 
 
 def _weight(of: float) -> None:
@@ -267,7 +300,10 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "with both networks attacked": lambda: _switch(both_attacked=True),
     "with statistics of their own": lambda: _switch(own_statistics=True),
     "with sharpness-aware minimisation": lambda: _switch(radius=2.0),
+    "without the suspected class's logit": lambda: _switch(suspect_left_out=True),
     "without mixed images": _no_mixed_images,
+    "with boxes of images in place of mixed ones": lambda: setattr(objective, "mixup", _cutmix),
+    "with BatchNorm alone trained": _norms_alone,
     "without emphasis": lambda: setattr(objective, "MOST_EMPHASIS", 1.0),
     "trained by SGD": lambda: _optimizer(adamw=False),
     "trained by AdamW": lambda: _optimizer(adamw=True),

@@ -51,11 +51,23 @@ def test_without_switches_it_is_the_method_s(ablation: ModuleType, how: effort.E
     assert loss(auto.training_objective, how) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("switch", [{"own_statistics": True}, {"both_attacked": True}])
+@pytest.mark.parametrize(
+    "switch", [{"own_statistics": True}, {"both_attacked": True}, {"suspect_left_out": True}]
+)
 def test_each_switch_changes_it(ablation: ModuleType, switch: dict[str, bool]) -> None:
     expected = loss(auto.training_objective, effort.USUAL)
     ablation._switch(**switch)
     assert abs(loss(auto.training_objective, effort.USUAL) - expected) > 1e-4
+
+
+def test_boxes_take_the_place_of_mixed_images(ablation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, "mixup", objective.mixup)  # put back after the test
+    expected = loss(objective.training_objective, effort.USUAL)
+    ablation.WITHOUT["with boxes of images in place of mixed ones"]()
+    assert abs(loss(objective.training_objective, effort.USUAL) - expected) > 1e-4
+    images = torch.rand(3, 3, 8, 8)
+    mixed = ablation._cutmix(images)
+    assert ((mixed == images) | (mixed == images.roll(1, 0))).all()
 
 
 def test_one_switch_leaves_another_as_it_is(ablation: ModuleType) -> None:
