@@ -131,8 +131,8 @@ def _objective(
             those of the clean ones (Xie et al., AdvProp, CVPR 2020).
         radius: Above 0, the loss is that of the worst weights within this radius, in which each weight moves
             in proportion to its size (Kwon et al., ASAM, ICML 2021; Zhu et al., FT-SAM, ICCV 2023).
-        suspect_left_out: On clean images the logit of the most suspicious class, to which the adversary samples
-            most often, counts on neither side: a backdoor may show in what the teacher answers to them.
+        suspect_left_out: On clean images the logit of the class to which the adversary samples most often
+            counts on neither side: a backdoor may show in what the teacher answers to them.
     """
 
     def training_objective(
@@ -227,10 +227,8 @@ def _cutmix(images: Tensor) -> Tensor:
     share = float(torch.rand(())) ** 0.5
     tall, wide = round(share * height), round(share * width)
     top, left = int(torch.randint(height - tall + 1, ())), int(torch.randint(width - wide + 1, ()))
-    mixed = images.clone()
-    mixed[:, :, top : top + tall, left : left + wide] = images.roll(1, 0)[
-        :, :, top : top + tall, left : left + wide
-    ]
+    mixed, place = images.clone(), (..., slice(top, top + tall), slice(left, left + wide))
+    mixed[place] = images.roll(1, 0)[place]
     return mixed
 
 
