@@ -289,7 +289,7 @@ def test_a_class_stands_out_by_intervals(
 
 
 def test_what_the_cleansed_network_reacts_to_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of what leads most images on the original: nothing else can be an outlier."""
+    """It comes from the changes that lead most images on the original: no other can be an outlier."""
     shares = {"strong": (95, 30), "remains": (55, 60), "natural": (20, 90), "weak": (50, 30)}
     networks = {"original": 0, "cleansed": 1}
 
