@@ -266,10 +266,18 @@ class Auto(TrainedDefense[AutoOptions]):
         stands_out = [each for each in self.triggers.outstanding if each[1] in targets]
         patches_alone = [each for each in stands_out if each[0] == "patch"]
         found = [(self.triggers.change(*each), each[1]) for each in patches_alone or stands_out]
-        least = max(self._least_share, min(1.0, round(self.effort.least_share + self._margin, 2)))
-        if not self.triggers.clear:
-            least = max(least, unguided(self._margin))
+        least = max(self._least_share, self._least_mix if self.triggers.clear else self._unguided)
         return max(mixture.mildest(pair, found, margin=self._margin), least)
+
+    @property
+    def _least_mix(self) -> float:
+        """Least share of the student in a mix; 1 where a mix is worse than both networks."""
+        return min(1.0, round(self.effort.least_share + self._margin, 2))
+
+    @property
+    def _unguided(self) -> float:
+        """Share of the student in a mix where nothing tells how much is enough."""
+        return max(self._least_mix, unguided(self._margin))
 
     @property
     def _margin(self) -> float:
@@ -441,7 +449,7 @@ class Auto(TrainedDefense[AutoOptions]):
             cleansed = copy_of(cleansed)
             place(cleansed, self.device.torch)
             mixture = Mixture(taught, cleansed)
-            for share in onward(unguided(self._margin)) if level == GENTLE else [1.0]:
+            for share in onward(self._unguided) if level == GENTLE else [1.0]:
                 mixture.take(share)
                 left = trial(successes(cleansed))
                 mildest = mildest or left

@@ -144,6 +144,7 @@ def test_a_network_without_norms_is_trained_at_a_lower_rate_and_not_mixed() -> N
     made = method(classifier(network, 16), pictures(16))
     assert (made.effort.optimizer, made.options.learning_rate, made._unproven()) == ("sgd", 0.01, "")
     assert made._mildest(Mixture(made.teacher, made.student)) == 1.0
+    assert made._unguided == 1.0  # nor are canaries judged on a mix
 
 
 def layer_normalised(side: int) -> Classifier:
