@@ -52,9 +52,9 @@ def drawn(path: Path, arch: str, classes: int, images: torch.Tensor) -> None:
     with torch.no_grad():
         for norm in norms:
             norm.momentum = None  # the mean over all batches
-        for batch in images.split(BATCH):
+        for batch in torch.split(images, BATCH):
             made.train()(batch.float() / 255.0)
-        logits = torch.cat([made.eval()(batch.float() / 255.0) for batch in images.split(BATCH)])
+        logits = torch.cat([made.eval()(batch.float() / 255.0) for batch in torch.split(images, BATCH)])
         deviation, mean = torch.std_mean(logits, 0)
         last.weight /= deviation[:, None]
         last.bias.copy_((last.bias - mean) / deviation)
