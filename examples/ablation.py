@@ -28,7 +28,7 @@ from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.adversary import KINDS, Adversary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 
 AS_IT_IS = "as it is"
@@ -121,7 +121,7 @@ def _objective(
     both_attacked: bool = False,
     own_statistics: bool = False,
     radius: float = 0.0,
-    suspect_left_out: bool = False,
+    all_logits: bool = False,
 ) -> None:
     """The method's objective, with changes.
 
@@ -131,15 +131,21 @@ def _objective(
             those of the clean ones (Xie et al., AdvProp, CVPR 2020).
         radius: Above 0, the loss is that of the worst weights within this radius, in which each weight moves
             in proportion to its size (Kwon et al., ASAM, ICML 2021; Zhu et al., FT-SAM, ICCV 2023).
-        suspect_left_out: On clean images the logit of the class to which the adversary samples most often
-            counts on neither side: a backdoor may show in what the teacher answers to them.
+        all_logits: On clean images the logits of clear classes are compared, too.
     """
 
     def training_objective(
-        student: Any, teacher: Any, adversary: Adversary, weights: Tensor, how: effort.Effort
+        student: Any,
+        teacher: Any,
+        adversary: Adversary,
+        weights: Tensor,
+        how: effort.Effort,
+        clear_classes: Collection[int] = (),
     ) -> Any:
         attacked = _Mean(student, teacher) if both_attacked else student
         weight = how.error_factor * objective.DISAGREEMENT_WEIGHT
+        enough = teacher.num_classes - len(clear_classes) >= objective.FEWEST_COMPARED
+        left_out = sorted(clear_classes) if how.mixed_images and enough and not all_logits else []
 
         def loss_of(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
             half = len(views) // 2
@@ -154,9 +160,6 @@ def _objective(
                 taught, on_changed_before = teacher(both).split([len(clean), len(views)])
             expected, on_pairs = taught[: len(views)], taught[len(views) :]
             right = expected.argmax(1)
-            kept = list(range(expected.shape[1]))
-            if suspect_left_out:
-                kept.remove(int(adversary.targets[adversary.sampling_weights.sum(1).argmax()]))
 
             def loss(network: Callable[[Tensor], Tensor]) -> Tensor:
                 if own_statistics:
@@ -172,8 +175,9 @@ def _objective(
                 disagree = on_clean.argmax(1) != right
                 of_clean = 1.0 + weight * disagree
                 of_changed = weight * objective.emphasis(disagree) * counts
+                compared = objective.without(on_clean, left_out), objective.without(expected, left_out)
                 parts = [
-                    distillation_loss(on_clean[:, kept], expected[:, kept], objective.TEMPERATURE, of_clean),
+                    distillation_loss(*compared, objective.TEMPERATURE, of_clean),
                     distillation_loss(on_changed, expected, objective.TEMPERATURE, of_changed),
                 ]
                 if how.mixed_images:
@@ -298,7 +302,7 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "with both networks attacked": lambda: _switch(both_attacked=True),
     "with statistics of their own": lambda: _switch(own_statistics=True),
     "with sharpness-aware minimisation": lambda: _switch(radius=2.0),
-    "without the suspected class's logit": lambda: _switch(suspect_left_out=True),
+    "with the logits of clear classes": lambda: _switch(all_logits=True),
     "without mixed images": _no_mixed_images,
     "with boxes of images in place of mixed ones": lambda: setattr(objective, "mixup", _cutmix),
     "with BatchNorm alone trained": _norms_alone,

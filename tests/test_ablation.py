@@ -40,7 +40,7 @@ def loss(method: Any, how: effort.Effort) -> float:
     student.train()
     teacher.eval()
     adversary = Adversary(range(4), (3, 16, 16), searching.LIMITS, seed=0)
-    given: Any = (student, teacher, adversary, torch.ones(NUM_KINDS), how)
+    given: Any = (student, teacher, adversary, torch.ones(NUM_KINDS), how, {2})
     return method(*given)(torch.rand(24, 3, 16, 16), torch.arange(24), 0.5).item()
 
 
@@ -48,14 +48,14 @@ def loss(method: Any, how: effort.Effort) -> float:
 def test_without_switches_it_is_the_method_s(ablation: ModuleType, how: effort.Effort) -> None:
     expected = loss(auto.training_objective, how)
     ablation._objective()
-    assert loss(auto.training_objective, how) == pytest.approx(expected, rel=1e-5)
+    assert loss(auto.training_objective, how) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("switch", ["own_statistics", "both_attacked", "suspect_left_out"])
+@pytest.mark.parametrize("switch", ["own_statistics", "both_attacked", "all_logits"])
 def test_each_switch_changes_it(ablation: ModuleType, switch: str) -> None:
     expected = loss(auto.training_objective, effort.USUAL)
     ablation._switch(**{switch: True})
-    assert abs(loss(auto.training_objective, effort.USUAL) - expected) > 1e-4
+    assert loss(auto.training_objective, effort.USUAL) != pytest.approx(expected, rel=1e-3)
 
 
 def test_boxes_take_the_place_of_mixed_images(ablation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -485,7 +485,9 @@ class Auto(TrainedDefense[AutoOptions]):
             student.cpu()  # weights are re-initialised on the CPU; the training moves them to the device
             reinitialise(student.network, self.example(), BcuOptions(seed=self.options.seed))
         companion = Companion(module=adversary, optimizer=adversary.optimizer(), kept=False)
-        objective = training_objective(student, teacher, adversary, weaknesses.sinusoids, self.effort)
+        objective = training_objective(
+            student, teacher, adversary, weaknesses.sinusoids, self.effort, self.triggers.clear
+        )
         how: dict[str, Any] = {"epochs": self.options.epochs, "epoch_steps": MOST_STEPS, "ema": EMA_DECAY}
         training = self.training_of(student, objective, companion=companion, **how)
         return Stage(title=title, training=training)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,6 +14,9 @@ from bcu_cli.defenses.adversarial.searching import LIMITS
 from bcu_cli.defenses.adversarial.sinusoids import NUM_KINDS
 from bcu_cli.defenses.bcu import distillation_loss
 from bcu_cli.evaluation.adversary import Adversary
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 class Answers(nn.Module):
@@ -28,7 +31,7 @@ class Answers(nn.Module):
 
     def __init__(self, count: int, clean: int, changed: int, mixed: int = 0) -> None:
         super().__init__()
-        self.count = count
+        self.count, self.num_classes = count, 3
         self.logits = nn.Parameter(2.0 * F.one_hot(torch.tensor([clean, changed, mixed]), 3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -77,10 +80,43 @@ def test_mixed_images_count_once_and_have_the_original_s_answer(
     assert loss == pytest.approx(counts * of_one_wrong_image())
 
 
-def loss_of(student: Answers, original: Answers, how: effort.Effort) -> float:
+@pytest.mark.parametrize(
+    ("how", "clear", "counts"),
+    [
+        (effort.USUAL, set(), 1.0),
+        (effort.USUAL, {0}, 1.0),
+        (effort.USUAL, {2}, 0.0),
+        (effort.USUAL, {1, 2}, 1.0),  # one class would be left, whose answer is always the same
+        (effort.LARGE, {2}, 1.0),  # without mixes nothing else would teach the class
+    ],
+)
+def test_logits_of_clear_classes_are_not_compared_on_clean_images(
+    how: effort.Effort, clear: set[int], counts: float
+) -> None:
+    """The student is less sure of class 2 than the original; both answer 0."""
+    student, original = Answers(12, 0, 0), Answers(12, 0, 0)
+    with torch.no_grad():
+        student.logits[0, 2] = -3.0
+    all_classes = distillation_loss(
+        torch.tensor([[2.0, 0.0, -3.0]]), torch.tensor([[2.0, 0.0, 0.0]]), objective.TEMPERATURE
+    ).item()
+    without_0 = distillation_loss(
+        torch.tensor([[0.0, -3.0]]), torch.tensor([[0.0, 0.0]]), objective.TEMPERATURE
+    ).item()
+    expected = counts * (without_0 if clear == {0} else all_classes)
+    assert loss_of(student, original, how, clear) == pytest.approx(expected, abs=1e-6)
+
+
+def test_logits_without_some_classes() -> None:
+    logits = torch.arange(10.0).view(2, 5)
+    assert objective.without(logits, []).tolist() == logits.tolist()
+    assert objective.without(logits, [0, 3, 4]).tolist() == [[1.0, 2.0], [6.0, 7.0]]
+
+
+def loss_of(student: Answers, original: Answers, how: effort.Effort, clear: Collection[int] = ()) -> float:
     """The loss of a step of a cleansing."""
     adversary = Adversary(range(3), (3, 16, 16), LIMITS, seed=0)
-    given: Any = (student, original, adversary, torch.ones(NUM_KINDS), how)
+    given: Any = (student, original, adversary, torch.ones(NUM_KINDS), how, clear)
     views, index = torch.rand(student.count, 3, 16, 16), torch.arange(student.count)
     return objective.training_objective(*given)(views, index, 0.0).item()
 

@@ -16,6 +16,8 @@ from bcu_cli.defenses.adversarial.sinusoids import add_sinusoids
 from bcu_cli.defenses.bcu import distillation_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from torch import Tensor
 
     from bcu_cli.defenses.adversarial.effort import Effort
@@ -35,6 +37,8 @@ MOST_EMPHASIS = 4.0
 """Factor of the weight of changed images where the networks agree on all clean ones."""
 SINUSOID_DIVISOR = 3
 """One in this many images of the half without an adversary gets a sinusoid; the others, corruptions."""
+FEWEST_COMPARED = 2
+"""Fewest classes whose logits are compared on clean images."""
 
 
 def training_objective(
@@ -43,6 +47,7 @@ def training_objective(
     adversary: Adversary,
     sinusoid_weights: Tensor,
     how: Effort,
+    clear_classes: Collection[int] = (),
 ) -> Objective:
     """The loss of a cleansing: the teacher's answers to clean images are right for changed ones, too.
 
@@ -52,8 +57,21 @@ def training_objective(
     counts more where that costs no accuracy (:func:`emphasis`). On mixes of two clean images the teacher's
     answer is right as well: so the student stays near the teacher on more images than were given. On large
     images every change that misleads the student counts, but less, and there are no such mixes.
+
+    A backdoor also shows in the logit that the teacher gives its target class on clean images. So on clean
+    images the logits of the classes that are clear are compared on mixes of images alone.
+
+    Args:
+        student: The network that learns.
+        teacher: The original.
+        adversary: Learns changes that mislead the student.
+        sinusoid_weights: How often each kind of sinusoidal pattern is drawn.
+        how: Weights and parts of the loss.
+        clear_classes: Classes that are clearly a backdoor's target (``evidence.py``).
     """
     weight = how.error_factor * DISAGREEMENT_WEIGHT
+    enough = teacher.num_classes - len(clear_classes) >= FEWEST_COMPARED
+    left_out = sorted(clear_classes) if how.mixed_images and enough else []
 
     def objective(views: Tensor, index: Tensor, progress: float) -> Tensor:  # noqa: ARG001 - always the same
         half = len(views) // 2
@@ -73,13 +91,28 @@ def training_objective(
         disagree = on_clean.argmax(1) != right
         clean_weights = 1.0 + weight * disagree
         changed_weights = weight * emphasis(disagree) * misled
-        loss = distillation_loss(on_clean, expected, TEMPERATURE, clean_weights)
+        compared = without(on_clean, left_out), without(expected, left_out)
+        loss = distillation_loss(*compared, TEMPERATURE, clean_weights)
         loss = loss + distillation_loss(on_changed, expected, TEMPERATURE, changed_weights)
         for answer, taught in zip(on_pairs, expected_on_pairs, strict=True):
             loss = loss + distillation_loss(answer, taught, TEMPERATURE)
         return loss + surrogate
 
     return objective
+
+
+def without(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """The logits of all other classes, float ``[N, K]`` in and ``[N, K - len(classes)]`` out.
+
+    It slices, since an index would have to travel to the device in each step.
+
+    Args:
+        logits: Float ``[N, K]``.
+        classes: Indices of classes in ascending order.
+    """
+    starts = [0, *(each + 1 for each in classes)]
+    ends = [*classes, logits.shape[1]]
+    return torch.cat([logits[:, start:end] for start, end in zip(starts, ends, strict=True)], 1)
 
 
 def mixup(images: Tensor) -> Tensor:
