@@ -98,8 +98,9 @@ def cleanse(
         float | None,
         typer.Option(
             min=0.0,
-            help="(default: 0.01; anp: 0.2; auto: 0.05, above 64x64 pixels 0.01; by AdamW, which trains "
-            "networks with LayerNorm and no BatchNorm, 0.001, above 64x64 pixels 0.0003)",
+            help="(default: 0.01; anp: 0.2; auto: 0.05, but 0.01 above 64x64 pixels or with neither "
+            "BatchNorm nor LayerNorm; by AdamW, for networks with LayerNorm alone, 0.001, "
+            "above 64x64 pixels 0.0003)",
             rich_help_panel=_METHOD,
         ),
     ] = None,
