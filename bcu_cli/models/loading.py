@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from bcu_cli.errors import ArchitectureError, BcuError, CheckpointError
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.architectures.fitting import fill, refuse_broken
-from bcu_cli.models.architectures.identification import Found, ambiguous, find, unconfirmed
+from bcu_cli.models.architectures.identification import Found, ambiguous, claim_fits, find, unconfirmed
 from bcu_cli.models.classifier import Classifier, refuse_dependence, try_channels_last
-from bcu_cli.models.configs.claims import Claim, read_claims
+from bcu_cli.models.configs.claims import BCU_SOURCE, Claim, read_claims
+from bcu_cli.models.configs.timm_tags import claim_of_tag
 from bcu_cli.models.embedded.opening import (
     KINDS,
     EmbeddedFunction,
@@ -51,7 +52,8 @@ class Loaded:
         checkpoint: The checkpoint of the weights.
         evidence: Sentences on how architecture and preprocessing were found.
         input_dtype: Data type of the images that the file's code or graph takes; float32 where it has none.
-        labels: Names of the classes in the ``config.json`` beside the file; empty where it gives none.
+        labels: Names of the classes in other entries of the file, or in the ``config.json`` beside it; empty
+            where these give none.
         renamed: The network's name of each tensor, by its name in the file; empty where they are the same.
     """
 
@@ -160,6 +162,9 @@ class _Loader:
             if embedded is None or arch is not None:
                 raise
             return self._load_embedded(embedded, f"since {error.message}")
+        if arch is not None and (claim := claim_of_tag(arch, found.groups[0][0].num_classes)):
+            ours = sum(each.source == BCU_SOURCE for each in self.claims)  # it is about these very weights
+            self.claims = (*self.claims[:ours], claim, *self.claims[ours:])
         networks = self._networks(found)
         if embedded is not None:
             same = self._same(embedded, found, networks, arch)
@@ -242,7 +247,9 @@ class _Loader:
             architecture=architecture,
             checkpoint=self.checkpoint,
             evidence=evidence,
-            labels=next((claim.classes for claim in self.claims if claim.classes), ()),
+            labels=_labels(
+                [claim for claim in self.claims if claim_fits(claim, found.groups[best])], classifier
+            ),
             renamed=found.groups[best][0].renamed,
         )
 
@@ -405,6 +412,9 @@ class _Loader:
     def _load_embedded(self, embedded: EmbeddedFunction | BcuError, why: str, *, like: str = "") -> Loaded:
         """Use the file's code or graph as the network.
 
+        A claim that names an architecture may be about another file. It is used if it names as many classes
+        as the network has outputs.
+
         Args:
             embedded: The function that the file embeds, or the error of opening it, which is raised.
             why: The reason, in words.
@@ -412,8 +422,21 @@ class _Loader:
         """
         if not isinstance(embedded, EmbeddedFunction):
             raise embedded
+        own = (None, str(self.checkpoint.format))
+        foreign = [claim for claim in self.claims if claim.arch not in own and claim.classes]
+        if foreign:
+            claims = tuple(claim for claim in self.claims if claim.arch in own or claim in foreign)
+            loaded = self._with_claims(embedded, claims, why, like)
+            if all(len(claim.classes) == loaded.classifier.num_classes for claim in foreign):
+                return loaded
+        claims = tuple(claim for claim in self.claims if claim.arch in own)
+        return self._with_claims(embedded, claims, why, like)
+
+    def _with_claims(
+        self, embedded: EmbeddedFunction, claims: tuple[Claim, ...], why: str, like: str
+    ) -> Loaded:
+        """Use the file's code or graph as the network, and believe some claims about its images."""
         name = str(self.checkpoint.format)
-        claims = tuple(claim for claim in self.claims if claim.arch in (None, name))
         first = next((m.in_channels for m in embedded.network.modules() if isinstance(m, nn.Conv2d)), 3)
         channels = next((claim.input_size[0] for claim in claims if claim.input_size), first)
         question = preprocessing_choice.Question(
@@ -442,6 +465,7 @@ class _Loader:
             checkpoint=self.checkpoint,
             evidence=tuple(evidence),
             input_dtype=embedded.input_dtype,
+            labels=_labels(claims, classifier),
         )
 
     def _with_size(
@@ -488,6 +512,11 @@ def as_classifier(
     classifier.num_classes = both.shape[1]
     try_channels_last(classifier, inputs)
     return classifier, tuple(note for note in (choice, classifier.ending.note) if note)
+
+
+def _labels(claims: Iterable[Claim], classifier: Classifier) -> tuple[str, ...]:
+    """The first names of classes that are claimed, one for each output; empty where there are none."""
+    return next((each.classes for each in claims if len(each.classes) == classifier.num_classes), ())
 
 
 def _architecture_of_usual_size(candidate: Candidate) -> str:

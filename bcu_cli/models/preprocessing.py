@@ -141,6 +141,11 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def reversed(self) -> Normalisation:
+        """The same for the channels in the opposite order."""
+        return Normalisation(name=self.name, mean=self.mean[::-1], std=self.std[::-1])
+
 
 #: Widely used normalisations for three channels. Of the two CIFAR-10 deviations, one is over all pixels and
 #: one is the mean over images; both are in use.
@@ -153,6 +158,10 @@ NORMALISATIONS = (
     Normalisation(name="GTSRB", mean=(0.3403, 0.3121, 0.3214), std=(0.2724, 0.2608, 0.2669)),
     Normalisation(name="0.5/0.5", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     Normalisation(name="0 to 255", mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)),
+    Normalisation(
+        name="0 to 255 less ImageNet's mean", mean=(0.485, 0.456, 0.406), std=(1 / 255, 1 / 255, 1 / 255)
+    ),
+    Normalisation(name="-128 to 127", mean=(0.5, 0.5, 0.5), std=(1 / 255, 1 / 255, 1 / 255)),
 )
 #: Widely used normalisations for one channel.
 GREY_NORMALISATIONS = (

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from bcu_cli.workflows.cleanse import CleanseRequest
 
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 1000
+_MOST_COMPARED = 2_000
+"""Most images whose predictions are compared with their labels before the training."""
 _AT_ONCE = 50_000
 """Most images that are decoded before the training; more are streamed, to save minutes of waiting."""
 
@@ -52,6 +54,7 @@ def load(
     geometry = loaded.preprocessing.geometry
     if kind.needs_labels and not request.pseudo_labels:
         data = _load_labelled(request, loaded, kind, generator)
+        _refuse_other_order(loaded, data, device)
     elif not isinstance(request.images, Path):
         data = loading.load_unlabeled(
             request.images, geometry, at_most=request.max_images, generator=generator
@@ -68,6 +71,28 @@ def load(
     if kind.needs_labels and request.pseudo_labels:
         used = replace(used, labels=predict(loaded.classifier, used.images, device))
     return used, held_out
+
+
+def _refuse_other_order(loaded: Loaded, data: ImageSet, device: Device) -> None:
+    """Refuse labels in another order than the outputs of the model, by its predictions for some images.
+
+    Raises:
+        ImagesError: Most images of many classes are predicted as another class each.
+    """
+    import torch
+
+    from bcu_cli.evaluation.class_order import doubt_of_order
+    from bcu_cli.evaluation.measures import labels_of
+    from bcu_cli.training.inference import predict
+
+    index = torch.linspace(0, len(data) - 1, min(len(data), _MOST_COMPARED)).long()
+    answers = predict(loaded.classifier, data.images[index], device)
+    if doubt := doubt_of_order(answers, labels_of(data)[index], data.classes):
+        raise ImagesError(
+            doubt,
+            "name the folders so that their alphabetical order is that of the outputs, as 00, 01, 02; or use "
+            "the model's predictions: --pseudo-labels",
+        )
 
 
 def _stream(

@@ -180,6 +180,13 @@ def _refuse_contradictions(wanted: TriggerChoice) -> None:
         raise UsageError(
             "--trigger-mask, --trigger-mode and --alpha need --trigger-image", "give the image too"
         )
+    if own.picture and own.mode == "replace" and own.alpha is not None:
+        raise UsageError("--alpha is the strength of add and blend", "give --trigger-mode blend, or add")
+    if own.picture and own.mode == "replace" and not own.mask:
+        raise UsageError(
+            f"{own.picture} would replace the whole of each image",
+            "say with --trigger-mask where the trigger is (white), or give --trigger-mode blend, or add",
+        )
     if wanted.target_said and not wanted:
         raise UsageError("--target-class is the target of a trigger", "give --trigger or --trigger-image too")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bcu_cli import events
 from bcu_cli.errors import UsageError
 from bcu_cli.words import number_of
 
@@ -64,6 +65,7 @@ def measure(
         ImagesError: All images are of the target class.
         ArchitectureError: The network has no penultimate features.
     """
+    from bcu_cli.evaluation.class_order import doubt_of_order
     from bcu_cli.evaluation.features import of_sample
     from bcu_cli.evaluation.measures import labels_of, matching
     from bcu_cli.report import document
@@ -75,8 +77,11 @@ def measure(
         trigger, what = chosen[0].trigger if chosen else None, str(loaded.checkpoint.path)
         features = of_sample(model, data, trigger, device, what=what)
     clean = predict(model, data.images, device)
-    entry = {"model": document.model(loaded), "images": document.images(data)}
+    entry: dict[str, Any] = {"model": document.model(loaded), "images": document.images(data)}
     entry |= _clean(clean, labels, data.classes)
+    if doubt := doubt_of_order(clean, labels, data.classes):
+        events.warn(f"{loaded.checkpoint.path.name}: {doubt}")
+        entry["warnings"] = [doubt]
     if reference:
         entry["agreement"] = matching(clean, predict(reference.classifier, data.images, device)).as_json()
     triggered, entries = [], []

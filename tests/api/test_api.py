@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import bcu_cli as bcu
 from bcu_cli import events
@@ -83,12 +84,26 @@ def test_a_dataset_is_measured_as_the_folder_it_holds(untrained: Path) -> None:
         (torch.zeros(40, 3, 8, 8), "of float32 is no set of images"),
         (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), "holds 4 images; at least 32"),
         (TensorDataset(torch.full((40, 3, 8, 8), 7.0)), "and not in"),
+        ([Image.new("I;16", (8, 8))] * 40, "mode I;16 has more than 8 bits"),
         (7, "a int is no set of images"),
     ],
 )
 def test_what_is_no_set_of_images_is_refused(untrained: Path, images: object, message: str) -> None:
     with pytest.raises(bcu.BcuError, match=message):
-        bcu.scan(untrained, images=images)
+        bcu.scan(untrained, images=_Listed(images) if isinstance(images, list) else images)
+
+
+class _Listed(Dataset[object]):
+    """A Dataset of what a list holds."""
+
+    def __init__(self, items: list[object]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> object:
+        return self.items[index]
 
 
 def test_progress_is_told_to_the_callback(untrained: Path, labelled: Path) -> None:

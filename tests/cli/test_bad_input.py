@@ -256,6 +256,8 @@ BY_BCU = ["cleanse", "MODEL", "--images", "PHOTOS", "--out", "OUT", "--method", 
         ["evaluate", "MODEL", "--data", "LABELLED", "--trigger", "badnets", "--target-class", "8"],
         ["evaluate", "MODEL", "--data", "LABELLED", "--trigger", "badnets", "--trigger-image", "x.png"],
         ["evaluate", "MODEL", "--data", "LABELLED", "--trigger", "badnets", "--alpha", "0.5"],
+        ["evaluate", "MODEL", "--data", "LABELLED", "--trigger-image", "x.png"],  # replaces whole images
+        ["evaluate", "MODEL", "--data", "LABELLED", "--trigger-image", "x.png", "--alpha", "0.5"],
         ["evaluate", "MODEL", "--data", "PHOTOS"],
         ["attack", "nothing", "--data", "LABELLED", "--out", "OUT"],
         ["attack", "badnets", "--data", "LABELLED", "--out", "OUT", "--target-class", "8"],

@@ -72,7 +72,17 @@ def test_inspect_needs_no_images(bcu, tmp_path: Path) -> None:
 def test_a_trigger_of_the_users_own(bcu, tmp_path: Path, photos_beside: Path) -> None:
     model = network(tmp_path / "m.pt", 6)
     trigger = next((photos_beside / "a").iterdir())
-    words = ["evaluate", model, "--data", photos_beside, "--trigger-image", trigger, *normalised(6)]
+    words = [
+        "evaluate",
+        model,
+        "--data",
+        photos_beside,
+        "--trigger-image",
+        trigger,
+        "--trigger-mode",
+        "add",
+        *normalised(6),
+    ]
     ran = bcu(*words)
     assert ran.code == 2
     assert "the model takes 6 channels, the images have 3" in ran.error

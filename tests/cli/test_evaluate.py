@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -122,6 +123,18 @@ def test_models_that_name_their_classes_in_another_order(evaluate, tmp_path: Pat
     names = [json.dumps(order) for order in (CLASSES, CLASSES[::-1])]
     models = [network(tmp_path / f"{i}.safetensors", bcu_classes=n) for i, n in enumerate(names)]
     assert [counts(one["acc"]) for one in evaluate(*models, "--json").json["models"]] == [(8, 9), (0, 9)]
+
+
+def test_classes_in_another_order_than_the_outputs_are_warned_of(
+    evaluate, data: Path, tmp_path: Path
+) -> None:
+    for folder in data.iterdir():
+        shutil.copy(folder / "0.png", folder / "3.png")
+    model = network(tmp_path / "m.safetensors", bcu_classes=json.dumps(CLASSES[::-1]))
+    ran = evaluate(model, "--json")
+    (said,) = ran.json["models"][0]["warnings"]
+    assert "their order may not be that of the outputs" in said
+    assert f"warning: m.safetensors: {said}" in ran.err.replace("\n", " ")
 
 
 def test_a_target_class_that_is_given(evaluate, bad: Path) -> None:

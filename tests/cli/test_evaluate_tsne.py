@@ -170,6 +170,17 @@ def test_refused_before_the_work(
 def test_the_picture_is_none_of_the_inputs(bcu, few: Path, tmp_path: Path) -> None:
     picture = tmp_path / "x.png"
     shutil.copy(next(few.rglob("*.png")), picture)
-    ran = bcu("evaluate", MODEL, "--data", few, "--trigger-image", picture, "--tsne", picture)
+    ran = bcu(
+        "evaluate",
+        MODEL,
+        "--data",
+        few,
+        "--trigger-image",
+        picture,
+        "--trigger-mode",
+        "add",
+        "--tsne",
+        picture,
+    )
     assert ran.code == 2
     assert "is the input" in ran.error

@@ -62,7 +62,8 @@ def in_parts(model: Path) -> list[Path]:
 def test_evaluate_lists_models_triggers_and_images(bcu, model: Path, images: Path, tmp_path: Path) -> None:
     trigger = next((images / "stop").iterdir())
     other = shutil.copy(model, tmp_path / "other.safetensors")
-    words = ["evaluate", model, "--against", other, "--data", images, "--trigger-image", trigger, "--json"]
+    words = ["evaluate", model, "--against", other, "--data", images, "--trigger-image", trigger]
+    words += ["--trigger-mode", "blend", "--json"]
     report = bcu(*words).json
     assert listed(report) == {str(file): sha256(file) for file in (model, other, trigger)}
     assert folders(report) == {str(images): 40}

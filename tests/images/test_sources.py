@@ -60,6 +60,31 @@ def test_a_folder_of_train_and_test_or_val_is_divided(
     assert test.root == tmp_path / tested
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "Test"), ("training", "validation"), ("train", "valid")]
+)
+def test_parts_may_have_other_names(small: Path, tmp_path: Path, train: str, test: str) -> None:
+    shutil.copytree(small / "train", tmp_path / train)
+    shutil.copytree(small / "test", tmp_path / test)
+    divided, learnt, measured = read(tmp_path)
+    assert divided
+    assert (len(learnt), len(measured)) == (24, 16)
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"), [("Meta", "train and Meta, which is neither"), (None, "no test or val")]
+)
+def test_what_lies_beside_the_training_images_is_no_class(
+    small: Path, tmp_path: Path, beside: str | None, said: str
+) -> None:
+    shutil.copytree(small / "train", tmp_path / "train")
+    if beside:
+        shutil.copytree(small / "test", tmp_path / "test")
+        shutil.copytree(small / "test" / "stop", tmp_path / beside)
+    with pytest.raises(ImagesError, match=said):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("more", ["truck", None])
 def test_classes_that_happen_to_have_such_a_name_are_classes(
     small: Path, tmp_path: Path, more: str | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -279,3 +280,21 @@ def test_batchnorm_decides_how_a_function_that_normalises_itself_is_fed(tmp_path
     with torch.no_grad():
         answers = loaded.classifier(images).softmax(1)
         torch.testing.assert_close(answers, made(images * 255), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_a_config_beside_a_graph_is_believed_if_it_names_as_many_classes(number: int, tmp_path: Path) -> None:
+    """An exporter leaves the ``config.json`` of the model that it traced; the graph has other names."""
+    trace(DIFFERENT["another stem"](), tmp_path / "m.pt")
+    fields = {"mean": [0.4] * 3, "std": [0.3] * 3, "input_size": [3, SIZE, SIZE]}
+    config = {"architecture": "resnet50", "label_names": list("zyxwv"[:number]), "pretrained_cfg": fields}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = read(tmp_path / "m.pt")
+    if number == 4:
+        loaded = load(checkpoint)
+        assert loaded.classes == ("z", "y", "x", "w")
+        assert loaded.preprocessing.mean == (0.4, 0.4, 0.4)
+    else:
+        with pytest.raises(ArchitectureError, match="is not known"):
+            load(checkpoint)
+        assert load(checkpoint, input_size=SIZE, **NONE).classes == ()

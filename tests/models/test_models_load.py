@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bcu_cli.errors import ArchitectureError, UsageError
 from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for
 from bcu_cli.models.architecture import Architecture
+from bcu_cli.models.classifier import in_order
 from bcu_cli.models.inputs import fingerprint
 from bcu_cli.models.preprocessing import NORMALISATIONS, Normalisation, nearly_equal
 
@@ -38,8 +39,10 @@ def trained(
     size: int = 32,
     num_classes: int = 7,
     prepare: Callable[[nn.Module], None] = lambda _: None,
+    images: Callable[[int], Tensor] | None = None,
 ) -> nn.Module:
     """A network whose BatchNorm statistics come from normalised images, and with uneven scales."""
+    images = images or (lambda seed: pictures(seed, size, 32))
     torch.manual_seed(0)
     network = build(name, num_classes=num_classes)
     prepare(network)
@@ -51,7 +54,7 @@ def trained(
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (normalisation.mean, normalisation.std))
     with torch.no_grad():
         for seed in range(2):
-            network.train()((pictures(seed, size, 32) - mean) / std)
+            network.train()((images(seed) - mean) / std)
     return network.eval()
 
 
@@ -182,13 +185,97 @@ def test_default_of_a_library_needs_its_thousand_classes(checkpoint_of) -> None:
     assert "--std" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["none", "CIFAR-10", "GTSRB", "0.5/0.5", "0 to 255"])
+@pytest.mark.parametrize(
+    "name",
+    ["none", "CIFAR-10", "GTSRB", "0.5/0.5", "0 to 255", "0 to 255 less ImageNet's mean", "-128 to 127"],
+)
 def test_batchnorm_finds_the_normalisation(name: str, checkpoint_of) -> None:
     loaded = load(checkpoint_of(trained("resnet20", BY_NAME[name], 16)), images=source(), input_size=16)
     preprocessing = loaded.classifier.preprocessing
     found = Normalisation(name="", mean=preprocessing.mean, std=preprocessing.std)
     assert nearly_equal(found, BY_NAME[name])
     assert "BatchNorm statistics" in preprocessing.source
+
+
+@pytest.mark.parametrize("name", ["ImageNet", "0 to 255 less ImageNet's mean"])
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_batchnorm_finds_the_order_of_the_channels(name: str, order: str, checkpoint_of) -> None:
+    """The images are warm: red is brighter than blue, as in most photographs."""
+    normalisation = BY_NAME[name] if order == "RGB" else BY_NAME[name].reversed
+    network = trained("resnet20", normalisation, 16, images=lambda _: in_order(warm(99), order))
+    preprocessing = load(
+        checkpoint_of(network), images=lambda _: warm(99), input_size=16
+    ).classifier.preprocessing
+    assert preprocessing.channel_order == order
+    found = Normalisation(name="", mean=preprocessing.mean, std=preprocessing.std)
+    assert nearly_equal(found, normalisation)
+
+
+def warm(seed: int) -> Tensor:
+    return (pictures(seed, 16) * torch.tensor([1.0, 0.92, 0.8]).view(3, 1, 1)).clamp(0, 1)
+
+
+def test_integer_weights_are_refused(checkpoint_of) -> None:
+    state = build("resnet20", num_classes=4).state_dict()
+    state["layer1.0.conv1.weight"] = (100 * state["layer1.0.conv1.weight"]).to(torch.int8)
+    with pytest.raises(ArchitectureError, match=r"layer1.0.conv1.weight holds int8, .* scale is missing"):
+        load(checkpoint_of(state), **tiny_options())
+
+
+def test_means_of_pixels_in_a_config_are_scaled(checkpoint_of, tmp_path: Path) -> None:
+    fields = {"architecture": "resnet20", "input_size": [3, 32, 32]}
+    fields |= {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    preprocessing = load(checkpoint_of(build("resnet20", num_classes=4))).classifier.preprocessing
+    assert preprocessing.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert preprocessing.std == pytest.approx((0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tables": ({"class_to_idx": {"zebra": 0, "apple": 1, "mouse": 2}},)},
+        {"tables": ({"hyper_parameters": {"class_names": ["zebra", "apple", "mouse"]}},)},
+        {"metadata": {"names": "{0: 'zebra', 1: \"apple\", 2: 'mouse'}"}},  # as Ultralytics writes it
+        {"metadata": {"classes": '["zebra", "apple", "mouse"]'}},
+    ],
+)
+def test_the_file_may_name_its_classes(fields: dict[str, Any], checkpoint_of) -> None:
+    loaded = load(checkpoint_of(build("resnet20", num_classes=3), **fields), **tiny_options())
+    assert loaded.classes == ("zebra", "apple", "mouse")
+    other = load(checkpoint_of(build("resnet20", num_classes=4), **fields), **tiny_options())
+    assert other.classes == ()
+
+
+def test_classes_of_another_models_config_are_not_taken(checkpoint_of, tmp_path: Path) -> None:
+    config = {"architecture": "resnet50", "num_classes": 3, "label_names": ["c", "b", "a"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(checkpoint_of(build("resnet20", num_classes=3)), **tiny_options()).classes == ()
+    config["architecture"] = "resnet20"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(checkpoint_of(build("resnet20", num_classes=3)), **tiny_options()).classes == ("c", "b", "a")
+
+
+def test_the_tag_of_a_timm_name_gives_the_preprocessing(checkpoint_of) -> None:
+    network = build("timm:mobilenetv3_small_050", num_classes=1000)
+    usual = load(checkpoint_of(network)).classifier.preprocessing
+    tagged = load(checkpoint_of(network), arch="mobilenetv3_small_050.lamb_in1k").classifier.preprocessing
+    assert tagged.interpolation == usual.interpolation == "bicubic"
+    assert "timm's settings of mobilenetv3_small_050.lamb_in1k" in tagged.source
+    with pytest.raises(ArchitectureError, match="there is no tag nonsense among 1 tag") as caught:
+        load(checkpoint_of(network), arch="timm:mobilenetv3_small_050.nonsense")
+    assert "lamb_in1k" in caught.value.hint
+    with pytest.raises(ArchitectureError, match="there is no tag a1 among the names of resnet20"):
+        load(checkpoint_of(build("resnet20", num_classes=4)), arch="resnet20.a1", **tiny_options())
+
+
+def test_a_tag_of_other_weights_says_nothing(checkpoint_of) -> None:
+    network = build("timm:tf_efficientnet_b0", num_classes=1000)
+    tagged = load(checkpoint_of(network), arch="tf_efficientnet_b0.ap_in1k").classifier.preprocessing
+    assert (tagged.mean, tagged.std) == (HALF, HALF)
+    few = checkpoint_of(build("timm:mobilenetv3_small_050", num_classes=4))
+    with pytest.raises(ArchitectureError, match="is not known"):
+        load(few, arch="mobilenetv3_small_050.lamb_in1k")
 
 
 def test_batchnorm_finds_std_where_mean_is_given(checkpoint_of) -> None:

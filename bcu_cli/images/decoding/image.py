@@ -175,12 +175,12 @@ def _refuse_shape(opened: Image.Image) -> None:
 
 
 def _fit(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
-    flat = _in_mode(image, "L" if geometry.channels == 1 else "RGB")
+    flat = in_mode(image, "L" if geometry.channels == 1 else "RGB")
     array = np.asarray(_resize_and_crop(flat, geometry), dtype=np.uint8)
     return np.array(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), order="C")
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert to grey or RGB, with transparent pixels laid on white."""
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from bcu_cli.errors import ImagesError
+from bcu_cli.images.decoding.image import in_mode
 from bcu_cli.images.decoding.processes import decode_many
 from bcu_cli.images.folder import FEWEST_IMAGES, ImageSet
 from bcu_cli.words import number_of
@@ -201,7 +202,12 @@ def _checked(images: Tensor) -> Tensor:
 def _pixels(image: Any) -> NDArray[np.uint8]:
     """Convert one image to uint8 ``[H, W, 3]``."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        if image.mode.startswith(("I", "F")):
+            raise ImagesError(
+                f"an image of Pillow's mode {image.mode} has more than 8 bits per channel",
+                "scale it to 8 bits, or give the path of its file",
+            )
+        return np.asarray(in_mode(image, "RGB"))
     pixels = torch.as_tensor(image)
     if pixels.dim() != 3 or pixels.shape[0] not in {1, 3}:
         raise ImagesError(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 NAMED = ("cifar10", "gtsrb", "imagenet")
 """The data sets that may be named before the colon."""
 
-_SPLITS = {"train", "val", "test"}
+_TRAIN, _TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+"""Names, in any case, of the folders of images to train on, and to measure on; the first one is taken."""
 _HINT = f"name a folder, a zip file, or {', '.join(f'{name}:PATH' for name in NAMED)}"
 
 
@@ -47,8 +48,9 @@ def open_source(spec: str, *, download: bool = False) -> Iterator[Source]:
 
     Args:
         spec: A folder with one subfolder per class; a folder with ``train`` and ``test`` (or ``val``) folders
-            of that kind; a zip file of either; ``cifar10:PATH``, ``gtsrb:PATH`` or ``imagenet:PATH``. An
-            existing path takes precedence, so that a folder may have a colon in its name.
+            of that kind, and nothing else; a zip file of either; ``cifar10:PATH``, ``gtsrb:PATH`` or
+            ``imagenet:PATH``. An existing path takes precedence, so that a folder may have a colon in its
+            name.
         download: Whether to download CIFAR-10 or GTSRB if they are missing.
 
     Raises:
@@ -83,14 +85,22 @@ def _from_folder(folder: Path, root: Path, hidden: Hidden | None) -> Source:
         root: Its path in messages.
         hidden: The hidden files of its zip file; None for a folder that was not unpacked.
     """
-    names = set(subfolders(folder))
-    if not ("train" in names and len(names) > 1 and names <= _SPLITS):
+    names = subfolders(folder)
+    parts = {name.lower(): name for name in names}
+    train, test = (next((parts[one] for one in which if one in parts), None) for which in (_TRAIN, _TEST))
+    if train is None or not subfolders(folder / train):  # "train" may be a class, of vehicles
         whole = partial(_list, folder, root, hidden)
         return Source(divided=False, train=whole, test=whole)
-    test = "test" if "test" in names else "val"
+    others = [name for name in names if name.lower() not in {*_TRAIN, *_TEST}]
+    if test is None or others:
+        problem = f"{others[0]}, which is neither" if others else "no test or val folder"
+        raise ImagesError(
+            f"{root} has {train} and {problem}",
+            "name a folder with one subfolder for each class, or with train and test folders of such alone",
+        )
     return Source(
         divided=True,
-        train=partial(_list, folder / "train", root / "train", hidden),
+        train=partial(_list, folder / train, root / train, hidden),
         test=partial(_list, folder / test, root / test, hidden),
     )
 

@@ -51,6 +51,9 @@ CLASSES = 7919
 CHANNELS = 7907
 #: Larger networks are not built with real constants, and so count as different from all others.
 LARGEST_TRACED = 150_000_000
+#: torchvision's networks whose pretrained weights expect that they change the normalisation of their input
+#: from ImageNet's to this mean and deviation (``transform_input``). Built without weights, they do not.
+TRANSFORMING = {"googlenet": 0.5, "inception_v3": 0.5}
 
 
 class Row(NamedTuple):
@@ -172,10 +175,11 @@ def _torchvision_preprocessing(name: str) -> Preprocessing:
     weights = import_library("torchvision.models").get_model_weights(name).DEFAULT
     preset = weights.transforms()
     side, resized = preset.crop_size[0], preset.resize_size[0]
+    own = (TRANSFORMING[name],) * 3 if name in TRANSFORMING else None
     return Preprocessing(
         input_size=(3, side, side),
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
+        mean=own or tuple(preset.mean),
+        std=own or tuple(preset.std),
         crop_pct=round(min(side / resized, 1.0), 4),
         interpolation=preset.interpolation.value,
     )

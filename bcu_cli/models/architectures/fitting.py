@@ -166,7 +166,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str, what: str
     A counter that overflowed in half precision is not copied.
 
     Raises:
-        ArchitectureError: Names or shapes differ.
+        ArchitectureError: Names or shapes differ, or whole numbers stand where the network has weights.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     _adopt_names(name, network, shapes)
@@ -176,10 +176,24 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str, what: str
         raise ArchitectureError(
             f"{what} does not fit {name}: {'; '.join(found)}", "give --arch NAME or --arch FILE.py:FUNCTION"
         )
+    whole = [key for key, target in state.items() if _lacks_scale(key, tensors.get(key), target)]
+    if whole:
+        kind = str(tensors[whole[0]].dtype).removeprefix("torch.")
+        raise ArchitectureError(
+            f"{what}: tensor {whole[0]} holds {kind}, where {name} has weights: its scale is missing",
+            "get the weights before they were quantised",
+        )
     with torch.no_grad():
         for key, target in state.items():
             if key in tensors and tensors[key].shape == target.shape and not overflowed(key, tensors[key]):
                 target.copy_(tensors[key])
+
+
+def _lacks_scale(name: str, tensor: Tensor | None, target: Tensor) -> bool:
+    """Whether whole numbers stand where a network has weights, as in a quantised file."""
+    if tensor is None or not counted(name) or not target.is_floating_point():
+        return False
+    return not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def number_not_finite(tensor: Tensor) -> int:

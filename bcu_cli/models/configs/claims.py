@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bcu_cli.models.configs import timm_config, transformers_config, transformers_processor
-from bcu_cli.models.configs.config_fields import ConfigFields, config_classes
+from bcu_cli.models.configs.config_fields import ConfigFields, class_names_in, config_classes
 from bcu_cli.models.preprocessing import (
     check_channel_order,
     check_crop,
@@ -49,6 +49,13 @@ BCU_SOURCE = "metadata"
 _ARCH_KEYS = ("arch", "architecture", "model_name")
 #: Tables in which they store their own options; there ``model`` is the name of an architecture, too.
 _OPTION_TABLES = ("args", "config", "hparams", "hyper_parameters", "opt")
+
+#: Keys under which they, and exporters, store the names of the classes.
+_CLASS_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names", "names")
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_NUMBERED = re.compile(rf"(\d+): ({_QUOTED})(?:, |\}}$)")
+_TABLE = re.compile(rf"\{{(?:\d+: {_QUOTED}(?:, |\}}$))+")
+"""A table of texts by numbers as Python writes it, ``{0: 'cat', 1: 'dog'}``."""
 
 T = TypeVar("T")
 
@@ -103,6 +110,9 @@ def read_claims(path: Path, metadata: Mapping[str, str], beside: Mapping[str, An
         for key, value in names.items()
         if _is_name(value)
     ]
+    for source, table in (("metadata", metadata), ("entry", beside)):
+        for key, names in _classes(table).items():
+            claims.append(Claim(source=f"{source} {key!r}", classes=names))
     claims.append(_config_claim(path.parent / "config.json"))
     return tuple(claim for claim in claims if claim != Claim(source=claim.source))
 
@@ -120,6 +130,31 @@ def _names(table: Mapping[str, Any]) -> dict[str, str]:
                 if isinstance(inner, str):
                     found[f"{path}/{name}"] = inner
     return found
+
+
+def _classes(table: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The names of classes in a table and in the tables of options in it, by their paths."""
+    found: dict[str, tuple[str, ...]] = {}
+    for path, value in table.items():
+        key = path.rpartition("/")[2]
+        inner = [(path, value)] if key in _CLASS_KEYS else []
+        if key in _OPTION_TABLES and isinstance(value, dict):
+            inner = [(f"{path}/{name}", dict.get(value, name)) for name in _CLASS_KEYS]
+        found |= {where: class_names_in(_parsed_table(each)) for where, each in inner}
+    return {where: names for where, names in found.items() if names}
+
+
+def _parsed_table(value: Any) -> Any:
+    """A text that holds JSON, or a table of texts as Python writes it, as what it holds; else the value."""
+    if not isinstance(value, str):
+        return value
+    if _TABLE.fullmatch(value):
+        return {int(number): _unquoted(text) for number, text in _NUMBERED.findall(value)}
+    return _parse(value)
+
+
+def _unquoted(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text[1:-1])
 
 
 def _bcu_claim(metadata: Mapping[str, str]) -> Claim:

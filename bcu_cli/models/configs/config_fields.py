@@ -29,11 +29,26 @@ def config_classes(config: dict[str, Any]) -> tuple[str, ...]:
     Returns:
         The names; empty where they are not distinct texts for all outputs, or are transformers' placeholders.
     """
-    names = config.get("id2label", config.get("label_names"))
+    return class_names_in(config.get("id2label", config.get("label_names")))
+
+
+def class_names_in(value: Any) -> tuple[str, ...]:
+    """The names of classes in a list, in a table by their indices, or in a table of indices by their names.
+
+    Args:
+        value: A value of an untrusted file.
+
+    Returns:
+        The names; empty where they are not distinct texts for all outputs, or are transformers' placeholders.
+    """
+    names = value
     if isinstance(names, dict):
+        if all(type(label) is int for label in names.values()):
+            names = {label: name for name, label in names.items()}
+        numbered = {str(label): name for label, name in names.items()}
         numbers = [str(label) for label in range(len(names))]
-        names = [names[number] for number in numbers] if names.keys() == set(numbers) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        names = [numbered[number] for number in numbers] if numbered.keys() == set(numbers) else None
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
         return ()
     placeholders = all(name == f"LABEL_{label}" for label, name in enumerate(names))
     return () if placeholders or len(set(names)) < len(names) else tuple(names)

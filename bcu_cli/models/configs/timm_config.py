@@ -114,11 +114,16 @@ def _is_harmless(key: str) -> bool:
 
 
 def read(config: dict[str, Any]) -> ConfigFields:
-    """Read a ``config.json`` in timm's layout, or in the older one without ``pretrained_cfg``."""
+    """Read a ``config.json`` in timm's layout, or in the older one without ``pretrained_cfg``.
+
+    Means and deviations of pixels up to 255, as other libraries write them, are brought to the scale up to 1.
+    """
     nested = config.get("pretrained_cfg")
     fields = nested if isinstance(nested, dict) else config
     own = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
     values: dict[str, Any] = {key: fields.get(key, config.get(key)) for key in own}
+    if any(_is_of_pixels(values[key]) for key in ("mean", "std")):
+        values |= {key: _divided(values[key]) for key in ("mean", "std")}
     refusals = []
     if values["crop_mode"] not in (None, *CROP_MODES):
         refusals.append(f"crop_mode {abbreviated(values['crop_mode'])} is not supported")
@@ -168,3 +173,17 @@ def _unknown(config: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ...]:
     if fields is not config:
         names += [f"pretrained_cfg.{key}" for key in fields if key not in CFG_HEEDED | CFG_HARMLESS]
     return tuple(f"{name[:60]} is a field that timm does not write, and is not heeded" for name in names)
+
+
+def _is_of_pixels(values: Any) -> bool:
+    """Whether means or deviations are of pixels up to 255; those of images in [0, 1] are 1 at most."""
+    return _are_numbers(values) and max(values) > 1
+
+
+def _divided(values: Any) -> Any:
+    return [value / 255 for value in values] if _are_numbers(values) else values
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether it is a list of numbers, but for booleans."""
+    return isinstance(values, list) and bool(values) and all(type(one) in (int, float) for one in values)

@@ -16,6 +16,7 @@ from bcu_cli.models.preprocessing import (
     BGR,
     GREY_NORMALISATIONS,
     NORMALISATIONS,
+    RGB,
     SQUASH,
     Normalisation,
     Preprocessing,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 #: A timm or torchvision network with this many classes is assumed to be trained like the library's weights.
 IMAGENET_CLASSES = 1000
+_NEAREST = 3
+"""Normalisations nearest to the BatchNorm statistics that are compared in both orders of the channels."""
 
 T = TypeVar("T")
 Values = tuple[float, ...]
@@ -144,8 +147,10 @@ def decide(
     _refuse_claims(question)
     size, size_source = size_of(question)
     provisional = _provisional(question, size)
-    normalisation, source = _normalisation(question, network, provisional, images)
-    preprocessing = replace(provisional, mean=normalisation.mean, std=normalisation.std, source=source)
+    normalisation, source, order = _normalisation(question, network, provisional, images)
+    preprocessing = replace(
+        provisional, mean=normalisation.mean, std=normalisation.std, channel_order=order, source=source
+    )
     evidence = (
         f"input size {size[1]}x{size[2]}: {size_source}",
         f"mean {format_values(normalisation.mean)} and std {format_values(normalisation.std)}: {source}",
@@ -246,12 +251,14 @@ def _normalisation(
     network: nn.Module,
     provisional: Preprocessing,
     images: Callable[[Preprocessing], Tensor] | None,
-) -> tuple[Normalisation, str]:
+) -> tuple[Normalisation, str, str]:
+    """Mean and std in the order of the channels, their source, and that order."""
+    order = provisional.channel_order
     mean = _given(question, "mean", question.options.mean, lambda claim: claim.mean)
     std = _given(question, "std", question.options.std, lambda claim: claim.std)
     if mean is not None and std is not None:
         sources = dict.fromkeys((mean[1], std[1]))
-        return Normalisation(name="given", mean=mean[0], std=std[0]), " and ".join(sources)
+        return Normalisation(name="given", mean=mean[0], std=std[0]), " and ".join(sources), order
     candidates = _candidates(question, mean and mean[0], std and std[0])
     half = f"{(mean or std or ('', ''))[1]} and " if mean or std else ""
     pretrained = question.candidates[0].num_classes == IMAGENET_CLASSES if question.candidates else False
@@ -259,18 +266,31 @@ def _normalisation(
     verdict = None
     if images is not None:
         sampled = images(provisional)
-        ordered = in_order(fingerprint.sample(sampled), provisional.channel_order)
+        ordered = in_order(fingerprint.sample(sampled), order)
         verdict = fingerprint.compare(network, ordered, candidates)
+        if verdict is not None and order == RGB and _may_be_other_order(question):
+            nearest = [one for one, _ in verdict.table[:_NEAREST]]
+            if fingerprint.takes_blue_first(network, ordered, nearest):
+                order, candidates = BGR, [one.reversed for one in candidates]
+                verdict = fingerprint.compare(network, in_order(ordered, BGR), candidates)
         if verdict is None and len(defaults) != 1:
             possible = defaults or candidates
             verdict = consistency.compare(network, provisional, sampled, possible, question.what)
     if verdict is not None and verdict.best is not None:
-        return verdict.best, f"{half}{verdict.evidence}: {verdict.describe()}"
+        return verdict.best, f"{half}{verdict.evidence}: {verdict.describe()}", order
     if len(defaults) > 1:
         raise _ask_which(question, defaults)
     if defaults:
-        return defaults[0], f"{half}default of {question.name}"
+        return defaults[0], f"{half}default of {question.name}", order
     raise _ask(question, candidates, verdict)
+
+
+def _may_be_other_order(question: Question) -> bool:
+    """Whether the order of the channels is open: three of them, of which nothing says anything."""
+    given = question.options.mean or question.options.std
+    return (
+        question.channels == 3 and not given and question.claimed(lambda claim: claim.channel_order) is None
+    )
 
 
 def _given(
