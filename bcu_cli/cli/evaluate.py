@@ -70,7 +70,7 @@ def evaluate(
     ] = None,
     trigger_image: Annotated[Path | None, _own("An image that is laid over each image.")] = None,
     trigger_mask: Annotated[
-        Path | None, _own("Mask of the trigger: white where it acts, black elsewhere.")
+        Path | None, _own("Mask of the trigger: white where it acts, black elsewhere; replace needs it.")
     ] = None,
     trigger_mode: Annotated[str, _own("replace, add or blend.")] = "replace",
     alpha: Annotated[

@@ -31,7 +31,7 @@ _ROWS = 512
 """Number of images that are moved at a time within the memory of a set."""
 
 
-def _is_imagenet(classes: Sequence[str]) -> bool:
+def is_imagenet(classes: Sequence[str]) -> bool:
     """Whether classes are those of ImageNet by WordNet number, whose order every model of ImageNet keeps."""
     return len(classes) == _IMAGENET_CLASSES and all(map(_SYNSET.fullmatch, classes))
 
@@ -209,7 +209,7 @@ class Part:
         Raises:
             ImagesError: There are no images, a class is refused, or the model does not have a class.
         """
-        if _is_imagenet(self.classes) and len(classes) == len(self.classes) and not _is_imagenet(classes):
+        if is_imagenet(self.classes) and len(classes) == len(self.classes) and not is_imagenet(classes):
             part = replace(self, classes=classes, labels=_renamed(self.labels, self.classes, classes))
             return part.load(geometry, classes=classes, every_class=every_class, on_progress=on_progress)
         if classes and (unknown := sorted(set(self.classes) - set(classes))):

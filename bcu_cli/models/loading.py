@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -162,9 +163,7 @@ class _Loader:
             if embedded is None or arch is not None:
                 raise
             return self._load_embedded(embedded, f"since {error.message}")
-        if arch is not None and (claim := claim_of_tag(arch, found.groups[0][0].num_classes)):
-            ours = sum(each.source == BCU_SOURCE for each in self.claims)  # it is about these very weights
-            self.claims = (*self.claims[:ours], claim, *self.claims[ours:])
+        self._add_claims_of_tags(arch, found)
         networks = self._networks(found)
         if embedded is not None:
             same = self._same(embedded, found, networks, arch)
@@ -184,6 +183,19 @@ class _Loader:
             if isinstance(embedded, EmbeddedFunction)
             else loaded
         )
+
+    def _add_claims_of_tags(self, arch: str | None, found: Found) -> None:
+        """Add what timm says of the weights that the architecture's name is of, if it has a tag.
+
+        A name that the user gives goes before what others say, but not before what bcu wrote into this file.
+        """
+        number = found.groups[0][0].num_classes
+        if arch is not None and (claim := claim_of_tag(arch, number)):
+            ours = sum(each.source == BCU_SOURCE for each in self.claims)
+            self.claims = (*self.claims[:ours], claim, *self.claims[ours:])
+        names = [each.arch for each in self.claims if each.arch and claim_fits(each, found.groups[0])]
+        told = [claim_of_tag(name, number, strict=False) for name in names]
+        self.claims = (*self.claims, *(claim for claim in told if claim))
 
     def _embedded_function(self) -> EmbeddedFunction | BcuError | None:
         """The function that the file embeds, or the error of opening it; None where there is none."""
@@ -233,6 +245,7 @@ class _Loader:
             )
         if decided:
             architecture = replace(architecture, source=f"{architecture.source}, then {decided}")
+        candidates = found.groups[best]
         classifier, remarks = as_classifier(network, decision.preprocessing, self.what)
         if architecture.num_classes != classifier.num_classes:
             architecture = replace(architecture, num_classes=classifier.num_classes)
@@ -247,10 +260,8 @@ class _Loader:
             architecture=architecture,
             checkpoint=self.checkpoint,
             evidence=evidence,
-            labels=_labels(
-                [claim for claim in self.claims if claim_fits(claim, found.groups[best])], classifier
-            ),
-            renamed=found.groups[best][0].renamed,
+            labels=_labels([claim for claim in self.claims if _names_classes(claim, candidates)], classifier),
+            renamed=candidates[0].renamed,
         )
 
     def _networks(self, found: Found) -> list[nn.Module]:
@@ -426,9 +437,10 @@ class _Loader:
         foreign = [claim for claim in self.claims if claim.arch not in own and claim.classes]
         if foreign:
             claims = tuple(claim for claim in self.claims if claim.arch in own or claim in foreign)
-            loaded = self._with_claims(embedded, claims, why, like)
-            if all(len(claim.classes) == loaded.classifier.num_classes for claim in foreign):
-                return loaded
+            with suppress(BcuError):  # of preprocessing that is not possible here: it is about another file
+                loaded = self._with_claims(embedded, claims, why, like)
+                if all(len(claim.classes) == loaded.classifier.num_classes for claim in foreign):
+                    return loaded
         claims = tuple(claim for claim in self.claims if claim.arch in own)
         return self._with_claims(embedded, claims, why, like)
 
@@ -512,6 +524,11 @@ def as_classifier(
     classifier.num_classes = both.shape[1]
     try_channels_last(classifier, inputs)
     return classifier, tuple(note for note in (choice, classifier.ending.note) if note)
+
+
+def _names_classes(claim: Claim, candidates: Sequence[Candidate]) -> bool:
+    """Whether the classes of a claim may be those of one of these; the user's own network has any name."""
+    return claim_fits(claim, candidates) or is_user_file(candidates[0].name)
 
 
 def _labels(claims: Iterable[Claim], classifier: Classifier) -> tuple[str, ...]:

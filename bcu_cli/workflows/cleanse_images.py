@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from bcu_cli.workflows.cleanse import CleanseRequest
 
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 1000
-_MOST_COMPARED = 2_000
-"""Most images whose predictions are compared with their labels before the training."""
+_COMPARED, _COMPARED_OF_CLASS = 2_000, 10
+"""Images whose predictions are compared with their labels before the training: so many, or of each class."""
 _AT_ONCE = 50_000
 """Most images that are decoded before the training; more are streamed, to save minutes of waiting."""
 
@@ -85,7 +85,8 @@ def _refuse_other_order(loaded: Loaded, data: ImageSet, device: Device) -> None:
     from bcu_cli.evaluation.measures import labels_of
     from bcu_cli.training.inference import predict
 
-    index = torch.linspace(0, len(data) - 1, min(len(data), _MOST_COMPARED)).long()
+    most = max(_COMPARED, _COMPARED_OF_CLASS * loaded.classifier.num_classes)
+    index = torch.linspace(0, len(data) - 1, min(len(data), most)).long()
     answers = predict(loaded.classifier, data.images[index], device)
     if doubt := doubt_of_order(answers, labels_of(data)[index], data.classes):
         raise ImagesError(
@@ -116,15 +117,18 @@ def _load_labelled(
     request: CleanseRequest, loaded: Loaded, kind: type[Defense[Any]], generator: torch.Generator
 ) -> ImageSet:
     from bcu_cli.images.folder import FEWEST_IMAGES, list_labelled, subfolders
+    from bcu_cli.images.sources.labelled import parts_of
     from bcu_cli.images.sources.listing import list_files
 
     folder = request.images
     if not isinstance(folder, Path):
         assert folder is not None  # noqa: S101 - the caller has looked
-        data = loading.load_to_measure(folder, loaded.preprocessing.geometry, loaded.classes)
-        loading.refuse_other_classes(data, loaded.classifier.num_classes)
-        return data
+        return loading.load_to_measure(folder, loaded)
     list_files(folder)  # refuses a path that is not a folder of images
+    if train := parts_of(folder):
+        raise ImagesError(
+            f"{folder} has parts to train and to measure on", f"give one of them: {folder / train[0]}"
+        )
     if not subfolders(folder):
         raise ImagesError(
             f"--method {kind.name} learns from labels, and {folder} has no class subfolders",

@@ -158,11 +158,10 @@ class _Evaluation:
         number, names = loaded.classifier.num_classes, loaded.classes
         geometry = loaded.preprocessing.geometry
         if self._images is None or self._taken_as != (geometry, names, number):
-            data = loading.load_to_measure(
-                self._request.data, geometry, names, download=self._request.download
+            self._images = loading.load_to_measure(
+                self._request.data, loaded, download=self._request.download
             )
-            loading.refuse_other_classes(data, number)
-            self._images, self._taken_as = data, (geometry, names, number)
+            self._taken_as = (geometry, names, number)
         return self._images
 
 

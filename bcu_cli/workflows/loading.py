@@ -226,15 +226,12 @@ def load_unlabeled(
     return data
 
 
-def load_to_measure(
-    spec: str | GivenImages, geometry: Geometry, classes: tuple[str, ...], *, download: bool = False
-) -> ImageSet:
-    """Labelled images to measure on: the test part, or all images where there is none.
+def load_to_measure(spec: str | GivenImages, loaded: Loaded, *, download: bool = False) -> ImageSet:
+    """Labelled images to measure a model on: the test part, or all images where there is none.
 
     Args:
         spec: A value of ``--data``, or labelled images in memory.
-        geometry: Geometry of the resulting images.
-        classes: Class names of the model in label order; empty where it has none.
+        loaded: The model.
         download: Whether ``--download`` was given.
 
     Raises:
@@ -243,10 +240,30 @@ def load_to_measure(
     from bcu_cli.images.sources.labelled import open_source
 
     if not isinstance(spec, str):
-        return with_bar(lambda bar: spec.labelled(geometry, classes, on_progress=bar), spec.root)
+        given, size, names = spec, loaded.preprocessing.geometry, _names(loaded, spec.classes)
+        data = with_bar(lambda bar: given.labelled(size, names, on_progress=bar), given.root)
+        refuse_other_classes(data, loaded.classifier.num_classes)
+        return data
     with open_source(spec, download=download) as source:
-        part = source.test()
-        return with_bar(lambda bar: part.load(geometry, classes=classes, on_progress=bar), part.root)
+        return load_labels_of(source.test(), loaded)
+
+
+def _names(loaded: Loaded, folders: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a model's classes, by which folders are found; empty where these have other names.
+
+    What bcu wrote into the file is not given up. Other names may be in another language, or shorter.
+    """
+    from bcu_cli.images.folder import is_imagenet
+
+    names = loaded.classes
+    others = sorted(set(folders) - set(names))
+    if names != loaded.labels or len(folders) != len(names) or not others or is_imagenet(folders):
+        return names
+    events.warn(
+        f"{loaded.checkpoint.path.name} names its classes {names[0]}, {names[1]}, …, and there is a "
+        f"folder {others[0]}: the folders are taken for its outputs in alphabetical order"
+    )
+    return ()
 
 
 def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
@@ -255,7 +272,7 @@ def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
     Raises:
         ImagesError: There are no images, or they are not of the model's classes.
     """
-    size, names = loaded.preprocessing.geometry, loaded.classes
+    size, names = loaded.preprocessing.geometry, _names(loaded, part.classes)
     data = with_bar(lambda bar: part.load(size, classes=names, on_progress=bar), part.root)
     refuse_other_classes(data, loaded.classifier.num_classes)
     return data

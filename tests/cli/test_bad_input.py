@@ -278,6 +278,17 @@ def test_options_that_make_no_sense(
     assert not list(tmp_path.iterdir())
 
 
+def test_labels_are_not_taken_from_folders_of_parts(
+    bcu, untrained: Path, labelled: Path, tmp_path: Path
+) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(labelled, tmp_path / "parts" / part)
+    words = ["cleanse", untrained, "--images", tmp_path / "parts", "--out", tmp_path / "o", "--method", "ft"]
+    ran = bcu(*words)
+    assert ran.code == 2
+    assert "has parts to train and to measure on" in ran.error
+
+
 def one_class_folder(path: Path, labelled: Path) -> Path:
     shutil.copytree(labelled / "test" / "stop", path / "stop")
     return path

@@ -125,11 +125,22 @@ def test_models_that_name_their_classes_in_another_order(evaluate, tmp_path: Pat
     assert [counts(one["acc"]) for one in evaluate(*models, "--json").json["models"]] == [(8, 9), (0, 9)]
 
 
+def test_names_of_a_file_that_are_no_folders_are_passed_over_with_a_warning(evaluate, tmp_path: Path) -> None:
+    """Another language, or shorter names; only what bcu wrote must be there."""
+    model = network(tmp_path / "m.safetensors", names=json.dumps(["un", "deux", "trois", "quatre"]))
+    ran = evaluate(model, "--json")
+    assert counts(ran.json["models"][0]["acc"]) == (8, 9)
+    assert "taken for its outputs in alphabetical order" in ran.err
+    bound = network(tmp_path / "b.safetensors", bcu_classes=json.dumps(["un", "deux", "trois", "quatre"]))
+    refused(evaluate(bound), "which is none of the model's classes", "the model's classes are")
+
+
 def test_classes_in_another_order_than_the_outputs_are_warned_of(
     evaluate, data: Path, tmp_path: Path
 ) -> None:
     for folder in data.iterdir():
-        shutil.copy(folder / "0.png", folder / "3.png")
+        for i in range(3, 12):
+            shutil.copy(folder / "0.png", folder / f"{i}.png")
     model = network(tmp_path / "m.safetensors", bcu_classes=json.dumps(CLASSES[::-1]))
     ran = evaluate(model, "--json")
     (said,) = ran.json["models"][0]["warnings"]

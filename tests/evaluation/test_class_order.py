@@ -27,9 +27,20 @@ def test_the_order_is_doubted_where_classes_are_exchanged(order: tuple[int, ...]
     assert bool(doubt_of_order(answers, LABELS, NAMES)) is doubted
 
 
-def test_a_bad_network_is_not_doubted() -> None:
-    answers = torch.randint(0, 4, (40,), generator=torch.Generator().manual_seed(0))
-    assert not doubt_of_order(answers, LABELS, NAMES)
+@pytest.mark.parametrize(("classes", "each"), [(2, 5), (2, 50), (3, 8), (4, 10), (10, 3), (100, 9)])
+def test_a_network_that_guesses_is_not_doubted(classes: int, each: int) -> None:
+    """In five of 200 draws at most; with two classes that is what an interval of 95 % lets through."""
+    generator = torch.Generator().manual_seed(0)
+    labels, names = torch.arange(classes).repeat_interleave(each), [str(label) for label in range(classes)]
+    draws = [torch.randint(classes, labels.shape, generator=generator) for _ in range(200)]
+    assert sum(bool(doubt_of_order(answers, labels, names)) for answers in draws) <= 5
+
+
+def test_a_thousand_classes() -> None:
+    labels, names = torch.arange(1000).repeat_interleave(10), [str(label) for label in range(1000)]
+    shuffled = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    assert doubt_of_order(shuffled[labels], labels, names)
+    assert not doubt_of_order(labels, labels, names)
 
 
 def test_the_sentence_names_a_class() -> None:

@@ -72,17 +72,31 @@ def test_parts_may_have_other_names(small: Path, tmp_path: Path, train: str, tes
 
 
 @pytest.mark.parametrize(
-    ("beside", "said"), [("Meta", "train and Meta, which is neither"), (None, "no test or val")]
+    ("parts", "beside", "said"),
+    [
+        (("train", "test"), "Meta", "train and Meta, which is neither"),
+        (("train",), None, "has train, and no other part"),
+        (("test", "val"), None, "has test, and no other part"),
+    ],
 )
-def test_what_lies_beside_the_training_images_is_no_class(
-    small: Path, tmp_path: Path, beside: str | None, said: str
+def test_parts_without_the_other_one_or_with_something_beside_them_are_no_classes(
+    small: Path, tmp_path: Path, parts: tuple[str, ...], beside: str | None, said: str
 ) -> None:
-    shutil.copytree(small / "train", tmp_path / "train")
+    for part in parts:
+        shutil.copytree(small / "test", tmp_path / part)
     if beside:
-        shutil.copytree(small / "test", tmp_path / "test")
         shutil.copytree(small / "test" / "stop", tmp_path / beside)
     with pytest.raises(ImagesError, match=said):
         read(tmp_path)
+
+
+def test_a_part_without_classes_is_passed_over(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small / "train", tmp_path / "train")
+    shutil.copytree(small / "test", tmp_path / "val")
+    shutil.copytree(small / "test" / "stop", tmp_path / "test")
+    divided, _, measured = read(tmp_path)
+    assert divided
+    assert len(measured) == 16
 
 
 @pytest.mark.parametrize("more", ["truck", None])

@@ -247,6 +247,32 @@ def test_the_file_may_name_its_classes(fields: dict[str, Any], checkpoint_of) ->
     assert other.classes == ()
 
 
+@pytest.mark.parametrize(
+    "text", ["{" + "1" * 5000 + ": 'a'}", "{0: 'a', 1: 'b', 2: }", "{0: 'a\\N{b}'}", "[" * 10**5]
+)
+def test_hostile_names_of_classes_are_no_error(text: str, checkpoint_of) -> None:
+    checkpoint = checkpoint_of(build("resnet20", num_classes=3), metadata={"names": text})
+    assert load(checkpoint, **tiny_options()).classes == ()
+
+
+def test_escapes_in_names_are_those_of_python(checkpoint_of) -> None:
+    names = {0: "caf\xe9", 1: "it's", 2: "tab\t"}
+    checkpoint = checkpoint_of(build("resnet20", num_classes=3), metadata={"names": repr(names)})
+    assert load(checkpoint, **tiny_options()).classes == tuple(names.values())
+
+
+def test_a_network_of_the_users_own_has_the_classes_of_the_config_beside_it(
+    checkpoint_of, tmp_path: Path
+) -> None:
+    config = {"architecture": "my_net", "label_names": ["c", "b", "a"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lines = "from bcu_cli.models import build\n\ndef make(n=3): return build('resnet20', num_classes=n)\n"
+    (tmp_path / "own.py").write_text(lines)
+    checkpoint = checkpoint_of(build("resnet20", num_classes=3))
+    loaded = load(checkpoint, arch=f"{tmp_path}/own.py:make", input_size=32, **tiny_options())
+    assert loaded.classes == ("c", "b", "a")
+
+
 def test_classes_of_another_models_config_are_not_taken(checkpoint_of, tmp_path: Path) -> None:
     config = {"architecture": "resnet50", "num_classes": 3, "label_names": ["c", "b", "a"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -273,6 +299,8 @@ def test_a_tag_of_other_weights_says_nothing(checkpoint_of) -> None:
     network = build("timm:tf_efficientnet_b0", num_classes=1000)
     tagged = load(checkpoint_of(network), arch="tf_efficientnet_b0.ap_in1k").classifier.preprocessing
     assert (tagged.mean, tagged.std) == (HALF, HALF)
+    claimed = load(checkpoint_of(network, tables=({"arch": "tf_efficientnet_b0.ap_in1k"},)))
+    assert claimed.classifier.preprocessing.mean == HALF
     few = checkpoint_of(build("timm:mobilenetv3_small_050", num_classes=4))
     with pytest.raises(ArchitectureError, match="is not known"):
         load(few, arch="mobilenetv3_small_050.lamb_in1k")

@@ -47,10 +47,9 @@ def open_source(spec: str, *, download: bool = False) -> Iterator[Source]:
     """Open the images that ``--data`` names; an unpacked zip file is removed when the context ends.
 
     Args:
-        spec: A folder with one subfolder per class; a folder with ``train`` and ``test`` (or ``val``) folders
-            of that kind, and nothing else; a zip file of either; ``cifar10:PATH``, ``gtsrb:PATH`` or
-            ``imagenet:PATH``. An existing path takes precedence, so that a folder may have a colon in its
-            name.
+        spec: A folder with one subfolder per class; a folder with two parts of that kind (:func:`parts_of`);
+            a zip file of either; ``cifar10:PATH``, ``gtsrb:PATH`` or ``imagenet:PATH``. An existing path
+            takes precedence, so that a folder may have a colon in its name.
         download: Whether to download CIFAR-10 or GTSRB if they are missing.
 
     Raises:
@@ -85,24 +84,44 @@ def _from_folder(folder: Path, root: Path, hidden: Hidden | None) -> Source:
         root: Its path in messages.
         hidden: The hidden files of its zip file; None for a folder that was not unpacked.
     """
-    names = subfolders(folder)
-    parts = {name.lower(): name for name in names}
-    train, test = (next((parts[one] for one in which if one in parts), None) for which in (_TRAIN, _TEST))
-    if train is None or not subfolders(folder / train):  # "train" may be a class, of vehicles
+    parts = parts_of(folder, root)
+    if parts is None:
         whole = partial(_list, folder, root, hidden)
         return Source(divided=False, train=whole, test=whole)
-    others = [name for name in names if name.lower() not in {*_TRAIN, *_TEST}]
-    if test is None or others:
-        problem = f"{others[0]}, which is neither" if others else "no test or val folder"
-        raise ImagesError(
-            f"{root} has {train} and {problem}",
-            "name a folder with one subfolder for each class, or with train and test folders of such alone",
-        )
+    train, test = parts
     return Source(
         divided=True,
         train=partial(_list, folder / train, root / train, hidden),
         test=partial(_list, folder / test, root / test, hidden),
     )
+
+
+def parts_of(folder: Path, root: Path | None = None) -> tuple[str, str] | None:
+    """The names of the folders to train on and to measure on; None where the subfolders are classes.
+
+    A class may be called "train", too; then no folders of classes are in it.
+
+    Args:
+        folder: The folder.
+        root: Its path in messages, where it was unpacked from a zip file.
+
+    Raises:
+        ImagesError: One of the two is missing, or something else lies beside them.
+    """
+    names = subfolders(folder)
+    parts = {name.lower(): name for name in names if subfolders(folder / name)}
+    train, test = (next((parts[one] for one in which if one in parts), None) for which in (_TRAIN, _TEST))
+    others = [name for name in names if name.lower() not in {*_TRAIN, *_TEST}]
+    if train is None and (test is None or others):
+        return None
+    if train is None or test is None or others:
+        there = f"{train} and {others[0]}" if train and others else train or test
+        problem = "which is neither" if train and others else "and no other part"
+        raise ImagesError(
+            f"{root or folder} has {there}, {problem}",
+            "name a folder with one subfolder for each class, or with train and test folders of such alone",
+        )
+    return train, test
 
 
 def _list(folder: Path, root: Path, hidden: Hidden | None) -> Part:

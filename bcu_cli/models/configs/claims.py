@@ -6,8 +6,10 @@ used only if the tensors fit it. Numbers are checked for range. Nothing is run. 
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -53,9 +55,8 @@ _OPTION_TABLES = ("args", "config", "hparams", "hyper_parameters", "opt")
 #: Keys under which they, and exporters, store the names of the classes.
 _CLASS_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names", "names")
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-_NUMBERED = re.compile(rf"(\d+): ({_QUOTED})(?:, |\}}$)")
-_TABLE = re.compile(rf"\{{(?:\d+: {_QUOTED}(?:, |\}}$))+")
-"""A table of texts by numbers as Python writes it, ``{0: 'cat', 1: 'dog'}``."""
+_NUMBERED = re.compile(rf"(\d{{1,6}}): ({_QUOTED})(?:, |\}}$)")
+"""An entry of a table of texts by numbers as Python writes it, ``{0: 'cat', 1: 'dog'}``."""
 
 T = TypeVar("T")
 
@@ -148,13 +149,21 @@ def _parsed_table(value: Any) -> Any:
     """A text that holds JSON, or a table of texts as Python writes it, as what it holds; else the value."""
     if not isinstance(value, str):
         return value
-    if _TABLE.fullmatch(value):
-        return {int(number): _unquoted(text) for number, text in _NUMBERED.findall(value)}
-    return _parse(value)
+    table, place = {}, 1
+    while value.startswith("{") and (entry := _NUMBERED.match(value, place)):
+        table[int(entry[1])] = _unquoted(entry[2])
+        place = entry.end()
+    return table if table and place == len(value) else _parse(value)
 
 
 def _unquoted(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text[1:-1])
+    """The text that a literal of Python stands for; empty where it is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that Python does not know
+            return str(ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return ""
 
 
 def _bcu_claim(metadata: Mapping[str, str]) -> Claim:

@@ -181,7 +181,11 @@ def _is_of_pixels(values: Any) -> bool:
 
 
 def _divided(values: Any) -> Any:
-    return [value / 255 for value in values] if _are_numbers(values) else values
+    """The numbers on the scale up to 1; what is no such list stays, and is complained of later."""
+    try:
+        return [value / 255 for value in values] if _are_numbers(values) else values
+    except OverflowError:
+        return values
 
 
 def _are_numbers(values: Any) -> bool:

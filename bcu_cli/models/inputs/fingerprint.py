@@ -38,6 +38,8 @@ LARGEST_DISTANCE = 1.5
 LARGEST_DISTANCE_OF_ORDER = 0.03
 #: Least distance of the wrong order, which images whose channels are alike do not reach.
 LEAST_DISTANCE_OF_WRONG_ORDER = 0.005
+_NEAREST = 3
+"""Normalisations, the nearest ones, that are compared in the other order of the channels, too."""
 _LAYERS = 8
 _SIDE_OF_BORDER = 8
 """Side of an image over the width of the border of crops: 4 pixels of 32 are usual."""
@@ -218,24 +220,28 @@ def compare(network: nn.Module, images: Tensor, normalisations: Sequence[Normali
     return Verdict(best=best if clear else None, table=tuple(table))
 
 
-def takes_blue_first(network: nn.Module, images: Tensor, normalisations: Sequence[Normalisation]) -> bool:
-    """Whether BatchNorm statistics say that a network takes its channels in the order blue, green, red.
+def blue_first(network: nn.Module, images: Tensor, verdict: Verdict) -> Verdict | None:
+    """The verdict for channels in the order blue, green, red, where the statistics clearly say so.
 
     Args:
         network: The network.
         images: Float ``[N, 3, H, W]`` in [0, 1], in the order red, green, blue.
-        normalisations: What the network's input may be normalised with, in that order.
+        verdict: The verdict for that order.
+
+    Returns:
+        The verdict, whose normalisations are in the order blue, green, red; None where that order is not
+        clearly nearer, or its normalisation is not clear.
     """
-    pairs = (
-        [(images, one) for one in normalisations],
-        [(images.flip(1), one.reversed) for one in normalisations],
-    )
-    distances = [[distance_from_training(network, *each) for each in order] for order in pairs]
-    rgb, bgr = (min((each for each in order if each is not None), default=None) for order in distances)
-    if rgb is None or bgr is None:
-        return False
-    near = bgr <= LARGEST_DISTANCE_OF_ORDER and rgb >= LEAST_DISTANCE_OF_WRONG_ORDER
-    return near and is_clear(bgr, rgb)
+    rgb = verdict.table[0][1]
+    if rgb < LEAST_DISTANCE_OF_WRONG_ORDER:
+        return None
+    flipped = images.flip(1)
+    for normalisation, _ in verdict.table[:_NEAREST]:
+        bgr = distance_from_training(network, flipped, normalisation.reversed)
+        if bgr is not None and bgr <= LARGEST_DISTANCE_OF_ORDER and is_clear(bgr, rgb):
+            other = compare(network, flipped, [one.reversed for one, _ in verdict.table])
+            return other if other is not None and other.best is not None else None
+    return None
 
 
 def is_clear(smallest: float, runner_up: float, ratio: float = CLEAR_RATIO) -> bool:

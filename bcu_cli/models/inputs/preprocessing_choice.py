@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 #: A timm or torchvision network with this many classes is assumed to be trained like the library's weights.
 IMAGENET_CLASSES = 1000
-_NEAREST = 3
-"""Normalisations nearest to the BatchNorm statistics that are compared in both orders of the channels."""
 
 T = TypeVar("T")
 Values = tuple[float, ...]
@@ -268,11 +266,10 @@ def _normalisation(
         sampled = images(provisional)
         ordered = in_order(fingerprint.sample(sampled), order)
         verdict = fingerprint.compare(network, ordered, candidates)
-        if verdict is not None and order == RGB and _may_be_other_order(question):
-            nearest = [one for one, _ in verdict.table[:_NEAREST]]
-            if fingerprint.takes_blue_first(network, ordered, nearest):
-                order, candidates = BGR, [one.reversed for one in candidates]
-                verdict = fingerprint.compare(network, in_order(ordered, BGR), candidates)
+        is_open = verdict is not None and order == RGB and _may_be_other_order(question)
+        other = fingerprint.blue_first(network, ordered, verdict) if verdict is not None and is_open else None
+        if other is not None:
+            order, verdict = BGR, other
         if verdict is None and len(defaults) != 1:
             possible = defaults or candidates
             verdict = consistency.compare(network, provisional, sampled, possible, question.what)
@@ -287,10 +284,9 @@ def _normalisation(
 
 def _may_be_other_order(question: Question) -> bool:
     """Whether the order of the channels is open: three of them, of which nothing says anything."""
-    given = question.options.mean or question.options.std
-    return (
-        question.channels == 3 and not given and question.claimed(lambda claim: claim.channel_order) is None
-    )
+    known = question.options.mean or question.options.std
+    claimed = question.claimed(lambda claim: claim.mean or claim.std or claim.channel_order)
+    return question.channels == 3 and not known and claimed is None
 
 
 def _given(
