@@ -88,6 +88,11 @@ class Loaded:
         in_file = class_names(self.checkpoint.metadata, count)
         return in_file or (self.labels if len(self.labels) == count else ())
 
+    @property
+    def names_are_certain(self) -> bool:
+        """Whether bcu wrote the names of the classes into the file, or there are none."""
+        return self.classes != self.labels or not self.classes
+
 
 def load(
     checkpoint: Checkpoint,

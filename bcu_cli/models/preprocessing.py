@@ -158,6 +158,10 @@ NORMALISATIONS = (
     Normalisation(name="GTSRB", mean=(0.3403, 0.3121, 0.3214), std=(0.2724, 0.2608, 0.2669)),
     Normalisation(name="0.5/0.5", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     Normalisation(name="0 to 255", mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)),
+)
+#: Normalisations of three channels that keep the scale of pixels up to 255. Only BatchNorm statistics tell
+#: them from others: inputs that are too large make any network sure of itself.
+OF_PIXELS = (
     Normalisation(
         name="0 to 255 less ImageNet's mean", mean=(0.485, 0.456, 0.406), std=(1 / 255, 1 / 255, 1 / 255)
     ),

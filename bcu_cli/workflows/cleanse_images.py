@@ -123,7 +123,10 @@ def _load_labelled(
     folder = request.images
     if not isinstance(folder, Path):
         assert folder is not None  # noqa: S101 - the caller has looked
-        return loading.load_to_measure(folder, loaded)
+        size, certain = loaded.preprocessing.geometry, loaded.names_are_certain
+        data = loading.load_to_measure(folder, size, loaded.classes, certain=certain)
+        loading.refuse_other_classes(data, loaded.classifier.num_classes)
+        return data
     list_files(folder)  # refuses a path that is not a folder of images
     if train := parts_of(folder):
         raise ImagesError(

@@ -158,9 +158,15 @@ class _Evaluation:
         number, names = loaded.classifier.num_classes, loaded.classes
         geometry = loaded.preprocessing.geometry
         if self._images is None or self._taken_as != (geometry, names, number):
-            self._images = loading.load_to_measure(
-                self._request.data, loaded, download=self._request.download
+            data = loading.load_to_measure(
+                self._request.data,
+                geometry,
+                names,
+                certain=loaded.names_are_certain,
+                download=self._request.download,
             )
+            loading.refuse_other_classes(data, number)
+            self._images = data
             self._taken_as = (geometry, names, number)
         return self._images
 

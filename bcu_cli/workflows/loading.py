@@ -226,12 +226,21 @@ def load_unlabeled(
     return data
 
 
-def load_to_measure(spec: str | GivenImages, loaded: Loaded, *, download: bool = False) -> ImageSet:
-    """Labelled images to measure a model on: the test part, or all images where there is none.
+def load_to_measure(
+    spec: str | GivenImages,
+    geometry: Geometry,
+    classes: tuple[str, ...],
+    *,
+    certain: bool = True,
+    download: bool = False,
+) -> ImageSet:
+    """Labelled images to measure on: the test part, or all images where there is none.
 
     Args:
         spec: A value of ``--data``, or labelled images in memory.
-        loaded: The model.
+        geometry: Geometry of the resulting images.
+        classes: Class names of the model in label order; empty where it has none.
+        certain: Whether the images must have these names; else others are taken in their own order.
         download: Whether ``--download`` was given.
 
     Raises:
@@ -240,28 +249,27 @@ def load_to_measure(spec: str | GivenImages, loaded: Loaded, *, download: bool =
     from bcu_cli.images.sources.labelled import open_source
 
     if not isinstance(spec, str):
-        given, size, names = spec, loaded.preprocessing.geometry, _names(loaded, spec.classes)
-        data = with_bar(lambda bar: given.labelled(size, names, on_progress=bar), given.root)
-        refuse_other_classes(data, loaded.classifier.num_classes)
-        return data
+        names = _matching(classes, spec.classes, certain=certain)
+        return with_bar(lambda bar: spec.labelled(geometry, names, on_progress=bar), spec.root)
     with open_source(spec, download=download) as source:
-        return load_labels_of(source.test(), loaded)
+        part = source.test()
+        names = _matching(classes, part.classes, certain=certain)
+        return with_bar(lambda bar: part.load(geometry, classes=names, on_progress=bar), part.root)
 
 
-def _names(loaded: Loaded, folders: tuple[str, ...]) -> tuple[str, ...]:
+def _matching(names: tuple[str, ...], folders: tuple[str, ...], *, certain: bool) -> tuple[str, ...]:
     """The names of a model's classes, by which folders are found; empty where these have other names.
 
-    What bcu wrote into the file is not given up. Other names may be in another language, or shorter.
+    Names that bcu did not write may be in another language, or shorter.
     """
     from bcu_cli.images.folder import is_imagenet
 
-    names = loaded.classes
     others = sorted(set(folders) - set(names))
-    if names != loaded.labels or len(folders) != len(names) or not others or is_imagenet(folders):
+    if certain or len(folders) != len(names) or not others or is_imagenet(folders):
         return names
     events.warn(
-        f"{loaded.checkpoint.path.name} names its classes {names[0]}, {names[1]}, …, and there is a "
-        f"folder {others[0]}: the folders are taken for its outputs in alphabetical order"
+        f"the model names its classes {names[0]}, {names[1]}, …, and there is a folder {others[0]}: the "
+        "folders are taken for its outputs in alphabetical order"
     )
     return ()
 
@@ -272,7 +280,8 @@ def load_labels_of(part: Part, loaded: Loaded) -> ImageSet:
     Raises:
         ImagesError: There are no images, or they are not of the model's classes.
     """
-    size, names = loaded.preprocessing.geometry, _names(loaded, part.classes)
+    size = loaded.preprocessing.geometry
+    names = _matching(loaded.classes, part.classes, certain=loaded.names_are_certain)
     data = with_bar(lambda bar: part.load(size, classes=names, on_progress=bar), part.root)
     refuse_other_classes(data, loaded.classifier.num_classes)
     return data

@@ -15,14 +15,14 @@ from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.classifier import in_order
 from bcu_cli.models.inputs import fingerprint
-from bcu_cli.models.preprocessing import NORMALISATIONS, Normalisation, nearly_equal
+from bcu_cli.models.preprocessing import NORMALISATIONS, OF_PIXELS, Normalisation, nearly_equal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 HALF = (0.5, 0.5, 0.5)
-BY_NAME = {n.name: n for n in NORMALISATIONS}
+BY_NAME = {n.name: n for n in (*NORMALISATIONS, *OF_PIXELS)}
 
 
 def pictures(seed: int, size: int = 32, count: int = 64) -> Tensor:

@@ -190,10 +190,9 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str, what: str
 
 
 def _lacks_scale(name: str, tensor: Tensor | None, target: Tensor) -> bool:
-    """Whether whole numbers stand where a network has weights, as in a quantised file."""
-    if tensor is None or not counted(name) or not target.is_floating_point():
-        return False
-    return not tensor.is_floating_point() and not tensor.is_complex()
+    """Whether small whole numbers stand where a network has weights, as in a quantised file."""
+    small = tensor is not None and tensor.dtype in (torch.int8, torch.uint8, torch.int16)
+    return small and counted(name) and target.is_floating_point()
 
 
 def number_not_finite(tensor: Tensor) -> int:

@@ -16,6 +16,7 @@ from bcu_cli.models.preprocessing import (
     BGR,
     GREY_NORMALISATIONS,
     NORMALISATIONS,
+    OF_PIXELS,
     RGB,
     SQUASH,
     Normalisation,
@@ -265,7 +266,8 @@ def _normalisation(
     if images is not None:
         sampled = images(provisional)
         ordered = in_order(fingerprint.sample(sampled), order)
-        verdict = fingerprint.compare(network, ordered, candidates)
+        more = _distinct(OF_PIXELS if question.channels == 3 else (), mean and mean[0], std and std[0])
+        verdict = fingerprint.compare(network, ordered, [*candidates, *more])
         is_open = verdict is not None and order == RGB and _may_be_other_order(question)
         other = fingerprint.blue_first(network, ordered, verdict) if verdict is not None and is_open else None
         if other is not None:
