@@ -59,6 +59,7 @@ def _sections(measured: Measured) -> list[Section]:
             ("file", model["path"]),
             ("SHA-256", model["sha256"]),
             ("architecture", model["architecture"]["name"]),
+            *(("warning", text) for text in entry.get("warnings", ())),
         ),
         measures=(
             ("ACC", entry["acc"]),

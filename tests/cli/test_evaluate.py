@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -142,8 +143,9 @@ def test_classes_in_another_order_than_the_outputs_are_warned_of(
         for i in range(3, 12):
             shutil.copy(folder / "0.png", folder / f"{i}.png")
     model = network(tmp_path / "m.safetensors", bcu_classes=json.dumps(CLASSES[::-1]))
-    ran = evaluate(model, "--json")
+    ran = evaluate(model, "--json", "--page", tmp_path / "page.html")
     (said,) = ran.json["models"][0]["warnings"]
+    assert said in html.unescape((tmp_path / "page.html").read_text())
     assert "their order may not be that of the outputs" in said
     assert f"warning: m.safetensors: {said}" in ran.err.replace("\n", " ")
 
