@@ -14,6 +14,7 @@ from torch.jit import TracingCheckError  # type: ignore[attr-defined]
 from bcu_cli.checkpoints import Format, read, write, write_bytes, write_torchscript
 from bcu_cli.errors import CheckpointError, OutputError, TrainingError
 from bcu_cli.models.architectures.index import counted
+from bcu_cli.models.configs.claims import CLASS_NAMES
 from bcu_cli.models.configs.transformers_config import is_config
 from bcu_cli.models.embedded.embedded_network import EmbeddedNetwork
 from bcu_cli.models.embedded.script import ScriptNetwork
@@ -166,7 +167,10 @@ def _equal(written: Tensor, judged: Tensor) -> bool:
 
 def _metadata(original: Loaded) -> dict[str, str]:
     checkpoint = original.checkpoint
-    described = metadata_for(original.architecture, original.preprocessing, original.classes)
+    names = original.classes if original.names_are_certain else ()
+    described = metadata_for(original.architecture, original.preprocessing, names)
+    if original.classes and not names:  # they stay what others say: folders may have other names
+        described[CLASS_NAMES] = json.dumps(original.classes)
     if is_config(original.architecture.name):
         described["format"] = "pt"  # transformers opens no safetensors file without it
     return described | {CLEANSED_FROM: json.dumps(checkpoint.sha256)}

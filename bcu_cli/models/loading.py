@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -90,8 +89,8 @@ class Loaded:
 
     @property
     def names_are_certain(self) -> bool:
-        """Whether bcu wrote the names of the classes into the file, or there are none."""
-        return self.classes != self.labels or not self.classes
+        """Whether bcu wrote the names of the classes into the file, from the folders of its training."""
+        return bool(class_names(self.checkpoint.metadata, self.classifier.num_classes))
 
 
 def load(
@@ -439,15 +438,21 @@ class _Loader:
         if not isinstance(embedded, EmbeddedFunction):
             raise embedded
         own = (None, str(self.checkpoint.format))
-        foreign = [claim for claim in self.claims if claim.arch not in own and claim.classes]
-        if foreign:
-            claims = tuple(claim for claim in self.claims if claim.arch in own or claim in foreign)
-            with suppress(BcuError):  # of preprocessing that is not possible here: it is about another file
-                loaded = self._with_claims(embedded, claims, why, like)
-                if all(len(claim.classes) == loaded.classifier.num_classes for claim in foreign):
-                    return loaded
         claims = tuple(claim for claim in self.claims if claim.arch in own)
-        return self._with_claims(embedded, claims, why, like)
+        foreign = [claim for claim in self.claims if claim.arch not in own and claim.classes]
+        if not foreign:
+            return self._with_claims(embedded, claims, why, like)
+        every = tuple(claim for claim in self.claims if claim.arch in own or claim in foreign)
+        refusal: BcuError | None = None
+        try:
+            loaded = self._with_claims(embedded, every, why, like)
+        except BcuError as error:  # what cannot be done counts only if it is about this network
+            refusal, loaded = error, self._with_claims(embedded, claims, why, like)
+        if all(len(claim.classes) == loaded.classifier.num_classes for claim in foreign):
+            if refusal is not None:
+                raise refusal
+            return loaded
+        return loaded if refusal is not None else self._with_claims(embedded, claims, why, like)
 
     def _with_claims(
         self, embedded: EmbeddedFunction, claims: tuple[Claim, ...], why: str, like: str

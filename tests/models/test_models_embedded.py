@@ -297,6 +297,20 @@ def test_a_config_beside_a_graph_is_believed_if_it_names_as_many_classes(number:
     else:
         with pytest.raises(ArchitectureError, match="is not known"):
             load(checkpoint)
-        config["pretrained_cfg"] = {"crop_mode": "border"}  # which bcu refuses, of its own model
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert load(checkpoint, input_size=SIZE, **NONE).classes == ()
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_a_config_that_asks_for_the_impossible_counts_for_its_own_graph_alone(
+    number: int, tmp_path: Path
+) -> None:
+    trace(DIFFERENT["another stem"](), tmp_path / "m.pt")
+    config = {"architecture": "resnet50", "label_names": list("zyxwv"[:number])}
+    config |= {"pretrained_cfg": {"crop_mode": "border"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = read(tmp_path / "m.pt")
+    if number == 4:
+        with pytest.raises(ArchitectureError, match="crop_mode 'border' is not supported"):
+            load(checkpoint, input_size=SIZE, **NONE)
+    else:
         assert load(checkpoint, input_size=SIZE, **NONE).classes == ()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcu_cli.errors import ArchitectureError, UsageError
-from bcu_cli.models import Classifier, Preprocessing, build, load, metadata_for
+from bcu_cli.models import Classifier, Preprocessing, build, export, load, metadata_for
 from bcu_cli.models.architecture import Architecture
 from bcu_cli.models.classifier import in_order
 from bcu_cli.models.inputs import fingerprint
@@ -253,6 +253,19 @@ def test_the_file_may_name_its_classes(fields: dict[str, Any], checkpoint_of) ->
 def test_hostile_names_of_classes_are_no_error(text: str, checkpoint_of) -> None:
     checkpoint = checkpoint_of(build("resnet20", num_classes=3), metadata={"names": text})
     assert load(checkpoint, **tiny_options()).classes == ()
+
+
+def test_names_that_bcu_did_not_write_stay_what_others_say(checkpoint_of) -> None:
+    """So folders may have other names, of a cleansed file as of its original."""
+    checkpoint = checkpoint_of(
+        build("resnet20", num_classes=3), metadata={"names": "{0: 'a', 1: 'b', 2: 'c'}"}
+    )
+    loaded = load(checkpoint, **tiny_options())
+    written = export._metadata(loaded)
+    assert "bcu.classes" not in written
+    again = load(checkpoint_of(loaded.classifier.network, metadata=written))
+    assert again.classes == loaded.classes == ("a", "b", "c")
+    assert not again.names_are_certain
 
 
 def test_escapes_in_names_are_those_of_python(checkpoint_of) -> None:

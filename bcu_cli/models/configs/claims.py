@@ -53,7 +53,8 @@ _ARCH_KEYS = ("arch", "architecture", "model_name")
 _OPTION_TABLES = ("args", "config", "hparams", "hyper_parameters", "opt")
 
 #: Keys under which they, and exporters, store the names of the classes.
-_CLASS_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class", "id2label", "label_names", "names")
+CLASS_NAMES = "class_names"
+_CLASS_KEYS = (CLASS_NAMES, "classes", "class_to_idx", "idx_to_class", "id2label", "label_names", "names")
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _NUMBERED = re.compile(rf"(\d{{1,6}}): ({_QUOTED})(?:, |\}}$)")
 """An entry of a table of texts by numbers as Python writes it, ``{0: 'cat', 1: 'dog'}``."""
@@ -184,11 +185,21 @@ def _config_claim(path: Path) -> Claim:
             return _transformers_claim(path, config)
         if transformers_config.is_foreign(config):
             return Claim(source=path.name, complaints=(transformers_config.named(config),))
-        parsed = timm_config.read(config)
-        claim = _with_problems(_checked(path.name, **parsed.fields), parsed)
-        return replace(claim, classes=config_classes(config))
+        return timm_claim(path.name, config)
     except RecursionError:  # serialising a nested value takes more of the stack than parsing it
         return Claim(source=path.name, refusals=("tables within tables beyond all measure",))
+
+
+def timm_claim(source: str, config: dict[str, Any]) -> Claim:
+    """The claim of a table in the layout of timm's ``config.json``.
+
+    Args:
+        source: Name of the source, in words.
+        config: The table.
+    """
+    parsed = timm_config.read(config)
+    claim = _with_problems(_checked(source, **parsed.fields), parsed)
+    return replace(claim, classes=config_classes(config))
 
 
 def _with_problems(claim: Claim, parsed: ConfigFields) -> Claim:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bcu_cli.errors import ArchitectureError
 from bcu_cli.models.configs import timm_config, transformers_config
-from bcu_cli.models.configs.claims import Claim
-from bcu_cli.models.preprocessing import INTERPOLATIONS
+from bcu_cli.models.configs.claims import Claim, timm_claim
 from bcu_cli.models.registry import TIMM, import_library, is_user_file, resolve
 from bcu_cli.words import number_of
 
@@ -41,12 +40,4 @@ def claim_of_tag(arch: str, num_classes: int, *, strict: bool = True) -> Claim |
     config = timm.get_pretrained_cfg(f"{plain}.{tag}")
     if config.num_classes != num_classes or config.mean is None or config.input_size is None:
         return None
-    return Claim(
-        source=f"timm's settings of {plain}.{tag}",
-        input_size=tuple(config.input_size),
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        crop_pct=min(config.crop_pct or 1.0, 1.0),
-        crop_mode=config.crop_mode,
-        interpolation=config.interpolation if config.interpolation in INTERPOLATIONS else "bilinear",
-    )
+    return timm_claim(f"timm's settings of {plain}.{tag}", {"pretrained_cfg": config.to_dict()})
