@@ -32,9 +32,9 @@ CLEAR_RATIO_OF_LIKE_CONTRAST = 2.75
 CLEAR_RATIO_OF_ARCHITECTURES = 1.3
 #: Largest distance that counts as agreement; above it, typical channels are several sigmas off.
 LARGEST_DISTANCE = 1.5
-#: Largest distance at which the order of the channels is decided. On five networks trained on RGB (CIFAR-10
-#: and GTSRB), images like those of the training were at 0.001 to 0.018, and 1.5 to 3 times as far in the
-#: order BGR. With other images, at 0.04 and more, the wrong order was nearer by up to 1.75 times.
+#: Largest distance at which the order of the channels is decided. On five networks trained on RGB, images
+#: like those of the training were at 0.001 to 0.018, and 1.0 to 3 times as far in the order BGR. With others,
+#: at 0.04 and more, the wrong order was nearer by up to 1.75 (``examples/benchmarks/channel_order.py``).
 LARGEST_DISTANCE_OF_ORDER = 0.03
 #: Least distance of the wrong order, which images whose channels are alike do not reach.
 LEAST_DISTANCE_OF_WRONG_ORDER = 0.005
