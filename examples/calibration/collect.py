@@ -1,12 +1,13 @@
 """Train and scan the networks of `recipes.py`, one after another, and keep what the scan says of each.
 
     python examples/calibration/collect.py draw SHARED_DATA WORK
-    python examples/calibration/collect.py run WORK --rows examples/calibration/rows.jsonl
+    python examples/calibration/collect.py train WORK
+    python examples/calibration/collect.py scan WORK --rows examples/calibration/rows.jsonl
 
 ``draw`` writes four data sets: the built-in signs, the ten largest classes of GTSRB, and parts of CIFAR-10
 and of Tiny-ImageNet-10. SHARED_DATA holds folders ``gtsrb``, ``cifar10`` and ``tiny-imagenet10``, each with
-train/ and test/. ``run`` adds one row for each network and never does again what has a row, so it can be
-stopped at any time and continued on another machine. Several may run at once on the same rows.
+train/ and test/. ``train`` writes the networks, ``scan`` adds a row for each that learnt what it should. Both
+leave alone what is done, so they can be stopped at any time, and several processes may share the work.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bcu_cli.workflows.attack import AttackRequest
 from bcu_cli.workflows.attack import attack as train_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 DRAWN = {
     "gtsrb10": ("gtsrb", 600, 150, 100),
@@ -81,63 +82,80 @@ def _copy(files: Iterable[Path], to: Path, prefix: str = "") -> None:
         (to / f"{prefix}{file.name}").write_bytes(file.read_bytes())
 
 
-def run(work: Path, rows: Path, minutes: float) -> None:
-    """Train and scan networks until all have rows, or a time has passed."""
+def each_undone(done: Callable[[Recipe], bool], claims: Path, minutes: float) -> Iterator[Recipe]:
+    """The recipes that are not done, each while this process alone has it, until a time has passed."""
     until = time.monotonic() + 60.0 * minutes
-    claims = work / "claims"
-    claims.mkdir(exist_ok=True)
+    claims.mkdir(parents=True, exist_ok=True)
     for recipe in recipes():
         if time.monotonic() > until:
             return
-        if recipe.name in known(rows) or not (claim := _claim(claims / recipe.name)):
-            continue
-        with claim:
-            _add(rows, row(recipe, work))
+        if not done(recipe) and (claim := _claim(claims / recipe.name)):
+            with claim:
+                if not done(recipe):
+                    yield recipe
+
+
+def train(work: Path, minutes: float) -> None:
+    """Train each network that is not there, and write its report beside it."""
+    (work / "networks").mkdir(exist_ok=True)
+
+    def report(recipe: Recipe) -> Path:
+        return work / "networks" / f"{recipe.name}.json"
+
+    for recipe in each_undone(lambda each: report(each).exists(), work / "claims" / "train", minutes):
+        started = time.perf_counter()
+        attack: Any = recipe.attack
+        if attack not in {"none", *OWN_ATTACKS}:
+            attack = type(attack, (Poisoning,), {"name": attack, "trigger_name": attack})
+        request = AttackRequest(
+            attack=attack,
+            data=str(work / recipe.data),
+            out=report(recipe).with_suffix(".safetensors"),
+            batch_size=BATCH_SIZE,
+            input_size=INPUT_SIZE,
+            **recipe.how,
+        )
+        trained = train_network(request).document
+        acc, asr = trained["acc"]["value"], trained["asr"] and trained["asr"]["value"]
+        made = {"acc": round(acc, 4), "asr": asr and round(asr, 4), **_environment(trained)}
+        made["seconds"] = round(time.perf_counter() - started, 1)
+        report(recipe).write_text(json.dumps(made) + "\n")
+        _say(f"{recipe.name}: ACC {acc:.1%}, ASR {asr or 0:.1%}, {made['seconds']} s")
+
+
+def scan(work: Path, rows: Path, minutes: float) -> None:
+    """Scan each trained network that has no row."""
+    reports = {each.stem: json.loads(each.read_text()) for each in (work / "networks").glob("*.json")}
+
+    def done(recipe: Recipe) -> bool:
+        return recipe.name not in reports or recipe.name in known(rows)
+
+    for recipe in each_undone(done, work / "claims" / "scan", minutes):
+        started = time.perf_counter()
+        trained = reports[recipe.name]
+        said = {key: value for key, value in recipe.how.items() if key != "arch"}
+        made: dict[str, Any] = {
+            "name": recipe.name,
+            "data": recipe.data,
+            "arch": recipe.arch,
+            "kind": recipe.kind,
+            "target_class": said.pop("target_class", None),
+            "how": said,
+            "trained": trained,
+        }
+        implanted = trained["asr"] is None or trained["asr"] >= IMPLANTED
+        if implanted and trained["acc"] >= WORTH_SCANNING:
+            made |= scanned(work / "networks" / f"{recipe.name}.safetensors", recipe, work)
+            made["seconds"] = round(time.perf_counter() - started, 1)
+        with rows.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(json.dumps(made) + "\n")
+        _say(f"{recipe.name}: {made.get('verdict', 'not scanned')}, {made.get('seconds', 0)} s")
 
 
 def known(rows: Path) -> set[str]:
     """Names of the networks that have rows."""
     return {json.loads(line)["name"] for line in rows.read_text().splitlines()} if rows.exists() else set()
-
-
-def row(recipe: Recipe, work: Path) -> dict[str, Any]:
-    """Train one network, scan it, and delete it."""
-    started = time.perf_counter()
-    out = work / "networks" / f"{recipe.name}.safetensors"
-    out.parent.mkdir(exist_ok=True)
-    attack: Any = recipe.attack
-    if attack not in {"none", *OWN_ATTACKS}:
-        attack = type(attack, (Poisoning,), {"name": attack, "trigger_name": attack})
-    request = AttackRequest(
-        attack=attack,
-        data=str(work / recipe.data),
-        out=out,
-        batch_size=BATCH_SIZE,
-        input_size=INPUT_SIZE,
-        **recipe.how,
-    )
-    trained = train_network(request).document
-    said = {key: value for key, value in recipe.how.items() if key != "arch"}
-    made: dict[str, Any] = {
-        "name": recipe.name,
-        "data": recipe.data,
-        "arch": recipe.arch,
-        "kind": recipe.kind,
-        "target_class": said.pop("target_class", None),
-        "how": said,
-        "acc": round(trained["acc"]["value"], 4),
-        "asr": trained["asr"] and round(trained["asr"]["value"], 4),
-        "commit": commit(),
-        "device": trained["device"]["name"],
-        "versions": trained["versions"],
-        "seconds": [round(time.perf_counter() - started, 1)],
-    }
-    if made["acc"] >= WORTH_SCANNING and (made["asr"] is None or made["asr"] >= IMPLANTED):
-        made |= scanned(out, recipe, work)
-        made["seconds"].append(round(time.perf_counter() - started - made["seconds"][0], 1))
-    for file in out.parent.glob(f"{recipe.name}.*"):
-        file.unlink()
-    return made
 
 
 def scanned(model: Path, recipe: Recipe, work: Path) -> dict[str, Any]:
@@ -148,6 +166,7 @@ def scanned(model: Path, recipe: Recipe, work: Path) -> dict[str, Any]:
     except ScanError as error:
         return {"refused": str(error)}
     return {
+        **_environment(seen),
         "verdict": seen["verdict"],
         "class": seen["class"],
         "suspicion": round(seen["suspicion"], 4),
@@ -160,10 +179,11 @@ def scanned(model: Path, recipe: Recipe, work: Path) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """The commit of bcu that runs."""
+def _environment(document: dict[str, Any]) -> dict[str, Any]:
+    """The commit of bcu that runs, the device, and the version of torch."""
     git = ["git", "-C", str(Path(bcu.__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - no input
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - no input
+    return {"commit": commit, "device": document["device"]["name"], "torch": document["versions"]["torch"]}
 
 
 def _claim(path: Path) -> Any:
@@ -177,32 +197,27 @@ def _claim(path: Path) -> Any:
     return file
 
 
-def _add(rows: Path, made: dict[str, Any]) -> None:
-    with rows.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(made) + "\n")
-    verdict = made.get("verdict", "not scanned")
-    asr = "" if made["asr"] is None else f"ASR {made['asr']:.1%}, "
-    sys.stdout.write(f"{made['name']}: ACC {made['acc']:.1%}, {asr}{verdict}, {made['seconds']} s\n")
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """The two steps; see the top of this file."""
+    """The three steps; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     steps = parser.add_subparsers(dest="step", required=True)
-    drawing = steps.add_parser("draw")
-    drawing.add_argument("shared", type=Path)
-    drawing.add_argument("work", type=Path)
-    running = steps.add_parser("run")
-    running.add_argument("work", type=Path)
-    running.add_argument("--rows", type=Path, required=True, help="JSON lines; rows that it holds are kept")
-    running.add_argument("--minutes", type=float, default=float("inf"), help="begin no network after that")
-    given = parser.parse_args()
-    if given.step == "draw":
-        draw(given.shared, given.work)
-    else:
-        run(given.work, given.rows, given.minutes)
+    for name in ("draw", "train", "scan"):
+        step = steps.add_parser(name)
+        if name == "draw":
+            step.add_argument("shared", type=Path)
+        step.add_argument("work", type=Path)
+        if name == "scan":
+            step.add_argument("--rows", type=Path, required=True, help="JSON lines; rows in it are kept")
+        if name != "draw":
+            step.add_argument("--minutes", type=float, default=float("inf"), help="begin none after that")
+    given = vars(parser.parse_args())
+    acts: dict[str, Callable[..., None]] = {"draw": draw, "train": train, "scan": scan}
+    acts[given.pop("step")](**given)
 
 
 if __name__ == "__main__":
