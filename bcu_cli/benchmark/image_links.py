@@ -38,6 +38,7 @@ class ImageLinks:
 
     def __init__(self, root: Path, links: Path) -> None:
         self._root, self._links = root, links
+        self._counts: dict[Path, int] = {}
 
     def labelled(self, data: DataSet) -> Path:
         """The folder with ``train`` and ``test``, each with one subfolder for each class."""
@@ -70,6 +71,25 @@ class ImageLinks:
         for images in {cell.images.name: cell.images for cell in cells}.values():
             if images.classes is not None:
                 self._make(self._drawn(images), self._root / images.folder, partial(_draw_classes, images))
+        for cell in cells:
+            self._require_enough(cell)
+
+    def _require_enough(self, cell: Cell) -> None:
+        """Refuse a folder with fewer images than the cell is named after."""
+        images = cell.images
+        if images.name == OWN or images.classes is not None:
+            return  # the plan has been checked
+        folder = self._root / images.folder
+        if (count := self._count(folder)) < cell.max_images:
+            raise ImagesError(
+                f"{folder} holds {count} images, not {cell.max_images}", "lower max-images in the plan"
+            )
+
+    def _count(self, folder: Path) -> int:
+        """Number of image files in a folder, which is listed once."""
+        if folder not in self._counts:
+            self._counts[folder] = len(list_files(folder)[0])
+        return self._counts[folder]
 
     def _drawn(self, one: DataSet | Images) -> Path:
         return self._links / f"{one.name}-{fingerprint(asdict(one))[:8]}"

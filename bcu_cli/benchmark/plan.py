@@ -111,6 +111,12 @@ def _plan(table: Table, name: str, size: str) -> Plan:
         if cell.images.name == OWN and cell.max_images > cell.model.data.defense_images:
             there = f"{cell.model.data.name} gives a defense {cell.model.data.defense_images} images"
             raise table.error(f"{there}, not {cell.max_images}", "raise defense-images, or lower max-images")
+        drawn = (cell.images.classes or 0) * (cell.images.per_class or 0)
+        if 0 < drawn < cell.max_images:
+            there = f"[images.{cell.images.name}] draws {drawn} images"
+            raise table.error(
+                f"{there}, not {cell.max_images}", "raise classes or per-class, or lower max-images"
+            )
     return Plan(
         name=name,
         size=size,
@@ -155,10 +161,19 @@ def _models(table: Table) -> list[Backdoored]:
             target=target,
             seed=seed,
         )
-        for (data_set, of_data), arch, (label, (attack, own)), (target, seed) in product(
-            data, architectures, attacked.items(), implanted
+        for (data_set, of_data), arch, (label, (attack, own)) in product(
+            data, architectures, attacked.items()
         )
+        for target, seed in (_once_for_each_seed(implanted) if attack == CLEAN else implanted)
     ]
+
+
+def _once_for_each_seed(implanted: list[tuple[Target, int]]) -> list[tuple[Target, int]]:
+    """The first target of each seed: networks without a backdoor do not differ by the target."""
+    first: dict[int, Target] = {}
+    for target, seed in implanted:
+        first.setdefault(seed, target)
+    return [(target, seed) for seed, target in first.items()]
 
 
 def _required_tables(table: Table, key: str) -> dict[str, Table]:

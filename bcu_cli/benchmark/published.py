@@ -31,7 +31,7 @@ def tables() -> dict[str, dict[str, Any]]:
 def find(table: str, place: dict[str, Any]) -> Published | None:
     """The result in a table at a cell's coordinates; None where there is none."""
     found = tables().get(table)
-    if found is None:
+    if found is None or any(place[key] != value for key, value in found.get("only", {}).items()):
         return None
     row = found.get(str(place["attack"]))
     column = " ".join(str(place[key]) for key in found["by"])
@@ -60,7 +60,12 @@ def unlike(table: str, cell: dict[str, Any]) -> list[str]:
     model = cell["decides"].get("model", {})
     made = {"arch": cell["cell"]["arch"], "epochs": model.get("options", {}).get("epochs", "by default")}
     made["train-images"] = model.get("data", {}).get("train_images") or "all"
-    return [f"{key} {made[key]}, not {value}" for key, value in setup.items() if made[key] != value]
+    made["max-images"] = cell["cell"]["max-images"]
+    return [
+        f"{key} {made[key]}, not {' or '.join(map(str, values))}"
+        for key, value in setup.items()
+        if made[key] not in (values := value if isinstance(value, list) else [value])
+    ]
 
 
 def _shares(pair: list[float]) -> dict[str, float]:

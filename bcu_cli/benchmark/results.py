@@ -54,10 +54,10 @@ class Results:
         """The cells that neither this plan nor another one has finished.
 
         Raises:
-            UsageError: A cell was finished with other options.
+            UsageError: A cell of the plan was finished with other options, whether it is asked for or not:
+                it would stand in one row with the others.
         """
-        left = []
-        for cell in cells:
+        for cell in plan.cells:
             mine = self.cells.get(_key(plan, cell))
             if mine and not mine["error"] and mine["fingerprint"] != fingerprint(cell.decides):
                 what = _difference(mine["decides"], cell.decides)
@@ -65,9 +65,7 @@ class Results:
                     f"{self.folder} holds the cell {_key(plan, cell)}, made with {what}",
                     "name a new folder with --out, or remove the cells that were made otherwise",
                 )
-            if fingerprint(cell.decides) not in self._finished:
-                left.append(cell)
-        return left
+        return [cell for cell in cells if fingerprint(cell.decides) not in self._finished]
 
     def adopt(self, plan: Plan, cells: Sequence[Cell]) -> int:
         """Copy cells that another plan has finished; returns their number."""

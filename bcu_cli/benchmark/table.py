@@ -273,15 +273,22 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def _means(rows: Sequence[Row]) -> list[Row]:
-    """Rows with the mean over several attacks, for the measured and the paper's results."""
+    """Rows with the mean over several attacks, for the measured and the paper's results.
+
+    Only means over the same attacks are comparable. So there is no mean where another row of the same data
+    and architecture has an attack that these lack, or where all networks of an attack have failed.
+    """
+    attacks: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if not row.after or "asr" in row.after:  # a network without a backdoor is no attack
             alike[tuple(value for key, value in row.place.items() if key != "attack")].append(row)
+            attacks[row.place["data"], row.place["arch"]].add(row.place["attack"])
     means = []
     for some in alike.values():
         good = [row for row in some if row.after]
-        if len(some) < 2 or len(good) < len(some):  # a mean of fewer attacks is not comparable
+        of_all = attacks[some[0].place["data"], some[0].place["arch"]]
+        if len(some) < 2 or {row.place["attack"] for row in good} < of_all:
             continue
         sides = {
             side: {m: _mean([getattr(row, side)[m] for row in good]) for m in MEASURES}
@@ -294,7 +301,7 @@ def _means(rows: Sequence[Row]) -> list[Row]:
             Row(
                 place=place,
                 classes=some[0].classes,
-                failed=0,
+                failed=sum(row.failed for row in good),
                 paper=paper,
                 unlike=unlike,
                 variant=some[0].variant,

@@ -15,16 +15,17 @@ _WORDS = ("cleansed", "not cleansed", "could not tell")
 
 
 def counts(cells: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Count networks by verdict and by their true ASR after the cleansing; empty without verdicts.
+    """Count cleansings by verdict and by the true ASR that they left; empty without verdicts.
 
     Args:
         cells: Contents of the cells' files. Failed ones and those of methods without a verdict do not count.
+            A network with an ASR up to ``LEFT`` before has not learnt its backdoor; it counts as one without.
     """
     found: Counter[tuple[str, str]] = Counter()
     for cell in cells:
         verdict = (cell["made"] or {}).get("verdict")
         if not cell["error"] and verdict:
-            found[verdict["word"], _column(cell["after"]["asr"])] += 1
+            found[verdict["word"], _column(cell)] += 1
     words = (*_WORDS, *sorted({word for word, _ in found} - set(_WORDS)))
     return {word: {column: found[word, column] for column in COLUMNS} for word in words} if found else {}
 
@@ -45,7 +46,8 @@ def shares(counted: dict[str, dict[str, int]]) -> Sequence[str]:
     return said
 
 
-def _column(asr: dict[str, Any] | None) -> str:
-    if asr is None:
+def _column(cell: dict[str, Any]) -> str:
+    before, asr = cell["before"]["asr"], cell["after"]["asr"]
+    if before is None or asr is None or before["value"] <= LEFT:
         return COLUMNS[3]
     return COLUMNS[0] if asr["value"] <= REMOVED else COLUMNS[1] if asr["value"] <= LEFT else COLUMNS[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from bcu_cli.benchmark import verdicts
@@ -25,7 +26,7 @@ _PERCENT = (
 
 
 _DIFFERENCES = "Differences of more than 2 points to the paper"
-_VERDICTS = "Networks by the verdict of method auto, and by the ASR that was left"
+_VERDICTS = "Cleansings by the verdict of method auto, and by the ASR that was left"
 _CHARTED = ("asr", "acc")
 
 
@@ -139,7 +140,7 @@ def _differences_in_markdown(table: TableOf) -> list[str]:
 def _by_attack(table: TableOf) -> list[str]:
     """One picture of a table with several attacks: ASR and ACC after cleansing, beside the paper's."""
     rows = [row for row in table.rows if "asr" in row.after]
-    varying = [key for key in ("arch", "images", "max-images", "defense") if _several(rows, key)]
+    varying = [key for key in ("data", "arch", "images", "max-images", "defense") if _several(rows, key)]
     panels: dict[str, list[Row]] = {}
     for row in rows:
         panels.setdefault(", ".join(f"{key} {row.place[key]}" for key in varying), []).append(row)
@@ -191,12 +192,16 @@ def _curves(table: TableOf) -> list[str]:
 def _lines(
     rows: Sequence[Row], measure: str, over: tuple[str, ...]
 ) -> tuple[list[int], list[tuple[str, list[float | None]]]]:
-    """The numbers of an x axis, and a line for each attack that has been measured at two of them or more."""
+    """The numbers of an x axis, and a line for each attack that has been measured at two of them or more.
+
+    Several rows of an attack at the same number, of different sources of images, are no line.
+    """
     found = {
         str(attack): {_number(r, over): r.after[measure].mean for r in rows if r.place["attack"] == attack}
         for attack in dict.fromkeys(row.place["attack"] for row in rows)
     }
-    long = {attack: shares for attack, shares in found.items() if len(shares) > 1}
+    count = Counter(str(row.place["attack"]) for row in rows)
+    long = {attack: shares for attack, shares in found.items() if len(shares) == count[attack] > 1}
     xs = sorted({x for shares in long.values() for x in shares})
     return xs, [(attack, [shares.get(x) for x in xs]) for attack, shares in long.items()]
 

@@ -187,6 +187,7 @@ class Run:
             models=(model, self._results.cleansed(cell)),
             data=str(self._pictures.labelled(cell.model.data)),
             triggers=trigger,
+            device=str(cell.options.get("device", "auto")),
         )
         return jobs.command(request)
 

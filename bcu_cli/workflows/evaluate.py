@@ -17,8 +17,11 @@ from bcu_cli.workflows.result import Result
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from bcu_cli.evaluation.conditions import Condition
     from bcu_cli.evaluation.trigger_choice import TriggerChoice
+    from bcu_cli.images.decoding.image import Geometry
     from bcu_cli.images.folder import ImageSet
     from bcu_cli.images.sources.given import GivenImages
     from bcu_cli.models import Loaded
@@ -151,24 +154,35 @@ class _Evaluation:
             trigger_sheet.write_sheet(chosen[0].trigger, data.images, self._preview)
             self._preview = None  # the other models are shown the same trigger
         features = self._request.outputs.tsne is not None
-        return measuring.measure(loaded, data, chosen, self._reference, self._device, with_features=features)
+        compared = self._compared(loaded, data)
+        return measuring.measure(loaded, data, chosen, compared, self._device, with_features=features)
 
     def _images_for(self, loaded: Loaded) -> ImageSet:
         """The images for a model; decoded again only if size or classes differ from those of the last."""
-        number, names = loaded.classifier.num_classes, loaded.classes
-        geometry = loaded.preprocessing.geometry
-        if self._images is None or self._taken_as != (geometry, names, number):
-            data = loading.load_to_measure(
-                self._request.data,
-                geometry,
-                names,
-                certain=loaded.names_are_certain,
-                download=self._request.download,
-            )
-            loading.refuse_other_classes(data, number)
-            self._images = data
-            self._taken_as = (geometry, names, number)
+        taken_as = (loaded.preprocessing.geometry, loaded.classes, loaded.classifier.num_classes)
+        if self._images is None or self._taken_as != taken_as:
+            self._images, self._taken_as = self._decoded(loaded, loaded.preprocessing.geometry), taken_as
         return self._images
+
+    def _compared(self, loaded: Loaded, data: ImageSet) -> tuple[Loaded, Tensor] | None:
+        """The reference and the images as it takes them; they may be cropped or resized otherwise."""
+        if self._reference is None:
+            return None
+        geometry = self._reference.preprocessing.geometry
+        alike = geometry == loaded.preprocessing.geometry
+        return self._reference, (data if alike else self._decoded(loaded, geometry)).images
+
+    def _decoded(self, loaded: Loaded, geometry: Geometry) -> ImageSet:
+        """The labelled images for the classes of a model."""
+        data = loading.load_to_measure(
+            self._request.data,
+            geometry,
+            loaded.classes,
+            certain=loaded.names_are_certain,
+            download=self._request.download,
+        )
+        loading.refuse_other_classes(data, loaded.classifier.num_classes)
+        return data
 
 
 def _loaded(model: Path | Loaded, request: EvaluateRequest) -> Loaded:

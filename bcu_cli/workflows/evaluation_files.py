@@ -113,7 +113,10 @@ def _panel(measured: Measured, classes: tuple[str, ...], trigger: dict[str, Any]
     features, entry = measured.features, measured.entry
     if features is None:
         raise ValueError("a model without features")
-    order = torch.tensor([classes.index(name) if name in classes else -1 for name in measured.classes])
+    names = measured.classes
+    if not set(names) & set(classes) and len(names) == len(classes):
+        names = classes  # they are called otherwise in one of the files, and both have the same order
+    order = torch.tensor([classes.index(name) if name in classes else -1 for name in names])
     labels = order[features.labels]
     triggered, origins = features.clean[:0], labels[:0]
     if trigger and features.triggered is not None:

@@ -46,7 +46,7 @@ def measure(
     loaded: Loaded,
     data: ImageSet,
     chosen: list[Chosen],
-    reference: Loaded | None,
+    reference: tuple[Loaded, Tensor] | None,
     device: Device,
     *,
     with_features: bool,
@@ -57,7 +57,8 @@ def measure(
         loaded: The model.
         data: Labelled images.
         chosen: Triggers; an empty list measures clean images only.
-        reference: A model to compare predictions with; may be None.
+        reference: A model to compare predictions with, and the images as it takes them, uint8
+            ``[N, C, H, W]``; may be None.
         device: The device to run on.
         with_features: Whether to compute the penultimate features of a sample.
 
@@ -83,15 +84,17 @@ def measure(
         events.warn(f"{loaded.checkpoint.path.name}: {doubt}")
         entry["warnings"] = [doubt]
     if reference:
-        entry["agreement"] = matching(clean, predict(reference.classifier, data.images, device)).as_json()
+        other, theirs = reference
+        entry["agreement"] = matching(clean, predict(other.classifier, theirs, device)).as_json()
     triggered, entries = [], []
     for one in chosen:
         put_on = one.trigger.apply_to_bytes
         answers = predict(model, data.images, device, transform=put_on)
         measured = _triggered(answers, labels, data.classes, one)
         if reference:
-            theirs = predict(reference.classifier, data.images, device, transform=put_on)
-            measured["agreement"] = matching(answers, theirs).as_json()
+            measured["agreement"] = matching(
+                answers, predict(other.classifier, theirs, device, transform=put_on)
+            ).as_json()
         triggered.append(answers)
         entries.append(measured)
     if entries:

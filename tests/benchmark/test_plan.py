@@ -228,3 +228,16 @@ def test_methods_with_a_verdict_are_known() -> None:
     """Without importing torch, which the defenses do."""
     judging = [name for name in defenses.names() if find(name).verdict is not Defense.verdict]
     assert judging == list(JUDGING)
+
+
+def test_clean_networks_differ_by_their_seeds_alone(tmp_path: Path) -> None:
+    plan = read(tmp_path, PLAN.replace("[attacks.strong]", "[attacks.none]\n[attacks.strong]"), "large")
+    clean = {cell.model.name: cell.model for cell in plan.cells if cell.model.attack == "none"}
+    assert sorted({(model.target, model.seed) for model in clean.values()}) == [(0, 0), (0, 1), (0, 2)]
+    assert len(clean) == 2 * 2 * 3  # data sets, architectures, seeds
+
+
+def test_more_images_than_are_drawn(tmp_path: Path) -> None:
+    text = PLAN.replace('folder = "tiny-imagenet"', 'folder = "tiny-imagenet"\nclasses = 20\nper-class = 50')
+    with pytest.raises(UsageError, match=r"\[images.tiny\] draws 1000 images, not 2000"):
+        read(tmp_path, text, "large")

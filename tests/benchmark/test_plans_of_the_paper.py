@@ -67,7 +67,13 @@ def test_the_paper_s_figures_stand_beside_a_plan_s_cells(path: Path) -> None:
 
 
 def test_figures_read_from_the_paper() -> None:
-    place = {"attack": "wanet", "defense": "bcu-double", "images": "own", "max-images": 5000}
+    place = {
+        "data": "cifar10",
+        "attack": "wanet",
+        "defense": "bcu-double",
+        "images": "own",
+        "max-images": 5000,
+    }
     found = published.find("table1", place)
     assert found is not None
     assert (found.before["asr"], found.before["acc"]) == (pytest.approx(0.9715), pytest.approx(0.9353))

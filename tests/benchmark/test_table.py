@@ -259,3 +259,58 @@ def test_the_committed_tables_are_those_of_the_committed_cells() -> None:
     assert writing.as_html(made) == (folder / "table.html").read_text(), again
     assert writing.as_markdown(made) == (folder / "table.md").read_text(), again
     assert writing.as_csv(made) == (folder / "table.csv").read_text(), again
+
+
+def test_a_mean_is_over_the_attacks_of_all_rows_and_counts_what_failed() -> None:
+    error = {"error": {"step": "attack", "message": "no", "hint": ""}, "before": None, "after": None}
+    other = {"cell": cell(500, 0.4)["cell"] | {"defense": "ft"}}
+    some = [
+        cell(500, 0.1),
+        cell(500, 0.3, attack="wanet"),
+        cell(500, 0.3, attack="wanet", seed=1, made=None, **error),
+        cell(500, 0.1, attack="iab"),
+        cell(500, 0.4, **other),
+        cell(500, 0.4, attack="iab", cell=other["cell"] | {"attack": "iab"}),
+    ]
+    (made,) = tables.of(some)
+    means = [row for row in made.rows if row.place["attack"] == tables.MEAN]
+    assert [(row.place["defense"], row.count, row.failed) for row in means] == [("bcu", 3, 1)]
+
+
+def test_the_paper_stands_beside_its_own_data_and_method_alone() -> None:
+    alike = of_table1("badnets", before=1.0, after=0.97, acc=(0.9, 0.9))
+    few = alike | {"cell": alike["cell"] | {"max-images": 500}}
+    signs = alike | {"cell": alike["cell"] | {"data": "gtsrb"}}
+    (made,) = tables.of([few, signs])
+    assert [row.paper is None for row in made.rows] == [False, True]
+    assert "max-images 500, not 2500 or 5000" in made.differences()[0]
+    third = {"plan": alike["plan"] | {"paper": "table3"}}
+    (made,) = tables.of([alike | third, alike | third | {"cell": alike["cell"] | {"defense": "auto"}}])
+    assert [(row.place["defense"], row.paper is None) for row in made.rows] == [
+        ("bcu", False),
+        ("auto", True),
+    ]
+
+
+def test_a_backdoor_that_was_not_learnt_counts_as_none() -> None:
+    weak = cell(500, 0.005, **judged("cleansed"))
+    weak["before"] = weak["before"] | {"asr": {"value": 0.1}}
+    (made,) = tables.of([weak])
+    assert list(made.verdicts["cleansed"].values()) == [0, 0, 0, 1]
+
+
+def test_pictures_tell_data_sets_apart_and_sources_of_one_size_are_no_curve() -> None:
+    signs = {"data": "gtsrb"}
+    some = [
+        one | {"cell": one["cell"] | more}
+        for more in ({}, signs)
+        for one in (cell(500, 0.1), cell(500, 0.2, attack="wanet"))
+    ]
+    page = writing.as_html(tables.of(some))
+    assert "data cifar10" in page
+    assert page.count("<svg") == 2
+    drawn = []
+    for source, classes, asr in (("a", 20, 0.1), ("b", 20, 0.2), ("c", 40, 0.3)):
+        one = cell(2000, asr, decides={"images": {"classes": classes}, "cleanse": {}})
+        drawn.append(one | {"cell": one["cell"] | {"images": source}})
+    assert "<svg" not in writing.as_html(tables.of(drawn))

@@ -293,6 +293,24 @@ def test_a_finished_cell_is_not_made_otherwise(keeper: Keeper) -> None:
     assert keeper.cells() == before
 
 
+def test_cells_of_other_options_do_not_join_those_of_another_seed(keeper: Keeper) -> None:
+    assert keeper("--only", "seed=0").code == 0
+    keeper.ran()
+    keeper.plan.write_text(PLAN.replace("epochs = 3", "epochs = 4"))
+    ran = keeper("--only", "seed=1")
+    assert (ran.code, keeper.ran()) == (2, {})
+    assert "made with epochs 3, not 4" in ran.error
+
+
+def test_a_folder_of_fewer_images_than_a_cell_is_named_after(keeper: Keeper) -> None:
+    keeper.plan.write_text(
+        PLAN.replace("[images.own]", '[images.other]\nfolder = "cifar10/test"').replace("[2]", "[9]")
+    )
+    ran = keeper()
+    assert (ran.code, keeper.ran()) == (2, {})
+    assert "holds 8 images, not 9" in ran.error
+
+
 def test_a_dry_run_says_what_is_missing_and_estimates(keeper: Keeper) -> None:
     first = keeper("--dry-run", "--json")
     assert first.json["estimated_seconds"] is None

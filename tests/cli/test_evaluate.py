@@ -62,7 +62,7 @@ def network(path: Path, *, leads_to: int | None = None, num_classes: int = 4, **
     save_file(
         {"levels": levels, "learnt": learnt},
         path,
-        metadata={k.replace("_", "."): v for k, v in metadata.items()},
+        metadata={k.replace("_", ".", 1): v for k, v in metadata.items()},
     )
     return path
 
@@ -81,7 +81,7 @@ def bad(tmp_path: Path) -> Path:
 def evaluate(bcu, data: Path, tmp_path: Path):
     (tmp_path / "two.py").write_text(NETWORK)
     known = ["--arch", f"{tmp_path / 'two.py'}:TwoPixels", "--input-size", SIDE, "--mean", 0, "--std", 1]
-    return lambda *words: bcu("evaluate", *words, "--data", data, *known)
+    return lambda *words, data=data: bcu("evaluate", *words, "--data", data, *known)
 
 
 def trigger_file(
@@ -226,6 +226,20 @@ def test_agreement_with_another_model(evaluate, clean: Path, bad: Path) -> None:
     shown = evaluate(clean, "--trigger", "badnets", "--against", bad).out
     assert "100.00 %" in shown
     assert "22.22 %" in shown
+
+
+def test_each_of_two_models_is_given_images_as_it_takes_them(evaluate, tmp_path: Path) -> None:
+    for i, name in enumerate(CLASSES):
+        (tmp_path / "framed" / name).mkdir(parents=True)
+        inner, frame = 64 * i, 64 * ((i + 1) % 4)
+        picture = Image.new("RGB", (2 * SIDE, 2 * SIDE), (frame, frame, frame))
+        picture.paste((inner, inner, inner), (SIDE // 2, SIDE // 2, 3 * SIDE // 2, 3 * SIDE // 2))
+        picture.save(tmp_path / "framed" / name / "0.png")
+    whole = network(tmp_path / "whole.safetensors", bcu_crop_pct="1.0")
+    inside = network(tmp_path / "inside.safetensors", bcu_crop_pct="0.5")
+    for one, other, acc in ((whole, inside, 0.0), (inside, whole, 1.0)):
+        (seen,) = evaluate(one, "--against", other, "--json", data=tmp_path / "framed").json["models"]
+        assert (seen["acc"]["value"], seen["agreement"]["value"]) == (acc, 0.0)
 
 
 def test_a_gate_that_is_missed(evaluate, clean: Path, bad: Path) -> None:

@@ -14,8 +14,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from bcu_cli.evaluation.features import Features
 from bcu_cli.images.sources import signs
 from bcu_cli.report import optional, tsne
+from bcu_cli.workflows.evaluation_files import _panel
+from bcu_cli.workflows.measuring import Measured
 
 MODEL = Path(__file__).parents[1] / "data" / "backdoored.safetensors"
 TRIGGER = MODEL.with_name("backdoored.trigger.safetensors")
@@ -184,3 +187,15 @@ def test_the_picture_is_none_of_the_inputs(bcu, few: Path, tmp_path: Path) -> No
     )
     assert ran.code == 2
     assert "is the input" in ran.error
+
+
+def test_classes_that_one_file_calls_otherwise_keep_their_order() -> None:
+    labels = torch.tensor([0, 1, 1])
+    none = torch.zeros(3, dtype=torch.int64)
+    seen = Features(clean=torch.zeros(3, 2), labels=labels, triggered=None)
+    entry = {"model": {"path": "other.safetensors"}, "acc": {"value": 1.0}}
+    measured = Measured(
+        entry=entry, classes=("n01", "n02"), labels=labels, clean=none, triggered=(), features=seen
+    )
+    assert _panel(measured, ("cat", "dog"), None).classes.tolist() == [0, 1, 1]
+    assert _panel(measured, ("n02", "n01"), None).classes.tolist() == [1, 0, 0]
