@@ -188,8 +188,9 @@ def _triggers() -> str:
         rows.append((f"`{name}`", kind.paper, _settings(numbers)))
     table = _table(("trigger", "paper", "settings and their defaults"), rows)
     return (
-        "## Triggers\n\n`bcu evaluate --trigger` takes these names. `bcu attack --setting NAME=NUMBER`\n"
-        f"changes a setting of its trigger. The defaults are those for images of 32×32 pixels.\n\n{table}"
+        "## Triggers\n\n`bcu evaluate --trigger` takes these names, iab from its file alone. "
+        "`bcu attack --setting NAME=NUMBER`\nchanges a setting of its trigger. "
+        f"The defaults are those for images of 32×32 pixels.\n\n{table}"
     )
 
 

@@ -28,7 +28,7 @@ from bcu_cli.errors import UsageError
 from bcu_cli.workflows.method_options import options_of
 from bcu_cli.workflows.texts import model_options, size_in_bytes
 
-_METHOD = "Options of methods; the defaults are the papers'"
+_METHOD = "Options of methods; the defaults are the papers', for auto its own"
 _BCU = "Only for method bcu"
 _AUTO = "Only for method auto"
 _EXIT_CODES = {"cleansed": DONE, "not cleansed": BAD, "could not tell": FAILED}

@@ -68,7 +68,11 @@ def explain(report: dict[str, Any]) -> None:
             if report["details"].get("unproven")
             else ["give it more images of what the model was made for"]
         ),
-        *([] if written else ["repeat the command with --resume --force: it writes the result at once"]),
+        *(
+            []
+            if written
+            else ["repeat the command with --resume --force: it writes the result without training again"]
+        ),
     ]
     output.fail(f"{verdict['word']}: {verdict['why']}; {outcome}", ", or ".join(advice))
 

@@ -35,8 +35,8 @@ def evaluate(
     trigger: Annotated[
         str | None,
         _option(
-            f"{', '.join(triggers.names())}; a .trigger.safetensors that bcu attack wrote; "
-            "or all: every named trigger (except iab, which is learnt), and the file beside the model."
+            f"{', '.join(triggers.names(learnt=False))}; a .trigger.safetensors that bcu attack wrote, the "
+            "only way for iab; or all: every named trigger, and the file beside the model."
         ),
     ] = None,
     target_class: Annotated[

@@ -44,9 +44,8 @@ Paths = Annotated[
 FailOn = Annotated[
     str,
     _output(
-        "Verdicts with exit code 1: unsafe, suspicious, inconclusive, or several with a comma. "
-        "Other undecided files give exit code 2, and with unknown-architecture so does a network of unknown "
-        "architecture."
+        "Verdicts with exit code 1: unsafe, suspicious, inconclusive, or several with a comma. An unsafe or "
+        "undecided file that is not listed gives 2. With unknown-architecture such a network gives 2, too."
     ),
 ]
 Output = Annotated[

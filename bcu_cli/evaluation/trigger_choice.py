@@ -97,7 +97,7 @@ class TriggerChoice:
         if self.name is None:
             return []
         if self.name == ALL:
-            names = [name for name in triggers.names() if not base.find(name).learnt]
+            names = triggers.names(learnt=False)
             named = [Chosen(trigger=base.make(n, shape), target_class=target, label=n) for n in names]
             return named + ([self._load(beside, shape, num_classes)] if beside.is_file() else [])
         if self.name in triggers.names():
@@ -108,9 +108,10 @@ class TriggerChoice:
                 )
             return [Chosen(trigger=base.make(self.name, shape), target_class=target, label=self.name)]
         if not Path(self.name).is_file():
+            known = ", ".join(triggers.names(learnt=False))
             raise TriggerError(
                 f"{self.name} is neither a trigger nor a file",
-                f"--trigger takes {', '.join(triggers.names())}, all, or a file that bcu attack wrote",
+                f"--trigger takes {known}, all, or a file that bcu attack wrote",
             )
         return [self._load(Path(self.name), shape, num_classes)]
 

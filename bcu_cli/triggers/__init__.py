@@ -12,11 +12,14 @@ from __future__ import annotations
 from pkgutil import iter_modules
 
 _NO_TRIGGERS = {"base", "custom", "fields"}
+LEARNT = ("iab",)
+"""Triggers that an attack trains: they exist in its file alone."""
 KEY = "bcu.trigger"
 """Metadata key of a trigger file, whose value is the trigger's name. It is no proof: any file may have it."""
 
 
-def names() -> tuple[str, ...]:
-    """The names of all triggers, in alphabetical order."""
+def names(*, learnt: bool = True) -> tuple[str, ...]:
+    """The names of all triggers, in alphabetical order; without ``learnt`` of those that need no file."""
+    left_out = _NO_TRIGGERS if learnt else {*_NO_TRIGGERS, *LEARNT}
     modules = (module.name for module in iter_modules(__path__))
-    return tuple(sorted(name.replace("_", "-") for name in modules if name not in _NO_TRIGGERS))
+    return tuple(sorted(name.replace("_", "-") for name in modules if name not in left_out))

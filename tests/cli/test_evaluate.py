@@ -197,7 +197,7 @@ def test_all_triggers_are_those_with_a_name_and_the_one_beside_the_model(
     assert model["asr"] == max((one["asr"] for one in model["triggers"]), key=lambda asr: asr["value"])
 
     beside = trigger_file(bad.with_name("bad.trigger.safetensors"))
-    monkeypatch.setattr(Sig, "learnt", True)
+    monkeypatch.setattr(triggers, "LEARNT", (*triggers.LEARNT, "sig"))
     (model,) = evaluate(bad, "--trigger", "all", "--json").json["models"]
     expected = [*(name for name in names if name != "sig"), beside.name]
     assert [one["trigger"]["label"] for one in model["triggers"]] == expected
@@ -208,7 +208,7 @@ def test_all_triggers_are_those_with_a_name_and_the_one_beside_the_model(
 def test_a_learnt_trigger_comes_from_its_file_only(
     evaluate, bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Sig, "learnt", True)
+    monkeypatch.setattr(triggers, "LEARNT", (*triggers.LEARNT, "sig"))
     ran = evaluate(bad, "--trigger", "sig")
     assert ran.code == 2
     assert "only as an attack has trained it" in ran.error

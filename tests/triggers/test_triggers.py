@@ -41,6 +41,11 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
+def test_triggers_that_need_a_file_are_named() -> None:
+    assert {name for name in triggers.names() if base.find(name).learnt} == set(triggers.LEARNT)
+    assert not set(triggers.LEARNT) & set(triggers.names(learnt=False))
+
+
 def test_the_six_of_the_paper_are_found() -> None:
     assert {"badnets", "blended", "iab", "lc", "sig", "wanet"} <= set(triggers.names())
 
