@@ -208,7 +208,7 @@ def test_all_triggers_are_those_with_a_name_and_the_one_beside_the_model(
 def test_a_learnt_trigger_comes_from_its_file_only(
     evaluate, bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triggers, "LEARNT", (*triggers.LEARNT, "sig"))
+    monkeypatch.setattr(Sig, "learnt", True)
     ran = evaluate(bad, "--trigger", "sig")
     assert ran.code == 2
     assert "only as an attack has trained it" in ran.error
