@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from bcu_cli.benchmark.cell import OWN, fingerprint
 from bcu_cli.errors import ImagesError
 from bcu_cli.images.sources.listing import list_files
+from bcu_cli.report.files_read import files_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +40,7 @@ class ImageLinks:
     def __init__(self, root: Path, links: Path) -> None:
         self._root, self._links = root, links
         self._counts: dict[Path, int] = {}
+        self._digests: dict[Path, str] = {}
 
     def labelled(self, data: DataSet) -> Path:
         """The folder with ``train`` and ``test``, each with one subfolder for each class."""
@@ -74,6 +76,17 @@ class ImageLinks:
         for cell in cells:
             self._require_enough(cell)
 
+    def digests(self, cell: Cell) -> dict[str, str]:
+        """A digest of the names and sizes of a cell's images, by what they serve for; folders must exist."""
+        folders = {_LABELLED: self.labelled(cell.model.data), _DEFENSE: self.of(cell)}
+        return {name: self._digest(folder) for name, folder in folders.items() if folder.is_dir()}
+
+    def _digest(self, folder: Path) -> str:
+        if folder not in self._digests:
+            (entry,) = files_read([folder])
+            self._digests[folder] = entry["names_and_sizes_sha256"]
+        return self._digests[folder]
+
     def _require_enough(self, cell: Cell) -> None:
         """Refuse a folder with fewer images than the cell is named after."""
         images = cell.images
@@ -95,25 +108,24 @@ class ImageLinks:
         return self._links / f"{one.name}-{fingerprint(asdict(one))[:8]}"
 
     def _make(self, folder: Path, source: Path, links: Callable[[Path], Links]) -> None:
-        """Create a folder of links atomically, unless it exists and works."""
-        if _links_into(folder, source):
+        """Create a folder of links atomically, unless it holds the same links already."""
+        wanted = {str(place): target.resolve() for place, target in links(source)}
+        if _links(folder) == wanted:
             return
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         for leftover in (folder, unfinished):
             shutil.rmtree(leftover, ignore_errors=True)
-        for place, target in links(source):
+        for place, target in wanted.items():
             link = unfinished / place
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(target.resolve())
+            link.symlink_to(target)
         unfinished.rename(folder)
 
 
-def _links_into(folder: Path, source: Path) -> bool:
-    """Whether the first link below a folder points to an existing file below ``source``."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            return path.exists() and path.resolve().is_relative_to(source.resolve())
-    return False
+def _links(folder: Path) -> dict[str, Path]:
+    """The links below a folder, and where they point to."""
+    found = (path for path in folder.rglob("*") if path.is_symlink())
+    return {str(path.relative_to(folder)): path.resolve() for path in found}
 
 
 def _divide(data: DataSet, source: Path) -> Links:

@@ -16,7 +16,7 @@ from bcu_cli.errors import CheckpointError, UsageError
 from bcu_cli.report import json_file, provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from bcu_cli.benchmark.cell import Backdoored, Cell, Plan
@@ -67,6 +67,26 @@ class Results:
                 )
         return [cell for cell in cells if fingerprint(cell.decides) not in self._finished]
 
+    def refuse_other_images(self, plan: Plan, digests: Callable[[Cell], dict[str, str]]) -> None:
+        """Refuse images that are not those which the finished cells of a plan were measured on.
+
+        Args:
+            plan: The plan.
+            digests: Gives the digests of a cell's images, as :meth:`finish` keeps them; none of images that
+                no missing cell needs.
+
+        Raises:
+            UsageError: A cell was measured on others.
+        """
+        for cell in plan.cells:
+            mine = self.cells.get(_key(plan, cell))
+            kept = (mine["made"] or {}).get("image_digests", {}) if mine else {}
+            if any(kept[name] != digest for name, digest in digests(cell).items() if name in kept):
+                raise UsageError(
+                    f"{self.folder} holds the cell {_key(plan, cell)}, measured on other images",
+                    "name a new folder with --out, or give the same images",
+                )
+
     def adopt(self, plan: Plan, cells: Sequence[Cell]) -> int:
         """Copy cells that another plan has finished; returns their number."""
         count = 0
@@ -80,7 +100,14 @@ class Results:
                 count += 1
         return count
 
-    def finish(self, plan: Plan, cell: Cell, reports: dict[str, Any], seconds: dict[str, float]) -> None:
+    def finish(
+        self,
+        plan: Plan,
+        cell: Cell,
+        reports: dict[str, Any],
+        seconds: dict[str, float],
+        digests: dict[str, str],
+    ) -> None:
         """Write the file of a finished cell.
 
         Args:
@@ -88,6 +115,7 @@ class Results:
             cell: The cell.
             reports: Reports of ``attack``, ``cleanse`` and ``evaluate``.
             seconds: Seconds of each command.
+            digests: Digests of the cell's images.
 
         Raises:
             CheckpointError: A report is incomplete.
@@ -101,6 +129,7 @@ class Results:
                 "device": reports["cleanse"]["device"],
                 "original": reports["attack"]["outputs"]["model"]["sha256"],
                 "images": reports["cleanse"]["images"]["used"],
+                "image_digests": digests,
                 "verdict": reports["cleanse"].get("verdict"),
             }
         except _NOT_READABLE as error:

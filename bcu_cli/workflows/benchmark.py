@@ -233,6 +233,7 @@ def _measure(work: _Work, results: Results, runner: Engine) -> None:
     plan, cells = work.plan, work.cells
     left = results.left(plan, cells)
     work.pictures.prepare(left)
+    results.refuse_other_images(plan, work.pictures.digests)
     for folder in {leftover.parent for leftover in results.folder.rglob(NAMES)}:
         remove_unfinished(folder)
     copied = results.adopt(plan, cells)

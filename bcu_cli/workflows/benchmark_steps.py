@@ -85,7 +85,7 @@ class Run:
             model = cells[0].model
             path = self._results.network(model)
             path.parent.mkdir(parents=True, exist_ok=True)
-            report = self._intact(path, model.decides)
+            report = self._intact(path, self._network_decides(model))
             if report:
                 yield from self._after_attack(model, report)
             else:
@@ -104,7 +104,8 @@ class Run:
             if step == _ATTACK:
                 model = affected[0].model
                 path = self._results.network(model)
-                return [*self._after_attack(model, files.keep(path, ended.out, model.decides, ended.seconds))]
+                decides = self._network_decides(model)
+                return [*self._after_attack(model, files.keep(path, ended.out, decides, ended.seconds))]
             if step == _CLEANSE:
                 return [*self._after_cleanse(affected[0], self._keep_cleansed(affected[0], ended))]
             self._finish(affected[0], ended)
@@ -143,17 +144,24 @@ class Run:
         except ValueError as error:
             raise BcuError("bcu evaluate ended without a report", "run it alone with --debug") from error
         seconds = {step: reports[step]["benchmark"]["seconds"] for step in (_ATTACK, _CLEANSE)}
-        self._results.finish(self._plan, cell, reports, seconds | {_EVALUATE: ended.seconds})
+        digests = self._pictures.digests(cell)
+        self._results.finish(self._plan, cell, reports, seconds | {_EVALUATE: ended.seconds}, digests)
         files.remove(self._results.cleansed(cell))
         self._on_cell(cell)
 
     def _keep_cleansed(self, cell: Cell, ended: children.CommandResult) -> dict[str, Any]:
         return files.keep(self._results.cleansed(cell), ended.out, self._decides(cell), ended.seconds)
 
+    def _network_decides(self, model: Backdoored) -> dict[str, Any]:
+        """The values that determine a backdoored network, including a digest of its images."""
+        cell = self._of_network[model.name][0]
+        return model.decides | {"image_digest": self._pictures.digests(cell)["labelled"]}
+
     def _decides(self, cell: Cell) -> dict[str, Any]:
-        """The values that determine its cleansed network, including the hash of the backdoored one."""
+        """The values that determine its cleansed network, with digests of the backdoored one and of images."""
         report = self._reports[_ATTACK, cell.model.name]
-        return cell.decides | {"original": report["outputs"]["model"]["sha256"]}
+        images = {"image_digests": self._pictures.digests(cell)}
+        return cell.decides | {"original": report["outputs"]["model"]["sha256"]} | images
 
     def _intact(self, path: Path, decides: dict[str, Any]) -> dict[str, Any] | None:
         try:

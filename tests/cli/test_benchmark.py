@@ -302,6 +302,20 @@ def test_cells_of_other_options_do_not_join_those_of_another_seed(keeper: Keeper
     assert "made with epochs 3, not 4" in ran.error
 
 
+def test_images_that_have_changed_do_not_join_the_cells_of_others(keeper: Keeper) -> None:
+    assert keeper("--only", "defense=bcu").code == 0
+    keeper.ran()
+    before = keeper.cells()
+    (keeper.root / "data" / "cifar10" / "train" / "cat" / "0.png").write_bytes(b"another image")
+    ran = keeper()
+    assert (ran.code, keeper.ran(), keeper.cells()) == (2, {}, before)
+    assert "measured on other images" in ran.error
+    for file in (keeper.out / "cells").glob("*/*.json"):
+        file.unlink()
+    assert keeper("--only", "defense=bcu").code == 0
+    assert keeper.ran() == {"attack": 4, "cleanse": 4, "evaluate": 4}  # the networks are of other images, too
+
+
 def test_a_folder_of_fewer_images_than_a_cell_is_named_after(keeper: Keeper) -> None:
     keeper.plan.write_text(
         PLAN.replace("[images.own]", '[images.other]\nfolder = "cifar10/test"').replace("[2]", "[9]")
