@@ -158,7 +158,7 @@ class Run:
         return model.decides | {"image_digest": self._pictures.digests(cell)["labelled"]}
 
     def _decides(self, cell: Cell) -> dict[str, Any]:
-        """The values that determine its cleansed network, with digests of the backdoored one and of images."""
+        """The values that determine its cleansed network, with digests of the original and of images."""
         report = self._reports[_ATTACK, cell.model.name]
         images = {"image_digests": self._pictures.digests(cell)}
         return cell.decides | {"original": report["outputs"]["model"]["sha256"]} | images
