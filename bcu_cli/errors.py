@@ -94,6 +94,6 @@ def faulty_installation(error: BaseException) -> InstallationError | None:
         )
     if isinstance(error, ModuleNotFoundError):
         return InstallationError(
-            f"the package {error.name} is not installed", "pip install bcu-cli installs all it needs"
+            f"the package {error.name} is not installed", "install bcu again, from a checkout: pip install ."
         )
     return None

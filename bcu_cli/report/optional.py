@@ -28,5 +28,6 @@ def require(option: str, path: Path, *packages: str) -> None:
     for package in packages:
         if find_spec(_MODULES[package]) is None:
             raise UsageError(
-                f"{option} {path} needs {package}, which is not installed", 'pip install "bcu-cli[plots]"'
+                f"{option} {path} needs {package}, which is not installed",
+                f"pip install {' '.join(packages)}",
             )

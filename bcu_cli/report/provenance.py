@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".intoto.json"
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
-_PACKAGE = "pkg:pypi/bcu-cli"
+_PACKAGE = "pkg:generic/bcu-cli"
 _BUILD_TYPE = f"{_PACKAGE}#cleanse"
 _DIGITS = 64
 

@@ -38,7 +38,7 @@ def cluster(gpus: float | None) -> Iterator[Engine]:
     try:
         ray: Any = import_module("ray")
     except ModuleNotFoundError as error:
-        raise InstallationError("Ray is not installed", 'pip install "bcu-cli[ray]"') from error
+        raise InstallationError("Ray is not installed", "pip install ray") from error
     ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=False)
     try:
         there = ray.cluster_resources().get("GPU", 0)

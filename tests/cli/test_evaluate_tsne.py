@@ -161,7 +161,12 @@ def test_refused_before_the_work(
     if case == "no package":
         monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "sklearn" else object())
     words, message, hint = REFUSED.get(
-        case, (["--tsne", "x.png"], "needs scikit-learn, which is not installed", '"bcu-cli[plots]"')
+        case,
+        (
+            ["--tsne", "x.png"],
+            "needs scikit-learn, which is not installed",
+            "pip install matplotlib scikit-learn",
+        ),
     )
     ran = bcu("evaluate", MODEL, "--data", few, *words)
     assert ran.code == 2

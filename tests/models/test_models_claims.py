@@ -278,9 +278,7 @@ SHAPES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def library() -> Any:
-    return pytest.importorskip(
-        "transformers", reason="the extra bcu-cli[transformers] is not installed", exc_type=ImportError
-    )
+    return pytest.importorskip("transformers", reason="transformers is not installed", exc_type=ImportError)
 
 
 def photo(height: int, width: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from bcu_cli.models import build, identify, load
 from bcu_cli.models.configs import transformers_config, transformers_processor
 from bcu_cli.models.configs.config_beside import configs_for
 
-transformers = pytest.importorskip("transformers", reason="the extra bcu-cli[transformers] is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 VIT: dict[str, Any] = {
     "hidden_size": 16,

@@ -182,4 +182,4 @@ def test_without_matplotlib_there_is_a_hint(tmp_path: Path, monkeypatch: pytest.
     pages.check(tmp_path / "x.html", inputs=[])
     with pytest.raises(UsageError, match="needs matplotlib") as caught:
         pages.check(tmp_path / "x.png", inputs=[])
-    assert caught.value.hint == 'pip install "bcu-cli[plots]"'
+    assert caught.value.hint == "pip install matplotlib"

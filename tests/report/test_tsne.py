@@ -127,4 +127,4 @@ def test_without_its_packages_there_is_a_hint(
     monkeypatch.setattr(optional, "find_spec", lambda name: None if name == module else object())
     with pytest.raises(UsageError, match=f"--tsne x.png needs {missing}, which is not installed") as caught:
         optional.require("--tsne", "x.png", "matplotlib", "scikit-learn")
-    assert caught.value.hint == 'pip install "bcu-cli[plots]"'
+    assert caught.value.hint == "pip install matplotlib scikit-learn"

@@ -2,7 +2,7 @@
 
 Only settings that the architecture's configuration class knows are taken from the file. A setting that is no
 text, number or list of these is refused. Settings that could download or import something (``auto_map``,
-kernels from the hub, quantisation) are not taken. Needs the extra ``bcu-cli[transformers]``.
+kernels from the hub, quantisation) are not taken. Needs the extra ``transformers``.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def build(name: str, *, num_classes: int) -> nn.Module:
         import transformers
     except ImportError as error:
         message = f"{file} is of a network of transformers, which is not installed"
-        raise BcuError(message, "pip install 'bcu-cli[transformers]'") from error
+        raise BcuError(message, "pip install transformers") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         library: Any = transformers
