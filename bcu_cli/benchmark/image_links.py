@@ -41,6 +41,7 @@ class ImageLinks:
         self._root, self._links = root, links
         self._counts: dict[Path, int] = {}
         self._digests: dict[Path, str] = {}
+        self._prepared: set[Path] = set()
 
     def labelled(self, data: DataSet) -> Path:
         """The folder with ``train`` and ``test``, each with one subfolder for each class."""
@@ -75,11 +76,15 @@ class ImageLinks:
                 self._make(self._drawn(images), self._root / images.folder, partial(_draw_classes, images))
         for cell in cells:
             self._require_enough(cell)
+            self._prepared |= {self.labelled(cell.model.data), self.of(cell)}
 
     def digests(self, cell: Cell) -> dict[str, str]:
-        """A digest of the names and sizes of a cell's images, by what they serve for; folders must exist."""
+        """A digest of the names and sizes of a cell's images, by what they serve for.
+
+        Folders that were not prepared have none: their images may be gone.
+        """
         folders = {_LABELLED: self.labelled(cell.model.data), _DEFENSE: self.of(cell)}
-        return {name: self._digest(folder) for name, folder in folders.items() if folder.is_dir()}
+        return {name: self._digest(folder) for name, folder in folders.items() if folder in self._prepared}
 
     def _digest(self, folder: Path) -> str:
         if folder not in self._digests:
